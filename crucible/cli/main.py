@@ -1,0 +1,55 @@
+"""Entry point of the `crucible` command."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+from typing import Annotated
+
+import typer
+
+import crucible.cli
+from crucible import __version__
+from crucible.errors import CrucibleError
+
+
+def print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"crucible {__version__}")
+        raise typer.Exit
+
+
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Training runs that survive the cloud: preprocess, train, evaluate and tune with Prefect."""
+
+
+def build_app() -> typer.Typer:
+    """Return the app with the commands of every module of this package registered."""
+    app = typer.Typer(
+        name="crucible",
+        callback=options,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    for module in pkgutil.iter_modules(crucible.cli.__path__):
+        if module.name != "main":
+            importlib.import_module(f"crucible.cli.{module.name}").register(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line; an expected error becomes one line on stderr and exit code 1."""
+    try:
+        build_app()()
+    except CrucibleError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
