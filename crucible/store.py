@@ -1,0 +1,392 @@
+"""The object store that everything durable lives in: `file://…` on one machine, `s3://bucket/prefix` for clouds.
+
+The interface is what the rest of Crucible needs and no more: whole objects, create-only writes, listing by prefix,
+and file transfers. Two guarantees carry the recovery protocol (`crucible.jobs`, `crucible.checkpoints`):
+
+* an object is never seen half-written: `write`, `create` and `upload` appear whole or not at all;
+* `create` has exactly one winner among racing writers, on a local file system and on S3 alike.
+
+    >>> store = Store.open("file:///tmp/crucible-doctest")
+    >>> store.write_json("greeting.json", {"hello": "world"})
+    >>> store.read_json("greeting.json")
+    {'hello': 'world'}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
+
+COPY_CHUNK_BYTES = 8 << 20
+"""Read size of file transfers: memory stays bounded whatever the file's size."""
+
+
+def crucible_home() -> Path:
+    """The folder of local state: `$CRUCIBLE_HOME`, or `~/.crucible`."""
+    return Path(os.environ.get("CRUCIBLE_HOME") or "~/.crucible").expanduser().absolute()
+
+
+def default_store_uri() -> str:
+    """The store used when none is named: `$CRUCIBLE_STORE`, or a folder under `crucible_home()`."""
+    return os.environ.get("CRUCIBLE_STORE") or (crucible_home() / "store").as_uri()
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One listed object: its key relative to the store's root, and its size in bytes."""
+
+    key: str
+    size: int
+
+
+class Store(ABC):
+    """Whole objects under slash-separated relative keys. Every method raises `StoreError` when the store fails."""
+
+    uri: str
+
+    @staticmethod
+    def open(uri: str, **options: Any) -> Store:
+        """The store at `uri`: a path, `file:///path` or `s3://bucket[/prefix]`; nothing is contacted yet.
+
+        `options` go to s3fs (`key`, `secret`, `token`, `endpoint_url`, `client_kwargs`, …); without them the usual
+        AWS environment variables and profiles apply, `AWS_ENDPOINT_URL` included.
+
+        Raises `ConfigError` for any other kind of address, and for s3 when the `aws` extra is not installed.
+        """
+        parts = urlsplit(uri)
+        if parts.scheme in ("", "file"):
+            return FileStore(Path(unquote(parts.path) if parts.scheme else uri).expanduser().absolute())
+        if parts.scheme == "s3" and parts.netloc:
+            return S3Store(parts.netloc, parts.path.strip("/"), options)
+        raise ConfigError(f"store: {uri!r} is not an address Crucible knows; use file:///path or s3://bucket/prefix")
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """The object's bytes. Raises `ObjectMissing`."""
+
+    @abstractmethod
+    def write(self, key: str, data: bytes) -> None:
+        """Put an object, replacing what was there."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> None:
+        """Put an object that must not exist yet. Raises `ObjectExists`.
+
+        Finding exactly `data` already there counts as having created it: a network client may repeat a request whose
+        answer was lost, and must not lose against itself. Racing writers therefore put something of their own
+        (an owner's token) into `data`.
+        """
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """The object's size in bytes. Raises `ObjectMissing`."""
+
+    @abstractmethod
+    def folders(self, prefix: str = "") -> list[str]:
+        """The names of the folders directly below `prefix`, sorted."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        """Every object below the folder `prefix`, at any depth, sorted by key; empty if there is none."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    @abstractmethod
+    def upload(self, path: Path, key: str) -> None:
+        """Put the file's contents as an object, with bounded memory."""
+
+    @abstractmethod
+    def download(self, key: str, path: Path) -> None:
+        """Write the object to a file, which appears whole or not at all. Raises `ObjectMissing`."""
+
+    @abstractmethod
+    def child(self, prefix: str) -> Store:
+        """The part of this store below `prefix`, as a store of its own."""
+
+    def exists(self, key: str) -> bool:
+        try:
+            self.size(key)
+        except ObjectMissing:
+            return False
+        return True
+
+    def read_json(self, key: str) -> Any:
+        """The object parsed as JSON. Raises `ObjectMissing`, and `StoreError` when it is not JSON."""
+        try:
+            return json.loads(self.read(key))
+        except ValueError as error:
+            raise StoreError(f"{self.uri}/{key} is not valid JSON: {error}") from error
+
+    def write_json(self, key: str, value: Any) -> None:
+        self.write(key, _json_bytes(value))
+
+    def create_json(self, key: str, value: Any) -> None:
+        self.create(key, _json_bytes(value))
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()
+
+
+class FileStore(Store):
+    """Objects as files below a folder. A file is written beside its place, fsynced, then renamed or linked in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.as_uri()
+
+    def read(self, key: str) -> bytes:
+        with self._failures(key):
+            return self._path(key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._failures(key), self._staged() as staged:
+            staged.write_bytes(data)
+            self._place(staged, key, os.replace)
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._failures(key), self._staged() as staged:
+            staged.write_bytes(data)
+            try:
+                self._place(staged, key, os.link)
+            except FileExistsError:
+                if self._path(key).read_bytes() != data:
+                    raise ObjectExists(f"{self.uri}/{key} already exists") from None
+
+    def size(self, key: str) -> int:
+        with self._failures(key):
+            return self._path(key).stat().st_size
+
+    def folders(self, prefix: str = "") -> list[str]:
+        with self._failures(prefix):
+            try:
+                entries = list(os.scandir(self._path(prefix)))
+            except FileNotFoundError:
+                return []
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name != _STAGING)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        with self._failures(prefix):
+            for folder, folders, files in os.walk(self._path(prefix)):
+                folders[:] = [name for name in folders if name != _STAGING]
+                for name in files:
+                    path = Path(folder, name)
+                    with suppress(FileNotFoundError):  # deleted by someone else while we walk
+                        found.append(ObjectInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+        return sorted(found, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._failures(key):
+            path.unlink(missing_ok=True)
+        for parent in path.parents:  # a prefix without objects does not exist; neither should its folder
+            if parent == self.root:
+                break
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+    def upload(self, path: Path, key: str) -> None:
+        self._sweep_staging()
+        with self._failures(key), self._staged() as staged:
+            _copy(path, staged)
+            self._place(staged, key, os.replace)
+
+    def download(self, key: str, path: Path) -> None:
+        with self._failures(key):
+            with _whole_file(path) as partial:
+                _copy(self._path(key), partial)
+
+    def child(self, prefix: str) -> FileStore:
+        return FileStore(self._path(prefix))
+
+    def _path(self, key: str) -> Path:
+        return self.root / _checked(key)
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A fresh file to write to, on the same file system as the objects, so that the last move is atomic."""
+        staging = self.root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=staging)
+        os.close(handle)
+        try:
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _place(self, staged: Path, key: str, move: Callable[[Path, Path], None]) -> None:
+        """Move the whole, durable file to the object's place."""
+        _fsync(staged)
+        target = self._path(key)
+        while True:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                move(staged, target)
+            except FileNotFoundError:  # a concurrent delete removed the folder it had just emptied
+                continue
+            _fsync(target.parent)
+            return
+
+    def _sweep_staging(self) -> None:
+        """Remove what killed writers left behind, once it is too old to be anyone's work in progress."""
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.root / _STAGING):
+                with suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+                        Path(entry).unlink()
+
+    @contextmanager
+    def _failures(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
+        except OSError as error:
+            raise StoreError(f"store {self.uri}: {key or 'listing'} failed: {error.strerror or error}") from error
+
+
+_STAGING = ".partial"
+_ABANDONED_SECONDS = 6 * 3600
+
+
+class S3Store(Store):
+    """Objects below a prefix of an S3 bucket, through s3fs."""
+
+    def __init__(self, bucket: str, prefix: str, options: dict[str, Any]) -> None:
+        self.bucket, self.prefix, self._options = bucket, prefix, options
+        self.uri = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
+        try:
+            import s3fs
+        except ImportError as error:
+            raise ConfigError(
+                f"store: {self.uri} needs the aws extra; install it with: pip install -c constraints.txt '.[aws]'"
+            ) from error
+        # Listings must always be fresh: other machines write to the same prefix.
+        self._s3 = s3fs.S3FileSystem(
+            use_listings_cache=False,
+            default_cache_type="none",
+            config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}},
+            **options,
+        )
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._call(key, lambda: self._s3.cat_file(self._path(key))))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._call(key, lambda: self._s3.pipe_file(self._path(key), data))
+
+    def create(self, key: str, data: bytes) -> None:
+        try:
+            self._call(key, lambda: self._s3.pipe_file(self._path(key), data, mode="create"))
+        except ObjectExists:
+            if self.read(key) != data:
+                raise
+
+    def size(self, key: str) -> int:
+        return int(self._call(key, lambda: self._s3.info(self._path(key)))["size"])
+
+    def folders(self, prefix: str = "") -> list[str]:
+        try:
+            entries = self._call(prefix, lambda: self._s3.ls(self._path(prefix), detail=True))
+        except ObjectMissing:
+            return []
+        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        found = self._call(prefix, lambda: self._s3.find(self._path(prefix) + "/", detail=True))
+        root = f"{self.bucket}/{self.prefix}/" if self.prefix else f"{self.bucket}/"
+        return [ObjectInfo(path.removeprefix(root), int(info["size"])) for path, info in sorted(found.items())]
+
+    def delete(self, key: str) -> None:
+        with suppress(ObjectMissing):
+            self._call(key, lambda: self._s3.rm_file(self._path(key)))
+
+    def upload(self, path: Path, key: str) -> None:
+        self._call(key, lambda: self._s3.put_file(str(path), self._path(key)))
+
+    def download(self, key: str, path: Path) -> None:
+        with _whole_file(path) as partial:
+            self._call(key, lambda: self._s3.get_file(self._path(key), str(partial)))
+
+    def child(self, prefix: str) -> S3Store:
+        return S3Store(self.bucket, "/".join(filter(None, (self.prefix, _checked(prefix)))), self._options)
+
+    def _path(self, key: str) -> str:
+        return "/".join(filter(None, (self.bucket, self.prefix, _checked(key))))
+
+    def _call(self, key: str, action: Callable[[], Any]) -> Any:
+        """Run one request and turn s3fs's and botocore's many exceptions into ours, with what to do."""
+        try:
+            return action()
+        except FileExistsError as error:
+            raise ObjectExists(f"{self.uri}/{key} already exists") from error
+        except FileNotFoundError as error:
+            if "bucket" in str(error).lower():
+                raise StoreError(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first") from error
+            raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
+        except PermissionError as error:
+            raise StoreError(
+                f"store {self.uri}: access denied to {key or 'listing'} ({error}); check the credentials and that they "
+                f"have not expired"
+            ) from error
+        except Exception as error:
+            if isinstance(error, OSError) or type(error).__module__.startswith(_S3_ERROR_MODULES):
+                raise StoreError(
+                    f"store {self.uri}: {key or 'listing'} failed: {type(error).__name__}: {error}"
+                ) from error
+            raise
+
+
+_S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")
+
+
+def _checked(key: str) -> str:
+    if key.startswith("/") or ".." in key.split("/"):
+        raise ConfigError(f"store key {key!r} must be relative and must not climb out with '..'")
+    return key.strip("/")
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A name to download to, renamed to `path` at the end; two processes may download the same object at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
+    os.close(handle)
+    try:
+        yield Path(name)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, COPY_CHUNK_BYTES)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
