@@ -1,0 +1,217 @@
+"""The vocabulary of a training run: nanoGPT's own key names, documented and checked where they are declared.
+
+One model serves the command line, the YAML presets, the job records and the Prefect form, so they all say the same.
+The defaults are those of the `cpu-small` preset: a run that finishes on a laptop.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from crucible.errors import ConfigError
+
+__all__ = ["NOT_IN_DIGEST", "TrainConfig", "explain_validation_error", "preset_names"]
+
+NOT_IN_DIGEST = frozenset(
+    {
+        # Watching and saving never touch the mathematics of a run (the trainer's tests hold it to that).
+        "log_interval",
+        "eval_interval",
+        "eval_iters",
+        "checkpoint_interval_seconds",
+        "keep_checkpoints",
+        # Where and how fast it runs. These may change the last bits of a sum, never what is computed; a job that moves
+        # to another machine must still resume. The checkpoint's environment record holds what was really used.
+        "device",
+        "compile",
+        "threads",
+        "fast_gemm",
+    }
+)
+"""Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
+
+
+class TrainConfig(BaseModel):
+    """Everything that describes a training run except its data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="Training configuration")
+
+    # Model
+    n_layer: int = Field(4, ge=1, le=256, description="Number of transformer blocks.")
+    n_head: int = Field(4, ge=1, le=256, description="Attention heads per block; must divide n_embd.")
+    n_embd: int = Field(128, ge=1, le=65536, description="Width of the residual stream.")
+    block_size: int = Field(64, ge=1, le=1_048_576, description="Context length in tokens.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout probability; 0 is good for pretraining.")
+    bias: bool = Field(False, description="Bias terms in Linear and LayerNorm, as GPT-2 has; off is a bit better.")
+
+    # Batches
+    batch_size: int = Field(12, ge=1, le=65536, description="Sequences per micro-batch and process.")
+    gradient_accumulation_steps: int = Field(
+        1, ge=1, le=65536, description="Micro-batches per step over all processes; a multiple of their number."
+    )
+
+    # Optimizer and schedule
+    max_iters: int = Field(2000, ge=1, le=100_000_000, description="Optimizer steps in all.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Highest learning rate, reached after warm-up.")
+    decay_lr: bool = Field(True, description="Cosine decay to min_lr with linear warm-up; off: constant rate.")
+    warmup_iters: int = Field(100, ge=0, description="Steps of linear warm-up; at most max_iters.")
+    lr_decay_iters: int | None = Field(
+        None, ge=1, description="Step at which the rate has decayed to min_lr; empty: max_iters."
+    )
+    min_lr: float = Field(1e-4, ge=0.0, le=10.0, description="Lowest learning rate; at most learning_rate.")
+    weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="AdamW decay of the matrices; vectors have none.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW decay of the first moment.")
+    beta2: float = Field(0.99, ge=0.0, lt=1.0, description="AdamW decay of the second moment.")
+    grad_clip: float = Field(1.0, ge=0.0, description="Largest gradient norm; 0: no clipping.")
+    seed: int = Field(1337, ge=0, lt=2**63, description="Decides initial weights, batches and dropout.")
+
+    # Watching
+    eval_interval: int = Field(250, ge=1, description="Steps between loss estimates on both splits.")
+    eval_iters: int = Field(20, ge=1, le=1_000_000, description="Batches per estimate; the last one reads all of val.")
+    log_interval: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
+
+    # Machine
+    device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Autocast precision; auto: on cuda bfloat16 (float16 on cards without it), else float32."
+    )
+    compile: bool = Field(False, description="torch.compile; pays on GPUs and long runs, costs up to a minute first.")
+    threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; empty: all cores this process may use.")
+    fast_gemm: Literal["auto", "off"] = Field(
+        "auto", description="Float32 on CPUs where MKL takes a slow path: auto measures once and mends it."
+    )
+
+    # Checkpoints
+    checkpoint_interval_seconds: float | None = Field(
+        None, gt=0.0, description="Seconds between checkpoints; empty: adapted to their measured cost."
+    )
+    keep_checkpoints: int = Field(3, ge=1, description="Local checkpoints kept when the trainer runs on its own.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
+                    raise _invalid(f"{key} = {data[key]!r} is not a known setting; {mend}")
+        return data
+
+    @model_validator(mode="after")
+    def _check_fields_together(self) -> Self:
+        if self.n_embd % self.n_head:
+            below = self.n_embd - self.n_embd % self.n_head
+            choices = f"{below} or {below + self.n_head}" if below else str(self.n_head)
+            raise _invalid(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}; use {choices}")
+        if self.warmup_iters > self.max_iters:
+            raise _invalid(
+                f"warmup_iters = {self.warmup_iters} is more than max_iters = {self.max_iters}; "
+                f"lower it to at most {self.max_iters}"
+            )
+        if self.decay_lr and self.min_lr > self.learning_rate:
+            raise _invalid(
+                f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}; lower it to at most "
+                f"{self.learning_rate} or set decay_lr = false"
+            )
+        if self.decay_lr and self.lr_decay_iters is not None and self.lr_decay_iters < self.warmup_iters:
+            raise _invalid(
+                f"lr_decay_iters = {self.lr_decay_iters} is less than warmup_iters = {self.warmup_iters}; "
+                f"leave it empty to mean max_iters = {self.max_iters}"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "") -> TrainConfig:
+        """Build a config from a mapping; raises ConfigError with one message, naming `source` if given."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error, source)) from None
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> TrainConfig:
+        """The shipped preset `name` (see `preset_names`), with fields replaced by `overrides`."""
+        if name not in preset_names():
+            raise ConfigError(f"preset = {name!r} does not exist; choose one of {', '.join(preset_names())}")
+        text = (resources.files("crucible") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+        return cls.parse({**yaml.safe_load(text), **overrides}, source=f"preset {name}")
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> TrainConfig:
+        """Read a YAML or JSON file of settings; whatever it leaves out has its default."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"config file {path} cannot be read: {reason}") from None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"config file {path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"config file {path} must hold settings as `key: value`, not a {type(values).__name__}")
+        return cls.parse(values, source=str(path))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> TrainConfig:
+        """A copy with some fields replaced; strings, as from a command line, are parsed (`none` empties a field)."""
+        parsed = {
+            key: None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
+            for key, value in overrides.items()
+        }
+        return self.parse({**self.model_dump(), **parsed})
+
+    @property
+    def decay_end(self) -> int:
+        """The step at which the learning rate has reached min_lr."""
+        return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
+
+    def digest(self) -> str:
+        """sha256 over the canonical JSON of the fields that decide which weights come out (not `NOT_IN_DIGEST`)."""
+        fields = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
+        fields["lr_decay_iters"] = self.decay_end
+        canonical = json.dumps({"schema_version": 1, **fields}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def preset_names() -> list[str]:
+    """Names that `TrainConfig.preset` accepts, sorted."""
+    folder = resources.files("crucible") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def explain_validation_error(error: ValidationError, source: str = "") -> str:
+    """One line for a person: each wrong field with its value and what would be right, for any pydantic model."""
+    sentences = []
+    for detail in error.errors(include_url=False):
+        place = ".".join(str(part) for part in detail["loc"])
+        message = detail["msg"].removeprefix("Value error, ")
+        if detail["type"] == _OWN_SENTENCE:
+            sentences.append(f"{place}: {message}" if place else message)
+        elif detail["type"] == "missing":
+            sentences.append(f"{place} is missing; give it a value")
+        elif detail["type"] == "extra_forbidden":
+            sentences.append(f"{place} = {detail['input']!r} is not a known setting; remove it")
+        else:
+            mend = message.removeprefix("Input ").replace("should be", "it must be", 1)
+            sentences.append(f"{place} = {detail['input']!r} is not valid; {mend}")
+    text = "; ".join(sentences)
+    return f"{source}: {text}" if source else text
+
+
+_OWN_SENTENCE = "crucible_config"
+
+
+def _invalid(sentence: str) -> PydanticCustomError:
+    # The sentence goes in as a value: pydantic would read braces in a template.
+    return PydanticCustomError(_OWN_SENTENCE, "{sentence}", {"sentence": sentence})

@@ -1,0 +1,124 @@
+"""A configuration is refused before anything starts, with a message a person can act on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from crucible.config import NOT_IN_DIGEST, TrainConfig, preset_names
+from crucible.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_shipped_preset_loads(name: str) -> None:
+    assert TrainConfig.preset(name).max_iters > 0
+
+
+def test_presets_are_the_documented_runs() -> None:
+    assert preset_names() == ["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
+    small = TrainConfig.preset("cpu-small")
+    assert (small.n_layer, small.n_head, small.n_embd, small.block_size, small.batch_size) == (4, 4, 128, 64, 12)
+    assert (small.max_iters, small.learning_rate, small.min_lr, small.beta2) == (2000, 1e-3, 1e-4, 0.99)
+    gpt2 = TrainConfig.preset("gpt2-124m")
+    assert gpt2.batch_size * gpt2.block_size * gpt2.gradient_accumulation_steps == 491_520
+
+
+@pytest.mark.parametrize(
+    ("values", "parts"),
+    [
+        ({"n_layers": 4}, ["n_layers = 4", "did you mean n_layer?"]),
+        ({"zzz": 1}, ["zzz = 1", "known settings", "n_layer"]),
+        ({"max_iters": -5}, ["max_iters = -5", "greater than or equal to 1"]),
+        ({"learning_rate": float("nan")}, ["learning_rate = nan"]),
+        ({"dtype": "fp8"}, ["dtype = 'fp8'", "bfloat16"]),
+        ({"n_embd": 100, "n_head": 6}, ["n_embd = 100", "n_head = 6", "96 or 102"]),
+        ({"min_lr": 1.0}, ["min_lr = 1.0", "learning_rate = 0.001", "lower it"]),
+        ({"warmup_iters": 3000}, ["warmup_iters = 3000", "max_iters = 2000"]),
+        ({"lr_decay_iters": 50}, ["lr_decay_iters = 50", "warmup_iters = 100"]),
+        ({"n_layer": 0, "batch_size": "many"}, ["n_layer = 0", "batch_size = 'many'"]),
+    ],
+)
+def test_wrong_value_names_field_value_and_mend(values: dict[str, object], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.parse(values)
+    message = str(caught.value)
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_overrides_parse_command_line_strings() -> None:
+    config = TrainConfig().with_overrides(
+        {"learning_rate": "6e-4", "bias": "true", "max_iters": "500", "lr_decay_iters": "none", "threads": "2"}
+    )
+    assert (config.learning_rate, config.bias, config.max_iters) == (6e-4, True, 500)
+    assert (config.lr_decay_iters, config.threads) == (None, 2)
+
+
+def test_overrides_are_checked_like_everything_else() -> None:
+    with pytest.raises(ConfigError, match="did you mean dropout"):
+        TrainConfig().with_overrides({"droput": "0.1"})
+
+
+def test_file_reads_yaml_and_json(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("n_layer: 2\n")
+    (tmp_path / "a.json").write_text(json.dumps({"n_layer": 2}))
+    (tmp_path / "empty.yaml").write_text("")
+    assert TrainConfig.from_file(tmp_path / "a.yaml") == TrainConfig.from_file(tmp_path / "a.json")
+    assert TrainConfig.from_file(tmp_path / "empty.yaml") == TrainConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("- 1\n", "key: value"), ("a: [", "not valid YAML"), (None, "No such")]
+)
+def test_bad_file_is_named(tmp_path: Path, text: str | None, complaint: str) -> None:
+    path = tmp_path / "c.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=complaint) as caught:
+        TrainConfig.from_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_round_trip_through_json_keeps_the_digest() -> None:
+    config = TrainConfig.preset("gpt2-124m")
+    again = TrainConfig.parse(json.loads(config.model_dump_json()))
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
+    base = TrainConfig()
+    other = {
+        "dtype": "bfloat16",
+        "bias": True,
+        "decay_lr": False,
+        "lr_decay_iters": 1500,
+        "dropout": 0.1,
+        "n_embd": 256,
+        "n_head": 8,
+        "grad_clip": 0.5,
+        "beta1": 0.8,
+        "beta2": 0.9,
+        "min_lr": 0.0,
+    }
+    watching = {"device": "cpu", "compile": True, "fast_gemm": "off"}
+    for name in TrainConfig.model_fields:
+        value = getattr(base, name)
+        changed = {**other, **watching}.get(name, 7 if value is None else value * 2)
+        same = base.with_overrides({name: changed}).digest() == base.digest()
+        assert same == (name in NOT_IN_DIGEST), name
+
+
+def test_naming_the_default_decay_end_does_not_change_the_digest() -> None:
+    assert TrainConfig(lr_decay_iters=2000).digest() == TrainConfig().digest()
+
+
+def test_every_field_explains_itself_in_the_form() -> None:
+    schema = TrainConfig.model_json_schema()
+    assert schema["additionalProperties"] is False
+    for name, field in schema["properties"].items():
+        assert field.get("description"), name
+        assert "default" in field, name
+    assert schema["properties"]["device"]["enum"] == ["auto", "cpu", "cuda", "mps"]
