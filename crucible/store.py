@@ -212,9 +212,8 @@ class FileStore(Store):
             self._place(staged, key, os.replace)
 
     def download(self, key: str, path: Path) -> None:
-        with self._failures(key):
-            with _whole_file(path) as partial:
-                _copy(self._path(key), partial)
+        with self._failures(key), _whole_file(path) as partial:
+            _copy(self._path(key), partial)
 
     def child(self, prefix: str) -> FileStore:
         return FileStore(self._path(prefix))
@@ -243,7 +242,9 @@ class FileStore(Store):
             try:
                 move(staged, target)
             except FileNotFoundError:  # a concurrent delete removed the folder it had just emptied
-                continue
+                if staged.exists():
+                    continue
+                raise
             _fsync(target.parent)
             return
 
