@@ -15,7 +15,8 @@ from pathlib import Path
 
 from modal_proto import api_pb2 as pb
 
-from crucible.rehearsal.modal.container import Container, NotPossibleHere
+from crucible.errors import ServiceError
+from crucible.rehearsal.modal.container import Container
 
 Result = pb.GenericResult
 _BASE62 = string.ascii_letters + string.digits
@@ -148,7 +149,7 @@ class Cloud:
         sandbox.started = time.time()
         try:
             sandbox.container = await self._start(sandbox)
-        except (OSError, NotPossibleHere) as error:
+        except (OSError, ServiceError) as error:
             await self._end(sandbox, Result.GENERIC_STATUS_INIT_FAILURE, 127, str(error))
             return
         await self.changed()

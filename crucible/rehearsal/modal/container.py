@@ -19,13 +19,9 @@ from pathlib import Path
 
 import psutil
 
-from crucible.errors import CrucibleError
+from crucible.errors import ServiceError
 
 _NAMESPACES = ("unshare", "--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
-
-
-class NotPossibleHere(CrucibleError):
-    """This machine cannot play the part of the container that was asked for."""
 
 
 @functools.cache
@@ -58,11 +54,11 @@ class Container:
 
         Raises:
             OSError: the command cannot be started.
-            NotPossibleHere: volumes were asked for on a system without mount namespaces.
+            ServiceError: volumes were asked for on a system without mount namespaces.
         """
         prefix = isolation()
         if volumes and not prefix:
-            raise NotPossibleHere("volumes: the Modal stand-in can mount them only on Linux with unshare(1)")
+            raise ServiceError("volumes: the Modal stand-in can mount them only on Linux with unshare(1)")
         if prefix:
             steps = ["set -e"]
             for path, source in volumes.items():

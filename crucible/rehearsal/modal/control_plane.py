@@ -12,7 +12,7 @@ import json
 import time
 from typing import Any
 
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf.empty_pb2 import Empty  # type: ignore[import-untyped]
 from grpclib import GRPCError, Status
 from grpclib.events import RecvRequest
 from modal_proto import api_grpc
@@ -289,10 +289,10 @@ class ControlPlane(api_grpc.ModalClientBase):
                 cost_str=_exact(sum(sums.values())),
                 cost_by_resource_str={name: _exact(value) for name, value in sums.items()},
             )
-            for name, value in zip(request.group_by_tags, values, strict=True):
+            for name, tag in zip(request.group_by_tags, values, strict=True):
                 group.tags[name].SetInParent()
-                if value is not None:
-                    group.tags[name].value = value
+                if tag is not None:
+                    group.tags[name].value = tag
         await stream.send_message(response)
 
     # One implementation serves both backends where their messages are the same.

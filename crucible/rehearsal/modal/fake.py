@@ -10,7 +10,6 @@ import tempfile
 import threading
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from grpclib.events import RecvRequest, listen
@@ -55,9 +54,7 @@ class FakeModal:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> Self:
@@ -216,8 +213,9 @@ class FakeModal:
 
     async def _serve(self) -> None:
         self._cloud = Cloud(self._folder, token=self._token, image_workdir=self._image_workdir)
-        plane = ControlPlane(self._cloud)
-        router_server, plane_server = Server([CommandRouter(self._cloud)]), Server([plane])
+        plane = ControlPlane(self._cloud)  # type: ignore[abstract]
+        router = CommandRouter(self._cloud)  # type: ignore[abstract]
+        router_server, plane_server = Server([router]), Server([plane])
         listen(plane_server, RecvRequest, plane.admit)
         self._cloud.router_url = f"http://{_HOST}:{await self._listen(router_server)}"
         self.url = f"http://{_HOST}:{await self._listen(plane_server)}"

@@ -13,7 +13,7 @@ _LOOK_AGAIN_SECONDS = 0.1
 
 
 async def follow(sandbox: Sandbox, name: str, offset: int, timeout: float | None) -> AsyncIterator[tuple[int, bytes]]:
-    """Yield (offset after the chunk, chunk) of `stdout` or `stderr` until the sandbox is over or `timeout` seconds passed."""
+    """Yield (offset after the chunk, chunk) of `stdout` or `stderr` until the end or `timeout` seconds."""
     deadline = time.monotonic() + timeout if timeout else None
     while True:
         over = sandbox.over.is_set()  # asked before reading, so that the last words are read too
