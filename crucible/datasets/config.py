@@ -1,0 +1,123 @@
+"""What to make a dataset from, documented and checked where it is declared.
+
+One model serves the command line, the job records and the Prefect form.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from crucible.config import explain_validation_error
+from crucible.errors import ConfigError
+
+SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+
+TOKENIZER_KINDS = ("char", "byte", "bpe", "gpt2")
+DEFAULT_BPE_TOKENS = 4096
+DEFAULT_CHARACTERS = 1024
+SMALLEST_BPE = 257
+"""256 bytes and the end-of-text token."""
+
+
+class DatasetConfig(BaseModel):
+    """Which text to train on, and how it becomes token ids."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="Dataset")
+
+    source: str = Field(
+        "python-stdlib",
+        min_length=1,
+        description="Where the text is: `python-stdlib` (the Python standard library's own sources; needs no network), "
+        "`shakespeare` (tiny Shakespeare, 1 MB), the path of a file or folder of UTF-8 text on the machine that "
+        "preprocesses, `s3://bucket/prefix`, or `https://…` together with sha256.",
+        examples=["python-stdlib", "shakespeare", "/data/corpus", "s3://bucket/corpus"],
+    )
+    sha256: str | None = Field(
+        None,
+        pattern="^[0-9a-f]{64}$",
+        description="What the source must hash to; required for https, optional for a single local file.",
+    )
+    tokenizer: str = Field(
+        "char",
+        min_length=1,
+        description="`char` (one token per character, as nanoGPT's shakespeare_char), `byte` (256 tokens), `bpe` "
+        "(trained on this text), `gpt2` (needs tiktoken and, once, a network), or the path of a tokenizer.json.",
+        examples=list(TOKENIZER_KINDS),
+    )
+    vocab_size: int | None = Field(
+        None,
+        ge=2,
+        le=1_000_000,
+        description=f"bpe: number of tokens (empty: {DEFAULT_BPE_TOKENS}). char: most characters to tell apart (empty: "
+        f"{DEFAULT_CHARACTERS}); the rarest beyond it become U+FFFD, and the dataset says how many.",
+    )
+    val_fraction: float = Field(
+        0.1, gt=0.0, le=0.5, description="Share of the text, from its end, that is kept for validation."
+    )
+    max_bytes: int | None = Field(
+        None,
+        ge=1,
+        description="Use at most about this many bytes of the source; empty: all (python-stdlib: 4 MB). Documents "
+        "after the limit are left out, and the one on it is cut at a line end.",
+    )
+    include: tuple[str, ...] = Field(
+        ("*",),
+        min_length=1,
+        description="For a folder or s3 prefix: shell patterns of the files to use, such as *.txt; * crosses "
+        "folders. Hidden files are never used.",
+    )
+    exclude: tuple[str, ...] = Field((), description="For a folder or s3 prefix: shell patterns of files to leave out.")
+    shard_bytes: int = Field(
+        64 << 20, ge=1 << 10, le=4 << 30, description="Text per shard in bytes; a shard is one task of the flow."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suggest_known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+                    mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
+                    raise _invalid(f"{key} = {data[key]!r} is not a known setting; {mend}")
+        return data
+
+    @model_validator(mode="after")
+    def _check_fields_together(self) -> Self:
+        scheme = urlsplit(self.source).scheme
+        if scheme == "https" and self.sha256 is None:
+            raise _invalid(
+                f"sha256 is missing for source = {self.source!r}; give the file's sha256, so that every machine trains "
+                f"on the same text"
+            )
+        if "://" in self.source and scheme not in ("https", "s3", "file"):
+            raise _invalid(f"source = {self.source!r} cannot be read; use https://, s3:// or a local path")
+        if scheme == "s3" and self.sha256 is not None:
+            raise _invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
+        if self.tokenizer == "bpe" and self.vocab_size is not None and self.vocab_size < SMALLEST_BPE:
+            raise _invalid(f"vocab_size = {self.vocab_size} is too small for bpe; it must be at least {SMALLEST_BPE}")
+        if self.tokenizer not in ("bpe", "char") and self.vocab_size is not None:
+            raise _invalid(
+                f"vocab_size = {self.vocab_size} has no meaning for tokenizer = {self.tokenizer!r}; leave it empty"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], source: str = "") -> DatasetConfig:
+        """Build a config from a mapping; raises ConfigError with one message, naming `source` if given."""
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error, source)) from None
+
+
+def _invalid(sentence: str) -> PydanticCustomError:
+    # The sentence goes in as a value: pydantic would read braces in a template.
+    return PydanticCustomError("crucible_config", "{sentence}", {"sentence": sentence})

@@ -1,0 +1,48 @@
+"""What every tokenizer can do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.unsignedinteger[Any]]
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back. Ids are 0 … vocab_size - 1. Safe to use from several threads."""
+
+    kind: ClassVar[str]
+    vocab_size: int
+    separator: tuple[int, ...]
+    """The ids put between two documents: a newline, or the end-of-text token where there is one."""
+    separator_bytes: int
+    """How many bytes of text the separator stands for."""
+
+    @abstractmethod
+    def encode(self, text: str) -> TokenIds:
+        """The ids of `text`, one-dimensional, of type `dtype`. Never yields special tokens: text is only text."""
+
+    @abstractmethod
+    def decode(self, ids: Sequence[int] | TokenIds) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+
+    @abstractmethod
+    def to_json(self) -> str:
+        """All that `load_tokenizer` needs to make this tokenizer again."""
+
+    @property
+    def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
+        """Little-endian uint16 if every id fits, else uint32."""
+        return np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
+
+    @staticmethod
+    def load(path: str | Path) -> Tokenizer:
+        """The tokenizer of a dataset folder, or of a tokenizer.json. Raises DataError when there is none."""
+        from crucible.datasets.tokenizers.files import load_tokenizer
+
+        return load_tokenizer(Path(path))
