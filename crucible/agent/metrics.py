@@ -1,0 +1,78 @@
+"""Reads what the workload reports: JSON lines in its metrics file, or a pattern over what it prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+NANOGPT_PATTERN = (
+    r"(?:iter (?P<step>\d+): loss (?P<train_loss>[\d.naif]+))|"
+    r"(?:step (?P<eval_step>\d+): train loss [\d.naif]+, val loss (?P<val_loss>[\d.naif]+))"
+)
+"""What nanoGPT's own `train.py` prints."""
+
+
+class MetricsFile:
+    """Follows a growing file of JSON lines; a line still being written is left for later."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._offset = 0
+
+    def read_new(self) -> list[tuple[dict[str, Any], bytes]]:
+        """The whole lines added since the last call, parsed and raw; lines that are no JSON object are passed over."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        found = []
+        for line in whole.splitlines():
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(values, dict):
+                found.append((values, line))
+        return found
+
+
+def numbers(values: dict[str, Any]) -> dict[str, float]:
+    """The finite numbers among a line's values, `step` and `time` left out."""
+    return {
+        name: float(value)
+        for name, value in values.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and name not in ("step", "time")
+        and abs(value) < float("inf")
+    }
+
+
+class PrintedMetrics:
+    """Turns printed lines into metrics lines, for scripts that know nothing of the metrics file.
+
+    `pattern` has named groups; `step` (or `eval_step`) is the step, every other group that matched is a metric.
+    """
+
+    def __init__(self, pattern: str, path: Path) -> None:
+        self._pattern = re.compile(pattern)
+        self._path = path
+
+    def hear(self, line: str) -> None:
+        match = self._pattern.search(line)
+        if not match:
+            return
+        groups = {name: value for name, value in match.groupdict().items() if value is not None}
+        step = groups.pop("step", None) or groups.pop("eval_step", None)
+        if step is None:
+            return
+        values = {"step": int(step), "time": time.time(), **{name: float(value) for name, value in groups.items()}}
+        with self._path.open("a") as file:
+            file.write(json.dumps(values) + "\n")

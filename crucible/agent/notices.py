@@ -1,0 +1,82 @@
+"""What can ask an attempt to stop: a small protocol, and the sources that every machine has.
+
+A source is asked every second or so from the agent's watching thread. The first notice that says stop wins; one that
+only warns is recorded and shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from crucible.jobs import EndReason
+
+STOP_FILE_VARIABLE = "CRUCIBLE_STOP_FILE"
+"""Names the file through which `crucible.agent.init` passes a stop request on."""
+LIFETIME_VARIABLE = "CRUCIBLE_MACHINE_ENDS_AT"
+"""Unix seconds at which the pool will take the machine away whatever happens (Modal: 24 hours after its start)."""
+LIFETIME_MARGIN_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Word that the machine, the money or the person's patience ends."""
+
+    source: str
+    reason: str
+    deadline: float | None = None
+    """Unix seconds at which the machine goes; None when nobody said."""
+    stop: bool = True
+    """False: a warning only, to be recorded."""
+    end_reason: EndReason = EndReason.INTERRUPTED
+
+
+class NoticeSource(Protocol):
+    """Anything that may know that an attempt has to stop."""
+
+    def poll(self) -> Notice | None:
+        """The notice that stands, or None. Must return within about 2 s and raises nothing."""
+        ...
+
+
+class StopFile:
+    """The stop request that a container's first process writes when it gets SIGTERM or SIGINT."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def poll(self) -> Notice | None:
+        try:
+            request = json.loads(self.path.read_text())
+            return Notice(source=request["source"], reason=request["reason"], deadline=request["deadline"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+
+class MachineLifetime:
+    """The hour at which the pool takes the machine away: stop early enough to save."""
+
+    def __init__(self, ends_at: float, margin_seconds: float = LIFETIME_MARGIN_SECONDS) -> None:
+        self.ends_at, self.margin_seconds = ends_at, margin_seconds
+
+    def poll(self) -> Notice | None:
+        if time.time() < self.ends_at - self.margin_seconds:
+            return None
+        return Notice(source="lifetime", reason="the pool's lifetime limit is near", deadline=self.ends_at)
+
+
+def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
+    """The sources that exist here: EC2's metadata always (it finds out by itself), the others where configured."""
+    from crucible.agent.notices_ec2 import Ec2MetadataNotices
+
+    sources: list[NoticeSource] = [Ec2MetadataNotices()]
+    if path := environment.get(STOP_FILE_VARIABLE):
+        sources.append(StopFile(Path(path)))
+    if ends_at := environment.get(LIFETIME_VARIABLE):
+        sources.append(MachineLifetime(float(ends_at)))
+    return sources

@@ -1,0 +1,192 @@
+"""Carries finished checkpoints to the store while training goes on, and chooses how often to save.
+
+One thread, one checkpoint at a time. If the workload finished several folders while one was on its way, the newest is
+taken: the ones between would only cost bandwidth. While the store fails, the thread keeps trying and training goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crucible.checkpoints import Checkpoint, Checkpoints, finished_folders, step_of
+from crucible.errors import FencedOut, StoreError
+from crucible.jobs import Attempt
+from crucible.routing.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
+
+LOOK_SECONDS = 0.25
+FIRST_INTERVAL_SECONDS = 15.0
+"""Until a save has been measured."""
+
+
+@dataclass(frozen=True)
+class SavePolicy:
+    """What decides how often to save and what to keep."""
+
+    mtbf_seconds: float | None = None
+    """Mean time between interruptions; None when the pool does not interrupt (kills still happen: see `mtbf`)."""
+    minimum_seconds: float = 5.0
+    maximum_seconds: float = 300.0
+    fixed_seconds: float | None = None
+    keep_last: int = 3
+
+    @property
+    def mtbf(self) -> float:
+        """A machine that nobody reclaims still loses power, memory or patience; it is trusted for a day."""
+        return self.mtbf_seconds if self.mtbf_seconds is not None else 12 * ASSUMED_SPOT_MTBF_SECONDS
+
+
+@dataclass
+class SaveFigures:
+    """What saving has cost lately, each the last few measurements, in seconds; bytes of the newest checkpoint."""
+
+    stall_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    write_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    upload_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    bytes: int = 0
+    interval_seconds: float = FIRST_INTERVAL_SECONDS
+
+    @property
+    def durable_seconds(self) -> float:
+        """From the snapshot to the manifest in the store."""
+        return _median(self.write_seconds) + _median(self.upload_seconds)
+
+    def as_record(self) -> dict[str, float]:
+        return {
+            "interval_seconds": round(self.interval_seconds, 3),
+            "stall_seconds": round(_median(self.stall_seconds), 6),
+            "durable_seconds": round(self.durable_seconds, 3),
+            "bytes": float(self.bytes),
+        }
+
+
+class Saving:
+    """The carrying thread of one attempt."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        folder: Path,
+        control_file: Path,
+        policy: SavePolicy,
+        *,
+        on_commit: Callable[[Checkpoint, float], None],
+        on_trouble: Callable[[str, str], None],
+    ) -> None:
+        self.folder, self.policy = folder, policy
+        self.figures = SaveFigures()
+        self.committed_step = 0
+        self.fenced: FencedOut | None = None
+        self.failure: StoreError | None = None
+        self._attempt, self._checkpoints = attempt, Checkpoints(attempt.job)
+        self._control_file = control_file
+        self._on_commit, self._on_trouble = on_commit, on_trouble
+        self._finishing = threading.Event()
+        self._deadline = math.inf
+        self._thread = threading.Thread(target=self._run, name="saving", daemon=True)
+        self._publish_interval(policy.fixed_seconds or min(FIRST_INTERVAL_SECONDS, policy.maximum_seconds))
+
+    def start(self, committed_step: int) -> None:
+        self.committed_step = committed_step
+        self._thread.start()
+
+    def measured(self, stall_seconds: float, write_seconds: float) -> None:
+        """Hear from the workload what its last save cost."""
+        self.figures.stall_seconds.append(stall_seconds)
+        self.figures.write_seconds.append(write_seconds)
+
+    def finish(self, deadline: float) -> None:
+        """Carry what is still to be carried, until `deadline` (monotonic seconds) at most; waits for it."""
+        self._deadline = deadline
+        self._finishing.set()
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, deadline - time.monotonic()) + 5.0)
+
+    def _run(self) -> None:
+        while True:
+            finishing = self._finishing.is_set()  # read first: what is finished after this gets another round
+            folder = self._newest_to_carry()
+            if folder is not None:
+                try:
+                    self._carry(folder)
+                except FencedOut as error:
+                    self.fenced = error
+                    return
+                except StoreError as error:
+                    self.failure = error
+                    return
+            elif finishing:
+                return
+            else:
+                self._finishing.wait(LOOK_SECONDS)
+
+    def _newest_to_carry(self) -> Path | None:
+        folders = finished_folders(self.folder)
+        newest = folders[-1] if folders and (step_of(folders[-1]) or 0) > self.committed_step else None
+        for folder in folders:
+            if folder != newest:
+                shutil.rmtree(folder, ignore_errors=True)
+        return newest
+
+    def _carry(self, folder: Path) -> None:
+        began = time.monotonic()
+        checkpoint = self._checkpoints.commit(self._attempt, folder, pause=self._pause)
+        seconds = time.monotonic() - began
+        self.committed_step = checkpoint.step
+        self.figures.upload_seconds.append(seconds)
+        self.figures.bytes = checkpoint.bytes
+        self._choose_interval()
+        self._on_commit(checkpoint, seconds)
+        if time.monotonic() < self._deadline and not math.isfinite(self._deadline):
+            try:
+                self._checkpoints.retain(keep_last=self.policy.keep_last)
+            except StoreError as error:
+                self._on_trouble("retention", str(error))
+
+    def _pause(self, seconds: float) -> bool:
+        """Wait before the next try; True once the machine's time is up."""
+        self._on_trouble("store", f"the store does not answer; trying again (last commit: step {self.committed_step})")
+        self._finishing.wait(seconds) if not self._finishing.is_set() else time.sleep(min(seconds, 1.0))
+        return time.monotonic() > self._deadline
+
+    def _choose_interval(self) -> None:
+        if self.policy.fixed_seconds is not None:
+            wanted = self.policy.fixed_seconds
+        else:
+            wanted = checkpoint_interval_seconds(
+                max(_median(self.figures.stall_seconds), 1e-3),
+                self.policy.mtbf,
+                self.policy.minimum_seconds,
+                max(self.policy.maximum_seconds, self.policy.minimum_seconds),
+            )
+        durable = self.figures.durable_seconds
+        if durable > wanted:
+            self._on_trouble(
+                "saving",
+                f"a save takes {durable:.1f} s to reach the store, longer than the interval of {wanted:.1f} s; "
+                f"the interval grows to {durable * 1.5:.1f} s",
+            )
+            wanted = durable * 1.5
+        self._publish_interval(wanted)
+
+    def _publish_interval(self, seconds: float) -> None:
+        if abs(seconds - self.figures.interval_seconds) < 0.05 * self.figures.interval_seconds and (
+            self._control_file.exists()
+        ):
+            return
+        self.figures.interval_seconds = seconds
+        partial = self._control_file.with_suffix(".partial")
+        partial.write_text(json.dumps({"checkpoint_seconds": round(seconds, 3)}))
+        partial.replace(self._control_file)
+
+
+def _median(values: deque[float]) -> float:
+    return statistics.median(values) if values else 0.0

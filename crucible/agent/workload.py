@@ -1,0 +1,102 @@
+"""The workload: any command, run as a child process in a process group of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from crucible.jobs import EndReason
+
+EXIT_SAVED = 75
+"""`EX_TEMPFAIL`: stopped and saved, start me again."""
+
+_KILLED_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+
+
+@dataclass(frozen=True)
+class WorkloadEnd:
+    """How the process ended by itself, before anything the agent knows of notices is taken into account."""
+
+    end_reason: EndReason
+    message: str
+    exit_code: int
+
+
+class Workload:
+    """A running command. Must be started from the main thread: the tether is bound to the thread that starts it."""
+
+    def __init__(
+        self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
+    ) -> None:
+        tether = [sys.executable, "-S", "-E", str(Path(__file__).with_name("tether.py")), str(os.getpid())]
+        self._last_lines: deque[str] = deque(maxlen=20)
+        self._on_line = on_line
+        self._process = subprocess.Popen(
+            [*tether, *command],
+            env={**environment, "PYTHONUNBUFFERED": "1"},
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(
+            target=self._read, args=(self._process.stdout,), name="workload-output", daemon=True
+        )
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM to the workload itself; what it does with its own children is its business."""
+        if self.running():
+            self._process.terminate()
+
+    def kill(self) -> None:
+        """SIGKILL to everything the workload started."""
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+
+    def end(self) -> WorkloadEnd:
+        """Wait for the process and its output, and say how it ended."""
+        code = self._process.wait()
+        self._reader.join(timeout=5)  # a grandchild may hold the pipe open; its words are not waited for
+        self.kill()
+        if code > 128 and code - 128 in set(signal.Signals):
+            code = 128 - code  # a shell's way to report a signal
+        if code == 0:
+            return WorkloadEnd(EndReason.COMPLETED, "the workload is done", code)
+        if code == EXIT_SAVED:
+            return WorkloadEnd(EndReason.INTERRUPTED, "the workload stopped and saved", code)
+        if code < 0 and -code in _KILLED_FROM_OUTSIDE:
+            hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
+            return WorkloadEnd(EndReason.KILLED, f"the workload was killed by {signal.Signals(-code).name}{hint}", code)
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return WorkloadEnd(EndReason.FAILED, f"the workload failed with {how}: {self._words()}", code)
+
+    def _words(self) -> str:
+        """The workload's last words: its last line that says something, or what came before it."""
+        said = [line.strip() for line in self._last_lines if line.strip()]
+        return said[-1] if said else "it printed nothing"
+
+    def _read(self, pipe: IO[bytes]) -> None:
+        for raw in pipe:
+            line = raw.decode(errors="replace").rstrip()
+            self._last_lines.append(line)
+            self._on_line(line)
