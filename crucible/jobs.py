@@ -196,6 +196,8 @@ class Outcome(Record):
     notifications: list[Notification] = Field(default_factory=list)
     saving: dict[str, float] = Field(default_factory=dict)
     """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last)."""
+    limits: Limits | None = None
+    """The limits in force at the end: whoever goes on after a budget stop looks whether they have been raised."""
     decided_by: str = "agent"
     ended_at: datetime = Field(default_factory=now)
 

@@ -415,6 +415,7 @@ class _AttemptRun:
             first_step_after_seconds=self.first_step_after,
             notifications=self.notifications,
             saving=self.saving.figures.as_record() if self.saving else {},
+            limits=self._limits,
         )
         self._send_metrics()
         standing = self.attempt.end(outcome)

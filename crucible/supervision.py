@@ -1,0 +1,459 @@
+"""Supervision: the one place that decides what follows an attempt.
+
+The supervisor launches an attempt, watches its records, and acts on its end reason; everything it knows is in the
+job's records, so a second one carries on where the first was killed. What the pool says of a run is only a hint: an
+attempt is over when its outcome says so, or when its heartbeat has stood still for `LOST_SECONDS` by the supervisor's
+own clock while the store could be read.
+
+    completed, paused                     the job has what it was asked for
+    interrupted, killed, lost             launch again
+    never started                         launch again after a pause, elsewhere if that goes on
+    budget used up, cancelled             stop; a person may go on later
+    failed                                stop; the user's own error is never retried
+
+Several supervisors of one job do no harm: the newest counts (`Job.supervise`), every decision is a create-only record
+that the others find, and launching is idempotent.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+from pydantic import Field
+
+from crucible.checkpoints import Checkpoints
+from crucible.errors import CrucibleError, ObjectMissing, StoreError
+from crucible.jobs import Attempt, EndReason, Heartbeat, Job, Launch, Limits, Outcome, Record, StopRequest, now
+
+T = TypeVar("T")
+
+LOST_SECONDS = 45.0
+"""A heartbeat that has not moved for so long is taken for the end of its machine."""
+ENDED_AND_SILENT_SECONDS = 12.0
+"""The same when the pool, too, says that the run has ended: two missed beats confirm it."""
+LOOK_SECONDS = 1.0
+BEAT_SECONDS = 5.0
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PAUSED = "paused"
+    BUDGET_STOP = "budget-stop"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Given up: too many attempts, or no progress."""
+
+
+class JobStatus(Record):
+    """The supervisor's own sign of life, and its last word; `jobs/<job>/status.json`."""
+
+    state: JobState
+    reason: str
+    supervisor: int
+    flow_run_id: str = ""
+    sequence: int = 0
+    at: datetime = Field(default_factory=now)
+
+
+class PoolSays(StrEnum):
+    """What the pool believes of a run."""
+
+    WAITING = "waiting"
+    ALIVE = "alive"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Hint:
+    """The pool's belief, with its words; never the truth by itself."""
+
+    says: PoolSays
+    message: str = ""
+    cancelled: bool = False
+    """A person cancelled the run there."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an attempt may run, and at what price."""
+
+    pool: str
+    instance: str = ""
+    usd_per_hour: float = 0.0
+    mtbf_seconds: float | None = None
+    reason: str = "as asked"
+
+
+class Launcher(Protocol):
+    """Brings attempts to life on pools."""
+
+    def launch(self, job: Job, launch: Launch) -> None:
+        """Start the attempt; doing it again must find the same run. Raises `CrucibleError` when it cannot."""
+
+    def hint(self, job: Job, launch: Launch) -> Hint:
+        """What the pool believes; must not raise."""
+
+    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
+        """See to it that the run is over for the pool as well, and that nothing of it keeps running or costing."""
+
+
+class Listener(Protocol):
+    """Hears of changes, for people to see."""
+
+    def changed(self, job: Job, message: str) -> None:
+        """Something happened: an attempt was launched, ended, moved."""
+
+    def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
+        """A look was taken; called every few seconds."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes next: launch again (`state` is RUNNING), or the job's end."""
+
+    state: JobState
+    reason: str
+    pause_seconds: float = 0.0
+    placement: int = 0
+    """Index into the placements, for a launch."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One attempt that is over, as far as deciding needs it."""
+
+    outcome: Outcome
+    start_step: int
+
+    @property
+    def missed(self) -> bool:
+        """No machine ever took it up."""
+        return self.outcome.end_reason is EndReason.NOT_STARTED
+
+
+@dataclass
+class Patience:
+    """How long to wait for what. Times in seconds."""
+
+    lost: float = LOST_SECONDS
+    ended_and_silent: float = ENDED_AND_SILENT_SECONDS
+    start: float = 900.0
+    """For a launched attempt to be taken up by a machine."""
+    first_pause: float = 5.0
+    longest_pause: float = 300.0
+    tries_per_placement: int = 3
+    look: float = LOOK_SECONDS
+    """Between two looks at the records; each look is a few requests to the store."""
+
+
+def decide(
+    ended: Sequence[Ended],
+    limits: Limits,
+    placements: int = 1,
+    *,
+    attempts: int | None = None,
+    spent_usd: float = 0.0,
+    age_hours: float = 0.0,
+    patience: Patience | None = None,
+) -> Decision:
+    """What follows from a job's history; pure.
+
+    `ended` holds the attempts to judge by, first to last; `attempts` is the number of all that were ever made, when a
+    person started the job again after it had ended and bygones are bygones. The pause before a launch is without
+    jitter; `Supervision` adds it.
+    """
+    patience = patience or Patience()
+    last = ended[-1].outcome if ended else None
+    if last is not None and (final := _FINAL.get(last.end_reason)):
+        return Decision(final, last.message)
+    saved = f"; step {last.committed_step} is saved" if last else ""
+    if limits.max_cost_usd is not None and spent_usd >= limits.max_cost_usd:
+        return Decision(JobState.BUDGET_STOP, f"${spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
+    if limits.max_hours is not None and age_hours >= limits.max_hours:
+        return Decision(JobState.BUDGET_STOP, f"the job's {limits.max_hours:g} hours are over{saved}")
+    if last is not None and last.end_reason is EndReason.BUDGET and last.limits == limits:
+        return Decision(JobState.BUDGET_STOP, f"{last.message}{saved}")
+    if (attempts or len(ended)) >= limits.max_attempts:
+        return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
+    if last is None:
+        return Decision(JobState.RUNNING, "started again by hand" if attempts else "first attempt")
+    fruitless = _trailing([e for e in ended if not e.missed], lambda e: e.outcome.committed_step <= e.start_step)
+    if fruitless >= limits.max_attempts_without_progress and not ended[-1].missed:
+        return Decision(
+            JobState.STOPPED,
+            f"the last {fruitless} attempts committed nothing new (last: {last.end_reason.words}: {last.message}); "
+            f"stopped so that a crash loop cannot go on costing money",
+        )
+    missed = _trailing(ended, lambda e: e.missed)
+    placement, tries = divmod(missed, patience.tries_per_placement)
+    if placement >= placements:
+        return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
+    pause = min(patience.first_pause * 2 ** (tries - 1), patience.longest_pause) if tries else 0.0
+    reason = f"the attempt before was {last.end_reason.words} at step {last.committed_step}: {last.message}"
+    return Decision(JobState.RUNNING, reason, pause, placement)
+
+
+_FINAL = {
+    EndReason.COMPLETED: JobState.COMPLETED,
+    EndReason.PAUSED: JobState.PAUSED,
+    EndReason.CANCELLED: JobState.CANCELLED,
+    EndReason.FAILED: JobState.FAILED,
+}
+
+
+_NOT_BYGONE = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
+"""After a budget stop what counts is whether the limits were raised, not that someone started the job again."""
+
+
+def _trailing(entries: Sequence[Ended], holds: Callable[[Ended], bool]) -> int:
+    """How many entries at the end fulfil the condition without a gap."""
+    return len(list(itertools.takewhile(holds, reversed(entries))))
+
+
+@dataclass
+class Supervision:
+    """Supervises one job until it has an end: `Supervision(job, launcher, placements, listener).run()`."""
+
+    job: Job
+    launcher: Launcher
+    placements: Sequence[Placement]
+    listener: Listener
+    flow_run_id: str = ""
+    stop_at_step: int | None = None
+    patience: Patience = field(default_factory=Patience)
+    sleep: Callable[[float], None] = time.sleep
+    clock: Callable[[], float] = time.monotonic
+
+    def run(self) -> JobStatus:
+        """Launch and watch attempts until the job ends; the status returned is also on record.
+
+        Raises `FencedOut` when another supervisor has taken over.
+        """
+        self._supervisor = self.job.supervise(self.flow_run_id)
+        self._sequence = 0
+        self._next_beat = 0.0
+        self._bygone = self._attempts_before_this_start()
+        while True:
+            self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
+            attempts = self._unless_store_fails(self.job.attempts)
+            if attempts and self._unless_store_fails(functools.partial(getattr, attempts[-1], "outcome")) is None:
+                self._watch(attempts[-1])
+                continue
+            decision = self._unless_store_fails(self._decide)
+            if decision.state is not JobState.RUNNING:
+                return self._end(decision)
+            self._wait(decision.pause_seconds * random.uniform(0.5, 1.5))
+            self._launch(len(attempts) + 1, decision)
+
+    def _attempts_before_this_start(self) -> int:
+        """How many attempts are bygones: those of a job that had ended, and that a person has now started again."""
+        status = self._unless_store_fails(lambda: status_of(self.job))
+        ended = status is not None and status.state not in _NOT_BYGONE
+        return len(self._unless_store_fails(self.job.attempts)) if ended else 0
+
+    def cancel(self, reason: str, patience_seconds: float) -> None:
+        """Ask the running attempt to save and stop, and wait that long for it at most."""
+        attempts = self.job.attempts()
+        if not attempts or attempts[-1].outcome is not None:
+            return
+        attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+        deadline = self.clock() + patience_seconds
+        while self.clock() < deadline and attempts[-1].outcome is None:
+            self.sleep(0.5)
+
+    def _decide(self) -> Decision:
+        attempts = self.job.attempts()
+        ended = []
+        for attempt in attempts[self._bygone :]:
+            if (outcome := attempt.outcome) is not None:
+                start = attempt.start
+                ended.append(Ended(outcome, start.step if start else outcome.committed_step))
+        last = ended[-1].outcome if ended else None
+        wanted = self.stop_at_step or 0
+        if last and last.end_reason is EndReason.PAUSED and last.committed_step < wanted:
+            return Decision(JobState.RUNNING, f"goes on to step {wanted}")
+        age = now() - self.job.spec.created_at
+        return decide(
+            ended,
+            self.job.limits,
+            len(self.placements),
+            attempts=len(attempts),
+            spent_usd=self.job.cost_usd(),
+            age_hours=age.total_seconds() / 3600,
+            patience=self.patience,
+        )
+
+    def _launch(self, number: int, decision: Decision) -> None:
+        placement = self.placements[decision.placement]
+        launch = self._unless_store_fails(
+            lambda: self.job.decide(
+                Launch(
+                    number=number,
+                    pool=placement.pool,
+                    instance=placement.instance,
+                    usd_per_hour=placement.usd_per_hour,
+                    mtbf_seconds=placement.mtbf_seconds,
+                    reason=decision.reason,
+                    stop_at_step=self.stop_at_step,
+                    decided_by=f"supervisor {self._supervisor.number}",
+                )
+            )
+        )
+        self.listener.changed(self.job, f"attempt {number} goes to {launch.pool}: {launch.reason}")
+
+    def _watch(self, attempt: Attempt) -> None:
+        """Until the attempt has an outcome, its own or one that is given to it here."""
+        launch = self._unless_store_fails(lambda: attempt.launch)
+        assert launch is not None
+        self._bring_to_life(attempt, launch)
+        silence = _Silence(self.clock)
+        while (outcome := self._look(attempt, launch, silence)) is None:
+            self._wait(self.patience.look)
+        self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
+        self.launcher.retire(self.job, launch, outcome)
+        self.listener.changed(
+            self.job,
+            f"attempt {attempt.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}",
+        )
+
+    def _bring_to_life(self, attempt: Attempt, launch: Launch) -> None:
+        """Launch it, maybe once more: whoever finds a decision need not know how far the one who made it got."""
+        try:
+            self.launcher.launch(self.job, launch)
+        except CrucibleError as error:
+            outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by="supervisor")
+            self._unless_store_fails(lambda: attempt.end(self._with_progress(outcome)))
+
+    def _look(self, attempt: Attempt, launch: Launch, silence: _Silence) -> Outcome | None:
+        try:
+            self.job.require_supervisor(self._supervisor)
+            if (outcome := attempt.outcome) is not None:
+                return outcome
+            heartbeat = attempt.heartbeat
+            claimed = heartbeat is not None or attempt.claim is not None
+        except StoreError:
+            silence.restart()  # what cannot be read is no silence
+            return None
+        self.listener.watched(self.job, heartbeat)
+        hint = self.launcher.hint(self.job, launch)
+        seconds = silence.seconds(heartbeat.sequence if heartbeat else -1, claimed)
+        if not claimed:
+            return self._unclaimed(attempt, hint, seconds)
+        ended = hint.says is PoolSays.ENDED and seconds > self.patience.ended_and_silent
+        if not ended and seconds <= self.patience.lost:
+            return None
+        verdict = Outcome(
+            end_reason=EndReason.CANCELLED if hint.cancelled else EndReason.LOST,
+            message=f"no sign of life for {seconds:.0f} s"
+            + (f"; the pool said: {hint.message}" if hint.message else ""),
+            decided_by="supervisor",
+        )
+        return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict, heartbeat, launch)))
+
+    def _unclaimed(self, attempt: Attempt, hint: Hint, seconds: float) -> Outcome | None:
+        """A launched attempt that no machine has taken up yet."""
+        if hint.says is PoolSays.ENDED and seconds > 2.0:
+            reason = EndReason.CANCELLED if hint.cancelled else EndReason.NOT_STARTED
+            message = hint.message or "the run ended before a machine took it up"
+        elif seconds > self.patience.start:
+            reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.patience.start:.0f} s"
+        else:
+            return None
+        verdict = Outcome(end_reason=reason, message=message, decided_by="supervisor")
+        return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict)))
+
+    def _with_progress(
+        self, verdict: Outcome, heartbeat: Heartbeat | None = None, launch: Launch | None = None
+    ) -> Outcome:
+        """The verdict with what is known of the attempt's progress and cost; the newest commit counts, beats or not."""
+        newest = next(iter(Checkpoints(self.job).list()), None)
+        verdict.committed_step = newest.step if newest else 0
+        verdict.step = max(verdict.committed_step, heartbeat.step if heartbeat else 0)
+        if heartbeat and launch:
+            verdict.seconds = heartbeat.seconds
+            verdict.cost_usd = heartbeat.cost_usd
+        return verdict
+
+    def _end(self, decision: Decision) -> JobStatus:
+        status = self._status(decision.state, decision.reason)
+        self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+        self.listener.changed(self.job, f"job {decision.state}: {decision.reason}")
+        return status
+
+    def _status(self, state: JobState, reason: str) -> JobStatus:
+        self._sequence += 1
+        return JobStatus(
+            state=state,
+            reason=reason,
+            supervisor=self._supervisor.number,
+            flow_run_id=self.flow_run_id,
+            sequence=self._sequence,
+        )
+
+    def _wait(self, seconds: float) -> None:
+        """Sleep, and keep giving a sign of life."""
+        end = self.clock() + seconds
+        while True:
+            if self.clock() >= self._next_beat:
+                self._next_beat = self.clock() + BEAT_SECONDS
+                try:
+                    status = self._status(JobState.RUNNING, "supervising")
+                    self.job.store.write_json("status.json", status.model_dump(mode="json"))
+                except StoreError:
+                    pass  # the same trouble shows, and is told, where the records are read
+            left = end - self.clock()
+            if left <= 0:
+                return
+            self.sleep(min(left, LOOK_SECONDS))
+
+    def _unless_store_fails(self, action: Callable[[], T]) -> T:
+        """Do it; while the store cannot be reached, say so and try again: without records nothing can be decided."""
+        told = False
+        while True:
+            try:
+                return action()
+            except ObjectMissing:
+                raise
+            except StoreError as error:
+                if not told:
+                    self.listener.changed(self.job, f"the store does not answer, waiting: {error}")
+                    told = True
+                self.sleep(2.0)
+
+
+class _Silence:
+    """How long a sequence number has stood still, by this process's clock."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last: tuple[int, bool] | None = None
+        self._since = clock()
+
+    def seconds(self, sequence: int, claimed: bool) -> float:
+        if (sequence, claimed) != self._last:
+            self._last, self._since = (sequence, claimed), self._clock()
+        return self._clock() - self._since
+
+    def restart(self) -> None:
+        self._since = self._clock()
+
+
+def status_of(job: Job) -> JobStatus | None:
+    """The newest supervisor's last word on the job, or None before there was one."""
+    try:
+        return JobStatus.model_validate(job.store.read_json("status.json"))
+    except ObjectMissing:
+        return None
