@@ -19,6 +19,10 @@ class DataError(CrucibleError):
     """A dataset source cannot be read or is not what it was said to be."""
 
 
+class SourceUnreachable(DataError):
+    """The network or the other side failed; the same request may succeed later."""
+
+
 class StoreError(CrucibleError):
     """The object store refused, could not be reached, or does not hold what was asked for."""
 

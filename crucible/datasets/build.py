@@ -201,6 +201,18 @@ def list_datasets(store: Store) -> list[DatasetInfo]:
     return [info for info in found if info is not None]
 
 
+def resolve_dataset(store: Store, digest: str) -> DatasetInfo:
+    """The finished dataset whose digest begins with `digest`. Raises DataError if there is none or more than one."""
+    matches = [info for info in list_datasets(store) if info.digest.startswith(digest)]
+    if len(matches) > 1:
+        raise DataError(
+            f"dataset {digest!r} could be any of {', '.join(info.digest for info in matches)}; give more of its digest"
+        )
+    if not matches:
+        raise DataError(f"dataset {digest!r} is not in {store.uri}; `crucible data ls` shows those that are")
+    return matches[0]
+
+
 class Meter:
     """Adds up what several threads have tokenized and passes it on."""
 

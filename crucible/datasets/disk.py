@@ -37,8 +37,10 @@ def sweep(root: Path, pattern: str) -> None:
             abandoned = time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS
         except FileNotFoundError:  # removed by a concurrent sweep
             continue
-        if abandoned:
+        if abandoned and entry.is_dir():
             shutil.rmtree(entry, ignore_errors=True)
+        elif abandoned:
+            entry.unlink(missing_ok=True)
 
 
 @contextmanager

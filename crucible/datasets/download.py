@@ -7,9 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from crucible.datasets.disk import require_free_space, writing_to
+from crucible.datasets.disk import require_free_space, sweep, writing_to
 from crucible.datasets.progress import Progress, ProgressCallback
-from crucible.errors import DataError
+from crucible.errors import DataError, SourceUnreachable
 from crucible.store import crucible_home
 
 _BLOCK_BYTES = 1 << 20
@@ -28,6 +28,7 @@ def fetch_url(url: str, sha256: str, progress: ProgressCallback) -> Path:
         return path
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, "*.partial")
         handle, name = tempfile.mkstemp(dir=folder, suffix=".partial")
     partial, digest, done = Path(name), hashlib.sha256(), 0
     try:
@@ -54,9 +55,11 @@ def fetch_url(url: str, sha256: str, progress: ProgressCallback) -> Path:
             )
         partial.replace(path)
     except httpx.HTTPStatusError as error:
-        raise DataError(f"{url} answered {error.response.status_code} {error.response.reason_phrase}") from error
+        status = error.response.status_code
+        kind = SourceUnreachable if status >= 500 or status in (408, 429) else DataError
+        raise kind(f"{url} answered {status} {error.response.reason_phrase}; check the address") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise DataError(
+        raise SourceUnreachable(
             f"{url} could not be downloaded ({type(error).__name__}: {error}); check the network, or download it by "
             f"other means and give the file's path as source"
         ) from error

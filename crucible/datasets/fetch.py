@@ -38,12 +38,7 @@ def fetch_dataset(store: Store, digest: str, cache_dir: str | Path) -> Path:
     try:
         require_free_space(cache, meta.tokens * meta.token_bytes, f"dataset {digest}")
         for name, sha256 in files(meta).items():
-            remote.download(name, partial / name)
-            if _sha256(partial / name) != sha256:
-                raise DataError(
-                    f"{remote.uri}/{name} is damaged: it does not have the sha256 {sha256} that meta.json gives; "
-                    f"delete {remote.uri} and prepare the dataset again"
-                )
+            _download(remote, name, sha256, partial)
         remote.download(META_FILE, partial / META_FILE)
         with writing_to(cache):
             _place(partial, folder)
@@ -56,6 +51,16 @@ def files(meta: DatasetMeta) -> dict[str, str]:
     """The sha256 of every file of a dataset besides meta.json, by name."""
     shards = {shard.file: shard.sha256 for split in meta.splits.values() for shard in split.shards}
     return {meta.tokenizer.file: meta.tokenizer.sha256, **shards}
+
+
+def _download(remote: Store, name: str, sha256: str, folder: Path) -> None:
+    try:
+        remote.download(name, folder / name)
+        fault = "" if _sha256(folder / name) == sha256 else f"does not have the sha256 {sha256} that meta.json gives"
+    except ObjectMissing:
+        fault = "is missing"
+    if fault:
+        raise DataError(f"{remote.uri}/{name} {fault}; delete {remote.uri} and prepare the dataset again")
 
 
 def _place(partial: Path, folder: Path) -> None:

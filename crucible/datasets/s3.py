@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crucible.datasets.disk import writing_to
-from crucible.errors import ConfigError, DataError
+from crucible.errors import ConfigError, DataError, SourceUnreachable
 
 
 @dataclass(frozen=True)
@@ -21,39 +21,39 @@ class S3Object:
     etag: str
 
 
-def list_objects(uri: str) -> dict[str, S3Object]:
-    """The objects at or below `uri`, by name relative to it. Raises DataError when there are none."""
-    parts = urlsplit(uri)
-    root = "/".join(filter(None, (parts.netloc, parts.path.strip("/"))))
-    system = _file_system(uri)
-    found = _call(uri, lambda: system.find(root, detail=True))
-    objects = {}
-    for path, info in found.items():
-        name = path.removeprefix(root).lstrip("/") or path.rsplit("/", 1)[-1]
-        if not path.endswith("/"):  # a "folder" some consoles create
-            objects[name] = S3Object(path, int(info["size"]), str(info.get("ETag", "")).strip('"'))
-    if not objects:
-        raise DataError(f"source {uri} holds no objects; check bucket and prefix")
-    return objects
+class S3Prefix:
+    """The objects at or below `uri`, listed once. Raises DataError when there are none or they cannot be listed."""
 
+    objects: dict[str, S3Object]
+    """By name relative to the prefix; a single object by its last part."""
 
-def download_object(item: S3Object, path: Path) -> None:
-    """Write the object to `path`."""
-    uri = f"s3://{item.path}"
-    with writing_to(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    system = _file_system(uri)
-    _call(uri, lambda: system.get_file(item.path, str(path)))
+    def __init__(self, uri: str) -> None:
+        try:
+            import s3fs
+        except ImportError as error:
+            raise ConfigError(
+                f"source: {uri} needs the aws extra; install it with: pip install -c constraints.txt '.[aws]'"
+            ) from error
+        parts = urlsplit(uri)
+        root = "/".join(filter(None, (parts.netloc, parts.path.strip("/"))))
+        # A fresh instance reads the environment (endpoint, credentials) as it is now.
+        self._s3 = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True)
+        found = _call(uri, lambda: self._s3.find(root, detail=True))
+        self.objects = {
+            path.removeprefix(root).lstrip("/") or path.rsplit("/", 1)[-1]: S3Object(
+                path, int(info["size"]), str(info.get("ETag", "")).strip('"')
+            )
+            for path, info in found.items()
+            if not path.endswith("/")  # a "folder" that some consoles create
+        }
+        if not self.objects:
+            raise DataError(f"source {uri} holds no objects; check bucket and prefix")
 
-
-def _file_system(uri: str) -> Any:
-    try:
-        import s3fs
-    except ImportError as error:
-        raise ConfigError(
-            f"source: {uri} needs the aws extra; install it with: pip install -c constraints.txt '.[aws]'"
-        ) from error
-    return s3fs.S3FileSystem(use_listings_cache=False)
+    def download(self, name: str, path: Path) -> None:
+        """Write the object to `path`. Raises DataError."""
+        with writing_to(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        _call(f"s3://{self.objects[name].path}", lambda: self._s3.get_file(self.objects[name].path, str(path)))
 
 
 def _call(uri: str, action: Callable[[], Any]) -> Any:
@@ -65,5 +65,5 @@ def _call(uri: str, action: Callable[[], Any]) -> Any:
         raise DataError(f"source {uri}: access denied ({error}); check the AWS credentials") from error
     except Exception as error:
         if isinstance(error, OSError) or type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):
-            raise DataError(f"source {uri} cannot be read: {type(error).__name__}: {error}") from error
+            raise SourceUnreachable(f"source {uri} cannot be read: {type(error).__name__}: {error}") from error
         raise

@@ -99,27 +99,27 @@ class S3Source(Source):
     """The objects below a prefix of a bucket; credentials and endpoint come from the environment."""
 
     def __init__(self, uri: str, config: DatasetConfig) -> None:
-        from crucible.datasets.s3 import list_objects
+        from crucible.datasets.s3 import S3Prefix
 
-        self._objects = list_objects(uri)
-        self._names = _chosen(self._objects, config, uri)
+        self._prefix = S3Prefix(uri)
+        self._names = _chosen(self._prefix.objects, config, uri)
         self.description = {"kind": "s3", "uri": uri, "objects": len(self._names)}
 
     def request(self) -> dict[str, Any]:
         """The ETags of the objects: they change whenever the content does."""
-        return {"s3": [[name, self._objects[name].etag, self._objects[name].size] for name in self._names]}
+        objects = self._prefix.objects
+        return {"s3": [[name, objects[name].etag, objects[name].size] for name in self._names]}
 
     def documents(self, work: Path, progress: ProgressCallback) -> list[Document]:
-        from crucible.datasets.s3 import download_object
-
-        total = sum(self._objects[name].size for name in self._names)
+        sizes = {name: self._prefix.objects[name].size for name in self._names}
+        total = sum(sizes.values())
         require_free_space(work, total, f"downloading {self.description['uri']}")
         found, done = [], 0
         for number, name in enumerate(self._names):
             progress(Progress("download", done, total))
             path = work / "source" / f"{number:06d}"
-            download_object(self._objects[name], path)
-            done += self._objects[name].size
+            self._prefix.download(name, path)
+            done += sizes[name]
             found.append(Document.at(path, name))
         progress(Progress("download", total, total))
         return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -55,7 +56,8 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, text: str) -> TokenIds:
         if self._fast is not None:
-            return self._fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
+            with suppress(ValueError):  # its regex engine gives up on a few hundred thousand spaces in a row
+                return self._fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
         return np.array(self._slow.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
 
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
@@ -99,8 +101,8 @@ def gpt2_bpe() -> BpeTokenizer:
         ranks: dict[bytes, int] = tiktoken.get_encoding("gpt2")._mergeable_ranks
     except Exception as error:
         raise DataError(
-            f"tokenizer = 'gpt2': tiktoken could not get GPT-2's vocabulary ({type(error).__name__}: {error}); connect "
-            f"to the network once, set TIKTOKEN_CACHE_DIR to a folder that has it, or give the path of a "
+            f"tokenizer = 'gpt2': tiktoken could not get GPT-2's vocabulary ({type(error).__name__}); connect to "
+            f"the network once, set TIKTOKEN_CACHE_DIR to a folder that has it, or give the path of a "
             f"tokenizer.json instead"
         ) from error
     return from_ranks(ranks)

@@ -27,7 +27,8 @@ class CharTokenizer(Tokenizer):
         self.vocab_size = len(characters)
         # A table over all of Unicode (4 MB) turns encoding into one numpy gather: 5 times as fast as a dict per
         # character, and no Python object per token.
-        self._ids = np.full(_CODE_POINTS, max(characters.find(UNKNOWN), -1), dtype=np.int64).astype(np.uint32)
+        unknown = characters.find(UNKNOWN)
+        self._ids = np.full(_CODE_POINTS, unknown if unknown >= 0 else _NO_TOKEN, dtype=np.uint32)
         self._points = code_points(characters)
         self._ids[self._points] = np.arange(self.vocab_size, dtype=np.uint32)
         newline = characters.find("\n")

@@ -1,0 +1,194 @@
+"""`crucible data`: prepare, list, show and export datasets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from crucible.datasets.build import DatasetInfo
+    from crucible.datasets.progress import ProgressCallback
+    from crucible.store import Store
+
+StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `data` commands."""
+    group = typer.Typer(help="Datasets: text made into token shards, kept by digest.", no_args_is_help=True)
+    group.command()(prepare)
+    group.command("ls")(list_)
+    group.command()(show)
+    group.command("export-nanogpt")(export_nanogpt)
+    app.add_typer(group, name="data")
+
+
+def prepare(
+    source: Annotated[
+        str, typer.Option(help="python-stdlib, shakespeare, a file or folder, s3://… or https://… (with --sha256).")
+    ] = "python-stdlib",
+    tokenizer: Annotated[str, typer.Option(help="char, byte, bpe, gpt2, or a tokenizer.json.")] = "char",
+    vocab_size: Annotated[int | None, typer.Option(help="bpe: tokens; char: most characters told apart.")] = None,
+    val_fraction: Annotated[float, typer.Option(help="Share of the text kept for validation.")] = 0.1,
+    max_bytes: Annotated[int | None, typer.Option(help="Use at most about this many bytes of the source.")] = None,
+    sha256: Annotated[str | None, typer.Option(help="What the source must hash to.")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Pattern of files to use; may be repeated.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of files to leave out; may be repeated.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn text into token shards in the store; text that was prepared before is found, not read again."""
+    from crucible.datasets.build import build_dataset
+    from crucible.datasets.config import DatasetConfig
+
+    values: dict[str, Any] = {
+        "source": source,
+        "tokenizer": tokenizer,
+        "vocab_size": vocab_size,
+        "val_fraction": val_fraction,
+        "max_bytes": max_bytes,
+        "sha256": sha256,
+    }
+    values |= {name: given for name, given in (("include", include), ("exclude", exclude)) if given}
+    with _progress_bar() as progress:
+        info = build_dataset(DatasetConfig.parse(values), _open(store), progress)
+    if as_json:
+        _print_json({**_summary(info), "cached": info.cached})
+    else:
+        typer.echo(f"{'cached' if info.cached else 'prepared'} {info.digest}")
+        _print_facts(info)
+
+
+def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the finished datasets of the store."""
+    from crucible.datasets.build import list_datasets
+
+    infos = list_datasets(_open(store))
+    if as_json:
+        _print_json([_summary(info) for info in infos])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for heading in ("digest", "source", "tokenizer"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("vocabulary", "train tokens", "val tokens"):
+        table.add_column(heading, justify="right")
+    for info in infos:
+        meta = info.meta
+        table.add_row(
+            info.digest[:12],
+            meta.source_name(),
+            meta.tokenizer.kind,
+            f"{meta.vocab_size:,}",
+            f"{meta.splits['train'].tokens:,}",
+            f"{meta.splits['val'].tokens:,}",
+        )
+    if infos:
+        Console().print(table)
+    else:
+        typer.echo("no datasets yet; `crucible data prepare` makes one")
+
+
+def show(
+    digest: Annotated[str, typer.Argument(help="The dataset's digest, or the beginning of it.")],
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show one dataset; with --json, its meta.json."""
+    from crucible.datasets.build import resolve_dataset
+
+    info = resolve_dataset(_open(store), digest)
+    if as_json:
+        _print_json({**info.meta.model_dump(mode="json"), "uri": info.uri})
+    else:
+        typer.echo(info.digest)
+        _print_facts(info)
+
+
+def export_nanogpt(
+    digest: Annotated[str, typer.Argument(help="The dataset's digest, or the beginning of it.")],
+    folder: Annotated[Path, typer.Argument(help="Where to write train.bin, val.bin and meta.pkl.")],
+    store: StoreOption = None,
+) -> None:
+    """Write a dataset in the files that nanoGPT's own train.py reads."""
+    from crucible.datasets import nanogpt
+    from crucible.datasets.build import resolve_dataset
+    from crucible.datasets.fetch import fetch_dataset
+    from crucible.store import crucible_home
+
+    opened = _open(store)
+    info = resolve_dataset(opened, digest)
+    local = fetch_dataset(opened, info.digest, crucible_home() / "cache" / "datasets")
+    for path in nanogpt.export_nanogpt(local, folder):
+        typer.echo(str(path))
+
+
+def _open(store: str | None) -> Store:
+    from crucible.store import Store, default_store_uri
+
+    return Store.open(store or default_store_uri())
+
+
+def _summary(info: DatasetInfo) -> dict[str, Any]:
+    meta = info.meta
+    return {
+        "digest": info.digest,
+        "uri": info.uri,
+        "source": meta.source,
+        "tokenizer": meta.tokenizer.kind,
+        "vocab_size": meta.vocab_size,
+        "tokens": {name: split.tokens for name, split in meta.splits.items()},
+        "bytes": meta.text_bytes,
+        "shards": sum(len(split.shards) for split in meta.splits.values()),
+    }
+
+
+def _print_facts(info: DatasetInfo) -> None:
+    meta = info.meta
+    facts: dict[str, str] = {
+        "source": meta.source_name(),
+        "tokenizer": f"{meta.tokenizer.kind}, {meta.vocab_size:,} tokens",
+        **{
+            name: f"{split.tokens:,} tokens from {split.bytes:,} bytes, {len(split.shards)} shard(s)"
+            for name, split in meta.splits.items()
+        },
+        "where": info.uri,
+    }
+    if meta.tokenizer.replaced_characters:
+        facts["replaced"] = f"{meta.tokenizer.replaced_characters:,} rare characters became U+FFFD"
+    for name, fact in facts.items():
+        typer.echo(f"  {name:<10} {fact}")
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+@contextmanager
+def _progress_bar() -> Iterator[ProgressCallback]:
+    """A bar on stderr, one line per stage; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    from crucible.datasets.progress import Progress
+
+    columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Bars(*columns, console=console, disable=not console.is_terminal) as bars:
+        stages: dict[str, Any] = {}
+
+        def show_progress(state: Progress) -> None:
+            if state.stage not in stages:
+                stages[state.stage] = bars.add_task(state.stage)
+            bars.update(stages[state.stage], completed=state.done, total=state.total or None)
+
+        yield show_progress

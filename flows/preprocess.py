@@ -1,0 +1,33 @@
+"""Preprocess a text into token shards.
+
+    python -m flows.preprocess
+
+The same text and options are never tokenized twice: the second run finds the first one's dataset in the store.
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from crucible.datasets.config import DatasetConfig
+from tasks.datasets import prepare_dataset
+
+
+@flow(
+    name="preprocess",
+    flow_run_name="preprocess {dataset.source}",
+    task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]
+)
+def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str | None = None) -> str:  # noqa: B008 - immutable
+    """Make a dataset in the store and return its digest.
+
+    Args:
+        dataset: Which text, and how it becomes tokens.
+        store: Store address, such as s3://bucket/prefix; empty: the default store of this machine.
+    """
+    return prepare_dataset(dataset, store).digest
+
+
+if __name__ == "__main__":
+    preprocess()

@@ -1,0 +1,127 @@
+"""Preprocessing as tasks: plan once, one mapped task per shard, finish.
+
+Only the network is retried. A wrong sha256 or broken text stays wrong.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from logging import Logger, LoggerAdapter
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, quote, task, unmapped
+from prefect.artifacts import create_markdown_artifact
+
+from crucible.datasets import build
+from crucible.datasets.config import DatasetConfig
+from crucible.datasets.disk import work_folder
+from crucible.datasets.meta import ShardMeta
+from crucible.datasets.progress import Progress
+from crucible.errors import ObjectMissing, SourceUnreachable, StoreError
+from crucible.store import Store, default_store_uri
+
+PROGRESS_SECONDS = 10.0
+"""Time between two log lines of a long step."""
+
+
+def network_failed(_task: Any, _task_run: Any, state: Any) -> bool:
+    """Whether a task's failure is one that another try may mend."""
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, StoreError):
+        return not isinstance(error, ObjectMissing)
+    return isinstance(error, SourceUnreachable)
+
+
+_NETWORK = {
+    "retries": 3,
+    "retry_delay_seconds": [2, 5, 10],
+    "retry_jitter_factor": 1,
+    "retry_condition_fn": network_failed,
+}
+
+
+def prepare_dataset(config: DatasetConfig, store_uri: str | None = None) -> build.DatasetInfo:
+    """Make the dataset, or find it in the store; call from any flow. Raises what `build_dataset` raises.
+
+    Shards are mapped over the flow's task runner; an artifact says what came out.
+    """
+    store_uri = store_uri or default_store_uri()
+    logger = get_run_logger()
+    with work_folder() as work:
+        planned = plan_dataset(quote(config), store_uri, str(work))
+        if planned.built is not None:
+            info = planned.built
+        else:
+            names = [item.name for item in planned.items]
+            logger.info("%d shard(s) to tokenize", len(names))
+            futures = build_shard.map(names, planned=unmapped(quote(planned)), store_uri=unmapped(store_uri))
+            info = finish_dataset(quote(planned), futures.result(), store_uri)
+    logger.info(
+        "%s dataset %s: %s, %s tokens",
+        "cached:" if info.cached else "built",
+        info.digest,
+        info.meta.source_name(),
+        f"{info.meta.tokens:,}",
+    )
+    report_dataset(info)
+    return info
+
+
+@task(name="plan dataset", task_run_name="plan", persist_result=False, **_NETWORK)
+def plan_dataset(config: DatasetConfig, store_uri: str, work: str) -> build.Plan:
+    """Find the dataset in the store, or make its text local, read it and cut it into shards."""
+    return build.plan(config, Store.open(store_uri), Path(work), _logged(get_run_logger()))
+
+
+@task(name="build shard", task_run_name="{name}", persist_result=False, **_NETWORK)
+def build_shard(name: str, planned: build.Plan, store_uri: str) -> ShardMeta:
+    """Tokenize one shard and upload it."""
+    item = next(item for item in planned.items if item.name == name)
+    shard = build.build_shard(planned, item, Store.open(store_uri))
+    get_run_logger().info("%s: %s tokens from %s bytes of text", name, f"{shard.tokens:,}", f"{item.length:,}")
+    return shard
+
+
+@task(name="finish dataset", task_run_name="finish", persist_result=False, **_NETWORK)
+def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store_uri: str) -> build.DatasetInfo:
+    """Write the tokenizer and meta.json: from here on the dataset exists."""
+    return build.finish(planned, shards, Store.open(store_uri))
+
+
+def report_dataset(info: build.DatasetInfo) -> None:
+    """Show the dataset in the Prefect UI, as an artifact of the current run."""
+    meta = info.meta
+    shards = [shard for split in meta.splits.values() for shard in split.shards]
+    rows = {
+        "digest": f"`{info.digest}`",
+        "source": meta.source_name(),
+        "tokenizer": meta.tokenizer.kind,
+        "vocabulary": f"{meta.vocab_size:,}",
+        **{
+            f"{name} tokens": f"{split.tokens:,} (from {split.bytes:,} bytes, {split.bytes / split.tokens:.2f} a token)"
+            for name, split in meta.splits.items()
+        },
+        "shards": f"{len(shards)}, {meta.tokens * meta.token_bytes:,} bytes of {meta.dtype}",
+        "where": f"`{info.uri}`",
+        "state": "cached: it was there already" if info.cached else "built by this run",
+    }
+    if meta.tokenizer.replaced_characters:
+        rows["replaced"] = f"{meta.tokenizer.replaced_characters:,} rare characters became U+FFFD"
+    lines = ["| dataset | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    create_markdown_artifact("\n".join(lines), key=f"dataset-{info.digest[:12]}", description=f"Dataset {info.digest}")
+
+
+def _logged(logger: Logger | LoggerAdapter[Any]) -> Callable[[Progress], None]:
+    """A progress callback that logs at a readable rate."""
+    last = time.monotonic()
+
+    def log(state: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            last = time.monotonic()
+            share = f" of {state.total / 1e6:,.0f} ({state.done / state.total:.0%})" if state.total else ""
+            logger.info("%s: %s MB%s", state.stage, f"{state.done / 1e6:,.0f}", share)
+
+    return log
