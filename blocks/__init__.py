@@ -1,0 +1,1 @@
+"""What a user configures once and names in flow parameters."""

@@ -1,0 +1,1 @@
+"""The flows that are deployed; thin, each file runs alone."""

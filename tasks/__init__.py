@@ -1,0 +1,1 @@
+"""The retried, cached, observed steps that flows are made of: where the library meets Prefect."""

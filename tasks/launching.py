@@ -1,0 +1,116 @@
+"""Attempts as Prefect flow runs: the launcher through which the supervisor brings them to life on work pools."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import Cancelling, Crashed
+
+from crucible.errors import ServiceError
+from crucible.jobs import Job, Launch, Outcome, now
+from crucible.supervision import Hint, PoolSays
+
+FLOW = "train"
+SETTLE_SECONDS = 60.0
+"""How long a pool may take to stop a run that was cancelled before its state is set by force."""
+
+_ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CANCELLED}
+
+
+class PrefectLauncher:
+    """Starts attempt N of a job as a flow run of `train/<pool>`.
+
+    The idempotency key is the job's address and the attempt's number: launching twice, from whatever process, gives
+    the same flow run.
+    """
+
+    def __init__(self, store: str, project: str, owner: str) -> None:
+        self.store, self.project, self.owner = store, project, owner
+        self._runs: dict[int, FlowRun] = {}
+        self._cancelling: dict[int, FlowRun] = {}
+
+    def launch(self, job: Job, launch: Launch) -> None:
+        deployment = f"{FLOW}/{launch.pool}"
+        tags = [
+            f"job:{job.job_id}",
+            "stage:train",
+            f"pool:{launch.pool}",
+            f"attempt:{launch.number}",
+            f"project:{self.project}",
+        ]
+        if launch.instance:
+            tags.append(f"instance:{launch.instance}")
+        if self.owner:
+            tags.append(f"owner:{self.owner}")
+        try:
+            run = run_deployment(
+                deployment,
+                parameters={"job": job.job_id, "attempt": launch.number, "store": self.store},
+                flow_run_name=f"{job.job_id}-attempt-{launch.number}",
+                tags=tags,
+                idempotency_key=f"{job.store.uri}/{launch.number}",
+                timeout=0,
+            )
+        except ObjectNotFound as error:
+            raise ServiceError(
+                f"pool: there is no deployment {deployment!r} on this server; `crucible up` deploys the pools that are "
+                f"ready, `crucible doctor` says what the others need"
+            ) from error
+        except (httpx.HTTPError, PrefectException) as error:
+            raise ServiceError(f"the Prefect server did not start the attempt: {error}") from error
+        assert isinstance(run, FlowRun)
+        self._runs[launch.number] = run
+
+    def hint(self, job: Job, launch: Launch) -> Hint:
+        run = self._read(launch)
+        if run is None or run.state is None:
+            return Hint(PoolSays.UNKNOWN)
+        message = f"{run.state.name}: {run.state.message}" if run.state.message else run.state.name or ""
+        if run.state.type in _ENDED:
+            return Hint(PoolSays.ENDED, message, cancelled=run.state.type is StateType.CANCELLED)
+        alive = run.state.type in (StateType.RUNNING, StateType.CANCELLING)
+        return Hint(PoolSays.ALIVE if alive else PoolSays.WAITING, message)
+
+    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
+        """A run that still believes in itself is cancelled, so that its worker ends what is left of it."""
+        if outcome.decided_by == "agent":
+            return
+        run = self._read(launch)
+        if run is None or run.state is None or run.state.type in _ENDED:
+            return
+        message = f"attempt {launch.number} {outcome.end_reason.words}: {outcome.message}"
+        if self._propose(run, Cancelling(message=message)):
+            self._cancelling[launch.number] = run
+
+    def settle(self) -> None:
+        """Give runs that no worker was there to cancel their final state."""
+        for number, run in list(self._cancelling.items()):
+            current = self._read_run(run)
+            if current is None or current.state is None or current.state.type in _ENDED:
+                self._cancelling.pop(number)
+            elif now() - current.state.timestamp > timedelta(seconds=SETTLE_SECONDS):
+                self._propose(current, Crashed(message="lost; no worker answered the request to cancel it"))
+
+    def _read(self, launch: Launch) -> FlowRun | None:
+        run = self._runs.get(launch.number)
+        return self._read_run(run) if run else None
+
+    def _read_run(self, run: FlowRun) -> FlowRun | None:
+        try:
+            with get_client(sync_client=True) as client:
+                return client.read_flow_run(run.id)
+        except (httpx.HTTPError, PrefectException):
+            return None
+
+    def _propose(self, run: FlowRun, state: object) -> bool:
+        try:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run.id, state, force=True)  # type: ignore[arg-type]
+        except (httpx.HTTPError, PrefectException):
+            return False
+        return True
