@@ -11,8 +11,9 @@ from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, quote, task, unmapped
+from prefect import get_run_logger, task, unmapped
 from prefect.artifacts import create_markdown_artifact
+from prefect.utilities.annotations import quote
 
 from crucible.datasets import build
 from crucible.datasets.config import DatasetConfig
