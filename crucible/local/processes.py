@@ -1,0 +1,118 @@
+"""Start, recognise and stop processes that outlive the command that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+CREATED_TOLERANCE_SECONDS = 2.0
+"""A process's start time is derived from the boot time, which moves a little when the system clock is corrected."""
+
+
+class ProcessRecord(BaseModel):
+    """What identifies one process for certain: a pid alone is given to somebody else after a crash or a reboot."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    pid: int
+    created: float
+    """Start time in unix seconds, as the operating system tells it."""
+    command: list[str]
+    log: Path
+
+    def find(self) -> psutil.Process | None:
+        """The live process, or None if it ended or its pid now belongs to another one."""
+        try:
+            process = psutil.Process(self.pid)
+            same = (
+                abs(process.create_time() - self.created) < CREATED_TOLERANCE_SECONDS
+                and process.cmdline()[1:] == self.command[1:]
+                and process.status() != psutil.STATUS_ZOMBIE
+            )
+        except psutil.NoSuchProcess:
+            return None
+        return process if same else None
+
+
+def start_detached(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str]) -> ProcessRecord:
+    """Start `command` in a session of its own, so that closing the terminal or Ctrl-C does not reach it.
+
+    Output is appended to `log`. Raises OSError if the program cannot be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output, _interruptible():
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
+        )
+    threading.Thread(target=child.wait, daemon=True).start()  # reaped when it ends, so it is never seen as a zombie
+    return ProcessRecord(pid=child.pid, created=psutil.Process(child.pid).create_time(), command=list(command), log=log)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Give children the default reaction to SIGINT.
+
+    A script's `crucible up &` runs with SIGINT ignored, children inherit that, and a Prefect worker, which turns
+    SIGTERM into SIGINT, could then never be stopped.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if main_thread and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+    else:
+        yield
+
+
+def stop_tree(process: psutil.Process, *, children_first_seconds: float = 0.0, grace_seconds: float = 10.0) -> None:
+    """Stop a process and everything it started; on return none of them is left.
+
+    With `children_first_seconds`, descendants are asked to end (SIGTERM) that long before the process itself, so that
+    work in progress can be saved while its supervisor is still there. Whoever outstays `grace_seconds` is killed.
+    """
+    descendants = process.children(recursive=True)
+    if children_first_seconds:
+        _signal(descendants, signal.SIGTERM)
+        psutil.wait_procs(descendants, timeout=children_first_seconds)
+    everyone = {p.pid: p for p in [process, *descendants, *_children(process)]}
+    _signal([process], signal.SIGTERM)
+    psutil.wait_procs([process], timeout=grace_seconds)
+    _, alive = psutil.wait_procs(list(everyone.values()), timeout=0)
+    _signal(alive, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=grace_seconds)
+
+
+def _children(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _signal(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        try:
+            process.send_signal(number)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def environment(updates: Mapping[str, str], *, drop: Sequence[str] = ()) -> dict[str, str]:
+    """This process's environment with `updates`, without the variables named in `drop`."""
+    return {**{key: value for key, value in os.environ.items() if key not in drop}, **updates}

@@ -1,0 +1,95 @@
+"""What the server must know before a run can start: the `local` pool, our blocks, the deployments of prefect.yaml."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import yaml
+
+from crucible.errors import ServiceError
+from crucible.local.services import POOL, last_line, service_environment
+from crucible.local.state import Home
+from crucible.store import default_store_uri
+
+SOURCES = ("flows", "tasks", "blocks", "deployments", "infrastructure", "crucible")
+DIGEST_VARIABLE = "crucible_deployed_digest"
+"""A Prefect variable: kept by the server itself, so that a new or reset server is deployed to again."""
+TIMEOUT_SECONDS = 180.0
+
+
+def ensure_pool(api: httpx.Client) -> None:
+    """Create the `local` work pool if the server does not have it."""
+    if api.get(f"/work_pools/{POOL}").status_code != httpx.codes.NOT_FOUND:
+        return
+    workers = api.get("/collections/views/aggregate-worker-metadata").raise_for_status().json()
+    template = workers["prefect"]["process"]["default_base_job_configuration"]
+    pool = {"name": POOL, "type": "process", "base_job_template": template, "description": "Processes on this machine."}
+    api.post("/work_pools/", json=pool).raise_for_status()
+
+
+def is_current(api: httpx.Client, project: Path) -> bool:
+    """Whether the server has every deployment of the project, made from the sources as they are now."""
+    names = deployment_names(project)
+    variable = api.get(f"/variables/name/{DIGEST_VARIABLE}")
+    if not variable.is_success or variable.json()["value"] != source_digest(project):
+        return False
+    deployed = api.post("/deployments/filter", json={}).raise_for_status().json()
+    return names <= {deployment["name"] for deployment in deployed}
+
+
+class Deploying:
+    """The process that registers blocks and deploys, from its start to its end."""
+
+    def __init__(self, home: Home, project: Path, api_url: str) -> None:
+        self.project, self.log = project, home.log("deploy")
+        self.digest = source_digest(project)
+        with self.log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "crucible.local.deploy", "--no-prompt", "deploy", "--all"],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=project,
+                env=service_environment(home, api_url),
+            )
+
+    def finish(self, api: httpx.Client) -> None:
+        """Wait for the end and remember on the server what was deployed. Raises `ServiceError` if it failed."""
+        try:
+            failed = self.process.wait(TIMEOUT_SECONDS) != 0
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            failed = True
+        if failed:
+            raise ServiceError(
+                f"Deploying {self.project / 'prefect.yaml'} failed: {last_line(self.log)}; see {self.log}, "
+                "mend that, then run: crucible up"
+            )
+        variable = {"name": DIGEST_VARIABLE, "value": self.digest}
+        if api.patch(f"/variables/name/{DIGEST_VARIABLE}", json=variable).status_code == httpx.codes.NOT_FOUND:
+            api.post("/variables/", json=variable).raise_for_status()
+
+
+def source_digest(project: Path) -> str:
+    """A digest of everything that decides what a deployment looks like: prefect.yaml, the code and the store."""
+    digest = hashlib.sha256(default_store_uri().encode())
+    files = [path for folder in SOURCES for path in (project / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+    for path in [project / "prefect.yaml", *sorted(files)]:
+        digest.update(f"\0{path.relative_to(project)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def deployment_names(project: Path) -> set[str]:
+    """The names in the project's prefect.yaml. Raises `ServiceError` if it is missing or malformed."""
+    path = project / "prefect.yaml"
+    try:
+        deployments = yaml.safe_load(path.read_text())["deployments"]
+        return {deployment["name"] for deployment in deployments}
+    except FileNotFoundError:
+        raise ServiceError(f"{path} does not exist; name the folder that holds it with --project") from None
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ServiceError(f"{path} is not a list of deployments with a name each: {error}") from error

@@ -1,0 +1,170 @@
+"""The services of the local set-up: how each is started, and how one knows that it answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import httpx
+
+from crucible.errors import ServiceError
+from crucible.local.processes import ProcessRecord, environment, start_detached
+from crucible.local.state import PROJECT, Home
+
+HOST = "127.0.0.1"
+DEFAULT_PORT = 4200
+LAST_PORT = 32767
+"""Above it systems hand out ports for outgoing connections, which would collide now and then."""
+POOL = "local"
+WORKER_NAME = "crucible-local"
+
+
+@dataclass(frozen=True)
+class Service:
+    """One long-running process."""
+
+    name: str
+    label: str
+    command: tuple[str, ...]
+    answers: Callable[[ProcessRecord], bool]
+    """Asked again and again until true; must return quickly and not raise."""
+    timeout_seconds: float = 90.0
+
+    def start(self, home: Home, project: Path, api_url: str) -> ProcessRecord:
+        env = service_environment(home, api_url)
+        try:
+            return start_detached(self.command, log=home.log(self.name), cwd=project, env=env)
+        except OSError as error:
+            raise ServiceError(f"{self.label} could not be started: {error}") from error
+
+    def wait(self, record: ProcessRecord) -> None:
+        """Return once the service answers. Raises `ServiceError` naming the log if it ends first or takes too long."""
+        deadline = time.monotonic() + self.timeout_seconds
+        while not self.answers(record):
+            if record.find() is None:
+                raise ServiceError(
+                    f"{self.label} ended while starting: {last_line(record.log)}; see {record.log}, mend that, "
+                    "then run: crucible up"
+                )
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"{self.label} did not answer within {self.timeout_seconds:.0f} s; see {record.log}, "
+                    "then run: crucible down && crucible up"
+                )
+            time.sleep(0.1)
+
+
+def server(api_url: str) -> Service:
+    """The Prefect server: API, scheduler and UI in one process, on SQLite."""
+    port = str(httpx.URL(api_url).port)
+    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port)
+    return Service("server", "Prefect server", command, lambda _: server_answers(api_url))
+
+
+def worker(api_url: str) -> Service:
+    """The process worker of the `local` pool."""
+    command = (
+        *(sys.executable, "-m", "prefect", "worker", "start"),
+        *("--pool", POOL, "--type", "process", "--name", WORKER_NAME),
+    )
+    return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
+
+
+def watchdog() -> Service:
+    """The process that notices attempts which fell silent."""
+    command = (sys.executable, "-m", "crucible.local.watchdog")
+    return Service("watchdog", "Watchdog", command, lambda record: record.find() is not None)
+
+
+def companions(api_url: str) -> list[Service]:
+    """What runs beside the server, in the order of starting."""
+    services = [worker(api_url)]
+    if importlib.util.find_spec("crucible.local.watchdog"):
+        services.append(watchdog())
+    return services
+
+
+def service_environment(home: Home, api_url: str) -> dict[str, str]:
+    """The environment of every service, and through the worker of every flow run.
+
+    A key, a profile or a home that belongs to another server must not leak in: the user's own Prefect set-up stays
+    untouched.
+    """
+    return environment(
+        {
+            **client_settings(api_url),
+            "CRUCIBLE_HOME": str(home.root),
+            "PREFECT_HOME": str(home.prefect),
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            # Flow runs import `flows`, `tasks` and `blocks`, which are not part of the installed package.
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+            "PYTHONUNBUFFERED": "1",
+        },
+        drop=("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
+    )
+
+
+def client_settings(api_url: str) -> dict[str, str]:
+    """The Prefect settings with which any `prefect` command reaches this server."""
+    return {
+        "PREFECT_API_URL": api_url,
+        # Without /v2 the links that Prefect prints open its older UI.
+        "PREFECT_UI_URL": ui_url(api_url),
+        "PREFECT_PLUGINS_ENABLED": "true",
+        "PREFECT_PLUGINS_ALLOW": "crucible",
+    }
+
+
+def ui_url(api_url: str) -> str:
+    return api_url.removesuffix("/api") + "/v2"
+
+
+def server_answers(api_url: str) -> bool:
+    try:
+        return httpx.get(f"{api_url}/health", timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def worker_answers(api_url: str, since: float) -> bool:
+    """Whether our worker has reported to the server after the unix time `since`."""
+    try:
+        response = httpx.post(f"{api_url}/work_pools/{POOL}/workers/filter", json={}, timeout=5)
+        workers = response.raise_for_status().json()
+    except httpx.HTTPError:
+        return False
+    return any(
+        worker["name"] == WORKER_NAME
+        and worker["status"] == "ONLINE"
+        and datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= since
+        for worker in workers
+    )
+
+
+def free_port(first: int = DEFAULT_PORT) -> int:
+    """The first port from `first` on that nobody listens on. Raises `ServiceError` if there is none."""
+    for port in range(first, LAST_PORT + 1):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise ServiceError(f"no free port between {first} and {LAST_PORT} for the Prefect server; stop something first")
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log with something in it, which for a crash names the error."""
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"

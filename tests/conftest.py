@@ -1,0 +1,164 @@
+"""Fixtures shared by all tests: a real Prefect server, a file store, and an S3 store on a local stand-in."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible.local import services, up
+from crucible.local.state import PROJECT, Home, State
+from crucible.store import Store
+
+_sandbox = pytest.StashKey[Path]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep every test, and whatever it starts, away from the user's own Prefect and Crucible set-up."""
+    sandbox = Path(tempfile.mkdtemp(prefix="crucible-tests-"))
+    config.stash[_sandbox] = sandbox
+    for name in [name for name in os.environ if name.startswith(("PREFECT_", "CRUCIBLE_"))]:
+        del os.environ[name]
+    os.environ["PREFECT_HOME"] = str(sandbox / "prefect")
+    os.environ["CRUCIBLE_HOME"] = str(sandbox / "crucible")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_sandbox], ignore_errors=True)
+
+
+def unused_port() -> int:
+    """A free port, tried from a random start so that tests running beside each other do not race for one."""
+    return services.free_port(random.randrange(20_000, 30_000))
+
+
+@dataclass(frozen=True)
+class PrefectServer:
+    """A running Prefect server, with a worker on its `local` pool when asked for."""
+
+    home: Home
+    api_url: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Environment for subprocesses that are to use this server: `prefect` commands, workers, scripts with flows."""
+        return services.service_environment(self.home, self.api_url)
+
+    def prefect(self, *arguments: str, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run `prefect ARGUMENTS` against this server."""
+        command = [sys.executable, "-m", "prefect", *arguments]
+        done = subprocess.run(command, cwd=cwd, env=self.env, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def start_worker(self) -> None:
+        """Make sure that the worker of the `local` pool is running; it works in the repository's root."""
+        self.ensure(services.worker(self.api_url))
+
+    def ensure(self, service: services.Service) -> None:
+        with self.home.locked():
+            state = State.load(self.home)
+            state.api_url = self.api_url
+            up.ensure_all([service], self.home, PROJECT, state, lambda part, status: None)
+
+    def worker_log(self) -> str:
+        return self.home.log("worker").read_text()
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrefectServer]:
+    """One real server for the whole test run: use names of your own, others share its database.
+
+    With pytest-xdist all processes share it. Each leaves a file while it may need the server; the last one stops it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    home = Home(shared / "prefect-server")
+    user = home.root / f"user-{os.getpid()}"
+    with home.locked():
+        user.touch()
+        state = State.load(home)
+        server = PrefectServer(home, state.api_url or f"http://{services.HOST}:{unused_port()}/api")
+        state.api_url = server.api_url
+        state.save(home)
+    try:
+        server.ensure(services.server(server.api_url))
+        yield server
+    finally:
+        user.unlink()
+        with home.locked():
+            if not any(home.root.glob("user-*")):
+                up.stop_services(home, State.load(home), lambda part, status: None)
+
+
+@pytest.fixture
+def prefect_api(prefect_server: PrefectServer) -> Iterator[str]:
+    """Point Prefect in this process (`get_client()`, flows called directly) at the shared server."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
+        yield prefect_server.api_url
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """An empty store in a temporary folder."""
+    return Store.open((tmp_path / "store").as_uri())
+
+
+@dataclass(frozen=True)
+class S3Place:
+    """An empty bucket on a local S3 stand-in, reached over HTTP as the real one is."""
+
+    uri: str
+    options: dict[str, Any]
+    """For `Store.open(uri, **options)` in this process."""
+    env: dict[str, str]
+    """For subprocesses that call `Store.open(uri)` or boto3."""
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(services.HOST, unused_port(), verbose=False)
+    server.start()
+    yield "http://{}:{}".format(*server.get_host_and_port())
+    server.stop()
+
+
+@pytest.fixture
+def s3_place(s3_endpoint: str, request: pytest.FixtureRequest) -> S3Place:
+    """An empty bucket for this test."""
+    import boto3
+
+    credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+    bucket = f"crucible-{abs(hash(request.node.nodeid)):x}"
+    boto3.client("s3", endpoint_url=s3_endpoint, **credentials).create_bucket(Bucket=bucket)
+    return S3Place(
+        uri=f"s3://{bucket}/runs",
+        options={"key": "test", "secret": "test", "endpoint_url": s3_endpoint},
+        env={
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": s3_endpoint,
+        },
+    )
+
+
+@pytest.fixture
+def s3_store(s3_place: S3Place) -> Store:
+    """An empty store in a bucket of the S3 stand-in."""
+    return Store.open(s3_place.uri, **s3_place.options)
