@@ -33,7 +33,10 @@ def prepare(
     source: Annotated[
         str, typer.Option(help="python-stdlib, shakespeare, a file or folder, s3://… or https://… (with --sha256).")
     ] = "python-stdlib",
-    tokenizer: Annotated[str, typer.Option(help="char, byte, bpe, gpt2, or a tokenizer.json.")] = "char",
+    tokenizer: Annotated[str, typer.Option(help="char, byte, bpe, gpt2 or file.")] = "char",
+    tokenizer_file: Annotated[
+        str | None, typer.Option(help="Use this tokenizer.json, or the tokenizer of this dataset folder.")
+    ] = None,
     vocab_size: Annotated[int | None, typer.Option(help="bpe: tokens; char: most characters told apart.")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of the text kept for validation.")] = 0.1,
     max_bytes: Annotated[int | None, typer.Option(help="Use at most about this many bytes of the source.")] = None,
@@ -49,7 +52,8 @@ def prepare(
 
     values: dict[str, Any] = {
         "source": source,
-        "tokenizer": tokenizer,
+        "tokenizer": "file" if tokenizer_file else tokenizer,
+        "tokenizer_file": tokenizer_file,
         "vocab_size": vocab_size,
         "val_fraction": val_fraction,
         "max_bytes": max_bytes,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, TOKENIZER_KINDS, DatasetConfig
+from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.meta import META_FILE, SPLITS, DatasetMeta, ShardMeta, SplitMeta, TokenizerMeta
 from crucible.datasets.progress import Progress, ProgressCallback, silent
@@ -126,7 +126,7 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
         items=tuple(item for split in SPLITS for item in plan_shards(split, spans[split], config.shard_bytes)),
         documents=tuple(documents),
         tokenizer=tokenizer,
-        tokenizer_kind=config.tokenizer if config.tokenizer in TOKENIZER_KINDS else tokenizer.kind,
+        tokenizer_kind=tokenizer.kind if config.tokenizer == "file" else config.tokenizer,
         replaced_characters=replaced,
         request=request,
         work=work,
@@ -259,7 +259,12 @@ def _make_tokenizer(
         from crucible.datasets.tokenizers.bpe import gpt2_bpe
 
         return gpt2_bpe()
-    return Tokenizer.load(Path(config.tokenizer).expanduser())
+    return _given_tokenizer(config)
+
+
+def _given_tokenizer(config: DatasetConfig) -> Tokenizer:
+    assert config.tokenizer_file is not None  # the config's own check
+    return Tokenizer.load(Path(config.tokenizer_file).expanduser())
 
 
 def _sample(spans: list[Span], progress: ProgressCallback) -> Iterator[str]:
@@ -296,9 +301,8 @@ def _options(config: DatasetConfig) -> dict[str, Any]:
         }
     elif config.tokenizer == "char":
         options["vocab_size"] = config.vocab_size or DEFAULT_CHARACTERS
-    elif config.tokenizer not in TOKENIZER_KINDS:
-        loaded = Tokenizer.load(Path(config.tokenizer).expanduser())
-        options["tokenizer"] = hashlib.sha256(loaded.to_json().encode()).hexdigest()
+    elif config.tokenizer == "file":
+        options["tokenizer"] = hashlib.sha256(_given_tokenizer(config).to_json().encode()).hexdigest()
     return options
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +19,6 @@ from crucible.errors import ConfigError
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 
-TOKENIZER_KINDS = ("char", "byte", "bpe", "gpt2")
 DEFAULT_BPE_TOKENS = 4096
 DEFAULT_CHARACTERS = 1024
 SMALLEST_BPE = 257
@@ -44,12 +43,16 @@ class DatasetConfig(BaseModel):
         pattern="^[0-9a-f]{64}$",
         description="What the source must hash to; required for https, optional for a single local file.",
     )
-    tokenizer: str = Field(
+    tokenizer: Literal["char", "byte", "bpe", "gpt2", "file"] = Field(
         "char",
-        min_length=1,
         description="`char` (one token per character, as nanoGPT's shakespeare_char), `byte` (256 tokens), `bpe` "
-        "(trained on this text), `gpt2` (needs tiktoken and, once, a network), or the path of a tokenizer.json.",
-        examples=list(TOKENIZER_KINDS),
+        "(byte pairs learned from this text), `gpt2` (needs tiktoken and, once, a network), or `file`: the one in "
+        "tokenizer_file.",
+    )
+    tokenizer_file: str | None = Field(
+        None,
+        description="For tokenizer = file: path of a tokenizer.json, or of a dataset folder whose tokenizer to reuse, "
+        "on the machine that preprocesses.",
     )
     vocab_size: int | None = Field(
         None,
@@ -101,6 +104,11 @@ class DatasetConfig(BaseModel):
             raise _invalid(f"source = {self.source!r} cannot be read; use https://, s3:// or a local path")
         if scheme == "s3" and self.sha256 is not None:
             raise _invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
+        if (self.tokenizer == "file") != (self.tokenizer_file is not None):
+            raise _invalid(
+                f"tokenizer = {self.tokenizer!r} and tokenizer_file = {self.tokenizer_file!r} do not go together; "
+                f"tokenizer = 'file' needs a tokenizer_file, and no other tokenizer takes one"
+            )
         if self.tokenizer == "bpe" and self.vocab_size is not None and self.vocab_size < SMALLEST_BPE:
             raise _invalid(f"vocab_size = {self.vocab_size} is too small for bpe; it must be at least {SMALLEST_BPE}")
         if self.tokenizer not in ("bpe", "char") and self.vocab_size is not None:
