@@ -1,0 +1,20 @@
+"""The block that holds a Modal token.
+
+prefect block register -m crucible.workers.modal_credentials
+"""
+
+from __future__ import annotations
+
+from prefect.blocks.core import Block
+from pydantic import Field, SecretStr
+
+
+class ModalCredentials(Block):
+    """A Modal token, as `modal token new` prints it."""
+
+    _block_type_name = "Modal Credentials"
+    _block_type_slug = "modal-credentials"
+    _description = "Token with which a `modal` work pool creates sandboxes."
+
+    token_id: SecretStr = Field(description="Begins with ak-.")
+    token_secret: SecretStr = Field(description="Begins with as-.")

@@ -1,0 +1,33 @@
+"""Patience with a Prefect server that is away for a while: a verdict must not be lost because nobody could take it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import httpx
+
+T = TypeVar("T")
+_LONGEST_PAUSE_SECONDS = 30.0
+_SERVER_ERROR = 500
+
+logger = logging.getLogger(__name__)
+
+
+async def through_outages(call: Callable[[], Awaitable[T]]) -> T:
+    """Make a call to the Prefect API, again and again while the server does not answer; other errors are raised."""
+    pause = 1.0
+    while True:
+        try:
+            return await call()
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code < _SERVER_ERROR:
+                raise
+            reason = f"status {error.response.status_code}"
+        logger.warning("The Prefect API does not answer (%s); trying again in %g s", reason, pause)
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
