@@ -143,7 +143,7 @@ class Checkpoints:
         return checkpoint
 
     def verify(self, checkpoint: Checkpoint, folder: Path | None = None) -> str | None:
-        """What is wrong with a checkpoint, or None: sizes in the store, or sha256 of the copy downloaded to `folder`."""
+        """What is wrong with a checkpoint, or None: sizes in the store, or sha256 of the copy in `folder`."""
         for file in checkpoint.files:
             if folder is None:
                 try:

@@ -40,7 +40,6 @@ LOST_SECONDS = 45.0
 ENDED_AND_SILENT_SECONDS = 12.0
 """The same when the pool, too, says that the run has ended: two missed beats confirm it."""
 LOOK_SECONDS = 1.0
-BEAT_SECONDS = 5.0
 
 
 class JobState(StrEnum):
@@ -57,13 +56,12 @@ class JobState(StrEnum):
 
 
 class JobStatus(Record):
-    """The supervisor's own sign of life, and its last word; `jobs/<job>/status.json`."""
+    """The newest supervisor's last word on a job; `jobs/<job>/status.json`."""
 
     state: JobState
     reason: str
     supervisor: int
     flow_run_id: str = ""
-    sequence: int = 0
     at: datetime = Field(default_factory=now)
 
 
@@ -242,10 +240,9 @@ class Supervision:
 
         Raises `FencedOut` when another supervisor has taken over.
         """
-        self._supervisor = self.job.supervise(self.flow_run_id)
-        self._sequence = 0
-        self._next_beat = 0.0
+        self._supervisor = self._unless_store_fails(lambda: self.job.supervise(self.flow_run_id))
         self._bygone = self._attempts_before_this_start()
+        self._record(JobState.RUNNING, "supervised")
         while True:
             self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
             attempts = self._unless_store_fails(self.job.attempts)
@@ -255,7 +252,7 @@ class Supervision:
             decision = self._unless_store_fails(self._decide)
             if decision.state is not JobState.RUNNING:
                 return self._end(decision)
-            self._wait(decision.pause_seconds * random.uniform(0.5, 1.5))
+            self.sleep(decision.pause_seconds * random.uniform(0.5, 1.5))
             self._launch(len(attempts) + 1, decision)
 
     def _attempts_before_this_start(self) -> int:
@@ -321,7 +318,7 @@ class Supervision:
         self._bring_to_life(attempt, launch)
         silence = _Silence(self.clock)
         while (outcome := self._look(attempt, launch, silence)) is None:
-            self._wait(self.patience.look)
+            self.sleep(self.patience.look)
         self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
         self.launcher.retire(self.job, launch, outcome)
         self.listener.changed(
@@ -388,36 +385,14 @@ class Supervision:
         return verdict
 
     def _end(self, decision: Decision) -> JobStatus:
-        status = self._status(decision.state, decision.reason)
-        self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+        status = self._record(decision.state, decision.reason)
         self.listener.changed(self.job, f"job {decision.state}: {decision.reason}")
         return status
 
-    def _status(self, state: JobState, reason: str) -> JobStatus:
-        self._sequence += 1
-        return JobStatus(
-            state=state,
-            reason=reason,
-            supervisor=self._supervisor.number,
-            flow_run_id=self.flow_run_id,
-            sequence=self._sequence,
-        )
-
-    def _wait(self, seconds: float) -> None:
-        """Sleep, and keep giving a sign of life."""
-        end = self.clock() + seconds
-        while True:
-            if self.clock() >= self._next_beat:
-                self._next_beat = self.clock() + BEAT_SECONDS
-                try:
-                    status = self._status(JobState.RUNNING, "supervising")
-                    self.job.store.write_json("status.json", status.model_dump(mode="json"))
-                except StoreError:
-                    pass  # the same trouble shows, and is told, where the records are read
-            left = end - self.clock()
-            if left <= 0:
-                return
-            self.sleep(min(left, LOOK_SECONDS))
+    def _record(self, state: JobState, reason: str) -> JobStatus:
+        status = JobStatus(state=state, reason=reason, supervisor=self._supervisor.number, flow_run_id=self.flow_run_id)
+        self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+        return status
 
     def _unless_store_fails(self, action: Callable[[], T]) -> T:
         """Do it; while the store cannot be reached, say so and try again: without records nothing can be decided."""

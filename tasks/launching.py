@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelling, Crashed
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from crucible.errors import ServiceError
 from crucible.jobs import Job, Launch, Outcome, now
@@ -84,7 +86,9 @@ class PrefectLauncher:
         if run is None or run.state is None or run.state.type in _ENDED:
             return
         message = f"attempt {launch.number} {outcome.end_reason.words}: {outcome.message}"
-        if self._propose(run, Cancelling(message=message)):
+        if run.state.type in (StateType.SCHEDULED, StateType.PENDING):
+            self._propose(run, Cancelled(message=message))  # nothing runs that a worker would have to end
+        elif self._propose(run, Cancelling(message=message)):
             self._cancelling[launch.number] = run
 
     def settle(self) -> None:
@@ -114,3 +118,13 @@ class PrefectLauncher:
         except (httpx.HTTPError, PrefectException):
             return False
         return True
+
+
+def being_cancelled() -> bool:
+    """Whether a person cancelled the flow run this code is in; False when the server cannot be asked."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(flow_run.id or "")).state
+    except (httpx.HTTPError, PrefectException, ValueError):
+        return False
+    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)

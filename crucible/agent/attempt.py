@@ -8,6 +8,7 @@ for SIGTERM) is taken for what it is. One more thread watches the notice sources
 
 from __future__ import annotations
 
+import contextvars
 import json
 import math
 import os
@@ -140,8 +141,9 @@ class _AttemptRun:
         self._clear_scratch()
         self._spent_before = self.attempt.job.cost_usd()
         self._limits = self.attempt.job.limits
-        watcher = threading.Thread(target=self._watch, name="watching", daemon=True)
-        watcher.start()
+        # The observer hears from three threads; the caller's context variables (whose run?) hold in all of them.
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._watch,), name="watching", daemon=True).start()
         try:
             try:
                 end = self._train()

@@ -6,6 +6,7 @@ taken: the ones between would only cost bandwidth. While the store fails, the th
 
 from __future__ import annotations
 
+import contextvars
 import json
 import math
 import shutil
@@ -91,7 +92,8 @@ class Saving:
         self._on_commit, self._on_trouble = on_commit, on_trouble
         self._finishing = threading.Event()
         self._deadline = math.inf
-        self._thread = threading.Thread(target=self._run, name="saving", daemon=True)
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._run,), name="saving", daemon=True)
         self._publish_interval(policy.fixed_seconds or min(FIRST_INTERVAL_SECONDS, policy.maximum_seconds))
 
     def start(self, committed_step: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import signal
 import subprocess
@@ -50,7 +51,10 @@ class Workload:
         )
         assert self._process.stdout is not None
         self._reader = threading.Thread(
-            target=self._read, args=(self._process.stdout,), name="workload-output", daemon=True
+            target=contextvars.copy_context().run,
+            args=(self._read, self._process.stdout),
+            name="workload-output",
+            daemon=True,
         )
         self._reader.start()
 

@@ -1,0 +1,150 @@
+"""`train-nanogpt`: preprocess → train → evaluate, whatever happens to the machines in between.
+
+The front door: `prefect deployment run train-nanogpt`. This flow supervises: it runs on the light `local` pool, starts
+every attempt as a flow run of `train/<pool>`, and decides from the attempt's record what comes next. Killed and
+started again, it finds its job and carries on.
+
+    python flows/train_nanogpt.py --preset debug     # the same without a deployment, against the current server
+"""
+
+from __future__ import annotations
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from pydantic import Field
+
+from crucible.config import TrainConfig
+from crucible.datasets.build import resolve_dataset
+from crucible.datasets.config import DatasetConfig
+from crucible.datasets.meta import require_block_size
+from crucible.errors import CrucibleError, FencedOut
+from crucible.jobs import Job, JobSpec, Limits
+from crucible.presence import Presence
+from crucible.store import Store
+from crucible.supervision import JobState, JobStatus, Placement, Supervision
+from flows.evaluate import evaluate
+from flows.parameters import Pool, Preset, TrainOverrides, resolve
+from flows.preprocess import preprocess
+from tasks.launching import PrefectLauncher, being_cancelled
+from tasks.observing import JobListener, add_tags
+from tasks.storage import open_store
+
+CANCEL_PATIENCE_SECONDS = 20.0
+"""Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
+
+
+def job_name() -> str:
+    """The job's id: as given, or after the flow run, so that a flow run that is started again finds its job."""
+    return flow_run.parameters.get("job") or f"nanogpt-{flow_run.id[:8]}"
+
+
+@flow(name="train-nanogpt", flow_run_name=job_name)
+def train_nanogpt(
+    preset: Preset = Field("cpu-small", description="Which shipped configuration to start from."),
+    config: TrainOverrides = Field(  # type: ignore[valid-type]
+        TrainOverrides(), description="What differs from the preset, by nanoGPT's key names."
+    ),
+    dataset: DatasetConfig = Field(DatasetConfig(), description="The text to train on and its tokenizer."),
+    pool: Pool = Field("local", description="Where to train."),
+    job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued."),
+    max_attempts: int = Field(50, ge=1, description="Stop after so many attempts."),
+    max_cost_usd: float | None = Field(
+        None, gt=0, description="Stop, saved, before the job costs more. Empty: no cap."
+    ),
+    max_hours: float | None = Field(
+        None, gt=0, description="Stop, saved, so many hours after the start. Empty: no cap."
+    ),
+    run_evaluation: bool = Field(True, description="Evaluate and export the model at the end."),
+    project: str = Field("default", description="Whose money it is: shown in cost reports."),
+    owner: str = Field("", description="Who started it: shown in cost reports."),
+    store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
+) -> State:
+    """Train a GPT to the end of its configuration, over as many machines as it takes."""
+    try:
+        limits = Limits(max_attempts=max_attempts, max_cost_usd=max_cost_usd, max_hours=max_hours)
+        spec = JobSpec(job_id=job_name(), project=project, owner=owner)
+        placed = open_store(store)
+        with Presence(placed, flow_run.id or "", spec.job_id) as presence:
+            record = _prepare(spec, limits, resolve(preset, config), dataset, placed, store)
+            status = _supervise(record, [Placement(pool)], store, presence)
+            if status.state is JobState.COMPLETED and run_evaluation:
+                evaluate(job=record.job_id, store=store)
+    except FencedOut as error:
+        newest = Job(placed, spec.job_id).newest_supervisor()
+        if newest is not None and newest.flow_run_id == flow_run.id:
+            raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
+        return Cancelled(name="Superseded", message=str(error))
+    except CrucibleError as error:
+        get_run_logger().error(str(error))
+        return Failed(message=str(error))
+    return as_state(status)
+
+
+def _prepare(
+    spec: JobSpec, limits: Limits, config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str
+) -> Job:
+    """The job on record, its dataset in the store."""
+    add_tags(f"job:{spec.job_id}", "stage:pipeline", f"project:{spec.project}")
+    digest = preprocess(dataset=dataset, store=store)
+    require_block_size(resolve_dataset(placed, digest).meta, config.block_size)
+    job = Job.create(
+        placed,
+        spec.model_copy(
+            update={
+                "config": config.model_dump(mode="json"),
+                "config_digest": config.digest(),
+                "dataset": digest,
+            }
+        ),
+    )
+    job.set_limits(limits)
+    return job
+
+
+def _supervise(job: Job, placements: list[Placement], store: str, presence: Presence) -> JobStatus:
+    spec = job.spec
+    supervision = Supervision(
+        job,
+        PrefectLauncher(store, spec.project, spec.owner),
+        placements,
+        JobListener(),
+        flow_run_id=str(flow_run.id or ""),
+    )
+    try:
+        return supervision.run()
+    except TerminationSignal:
+        # Cancelled by a person: the attempt saves and stops. Any other end of this process leaves the attempt alone,
+        # for the next supervisor to find.
+        if being_cancelled():
+            presence.leave()
+            supervision.cancel("cancelled in Prefect", CANCEL_PATIENCE_SECONDS)
+        raise
+
+
+def as_state(status: JobStatus) -> State:
+    """How the job's end shows in the Prefect UI."""
+    match status.state:
+        case JobState.COMPLETED:
+            return Completed(message=status.reason)
+        case JobState.PAUSED:
+            return Completed(name="Paused at step", message=status.reason)
+        case JobState.BUDGET_STOP:
+            return Cancelled(name="BudgetStop", message=status.reason)
+        case JobState.CANCELLED:
+            return Cancelled(message=status.reason)
+        case _:
+            return Failed(message=status.reason)
+
+
+if __name__ == "__main__":
+    import argparse
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="cpu-small")
+    parser.add_argument("--job", default="")
+    arguments = parser.parse_args()
+    train_nanogpt(preset=arguments.preset, job=arguments.job)

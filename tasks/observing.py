@@ -1,0 +1,157 @@
+"""What people see of an attempt and of a job in Prefect: log lines, events, tags, progress.
+
+Nothing here may disturb the training: whatever the Prefect server refuses or does not answer is left out, and the
+records in the store still have it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.exceptions import PrefectException
+from prefect.logging import get_logger, get_run_logger
+from prefect.runtime import flow_run
+
+from crucible.jobs import Heartbeat, Job
+from tasks.reporting import artifact_key, publish_report
+
+BURST_LINES = 60
+LINES_PER_SECOND = 0.5
+PROGRESS_SECONDS = 5.0
+REPORT_SECONDS = 15.0
+
+UNAVAILABLE = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
+"""What the Prefect client raises when the server is away or says no."""
+
+
+def emit(kind: str, job_id: str, message: str, **details: Any) -> None:
+    """A Prefect event `crucible.<kind>` on the job, related to the flow run it comes from; automations hang on it."""
+    related = []
+    if flow_run.id:
+        related.append({"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"})
+    with suppress(*UNAVAILABLE):
+        emit_event(
+            f"crucible.{kind}",
+            resource={"prefect.resource.id": f"crucible.job.{job_id}", "prefect.resource.name": job_id},
+            related=related,
+            payload={"message": message, **details},
+        )
+
+
+def add_tags(*tags: str, replacing: tuple[str, ...] = ()) -> None:
+    """Add tags to the running flow run; those that begin with one of `replacing` make way.
+
+    The API replaces the whole set, so the union is written: tags of the deployment and of the person stay.
+    """
+    if not flow_run.id:
+        return
+    with suppress(*UNAVAILABLE), get_client(sync_client=True) as client:
+        run = client.read_flow_run(UUID(flow_run.id))
+        kept = {tag for tag in run.tags if not tag.startswith(replacing)} if replacing else set(run.tags)
+        if kept | set(tags) != set(run.tags):
+            client.update_flow_run(run.id, tags=kept | set(tags))
+
+
+class Throttle:
+    """True at most once in so many seconds."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds, self._clock, self._next = seconds, clock, 0.0
+
+    def __call__(self) -> bool:
+        if self._clock() < self._next:
+            return False
+        self._next = self._clock() + self._seconds
+        return True
+
+
+class LineLimit:
+    """Lets a burst of lines through, then so many a second, and says how many it left out."""
+
+    def __init__(self, burst: int = BURST_LINES, per_second: float = LINES_PER_SECOND) -> None:
+        self._capacity, self._per_second = float(burst), per_second
+        self._tokens, self._at, self._left_out = float(burst), time.monotonic(), 0
+
+    def pass_on(self, line: str) -> str | None:
+        """The line to show, with a word on those left out before it; None to leave this one out, too."""
+        now = time.monotonic()
+        self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._per_second)
+        self._at = now
+        if self._tokens < 1:
+            self._left_out += 1
+            return None
+        self._tokens -= 1
+        left_out, self._left_out = self._left_out, 0
+        return f"{line}   [{left_out} lines before this one left out]" if left_out else line
+
+
+class AttemptObserver:
+    """Shows one attempt in its flow run: the workload's lines, a progress artifact, events."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.job, self.number = job, number
+        self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
+        self._limit = LineLimit()
+        self._progress_due = Throttle(PROGRESS_SECONDS)
+        self._progress_id: UUID | None = None
+
+    def log(self, line: str) -> None:
+        shown = self._limit.pass_on(line)
+        if shown is not None:
+            self._logger.info(shown)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Metrics reach people through the report, which reads them from the store."""
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        if heartbeat.total_steps and self._progress_due():
+            with suppress(*UNAVAILABLE):
+                self._show_progress(100.0 * heartbeat.step / heartbeat.total_steps, heartbeat)
+
+    def event(self, kind: str, message: str, **details: Any) -> None:
+        level = self._logger.warning if kind in ("notice", "damaged", "trouble") else self._logger.info
+        level(message)
+        details = {name: value for name, value in details.items() if value is not None}
+        emit(kind, self.job.job_id, message, attempt=self.number, **details)
+
+    def _show_progress(self, percent: float, heartbeat: Heartbeat) -> None:
+        text = f"step {heartbeat.step} of {heartbeat.total_steps}"
+        if "train_loss" in heartbeat.metrics:
+            text += f", loss {heartbeat.metrics['train_loss']:.4f}"
+        if self._progress_id is None:
+            key = artifact_key("progress", self.job.job_id)
+            created = create_progress_artifact(percent, key=key, description=text)
+            self._progress_id = created if isinstance(created, UUID) else None
+        else:
+            update_progress_artifact(self._progress_id, percent, description=text)
+
+
+class JobListener:
+    """Shows a job in its supervising flow run: the report artifact, tags, one event for every move."""
+
+    def __init__(self) -> None:
+        self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
+        self._report_due = Throttle(REPORT_SECONDS)
+
+    def changed(self, job: Job, message: str) -> None:
+        self._logger.info(message)
+        emit("move", job.job_id, message)
+        attempts = len(job.attempts())
+        add_tags(f"attempts:{attempts}", f"cost-usd:{job.cost_usd():.2f}", replacing=("attempts:", "cost-usd:"))
+        self._publish(job)
+
+    def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
+        if heartbeat is not None and self._report_due():
+            self._publish(job)
+
+    def _publish(self, job: Job) -> None:
+        with suppress(*UNAVAILABLE):
+            publish_report(job)

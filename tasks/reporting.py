@@ -1,0 +1,23 @@
+"""The job's report as an artifact in the Prefect UI."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from prefect.artifacts import create_markdown_artifact
+
+from crucible.jobs import Job
+from crucible.reports import job_report
+
+
+def artifact_key(kind: str, job_id: str) -> str:
+    """A key that Prefect takes: lower case, digits and dashes."""
+    return f"{kind}-{job_id}".lower().replace("_", "-").replace(".", "-")
+
+
+def publish_report(job: Job) -> UUID | None:
+    """Write the report anew under the job's constant key, which keeps the earlier ones as its history."""
+    created = create_markdown_artifact(
+        job_report(job), key=artifact_key("job", job.job_id), description=f"Report of job {job.job_id}"
+    )
+    return created if isinstance(created, UUID) else None
