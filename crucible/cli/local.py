@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from crucible.local.checks import Check
 
 PANEL = "Local set-up"
 
@@ -14,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(up)
     app.command(rich_help_panel=PANEL)(down)
     app.command(rich_help_panel=PANEL)(env)
+    app.command(rich_help_panel=PANEL)(doctor)
 
 
 def up(
@@ -63,3 +67,33 @@ def env() -> None:
         raise ServiceError("the local set-up is not running; start it with: crucible up")
     for name, value in {"CRUCIBLE_HOME": str(home.root), **services.client_settings(state.api_url)}.items():
         typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False) -> None:
+    """Check this machine and every pool: ready, not ready, how to mend. Fails if the local pool is not ready."""
+    from crucible.local import checks, pool_checks
+
+    machine, pools = checks.machine(), pool_checks.pools()
+    rows = checks.run_all([*machine, *pools])
+    machine_rows, pool_rows = rows[: len(machine)], rows[len(machine) :]
+    local = pool_checks.local(machine_rows)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([vars(row) for row in [*machine_rows, local, *pool_rows]], indent=2))
+    else:
+        _print_rows([*machine_rows, local, *pool_rows])
+    if not local.ready:
+        raise typer.Exit(1)
+
+
+def _print_rows(rows: list[Check]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(soft_wrap=True)  # a wrapped command line cannot be copied
+    for row in rows:
+        status = Text("ready    ", "green") if row.ready else Text("not ready", "red")
+        console.print(status, f"{row.name:<15}{row.found}", sep="  ", markup=False)
+        if row.mend:
+            console.print(Text(f"{'':26}→ {row.mend}", "yellow"))

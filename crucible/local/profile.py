@@ -24,13 +24,18 @@ def profiles_path() -> Path:
     return Path(os.environ.get("PREFECT_HOME") or "~/.prefect").expanduser() / "profiles.toml"
 
 
+def active() -> str:
+    """The name of the profile that is selected for new shells."""
+    return str(_read().get("active") or PREFECT_DEFAULT)
+
+
 def select(settings: Mapping[str, str]) -> str | None:
     """Write the profile with `settings` and make it the active one; return the name of the one active before.
 
     Settings that the user added to the profile stay. Returns None if ours was active already.
     """
     content = _read()
-    previous = content.get("active") or PREFECT_DEFAULT
+    previous = active()
     profiles = content.setdefault("profiles", {})
     profiles[NAME] = {**profiles.get(NAME, {}), **settings}
     content["active"] = NAME

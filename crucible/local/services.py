@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import socket
 import sys
@@ -84,11 +83,8 @@ def watchdog() -> Service:
 
 
 def companions(api_url: str) -> list[Service]:
-    """What runs beside the server, in the order of starting."""
-    services = [worker(api_url)]
-    if importlib.util.find_spec("crucible.local.watchdog"):
-        services.append(watchdog())
-    return services
+    """What runs beside the server."""
+    return [worker(api_url), watchdog()]
 
 
 def service_environment(home: Home, api_url: str) -> dict[str, str]:

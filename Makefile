@@ -1,0 +1,62 @@
+# make quickstart   set everything up here and watch a GPT learn
+# make test         lint, types and all quick tests; make test-slow: the soak tests and long drills
+# make bench        the figures of the README; make drill: prove recovery on this machine
+# make clean        remove what these made, the installed environment included
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# Some of the tests wait for other processes most of the time, so two at once pay even on two cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+.PHONY: quickstart test test-slow lint bench drill clean
+
+quickstart: $(VENV)/installed
+	@$(BIN)/crucible quickstart
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-slow: $(VENV)/installed-dev
+	$(PYTEST) -m slow --timeout 3600
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed-dev
+	$(BIN)/python -m benchmarks
+
+drill: $(VENV)/installed-dev
+	$(BIN)/crucible drill
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# Torch comes first and alone: it is by far the largest download, and stays installed when a later step fails.
+$(VENV)/torch: constraints.txt | $(VENV)/made
+	@echo "Installing torch (large; once) ..."
+	@$(INSTALL) torch
+	@touch $@
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
+	@echo "Installing Crucible ..."
+	@$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
+	@echo "Installing Crucible with everything its tests use ..."
+	@$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/installed
+
+# The first of these that is a Python this project runs on makes the environment; PYTHON=… puts another one first.
+$(VENV)/made:
+	@for python in $(PYTHON) python3.11 python3.12 python3.13 python3; do \
+	    if $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then \
+	        $$python -m venv $(VENV) && touch $@ && exit 0; \
+	        echo "error: $$python cannot make a virtual environment; on Debian: apt install python3-venv" >&2; exit 1; \
+	    fi; \
+	done; \
+	echo "error: no Python 3.11, 3.12 or 3.13 here (python3 is: $$(python3 --version 2>&1)); install one, or name it:" \
+	     "make quickstart PYTHON=/path/to/python3.12" >&2; exit 1

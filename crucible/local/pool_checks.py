@@ -1,0 +1,111 @@
+"""What `crucible doctor` looks at for each work pool: its client library, its credentials, its service, its worker."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import httpx
+
+from crucible.local.checks import Check
+from crucible.local.services import POOL, server_answers
+from crucible.local.state import PROJECT, Home, State
+
+ANSWER_SECONDS = 5
+
+
+def docker_gpu() -> Check:
+    """The docker engine and its GPU runtime."""
+    if missing := _missing("docker-gpu", "docker", extra="docker"):
+        return missing
+    import docker
+
+    try:
+        info: dict[str, Any] = docker.from_env(timeout=ANSWER_SECONDS).info()
+    except (docker.errors.DockerException, OSError) as error:
+        mend = "install Docker Engine and start it; your user must be in the group docker"
+        return Check("docker-gpu", False, f"the docker engine does not answer: {_first_line(error)}", mend, local=False)
+    engine = f"docker {info['ServerVersion']}"
+    # Newer engines hand out GPUs through CDI devices, older ones through a runtime of that name.
+    if "nvidia" not in info.get("Runtimes", {}) and not info.get("DiscoveredDevices"):
+        mend = "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker"
+        return Check("docker-gpu", False, f"{engine} has no GPU runtime", mend, local=False)
+    return _with_worker(Check("docker-gpu", True, f"{engine} with GPUs", local=False))
+
+
+def ec2(pool: str) -> Check:
+    """AWS credentials that AWS accepts, and a region."""
+    if missing := _missing(pool, "boto3", extra="aws"):
+        return missing
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    session = boto3.Session()
+    mend = "aws configure sso (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    if session.get_credentials() is None:
+        return Check(pool, False, "no AWS credentials", mend, local=False)
+    if session.region_name is None:
+        return Check(pool, False, "no AWS region", "set AWS_DEFAULT_REGION, for example to us-east-1", local=False)
+    quick = Config(connect_timeout=ANSWER_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
+    try:
+        account = session.client("sts", config=quick).get_caller_identity()["Account"]
+    except (BotoCoreError, ClientError) as error:
+        return Check(pool, False, f"AWS refuses the credentials or is out of reach: {error}", mend, local=False)
+    return _with_worker(Check(pool, True, f"account {account}, region {session.region_name}", local=False))
+
+
+def modal() -> Check:
+    """Modal's token; whether it is valid shows with the first sandbox."""
+    if missing := _missing("modal", "modal", extra="modal"):
+        return missing
+    from modal.config import config
+
+    if not (config.get("token_id") and config.get("token_secret")):
+        mend = "modal token new (or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET)"
+        return Check("modal", False, "no Modal token", mend, local=False)
+    return _with_worker(Check("modal", True, f"token {config.get('token_id')}", local=False))
+
+
+def pools() -> list[Callable[[], Check]]:
+    """The checks of every pool but `local`, which is ready when the checks of this machine are."""
+    return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal]
+
+
+def local(machine: list[Check]) -> Check:
+    """The row of the `local` pool, from the rows of this machine."""
+    lacking = [check.name for check in machine if check.local and not check.ready]
+    if lacking:
+        return Check(POOL, False, f"needs: {', '.join(lacking)}", "see the rows above")
+    return Check(POOL, True, "processes on this machine")
+
+
+def _missing(pool: str, module: str, *, extra: str) -> Check | None:
+    if importlib.util.find_spec(module):
+        return None
+    mend = f"pip install -c {PROJECT / 'constraints.txt'} '{PROJECT}[{extra}]'"
+    return Check(pool, False, f"the {extra} extra is not installed", mend, local=False)
+
+
+def _with_worker(check: Check) -> Check:
+    """Add whether the server has the pool, and a worker that polls it."""
+    api_url = State.load(Home.current()).api_url
+    if api_url is None or not server_answers(api_url):
+        return replace(check, ready=False, found=f"{check.found}; no server to ask for the pool", mend="crucible up")
+    with httpx.Client(base_url=api_url, timeout=ANSWER_SECONDS) as api:
+        pool = api.get(f"/work_pools/{check.name}")
+        workers = api.post(f"/work_pools/{check.name}/workers/filter", json={})
+    if pool.status_code == httpx.codes.NOT_FOUND:
+        mend = f"create it as its guide in docs/ says, then: prefect worker start --pool {check.name}"
+        return replace(check, ready=False, found=f"{check.found}; the server has no such pool", mend=mend)
+    if not any(worker["status"] == "ONLINE" for worker in workers.raise_for_status().json()):
+        mend = f"prefect worker start --pool {check.name}"
+        return replace(check, ready=False, found=f"{check.found}; no worker polls the pool", mend=mend)
+    return check
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
