@@ -56,7 +56,7 @@ class BpeTokenizer(Tokenizer):
 
     def encode(self, text: str) -> TokenIds:
         if self._fast is not None:
-            with suppress(ValueError):  # its regex engine gives up on a few hundred thousand spaces in a row
+            with suppress(ValueError):  # its regex engine gives up on a million spaces in a row
                 return self._fast.encode_to_numpy(text, disallowed_special=()).astype(self.dtype)
         return np.array(self._slow.encode(text, add_special_tokens=False).ids, dtype=self.dtype)
 
