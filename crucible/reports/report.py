@@ -1,0 +1,101 @@
+"""The report of a job: one markdown page that carries its own picture."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from crucible.checkpoints import Checkpoints
+from crucible.jobs import Job, now
+from crucible.reports.figures import duration, usd
+from crucible.reports.interval import interval_in_words
+from crucible.reports.metrics import Metrics
+from crucible.reports.picture import data_uri, loss_curve
+from crucible.reports.summary import AttemptSummary, JobSummary, summarise
+from crucible.reports.tables import attempts_table, checkpoints_table, settings_table
+from crucible.supervision import JobState
+
+SILENT = timedelta(seconds=90)
+"""A supervisor writes every few seconds; one that has not for so long is told of."""
+
+_STATES = {
+    None: "Not started",
+    JobState.RUNNING: "Running",
+    JobState.COMPLETED: "Completed",
+    JobState.PAUSED: "Paused",
+    JobState.BUDGET_STOP: "Stopped at its limits",
+    JobState.CANCELLED: "Cancelled",
+    JobState.FAILED: "Failed",
+    JobState.STOPPED: "Given up",
+}
+
+
+def job_report(job: Job, metrics: Metrics | None = None) -> str:
+    """The page, from the records as they are now; also of a job that has no attempt yet.
+
+    Whoever calls again and again gives the same `metrics`, which reads only what is new.
+    """
+    history = (metrics or Metrics(job)).rows()
+    summary = summarise(job, history)
+    starts = {a.number: a.from_step for a in summary.attempts if a.from_step is not None}
+    parts = [f"# {summary.job_id}", headline(summary)]
+    if summary.reason:
+        parts.append(summary.reason)
+    if summary.running and summary.last_heard and now() - summary.last_heard > SILENT:
+        silence = duration((now() - summary.last_heard).total_seconds())
+        parts.append(f"The supervising flow was last heard of {silence} ago; starting it again carries the job on.")
+    if history:
+        parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
+    if summary.attempts:
+        parts += ["## Attempts", attempts_table(summary.attempts), "\n".join(map(_story, summary.attempts))]
+    checkpoints = Checkpoints(job).list()
+    fixed = summary.spec.config.get("checkpoint_interval_seconds")
+    interval = interval_in_words(summary.attempts, fixed)
+    if checkpoints or interval:
+        parts += ["## Checkpoints"]
+        parts += [f"Made {interval}."] if interval else []
+        parts += [checkpoints_table(checkpoints)] if checkpoints else []
+    if summary.spec.config:
+        parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **summary.spec.config})]
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(summary: JobSummary) -> str:
+    """State, progress, loss, time left and cost on one line of markdown."""
+    facts = [f"**{_STATES[summary.state]}**" + _where(summary)]
+    if summary.total_steps:
+        share = f" ({summary.step / summary.total_steps:.0%})" if summary.running else ""
+        facts.append(f"step {summary.step:,} of {summary.total_steps:,}{share}")
+    elif summary.step:
+        facts.append(f"step {summary.step:,}")
+    if summary.val_loss is not None:
+        facts.append(f"validation loss {summary.val_loss:.4f}")
+    elif summary.train_loss is not None:
+        facts.append(f"training loss {summary.train_loss:.4f}")
+    if summary.running and summary.seconds_left is not None:
+        facts.append(f"about {duration(summary.seconds_left)} left")
+    elif summary.attempts:
+        facts.append(f"{duration(summary.seconds)} in {_counted(len(summary.attempts), 'attempt')}")
+    allowed = summary.limits.max_cost_usd
+    facts.append(usd(summary.cost_usd) + (f" of {usd(allowed)}" if allowed is not None else ""))
+    return " · ".join(facts)
+
+
+def _where(summary: JobSummary) -> str:
+    if not summary.running or not summary.attempts:
+        return ""
+    attempt = summary.attempts[-1]
+    machine = f" ({attempt.instance})" if attempt.instance else ""
+    return f" on {attempt.pool}{machine}, attempt {attempt.number}" if attempt.pool else ""
+
+
+def _story(attempt: AttemptSummary) -> str:
+    """Why the attempt was made, what it was told, how it ended."""
+    parts = [attempt.launched_because, *attempt.notices]
+    if attempt.message and attempt.message not in attempt.notices:
+        parts.append(attempt.message)
+    told = " → ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
+    return f"- **Attempt {attempt.number}**: {told or attempt.end}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

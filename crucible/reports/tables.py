@@ -1,0 +1,80 @@
+"""Attempts, checkpoints and settings as markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crucible.checkpoints import Checkpoint
+from crucible.reports.figures import duration, megabytes, usd
+from crucible.reports.summary import AttemptSummary
+
+UNKNOWN = "–"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A markdown table; the columns in `numbers` are set to the right."""
+    rule = ["---:" if i in numbers else "---" for i in range(len(headings))]
+    lines = [list(headings), rule, *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def attempts_table(attempts: Sequence[AttemptSummary]) -> str:
+    """One line for each attempt, first to last."""
+    headings = ["attempt", "pool", "instance", "from step", "to step", "steps lost", "recovered in", "end", "cost"]
+    rows = [
+        [
+            str(a.number),
+            a.pool or UNKNOWN,
+            a.instance or UNKNOWN,
+            _number(a.from_step),
+            _number(a.to_step),
+            _number(a.steps_lost) if a.end_reason else UNKNOWN,
+            duration(a.recovery_seconds) if a.recovery_seconds is not None else UNKNOWN,
+            a.end,
+            usd(a.cost_usd),
+        ]
+        for a in attempts
+    ]
+    return markdown_table(headings, rows, numbers=(0, 3, 4, 5, 6, 8))
+
+
+def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
+    """One line for each commit that counts, newest first."""
+    best = best_checkpoint(checkpoints)
+    rows = []
+    for index, checkpoint in enumerate(checkpoints):
+        marks = ["newest"] if index == 0 else []
+        marks += ["best"] if checkpoint is best else []
+        rows.append(
+            [
+                _number(checkpoint.step),
+                str(checkpoint.attempt),
+                f"{checkpoint.val_loss:.4f}" if checkpoint.val_loss is not None else UNKNOWN,
+                megabytes(checkpoint.bytes),
+                f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
+                ", ".join(marks),
+            ]
+        )
+    headings = ["step", "attempt", "validation loss", "size", "committed", ""]
+    return markdown_table(headings, rows, numbers=(0, 1, 2, 3))
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """Names and values."""
+    rows = [[f"`{name}`", UNKNOWN if value is None else f"`{value}`"] for name, value in settings.items()]
+    return markdown_table(["setting", "value"], rows)
+
+
+def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one with the lowest validation loss, the later of two equals; None when none was scored."""
+    scored = [(c.val_loss, -c.step, c) for c in checkpoints if c.val_loss is not None]
+    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

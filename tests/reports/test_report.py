@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import base64
+import io
+import random
+import re
+from pathlib import Path
+
+from PIL import Image
+
+from crucible.jobs import EndReason, Limits, Outcome
+from crucible.reports import Metrics, job_report, loss_curve
+from crucible.reports.interval import interval_in_words
+from crucible.reports.summary import summarise
+from crucible.store import Store
+from crucible.supervision import JobState
+from tests.reports.history import Past, interrupted_twice
+
+
+def test_the_page_shows_attempts_checkpoints_interval_and_settings(store: Store, tmp_path: Path) -> None:
+    page = job_report(interrupted_twice(store, tmp_path).job)
+
+    assert "**Completed** · step 2,000 of 2,000 · validation loss 1.6175 · 3 min 36 s in 3 attempts · $0.0362" in page
+    assert "| 2 | ec2-spot | g5.xlarge | 600 | 1,300 | 100 | 33 s | lost (no sign of life) | $0.0072 |" in page
+    assert re.search(r"\| 2,000 \| 3 \| 1\.6175 \| 0\.10 MB \| .* \| newest, best \|", page)
+    assert "Made every 38 s: a save stops training for 100 ms and is in the store after 1.5 s" in page
+    assert "| `n_layer` | `4` |" in page
+
+
+def test_the_picture_travels_in_the_page_and_is_small(store: Store, tmp_path: Path) -> None:
+    page = job_report(interrupted_twice(store, tmp_path).job)
+
+    match = re.search(r"!\[[^\]]*\]\(data:image/png;base64,([A-Za-z0-9+/=]+)\)", page)
+    assert match
+    png = base64.b64decode(match[1])
+    assert Image.open(io.BytesIO(png)).size == (640, 288)
+    assert len(png) < 40_000
+
+
+def test_attempts_and_both_losses_are_drawn(store: Store, tmp_path: Path) -> None:
+    rows = Metrics(interrupted_twice(store, tmp_path).job).rows()
+    whole = loss_curve(rows, {1: 0, 2: 600, 3: 1200})
+
+    assert whole == loss_curve(rows, {1: 0, 2: 600, 3: 1200}), "the same history must give the same picture"
+    assert whole != loss_curve(rows, {1: 0, 2: 600})
+    for name in ("train_loss", "val_loss"):
+        assert whole != loss_curve(
+            [{k: v for k, v in row.items() if k != name} for row in rows], {1: 0, 2: 600, 3: 1200}
+        )
+
+
+def test_a_long_jobs_picture_stays_small() -> None:
+    noise = random.Random(1)
+    rows = [{"step": step, "train_loss": noise.gauss(3, 0.3)} for step in range(1, 50_000)]
+
+    assert len(loss_curve(rows)) < 40_000
+
+
+def test_a_job_without_attempts_has_a_page(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.job.set_limits(Limits(max_cost_usd=3))
+
+    page = job_report(past.job)
+
+    assert "**Not started** · step 0 of 2,000 · $0.00 of $3.00" in page
+    assert "## Attempts" not in page
+
+
+def test_an_attempt_that_never_started_is_listed(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    first = past.attempt(0, 100, [])
+    past.end(first, EndReason.KILLED, "out of memory | signal 9\nsecond line")
+    launch = past.launch.model_copy(update={"number": 2})
+    past.job.decide(launch)
+    past.job.attempt(2).end(Outcome(end_reason=EndReason.NOT_STARTED, message="no capacity"))
+
+    page = job_report(past.job)
+
+    assert "| 2 | ec2-spot | g5.xlarge | – | – | 0 | – | never started | $0.00 |" in page
+    assert "out of memory | signal 9 second line" in page  # a list line, where a bar is harmless and a break is not
+
+
+def test_a_running_job_says_where_it_runs_and_whether_its_supervisor_is_silent(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.attempt(0, 1000, [500])
+    past.status(JobState.RUNNING)
+
+    page = job_report(past.job)
+
+    assert "**Running** on ec2-spot (g5.xlarge), attempt 1 · step 1,000 of 2,000 (50%)" in page
+    assert "about 1 min 40 s left" in page
+    assert "last heard of" not in page
+    silent = past.job.store.read_json("status.json") | {"at": "2026-03-01T12:00:00+00:00"}
+    past.job.store.write_json("status.json", silent)
+    assert "last heard of" in job_report(past.job)
+
+
+def test_the_reason_for_the_interval_follows_from_the_figures(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    attempt = past.attempt(0, 600, [600])
+
+    def reason(fixed: float | None = None, **saving: float) -> str:
+        past.job.store.delete("attempts/0001/outcome.json")
+        figures = {"interval_seconds": 38.0, "stall_seconds": 0.1, "durable_seconds": 1.5, "bytes": 1e6} | saving
+        attempt.end(Outcome(end_reason=EndReason.COMPLETED, message="done", saving=figures))
+        return interval_in_words(summarise(past.job).attempts, fixed)
+
+    assert "loses least time (Young and Daly)" in reason()
+    assert "set in the configuration" in reason(fixed=38.0)
+    assert "do not queue up" in reason(interval_seconds=60.0, durable_seconds=40.0)
+    assert "asks for 3.8 s: this is the shortest interval allowed" in reason(stall_seconds=0.001, interval_seconds=5.0)
+    assert "the longest interval allowed" in reason(stall_seconds=30.0, interval_seconds=300.0)
+    assert reason(bytes=0) == ""
