@@ -1,0 +1,128 @@
+"""What ECS and the scaling groups mean: their words, what they mean for a job, and what to do.
+
+    diagnose("CannotPullContainerError: … not found").permanent   # True: trying again cannot help
+
+Words are AWS's own, as its user guides and reported events give them (ECS "Stopped tasks error codes", EC2 Auto
+Scaling "Troubleshoot"); a text that no rule knows is handed on as it is and counts as temporary.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A failure told as summary, detail and what to do."""
+
+    summary: str
+    detail: str
+    mend: str
+    permanent: bool = False
+    """Trying the same again cannot help; a supervisor should stop, or move to another pool."""
+
+    def __str__(self) -> str:
+        return f"{self.summary}: {self.mend} ({self.detail})" if self.mend else f"{self.summary} ({self.detail})"
+
+
+_RULES: list[tuple[str, str, str, bool]] = [
+    (
+        r"CannotPullContainer(Error)?.*(not found|does not exist|manifest unknown|NotFound)",
+        "the container image does not exist",
+        "push it (`crucible images push`) or name another with `crucible aws pools --image`",
+        True,
+    ),
+    (
+        r"CannotPullContainer|CannotPullECR|pull access denied|no basic auth",
+        "the container image could not be pulled",
+        "check that the image is in this region and that the execution role may pull it",
+        True,
+    ),
+    (
+        r"unable to assume.*role|role.*(is not valid|cannot be found|does not exist)|Role is not valid",
+        "a role of the task is missing or cannot be assumed",
+        "run `crucible aws up` to restore the stack's roles, then `crucible aws pools`",
+        True,
+    ),
+    (
+        r"VcpuLimitExceeded|MaxSpotInstanceCountExceeded|vCPU limit|spot instance count exceeded",
+        "the account's quota for GPU instances is used up or zero",
+        "ask AWS for more in Service Quotas: EC2, 'All G and VT Spot Instance Requests' or 'Running On-Demand G and VT "
+        "instances' (counted in vCPUs: 4 for one xlarge)",
+        True,
+    ),
+    (
+        r"UnfulfillableCapacity|InsufficientInstanceCapacity|no Spot capacity|insufficient .*capacity",
+        "AWS has no such instance free in these zones now",
+        "wait, allow more instance types (`crucible aws up --types …`), or use ec2-on-demand or another region",
+        False,
+    ),
+    (
+        r"RESOURCE:(GPU|CPU|MEMORY)",
+        "no machine with enough of that resource came up in time",
+        "see `crucible aws status` for why none was launched: quota, capacity, or the group's maximum; and check that "
+        "the task fits the smallest allowed type",
+        False,
+    ),
+    (
+        r"Host EC2 \(instance (?P<instance>i-[0-9a-f]+)\) (stopped|terminated)",
+        "its machine was taken away",
+        "",
+        False,
+    ),
+    (
+        r"ExpiredToken|security token.*expired",
+        "AWS credentials have expired",
+        "log in again and restart the worker",
+        True,
+    ),
+    (
+        r"AccessDenied|not authorized to perform",
+        "AWS refused an action",
+        "give the caller that permission, or run the worker with the stack's WorkerRole",
+        True,
+    ),
+    (
+        r"ClusterNotFound|cluster .* not found",
+        "the ECS cluster does not exist in this region",
+        "check AWS_REGION of the worker, or run `crucible aws up` and `crucible aws pools`",
+        True,
+    ),
+    (r"OutOfMemory|OOM", "the container ran out of memory", "raise the pool's memory, or lower batch_size", True),
+]
+
+
+def diagnose(text: str) -> Diagnosis:
+    """What a message of ECS, EC2 or the worker means."""
+    for pattern, summary, mend, permanent in _RULES:
+        if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
+            return Diagnosis(summary, text.strip(), mend, permanent)
+    return Diagnosis("AWS says", text.strip(), "")
+
+
+def of_task(task: Mapping[str, Any]) -> Diagnosis | None:
+    """Why a stopped task (as DescribeTasks or its event tells it) ended; None if it runs or ended well."""
+    if task.get("lastStatus") != "STOPPED":
+        return None
+    containers = task.get("containers") or []
+    reasons = [task.get("stoppedReason") or "", *(container.get("reason") or "" for container in containers)]
+    codes = [container.get("exitCode") for container in containers]
+    text = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+    if lost_machine(task):
+        return diagnose(text)
+    if codes and all(code == 0 for code in codes):
+        return None
+    if 137 in codes and "memory" in text.lower():
+        return diagnose(f"OutOfMemory: {text}")
+    exits = f" with exit code {', '.join(str(c) for c in codes if c)}" if any(codes) else ""
+    return diagnose(f"{task.get('stopCode', 'stopped')}{exits}: {text}")
+
+
+def lost_machine(task: Mapping[str, Any]) -> bool:
+    """Whether a stopped task died with its machine: then there is no exit code, whatever its stop code says."""
+    return task.get("stopCode") in ("SpotInterruption", "TerminationNotice") or bool(
+        re.match(r"Host EC2 \(instance i-[0-9a-f]+\) (stopped|terminated)", task.get("stoppedReason") or "")
+    )
