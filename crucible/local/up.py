@@ -30,7 +30,9 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
     with home.locked():
         state = State.load(home)
         if not state.is_running("server"):
-            state.api_url = f"http://{HOST}:{services.free_port()}/api"
+            # The same address as before if it is free: running work and other shells know it.
+            before = httpx.URL(state.api_url).port if state.api_url else None
+            state.api_url = f"http://{HOST}:{services.free_port(before or services.DEFAULT_PORT)}/api"
         assert state.api_url is not None
         ensure_all([services.server(state.api_url)], home, project, state, report)
         with httpx.Client(base_url=state.api_url, timeout=30) as api:

@@ -1,0 +1,113 @@
+"""`crucible drill`: interrupt a real training on purpose and see that nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from crucible.rehearsal.drill.drill import Drill, Verdict
+
+
+def register(app: typer.Typer) -> None:
+    app.command("drill")(drill)
+
+
+def drill(
+    kills: Annotated[int, typer.Option(min=1, help="How many times to interrupt the training.")] = 6,
+    seed: Annotated[int, typer.Option(help="Decides which faults strike, in which order, at which steps.")] = 7,
+    pool: Annotated[str, typer.Option(help="Which pool to drill: local.")] = "local",
+    s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
+    folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
+    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+) -> None:
+    """Train a small job through a real server, worker and pool while a seeded plan interrupts it, and compare the final
+    weights with those of an undisturbed run.
+
+    It has a server, a worker and a store of its own; what you have running is left alone. Exit code 1 when a committed
+    step was lost, the weights differ, or a fault could not strike.
+    """
+    import json
+    import tempfile
+
+    from rich.console import Console
+    from rich.live import Live
+
+    from crucible.errors import ConfigError
+    from crucible.rehearsal.drill.drill import Drill
+    from crucible.rehearsal.drill.stage import local_stage
+
+    if pool != "local":
+        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local")
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
+        place = (folder or Path(temporary)).absolute()
+        console.print(f"seed {seed}, {kills} faults, in {place}")
+        with Live(console=console, refresh_per_second=2) as live:
+            live.update("bringing up a server, a worker and a store")
+            with local_stage(place, s3=s3) as stage:
+                verdict = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
+            live.update(_table(verdict))
+    if as_json:
+        typer.echo(json.dumps(verdict.as_json()))
+    else:
+        typer.echo(_summary(verdict))
+    if not verdict.passed:
+        raise typer.Exit(1)
+
+
+def _table(drill: Drill | Verdict) -> RenderableType:
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table()
+    for column in (
+        "attempt",
+        "fault",
+        "at step",
+        "committed",
+        "resumed at",
+        "repeated",
+        "lost",
+        "s to new step",
+        "end",
+    ):
+        table.add_column(column, justify="left" if column in ("fault", "end") else "right")
+    for strike in drill.strikes:
+        struck = strike.struck_at is not None
+        table.add_row(
+            str(strike.attempt or ""),
+            strike.words,
+            str(strike.step or "") if struck else "",
+            str(strike.committed_step) if struck else "",
+            _or_blank(strike.resumed_step),
+            str(strike.steps_repeated) if strike.resumed_step is not None else "",
+            str(strike.committed_steps_lost) if strike.resumed_step is not None else "",
+            _or_blank(strike.seconds_to_new_step),
+            strike.end_reason,
+        )
+    phase = getattr(drill, "phase", "")
+    return Group(table, phase) if phase else table
+
+
+def _or_blank(value: float | None) -> str:
+    return "" if value is None else str(value)
+
+
+def _summary(verdict: Verdict) -> str:
+    same = "identical" if verdict.weights_sha256 == verdict.undisturbed_sha256 else "DIFFERENT"
+    lines = [
+        f"{verdict.struck} of {verdict.kills} faults over {verdict.attempts} attempts, seed {verdict.seed}, "
+        f"pool {verdict.pool}, store {verdict.store}",
+        f"committed steps lost: {verdict.committed_steps_lost}   steps repeated: {verdict.steps_repeated} "
+        f"of {verdict.steps}   time: {verdict.seconds:.0f} s (undisturbed {verdict.undisturbed_seconds:.0f} s)",
+        f"final weights: {same}",
+        f"  disturbed   {verdict.weights_sha256 or 'none'}",
+        f"  undisturbed {verdict.undisturbed_sha256}",
+        "PASSED" if verdict.passed else "FAILED: " + "; ".join(verdict.failures),
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,101 @@
+"""What a fault can see and reach: the job's records and the real processes behind them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from crucible.checkpoints import FOLDER, Checkpoints
+from crucible.jobs import Attempt, Job
+from crucible.local.state import Home, State
+
+
+@dataclass
+class Scene:
+    """The job under attack. `restart_server` and `announce_reclaim` are what only the stage can do."""
+
+    job: Job
+    home: Home
+    rng: Random
+    restart_server: Callable[[], None]
+    announce_reclaim: Callable[[float], None]
+    """Give the machine's EC2 notice: it will go in so many seconds."""
+    patience_steps: int = field(default=0)
+    """So many steps after its first commit the current attempt is struck; drawn anew for each fault."""
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The newest attempt, if it is under way."""
+        attempts = self.job.attempts()
+        return attempts[-1] if attempts and attempts[-1].outcome is None else None
+
+    def training(self) -> bool:
+        """Whether the current attempt has committed something of its own and gone on for the patience drawn."""
+        attempt = self.attempt
+        if attempt is None or (start := attempt.start) is None or (beat := attempt.heartbeat) is None:
+            return False
+        own = [c.step for c in Checkpoints(self.job).list() if c.attempt == attempt.number and c.step > start.step]
+        return bool(own) and beat.step >= min(own) + self.patience_steps
+
+    def agent(self) -> psutil.Process | None:
+        """The flow-run process that claimed the current attempt."""
+        attempt = self.attempt
+        claim = attempt.claim if attempt else None
+        return _process(claim.pid) if claim else None
+
+    def workload(self) -> psutil.Process | None:
+        """The trainer under that agent."""
+        agent = self.agent()
+        if agent is None:
+            return None
+        with suppress(psutil.NoSuchProcess):
+            return next((p for p in agent.children() if "crucible.training" in " ".join(p.cmdline())), None)
+        return None
+
+    def supervisor(self) -> psutil.Process | None:
+        record = self.job.newest_supervisor()
+        return _process(record.pid) if record else None
+
+    def server(self) -> psutil.Process | None:
+        record = State.load(self.home).services.get("server")
+        return record.find() if record else None
+
+    def partial_folders(self) -> Iterator[Path]:
+        """Checkpoint folders that the workload is writing at this moment."""
+        attempt = self.attempt
+        if attempt is not None:
+            scratch = self.home.root / "scratch" / self.job.job_id / f"attempt-{attempt.number:04d}"
+            yield from (scratch / "checkpoints").glob("*.partial")
+
+    def uploads_without_manifest(self) -> list[str]:
+        """Checkpoints of the current attempt that are on their way to the store."""
+        attempt = self.attempt
+        if attempt is None:
+            return []
+        names = [n for n in self.job.store.folders(FOLDER) if n.endswith(f"attempt-{attempt.number:04d}")]
+        return [name for name in names if not self.job.store.exists(f"{FOLDER}/{name}/manifest.json")]
+
+
+def kill(process: psutil.Process | None, number: signal.Signals = signal.SIGKILL) -> bool:
+    """Send the signal; False when the process is gone already."""
+    if process is None:
+        return False
+    try:
+        os.kill(process.pid, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
