@@ -1,0 +1,149 @@
+"""`crucible checkpoints`: list, verify and fetch a job's checkpoints."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json, print_table
+
+if TYPE_CHECKING:
+    from crucible.checkpoints import Checkpoint, Checkpoints
+
+StepOption = Annotated[int | None, typer.Option(help="Only the checkpoint of this step.", min=0)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `checkpoints` commands."""
+    group = typer.Typer(help="Checkpoints: what a job has saved, and whether it is whole.", no_args_is_help=True)
+    group.command("ls")(list_)
+    group.command()(verify)
+    group.command()(get)
+    app.add_typer(group, name="checkpoints")
+
+
+def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List a job's checkpoints, newest first."""
+    from crucible.reports.figures import megabytes
+    from crucible.reports.tables import UNKNOWN, best_checkpoint
+
+    checkpoints = _open(store, job).list()
+    best = best_checkpoint(checkpoints)
+    if as_json:
+        print_json([{**_line(checkpoint), "best": checkpoint is best} for checkpoint in checkpoints])
+    elif not checkpoints:
+        typer.echo(f"job {job} has saved nothing yet")
+    else:
+        rows = [
+            [
+                f"{checkpoint.step:,}",
+                str(checkpoint.attempt),
+                UNKNOWN if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4f}",
+                megabytes(checkpoint.bytes),
+                f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S}",
+                "best" if checkpoint is best else "",
+            ]
+            for checkpoint in checkpoints
+        ]
+        print_table(["step", "attempt", "val loss", "size", "committed (UTC)", ""], rows, numbers=(0, 1, 2, 3))
+
+
+def verify(job: JobArgument, step: StepOption = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Fetch every checkpoint and compare each file's size and sha256 with the manifest; exit 1 if one is damaged."""
+    from crucible.errors import CheckpointError
+
+    found = _open(store, job)
+    results: list[dict[str, Any]] = []
+    for checkpoint in _chosen(found, job, step):
+        with tempfile.TemporaryDirectory(prefix="crucible-verify-") as scratch:
+            problem = _fetch(found, checkpoint, Path(scratch) / checkpoint.name)
+        results.append({**_line(checkpoint), "problem": problem})
+        if not as_json:
+            typer.echo(f"step {checkpoint.step:>10,}  {'whole' if problem is None else f'DAMAGED: {problem}'}")
+    if as_json:
+        print_json(results)
+    damaged = [str(result["step"]) for result in results if result["problem"]]
+    if damaged:
+        raise CheckpointError(
+            f"{len(damaged)} of {len(results)} checkpoints of {job} are damaged (step {', '.join(damaged)}); a resumed "
+            f"attempt passes them over and takes the one before"
+        )
+    if not results and not as_json:
+        typer.echo(f"job {job} has saved nothing yet")
+
+
+def get(
+    job: JobArgument,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder; the checkpoint becomes DIR/step-….")],
+    step: Annotated[int | None, typer.Option(help="Which one; default: the newest.", min=0)] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fetch one checkpoint, verified."""
+    from crucible.errors import CheckpointError, ConfigError
+
+    found = _open(store, job)
+    chosen = _chosen(found, job, step)
+    if not chosen:
+        raise CheckpointError(f"job {job} has saved nothing yet")
+    checkpoint = chosen[0]
+    target = folder / f"step-{checkpoint.step:08d}"
+    if target.exists():
+        raise ConfigError(f"DIR: {target} is there already; remove it or name another folder")
+    partial = target.with_name(target.name + ".partial")
+    problem = _fetch(found, checkpoint, partial)
+    if problem is not None:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(
+            f"checkpoint of step {checkpoint.step} is damaged: {problem}; `crucible checkpoints verify {job}` finds a "
+            f"whole one"
+        )
+    partial.rename(target)
+    if as_json:
+        print_json({**_line(checkpoint), "folder": str(target)})
+    else:
+        typer.echo(str(target))
+
+
+def _open(store: str | None, job: str) -> Checkpoints:
+    from crucible.checkpoints import Checkpoints
+
+    return Checkpoints(open_job(open_store(store), job))
+
+
+def _chosen(checkpoints: Checkpoints, job: str, step: int | None) -> list[Checkpoint]:
+    """All checkpoints, newest first, or the one of `step`. Raises `ConfigError` when there is none of that step."""
+    from crucible.errors import ConfigError
+
+    found = checkpoints.list()
+    if step is None:
+        return found
+    chosen = [checkpoint for checkpoint in found if checkpoint.step == step]
+    if not chosen:
+        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        raise ConfigError(f"--step {step}: job {job} has no checkpoint of this step; there are: {there}")
+    return chosen
+
+
+def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> str | None:
+    """Download to `target`; returns what is wrong with it, or None."""
+    problem = checkpoints.verify(checkpoint)
+    if problem is None:
+        checkpoints.download(checkpoint, target)
+        problem = checkpoints.verify(checkpoint, target)
+    return problem
+
+
+def _line(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "step": checkpoint.step,
+        "attempt": checkpoint.attempt,
+        "val_loss": checkpoint.val_loss,
+        "bytes": checkpoint.bytes,
+        "files": [file.name for file in checkpoint.files],
+        "committed_at": checkpoint.committed_at.isoformat(),
+    }

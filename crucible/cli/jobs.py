@@ -1,0 +1,340 @@
+"""`crucible jobs`: list, show, stop and limit jobs, and read what they reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from crucible.jobs import Job
+    from crucible.reports import AttemptSummary, JobSummary
+    from crucible.store import Store
+
+PARALLEL_READS = 8
+UNKNOWN = "–"
+
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.")]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `jobs` commands."""
+    group = typer.Typer(help="Jobs: where they stand, what they cost, how to stop them.", no_args_is_help=True)
+    group.command("ls")(list_)
+    group.command()(show)
+    group.command()(metrics)
+    group.command()(report)
+    group.command()(stop)
+    group.command()(limits)
+    app.add_typer(group, name="jobs")
+
+
+def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the jobs of the store, newest first."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from crucible.jobs import Job
+    from crucible.reports import summarise
+    from crucible.reports.figures import usd
+
+    opened = open_store(store)
+    with ThreadPoolExecutor(PARALLEL_READS) as pool:
+        jobs = [Job(opened, name) for name in Job.ids(opened) if opened.exists(f"jobs/{name}/job.json")]
+        summaries = sorted(pool.map(summarise, jobs), key=lambda s: s.spec.created_at, reverse=True)
+    if as_json:
+        print_json([_line(summary) for summary in summaries])
+    elif not summaries:
+        typer.echo(f"no jobs in {opened.uri} yet; `prefect deployment run train-nanogpt` starts one")
+    else:
+        headings = ["job", "state", "step", "val loss", "attempts", "pool", "cost", "created"]
+        rows = [
+            [
+                s.job_id,
+                s.state or "not started",
+                f"{s.step:,} of {s.total_steps:,}" if s.total_steps else f"{s.step:,}",
+                _loss(s.val_loss),
+                str(len(s.attempts)),
+                s.attempts[-1].pool if s.attempts else UNKNOWN,
+                usd(s.cost_usd),
+                f"{s.spec.created_at:%Y-%m-%d %H:%M}",
+            ]
+            for s in summaries
+        ]
+        print_table(headings, rows, numbers=(2, 3, 4, 6))
+
+
+def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Show one job: where it stands, its attempts and its limits."""
+    from crucible.checkpoints import Checkpoints
+    from crucible.reports import Metrics, summarise
+    from crucible.reports.figures import duration, usd
+
+    found = open_job(open_store(store), job)
+    summary = summarise(found, Metrics(found).rows())
+    if as_json:
+        print_json(summary.as_json())
+        return
+    saved = Checkpoints(found).list()
+    facts = {
+        "job": summary.job_id,
+        "state": f"{summary.state or 'not started'}{f': {summary.reason}' if summary.reason else ''}",
+        "step": f"{summary.step:,}" + (f" of {summary.total_steps:,}" if summary.total_steps else ""),
+        "saved": f"step {saved[0].step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet",
+        "loss": f"validation {_loss(summary.val_loss)}, training {_loss(summary.train_loss)}",
+        "time": duration(summary.seconds)
+        + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
+        "cost": usd(summary.cost_usd),
+        "limits": _limits_in_words(found),
+        "dataset": summary.spec.dataset or UNKNOWN,
+        "records": found.store.uri,
+    }
+    print_facts(facts)
+    if summary.attempts:
+        typer.echo()
+        headings = ["attempt", "pool", "instance", "steps", "lost", "recovered in", "cost", "end"]
+        print_table(headings, [_attempt_row(a) for a in summary.attempts], numbers=(0, 4, 5, 6))
+
+
+def metrics(
+    job: JobArgument,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="Only the last so many rows; default: 20, --json: all.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print what a job reported, step by step, over all its attempts."""
+    from crucible.reports import Metrics
+
+    found = open_job(open_store(store), job)
+    rows = Metrics(found).rows()
+    if as_json:
+        print_json(rows[-last:] if last else rows)
+        return
+    if not rows:
+        typer.echo(f"job {job} has reported nothing yet")
+        return
+    shown = rows[-(last or 20) :]
+    names = list(dict.fromkeys(name for row in shown for name in row if name != "time"))
+    first = ["step", "attempt"]
+    names = first + [name for name in names if name not in first]
+    table = [[_figure(row.get(name)) for name in names] for row in shown]
+    print_table([name.replace("_", " ") for name in names], table, numbers=range(len(names)))
+
+
+def report(
+    job: JobArgument,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="Write the page, picture included, to this file.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's report as markdown, without its picture; with --out, write it with the picture."""
+    import re
+
+    from crucible.errors import ConfigError
+    from crucible.reports import job_report
+
+    page = job_report(open_job(open_store(store), job))
+    if out is not None:
+        try:
+            out.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from error
+    if as_json:
+        print_json({"job": job, "markdown": page, "file": str(out) if out else None})
+    elif out is not None:
+        typer.echo(f"wrote {out}")
+    else:
+        typer.echo(re.sub(r"!\[[^\]]*\]\(data:[^)]*\)\n\n", "", page), nl=False)
+
+
+def stop(
+    job: JobArgument,
+    reason: Annotated[str, typer.Option(help="What the records shall say about it.")] = "stopped by a person",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the running attempt to save and stop; the job can be started again later."""
+    from crucible.errors import ConfigError
+    from crucible.jobs import EndReason, StopRequest
+    from crucible.supervision import JobState, status_of
+
+    found = open_job(open_store(store), job)
+    attempts = found.attempts()
+    outcome = attempts[-1].outcome if attempts else None
+    if not attempts or outcome is not None:
+        status = status_of(found)
+        if status and status.state is JobState.RUNNING:
+            raise ConfigError(f"job {job} is between two attempts; try again when the next one has begun")
+        state = f"attempt {len(attempts)} is over ({outcome.end_reason.words})" if outcome else "it was never started"
+        raise ConfigError(f"job {job} is not running: {state}; `crucible jobs show {job}` tells more")
+    number = attempts[-1].number
+    attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+    if as_json:
+        print_json({"job": job, "attempt": number, "reason": reason})
+    else:
+        typer.echo(f"attempt {number} of {job} is asked to save and stop; `crucible jobs show {job}` tells when it has")
+
+
+def limits(
+    job: JobArgument,
+    max_cost_usd: Annotated[str | None, typer.Option(help="Dollars over all attempts, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Hours since the job was made, or none.")] = None,
+    max_attempts: Annotated[str | None, typer.Option(help="Attempts in all.")] = None,
+    max_attempts_without_progress: Annotated[
+        str | None, typer.Option(help="Attempts in a row that may save nothing new.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change what may be spent on a job; a running attempt heeds a change within seconds."""
+    from pydantic import ValidationError
+
+    from crucible.config import explain_validation_error
+    from crucible.errors import ConfigError
+    from crucible.jobs import Limits
+
+    found = open_job(open_store(store), job)
+    given = {
+        "max_cost_usd": max_cost_usd,
+        "max_hours": max_hours,
+        "max_attempts": max_attempts,
+        "max_attempts_without_progress": max_attempts_without_progress,
+    }
+    changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
+    if changes:
+        try:
+            found.set_limits(Limits.model_validate({**found.limits.model_dump(), **changes}))
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error)) from error
+    if as_json:
+        print_json(found.limits.model_dump(mode="json", exclude={"schema_version"}))
+    else:
+        typer.echo(f"{job}: {_limits_in_words(found)}")
+
+
+def open_store(address: str | None) -> Store:
+    """The store at `address`, or the default one."""
+    from crucible.store import Store, default_store_uri
+
+    return Store.open(address or default_store_uri())
+
+
+def open_job(store: Store, name: str) -> Job:
+    """The job of that name. Raises `ConfigError` naming the nearest ones when there is none."""
+    import difflib
+
+    from crucible.errors import ConfigError
+    from crucible.jobs import Job
+
+    if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
+        names = Job.ids(store)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
+        mend = f"did you mean {' or '.join(near)}?" if near else "`crucible jobs ls` lists what there is"
+        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {mend}")
+    return Job(store, name)
+
+
+def print_json(value: Any) -> None:
+    """Print indented JSON; a number that JSON does not know becomes null."""
+    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """Print names and values, one a line."""
+    width = max(map(len, facts)) + 2
+    for name, fact in facts.items():
+        typer.echo(f"{name:<{width}}{fact}")
+
+
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
+    """Print a table, the columns in `numbers` set to the right; a pipe gets whole lines."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 240
+    console.print(table)
+
+
+def _line(summary: JobSummary) -> dict[str, Any]:
+    """What `ls --json` says of a job."""
+    return {
+        "job": summary.job_id,
+        "state": summary.state,
+        "reason": summary.reason,
+        "step": summary.step,
+        "total_steps": summary.total_steps,
+        "committed_step": summary.committed_step,
+        "val_loss": summary.val_loss,
+        "train_loss": summary.train_loss,
+        "attempts": len(summary.attempts),
+        "pool": summary.attempts[-1].pool if summary.attempts else None,
+        "cost_usd": summary.cost_usd,
+        "seconds": summary.seconds,
+        "created_at": summary.spec.created_at.isoformat(),
+    }
+
+
+def _attempt_row(attempt: AttemptSummary) -> list[str]:
+    from crucible.reports.figures import duration, usd
+
+    steps = UNKNOWN
+    if attempt.from_step is not None and attempt.to_step is not None:
+        steps = f"{attempt.from_step:,} → {attempt.to_step:,}"
+    return [
+        str(attempt.number),
+        attempt.pool or UNKNOWN,
+        attempt.instance or UNKNOWN,
+        steps,
+        str(attempt.steps_lost) if attempt.end_reason else UNKNOWN,
+        duration(attempt.recovery_seconds) if attempt.recovery_seconds is not None else UNKNOWN,
+        usd(attempt.cost_usd),
+        attempt.end + (f": {attempt.message}" if attempt.message and attempt.message != attempt.end else ""),
+    ]
+
+
+def _limits_in_words(job: Job) -> str:
+    from crucible.reports.figures import usd
+
+    limits = job.limits
+    return ", ".join(
+        [
+            usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
+            f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
+            f"{limits.max_attempts} attempts",
+            f"{limits.max_attempts_without_progress} in a row without progress",
+        ]
+    )
+
+
+def _loss(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.4f}"
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from crucible.cli.main import build_app
+from crucible.errors import CheckpointError, ConfigError
+from crucible.jobs import EndReason
+from crucible.store import Store
+from crucible.supervision import JobState
+from tests.reports.history import Past, interrupted_twice
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def run(store: Store) -> Run:
+    """Runs `crucible …` on the test's store and returns what it printed; with --json, parsed. Errors are raised."""
+
+    def run(*arguments: str) -> Any:
+        result = CliRunner().invoke(build_app(), [*arguments, "--store", store.uri], catch_exceptions=True)
+        if isinstance(result.exception, Exception):
+            raise result.exception
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout) if "--json" in arguments else result.stdout
+
+    return run
+
+
+def test_ls_lists_jobs_newest_first(run: Run, store: Store, tmp_path: Path) -> None:
+    assert "no jobs" in run("jobs", "ls")
+    interrupted_twice(store, tmp_path)
+    Past(store, tmp_path, "another")
+
+    listed = {entry["job"]: entry for entry in run("jobs", "ls", "--json")}
+
+    assert set(listed) == {"another", "shakespeare"}
+    assert listed["shakespeare"]["state"] == "completed"
+    assert listed["shakespeare"]["attempts"] == 3
+    assert listed["shakespeare"]["val_loss"] == pytest.approx(1.6175, abs=1e-4)
+    assert listed["another"]["state"] is None
+    assert "2,000 of 2,000" in run("jobs", "ls")
+
+
+def test_show_tells_where_a_job_stands_and_what_every_attempt_lost(run: Run, store: Store, tmp_path: Path) -> None:
+    interrupted_twice(store, tmp_path)
+
+    shown = run("jobs", "show", "shakespeare", "--json")
+
+    assert [attempt["steps_lost"] for attempt in shown["attempts"]] == [0, 100, 0]
+    assert shown["spec"]["config"]["n_layer"] == 4
+    text = run("jobs", "show", "shakespeare")
+    assert "600 → 1,300" in text
+    assert "lost (no sign of life)" in text
+
+
+def test_metrics_prints_the_merged_history(run: Run, store: Store, tmp_path: Path) -> None:
+    interrupted_twice(store, tmp_path)
+
+    rows = run("jobs", "metrics", "shakespeare", "--json")
+
+    assert [row["step"] for row in rows] == list(range(10, 2001, 10))
+    assert [row["step"] for row in run("jobs", "metrics", "shakespeare", "--last", "2", "--json")] == [1990, 2000]
+    assert "1.6175" in run("jobs", "metrics", "shakespeare")
+
+
+def test_a_loss_that_is_not_a_number_is_null_in_json(run: Run, store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.attempt(0, 0, []).append_metrics(0, b'{"step": 1, "train_loss": NaN}\n')
+
+    assert run("jobs", "metrics", past.job_id, "--json")[0]["train_loss"] is None
+
+
+def test_an_unknown_job_is_told_with_the_nearest_names(run: Run, store: Store, tmp_path: Path) -> None:
+    Past(store, tmp_path, "shakespeare-char")
+
+    with pytest.raises(ConfigError, match=r"no job 'shakespear-char' in .*; did you mean shakespeare-char"):
+        run("jobs", "show", "shakespear-char")
+    with pytest.raises(ConfigError, match="crucible jobs ls"):
+        run("checkpoints", "ls", "zzz")
+
+
+def test_stop_asks_the_running_attempt_to_save(run: Run, store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    attempt = past.attempt(0, 100, [50])
+
+    run("jobs", "stop", past.job_id, "--reason", "enough")
+
+    request = attempt.stop_request
+    assert request
+    assert (request.end_reason, request.reason) == (EndReason.CANCELLED, "enough")
+
+
+def test_stop_refuses_when_nothing_runs(run: Run, store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    with pytest.raises(ConfigError, match="never started"):
+        run("jobs", "stop", past.job_id)
+    past.end(past.attempt(0, 100, [50]), EndReason.INTERRUPTED, "spot reclaim")
+    with pytest.raises(ConfigError, match="attempt 1 is over"):
+        run("jobs", "stop", past.job_id)
+    past.status(JobState.RUNNING)
+    with pytest.raises(ConfigError, match="between two attempts"):
+        run("jobs", "stop", past.job_id)
+
+
+def test_limits_change_only_what_is_named(run: Run, store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    run("jobs", "limits", past.job_id, "--max-cost-usd", "2.5", "--max-attempts", "7")
+    run("jobs", "limits", past.job_id, "--max-cost-usd", "none", "--max-hours", "3")
+
+    assert past.job.limits.model_dump(exclude={"schema_version"}) == {
+        "max_attempts": 7,
+        "max_cost_usd": None,
+        "max_hours": 3.0,
+        "max_attempts_without_progress": 2,
+    }
+    with pytest.raises(ConfigError, match="max_hours = 'soon' is not valid"):
+        run("jobs", "limits", past.job_id, "--max-hours", "soon")
+    assert past.job.limits.max_hours == 3.0
+
+
+def test_report_prints_without_and_writes_with_the_picture(run: Run, store: Store, tmp_path: Path) -> None:
+    interrupted_twice(store, tmp_path)
+    out = tmp_path / "report.md"
+
+    assert "base64" not in run("jobs", "report", "shakespeare")
+    run("jobs", "report", "shakespeare", "--out", str(out))
+
+    assert "data:image/png;base64," in out.read_text()
+    with pytest.raises(ConfigError, match=r"--out .* cannot be written"):
+        run("jobs", "report", "shakespeare", "--out", str(tmp_path / "missing" / "report.md"))
+
+
+def test_checkpoints_are_listed_and_a_damaged_one_is_found(run: Run, store: Store, tmp_path: Path) -> None:
+    past = interrupted_twice(store, tmp_path)
+    listed = run("checkpoints", "ls", "shakespeare", "--json")
+    assert [(entry["step"], entry["best"]) for entry in listed][:2] == [(2000, True), (1600, False)]
+    assert all(entry["problem"] is None for entry in run("checkpoints", "verify", "shakespeare", "--json"))
+
+    key = "checkpoints/step-00001600.attempt-0003/model.safetensors"
+    damaged = bytearray(past.job.store.read(key))
+    damaged[5000] ^= 1  # the size stays what it was
+    past.job.store.write(key, bytes(damaged))
+
+    with pytest.raises(CheckpointError, match=r"1 of 6 checkpoints of shakespeare are damaged \(step 1600\)"):
+        run("checkpoints", "verify", "shakespeare")
+    with pytest.raises(CheckpointError, match="sha256"):
+        run("checkpoints", "get", "shakespeare", str(tmp_path / "got"), "--step", "1600")
+    assert not list((tmp_path / "got").iterdir())
+
+
+def test_get_fetches_the_newest_or_the_step_asked_for_and_overwrites_nothing(
+    run: Run, store: Store, tmp_path: Path
+) -> None:
+    interrupted_twice(store, tmp_path)
+    got = tmp_path / "got"
+
+    run("checkpoints", "get", "shakespeare", str(got))
+    run("checkpoints", "get", "shakespeare", str(got), "--step", "300")
+
+    assert sorted(folder.name for folder in got.iterdir()) == ["step-00000300", "step-00002000"]
+    assert (got / "step-00000300" / "model.safetensors").stat().st_size == 100_000
+    with pytest.raises(ConfigError, match="is there already"):
+        run("checkpoints", "get", "shakespeare", str(got))
+    with pytest.raises(ConfigError, match="there are: 2000, 1600, 1200, 900, 600, 300"):
+        run("checkpoints", "get", "shakespeare", str(got), "--step", "301")
