@@ -12,6 +12,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.datasets.config import DatasetConfig
 from tasks.datasets import prepare_dataset
+from tasks.observing import add_tags
+from tasks.storage import open_store
 
 
 @flow(
@@ -20,14 +22,15 @@ from tasks.datasets import prepare_dataset
     # tiktoken and hashing run outside the GIL: two shards at once take 1/1.55 of the time on two cores.
     task_runner=ThreadPoolTaskRunner(max_workers=2),
 )
-def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str | None = None) -> str:
+def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str = "default") -> str:
     """Make a dataset in the store and return its digest.
 
     Args:
         dataset: Which text, and how it becomes tokens.
-        store: Store address, such as s3://bucket/prefix; empty: the default store of this machine.
+        store: Name of a Store block, or an address (file://…, s3://…).
     """
-    return prepare_dataset(dataset, store).digest
+    add_tags("stage:preprocess")
+    return prepare_dataset(dataset, open_store(store)).digest
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from crucible.datasets.disk import work_folder
 from crucible.datasets.meta import ShardMeta
 from crucible.datasets.progress import Progress
 from crucible.errors import ObjectMissing, SourceUnreachable, StoreError
-from crucible.store import Store, default_store_uri
+from crucible.store import Store
 
 PROGRESS_SECONDS = 10.0
 """Time between two log lines of a long step."""
@@ -43,22 +43,21 @@ _NETWORK = {
 }
 
 
-def prepare_dataset(config: DatasetConfig, store_uri: str | None = None) -> build.DatasetInfo:
+def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
     """Make the dataset, or find it in the store; call from any flow. Raises what `build_dataset` raises.
 
     Shards are mapped over the flow's task runner; an artifact says what came out.
     """
-    store_uri = store_uri or default_store_uri()
     logger = get_run_logger()
     with work_folder() as work:
-        planned = plan_dataset(quote(config), store_uri, str(work))
+        planned = plan_dataset(quote(config), quote(store), work)
         if planned.built is not None:
             info = planned.built
         else:
             names = [item.name for item in planned.items]
             logger.info("%d shard(s) to tokenize", len(names))
-            futures = build_shard.map(names, planned=unmapped(quote(planned)), store_uri=unmapped(store_uri))
-            info = finish_dataset(quote(planned), futures.result(), store_uri)
+            futures = build_shard.map(names, planned=unmapped(quote(planned)), store=unmapped(quote(store)))
+            info = finish_dataset(quote(planned), futures.result(), quote(store))
     logger.info(
         "%s dataset %s: %s, %s tokens",
         "cached:" if info.cached else "built",
@@ -71,24 +70,24 @@ def prepare_dataset(config: DatasetConfig, store_uri: str | None = None) -> buil
 
 
 @task(name="plan dataset", task_run_name="plan", persist_result=False, **_NETWORK)
-def plan_dataset(config: DatasetConfig, store_uri: str, work: str) -> build.Plan:
+def plan_dataset(config: DatasetConfig, store: Store, work: Path) -> build.Plan:
     """Find the dataset in the store, or make its text local, read it and cut it into shards."""
-    return build.plan(config, Store.open(store_uri), Path(work), _logged(get_run_logger()))
+    return build.plan(config, store, work, _logged(get_run_logger()))
 
 
 @task(name="build shard", task_run_name="{name}", persist_result=False, **_NETWORK)
-def build_shard(name: str, planned: build.Plan, store_uri: str) -> ShardMeta:
+def build_shard(name: str, planned: build.Plan, store: Store) -> ShardMeta:
     """Tokenize one shard and upload it."""
     item = next(item for item in planned.items if item.name == name)
-    shard = build.build_shard(planned, item, Store.open(store_uri))
+    shard = build.build_shard(planned, item, store)
     get_run_logger().info("%s: %s tokens from %s bytes of text", name, f"{shard.tokens:,}", f"{item.length:,}")
     return shard
 
 
 @task(name="finish dataset", task_run_name="finish", persist_result=False, **_NETWORK)
-def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store_uri: str) -> build.DatasetInfo:
+def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store: Store) -> build.DatasetInfo:
     """Write the tokenizer and meta.json: from here on the dataset exists."""
-    return build.finish(planned, shards, Store.open(store_uri))
+    return build.finish(planned, shards, store)
 
 
 def report_dataset(info: build.DatasetInfo) -> None:
