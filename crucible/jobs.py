@@ -168,6 +168,8 @@ class Heartbeat(Record):
     committed_step: int = 0
     seconds: float = 0.0
     cost_usd: float = 0.0
+    first_step_after_seconds: float | None = None
+    """From the claim to the first new training step: what a recovery costs in time."""
     metrics: dict[str, float] = Field(default_factory=dict)
     at: datetime = Field(default_factory=now)
 
@@ -192,7 +194,7 @@ class Outcome(Record):
     seconds: float = 0.0
     cost_usd: float = 0.0
     first_step_after_seconds: float | None = None
-    """From the claim to the first new training step: what a recovery costs in time."""
+    """As in the heartbeat."""
     notifications: list[Notification] = Field(default_factory=list)
     saving: dict[str, float] = Field(default_factory=dict)
     """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last)."""

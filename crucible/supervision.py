@@ -382,6 +382,7 @@ class Supervision:
         if heartbeat and launch:
             verdict.seconds = heartbeat.seconds
             verdict.cost_usd = heartbeat.cost_usd
+            verdict.first_step_after_seconds = heartbeat.first_step_after_seconds
         return verdict
 
     def _end(self, decision: Decision) -> JobStatus:

@@ -345,6 +345,7 @@ class _AttemptRun:
             committed_step=self.saving.committed_step if self.saving else self.start_step,
             seconds=round(self._seconds(), 3),
             cost_usd=self._cost(),
+            first_step_after_seconds=self.first_step_after,
             metrics=self.latest,
         )
         self.attempt.beat(heartbeat)
