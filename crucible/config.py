@@ -87,8 +87,8 @@ class TrainConfig(BaseModel):
     )
     compile: bool = Field(False, description="torch.compile; pays on GPUs and long runs, costs up to a minute first.")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; empty: all cores this process may use.")
-    fast_gemm: Literal["auto", "off"] = Field(
-        "auto", description="Float32 on CPUs where MKL takes a slow path: auto measures once and mends it."
+    fast_gemm: Literal["auto", "shim", "onednn", "off"] = Field(
+        "auto", description="Float32 on CPUs where oneMKL is slow: auto measures once and takes the fastest."
     )
 
     # Checkpoints

@@ -45,3 +45,7 @@ class FencedOut(CrucibleError):
 
 class ServiceError(CrucibleError):
     """A local service (server, worker, watchdog) did not start or does not answer."""
+
+
+class TrainingError(CrucibleError):
+    """Training cannot go on: the loss is no longer a number."""

@@ -1,0 +1,182 @@
+"""Train a model.
+
+On its own, from a text file (resumes by itself when OUT holds a checkpoint of the same run):
+
+    python -m crucible.training --preset cpu-small --text input.txt --out OUT [--set key=value ...] [--json]
+
+As the workload of an agent, which says where to save and resume by CRUCIBLE_CHECKPOINT_DIR and CRUCIBLE_RESUME_FROM:
+
+    python -m crucible.training --config config.json --data DATASET_FOLDER
+
+Several GPUs: `torchrun --standalone --nproc-per-node N -m crucible.training ...` with the same arguments.
+Exit code 0: done; 75: stopped by SIGTERM or SIGINT, saved, start again to go on; 1: failed, the last line says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from crucible.config import TrainConfig, preset_names
+from crucible.errors import ConfigError, CrucibleError, DataError
+from crucible.training import gemm
+from crucible.training.folders import STATE, newest_sound
+from crucible.training.stop import EXIT_SAVED, StopRequest
+
+if TYPE_CHECKING:
+    from crucible.training.trainer import Result
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    stop = StopRequest()  # before the slow imports: a signal during them must not be lost
+    options = _parser().parse_args(arguments)
+    try:
+        return _train(options, stop)
+    except CrucibleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _train(options: argparse.Namespace, stop: StopRequest) -> int:
+    config = _config(options)
+    contract = os.environ.get("CRUCIBLE_CHECKPOINT_DIR")
+    if contract is None and options.out is None:
+        raise ConfigError("--out is missing; say in which folder checkpoints and metrics go")
+    if contract is not None:
+        checkpoints = Path(contract)
+        found = os.environ.get("CRUCIBLE_RESUME_FROM")
+        resume_from = Path(found) if found else None
+    else:
+        checkpoints = options.out / "checkpoints"
+        resume_from = newest_sound(checkpoints, _say)
+    metrics_file = os.environ.get("CRUCIBLE_METRICS_FILE") or (options.out and options.out / "metrics.jsonl")
+    data = _data(options)
+    choice = gemm.choose(config.fast_gemm, device=config.device, previous=_previous_gemm(resume_from))
+
+    # Only now: the choice of gemm has to come first, and bad input is told at once.
+    from crucible.training.data import Dataset
+    from crucible.training.processes import Processes
+    from crucible.training.progress import Metrics
+    from crucible.training.trainer import Trainer
+
+    processes = Processes()
+    say = _say if processes.first else _silent
+    trainer = Trainer(config, Dataset(data), gemm=choice.backend, processes=processes, say=say)
+    _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), choice, say)
+    if resume_from is not None:
+        trainer.resume(resume_from)
+    result = trainer.run(
+        checkpoints,
+        metrics=Metrics(Path(metrics_file) if metrics_file and processes.first else None),
+        stop=lambda: bool(stop),
+        stop_at_step=_stop_at_step(),
+        keep=config.keep_checkpoints if contract is None else None,
+    )
+    processes.close()
+    if not result.complete:
+        say(f"stopped at step {result.step} ({stop.reason() if stop else 'as asked'}); saved, start again to go on")
+        return EXIT_SAVED
+    say(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+    if options.json and processes.first:
+        print(_json_line(result), flush=True)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> TrainConfig:
+    config = TrainConfig.from_file(options.config) if options.config else TrainConfig.preset(options.preset)
+    overrides = {}
+    for item in options.set:
+        key, separator, value = item.partition("=")
+        if not separator:
+            raise ConfigError(f"--set {item} is not of the form key=value")
+        overrides[key] = value
+    return config.with_overrides(overrides)
+
+
+def _data(options: argparse.Namespace) -> Path:
+    """The dataset folder, made from --text with one token per character if need be."""
+    if options.data is not None:
+        return cast(Path, options.data)
+    if options.text is None:
+        raise ConfigError("--text or --data is missing; give a text file or a dataset folder to train on")
+    if not options.text.is_file():
+        raise DataError(f"--text {options.text} is not a file; give the path of a UTF-8 text")
+    from crucible.datasets.build import build_dataset
+    from crucible.datasets.config import DatasetConfig
+    from crucible.store import Store
+
+    root = (options.out or Path(os.environ["CRUCIBLE_CHECKPOINT_DIR"]).parent / "data").absolute()
+    config = DatasetConfig.parse({"source": str(options.text.absolute()), "tokenizer": "char"})
+    info = build_dataset(config, Store.open(root.as_uri()))
+    return cast(Path, root / "datasets" / info.digest)
+
+
+def _previous_gemm(resume_from: Path | None) -> gemm.Backend | None:
+    """How the checkpoint's matrices were multiplied, if that was on this kind of processor."""
+    if resume_from is None:
+        return None
+    try:
+        made_on = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["environment"]
+        return cast(gemm.Backend, made_on["gemm"]) if gemm.cpu_model() in made_on["hardware"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the trainer verifies the folder and tells what is wrong with it
+
+
+def _stop_at_step() -> int | None:
+    wanted = os.environ.get("CRUCIBLE_STOP_AT_STEP")
+    if not wanted:
+        return None
+    if not wanted.isdigit() or int(wanted) < 1:
+        raise ConfigError(f"CRUCIBLE_STOP_AT_STEP = {wanted!r} must be a step, 1 or more")
+    return int(wanted)
+
+
+def _introduce(environment: dict[str, object], parameters: int, choice: gemm.Gemm, say: object) -> None:
+    assert callable(say)
+    say(f"{parameters:,} parameters on {environment['hardware']}, {environment['precision']}")
+    if environment["device"] == "cpu":
+        say(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({choice.reason})")
+
+
+def _json_line(result: Result) -> str:
+    return json.dumps(
+        {
+            "step": result.step,
+            "train_loss": result.train_loss,
+            "val_loss": result.val_loss,
+            "tokens_per_second": round(result.tokens_per_second, 1),
+            "weights_sha256": result.weights_sha256,
+        }
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    description, _, _ = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser("python -m crucible.training", description=description)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--preset", default="cpu-small", help=f"one of {', '.join(preset_names())} (default cpu-small)")
+    what.add_argument("--config", type=Path, help="a YAML or JSON file of settings instead of a preset")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", type=Path, help="a UTF-8 text file; one token per character")
+    source.add_argument("--data", type=Path, help="a dataset folder")
+    parser.add_argument("--out", type=Path, help="folder for checkpoints, metrics and the tokenized text")
+    parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="key=value", help="change settings")
+    parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
+    return parser
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _silent(line: str) -> None:
+    """For the processes that are not the first."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+"""Where and how precisely to compute, decided from the config and what the machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+
+import torch
+
+from crucible.config import TrainConfig
+from crucible.errors import ConfigError
+
+__all__ = ["choose_device", "choose_precision", "may_compile"]
+
+
+def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
+    """The device, made deterministic where torch needs telling. Raises ConfigError if it is not there."""
+    has_mps = torch.backends.mps.is_available()
+    kind = config.device
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if kind == "cuda":
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device = 'cuda' asks for GPU number {local_rank}, but torch sees {torch.cuda.device_count()} GPUs; "
+                f"use device = 'auto' or fewer processes"
+            )
+        # Exact resume needs kernels that add in the same order every time, cuBLAS included.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if kind == "mps" and not has_mps:
+        raise ConfigError("device = 'mps' is not available on this machine; use device = 'auto'")
+    if kind == "cpu" and config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return torch.device(kind)
+
+
+def choose_precision(config: TrainConfig, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
+    """The dtype of autocast; float32 means none. Raises ConfigError for what the device cannot do."""
+    if config.dtype == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        # Cards before Ampere only emulate bfloat16, slowly.
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if config.dtype == "float16" and device.type == "mps":
+        raise ConfigError("dtype = 'float16' needs a gradient scaler, which mps lacks; use 'bfloat16' or 'float32'")
+    if config.dtype != "float32" and device.type == "cpu":
+        say(f"dtype = {config.dtype} on a CPU is fast only with AVX512-BF16 or AMX, and very slow without")
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
+
+
+def may_compile(config: TrainConfig, say: Callable[[str], None]) -> bool:
+    """Whether to compile: asked for, and there is a compiler, which torch.compile calls on every kind of device."""
+    if not config.compile:
+        return False
+    if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "gcc", "cc")):
+        return True
+    say("compile = true needs a C++ compiler (g++ or clang++), which is not installed: training goes on uncompiled")
+    return False

@@ -1,0 +1,89 @@
+"""Losses that do not depend on chance: the whole split, or the same few batches every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crucible.training.data import EVAL_STREAM, Dataset, SplitName
+from crucible.training.model import GPT
+
+__all__ = ["EvaluationStopped", "estimate_loss", "full_loss"]
+
+_TOKENS_AT_ONCE = 1 << 15
+_LOGITS_AT_ONCE = 1 << 26
+
+
+class EvaluationStopped(Exception):  # noqa: N818 (a request that was heard, not an error)
+    """`full_loss` was asked to stop before it was through."""
+
+
+def full_loss(
+    model: GPT, dataset: Dataset, split: SplitName = "val", *, stop: Callable[[], bool] = lambda: False
+) -> float:
+    """Mean cross-entropy over every token of a split that has a token before it, in nats per token.
+
+    The split is cut into windows of `block_size` that follow each other, so a token is predicted from at most
+    `block_size` tokens before it, on average half of that. In float32; draws no random number; restores the mode.
+    Raises EvaluationStopped once `stop` says so.
+    """
+    tokens = dataset.split(split)
+    block = model.config.block_size
+    predicted = tokens.tokens - 1
+    rows = max(1, min(_TOKENS_AT_ONCE // block, _LOGITS_AT_ONCE // (block * model.vocab_size)))
+    device = next(model.parameters()).device
+    total = 0.0
+    with _inference(model):
+        start = 0
+        while start < predicted:
+            if stop():
+                raise EvaluationStopped
+            length = min(block, predicted - start)  # the last window may be shorter, and then goes alone
+            count = min(rows, (predicted - start) // length)
+            window = torch.from_numpy(tokens.read(start, count * length + 1)).to(device)
+            logits = model(window[:-1].view(count, length))
+            total += _sum_of_losses(logits, window[1:])
+            start += count * length
+    return total / predicted
+
+
+def estimate_loss(
+    model: GPT, dataset: Dataset, split: SplitName, batches: int, autocast: AbstractContextManager[Any] | None = None
+) -> float:
+    """Mean loss over `batches` random batches that are the same at every call, in nats per token.
+
+    In the precision of `autocast`, else in float32.
+    """
+    config = model.config
+    device = next(model.parameters()).device
+    total = 0.0
+    with _inference(model), autocast or nullcontext():
+        for number in range(batches):
+            rows = slice(0, config.batch_size)
+            window = dataset.split(split).batch(
+                config.seed, EVAL_STREAM, number, rows, config.batch_size, config.block_size
+            )
+            window = window.to(device)
+            total += float(model(window[:, :-1], window[:, 1:]))
+    return total / batches
+
+
+def _sum_of_losses(logits: Tensor, targets: Tensor) -> float:
+    losses = functional.cross_entropy(logits.flatten(0, 1).float(), targets, reduction="none")
+    return float(losses.double().sum() if losses.device.type != "mps" else losses.sum())  # mps has no float64
+
+
+@contextmanager
+def _inference(model: GPT) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)

@@ -1,0 +1,50 @@
+"""One writer per checkpoint folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from crucible.errors import ConfigError
+from crucible.training.folders import sweep
+
+__all__ = ["lock_folder"]
+
+
+def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: float = 600.0) -> int:
+    """Make this process the only one that writes checkpoints to `parent`, and sweep what interrupted saves left.
+
+    The lock is inherited by the background writer: after a kill, a save that it is still at is waited for. Returns the
+    descriptor that holds the lock. Raises ConfigError if another training uses the folder.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    path = parent / ".lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    os.set_inheritable(descriptor, True)
+    until = time.monotonic() + patience_seconds
+    waiting = False
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            owner = path.read_text(encoding="utf-8").strip()
+            if (owner.isdigit() and psutil.pid_exists(int(owner))) or time.monotonic() > until:
+                os.close(descriptor)
+                raise ConfigError(
+                    f"another training (process {owner}) writes to {parent}; wait for it or use another folder"
+                ) from None
+            if not waiting:
+                say(f"waiting for the last save of a killed training (process {owner}) in {parent}")
+                waiting = True
+            time.sleep(0.2)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"{os.getpid()}\n".encode())
+    for name in sweep(parent):
+        say(f"removed {name}, left by an interrupted save")
+    return descriptor

@@ -1,0 +1,144 @@
+"""The exact state of a training: everything that has to be as it was for the next step to give the same bits.
+
+Weights and AdamW's moments are flat tensors (`optimizer`); what is here is the rest. No pickle is ever read.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import platform
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from crucible.config import NOT_IN_DIGEST, TrainConfig
+from crucible.errors import CheckpointError, ConfigError
+from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault
+from crucible.training.gemm import cpu_model
+from crucible.training.optimizer import FlatAdamW
+
+__all__ = ["capture_rng", "environment", "load_tensors", "read_state", "require_same_run", "restore_rng"]
+
+SCHEMA_VERSION = 1
+
+
+def capture_rng(device: torch.device) -> dict[str, Any]:
+    """The random number generators of this process as JSON: torch's, the device's, numpy's and Python's."""
+    numpy_state = np.random.get_state(legacy=False)
+    assert isinstance(numpy_state, dict)
+    captured = {
+        "torch": _encode(torch.get_rng_state()),
+        "numpy": {**numpy_state, "state": {k: np.asarray(v).tolist() for k, v in numpy_state["state"].items()}},
+        "python": random.getstate(),
+    }
+    if device.type == "cuda":
+        captured["cuda"] = _encode(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        captured["mps"] = _encode(torch.mps.get_rng_state())
+    return captured
+
+
+def restore_rng(captured: Mapping[str, Any], device: torch.device) -> None:
+    """Undo every draw since `capture_rng`. The generator of another kind of device cannot be restored and stays."""
+    torch.set_rng_state(_decode(captured["torch"]))
+    state = captured["numpy"]
+    keys = {
+        name: np.array(value, dtype=np.uint32) if name == "key" else value for name, value in state["state"].items()
+    }
+    np.random.set_state({**state, "state": keys})
+    version, internal, gauss = captured["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if device.type == "cuda" and "cuda" in captured:
+        torch.cuda.set_rng_state(_decode(captured["cuda"]), device)
+    elif device.type == "mps" and "mps" in captured:
+        torch.mps.set_rng_state(_decode(captured["mps"]))
+
+
+def environment(device: torch.device, precision: str, compiled: bool, gemm: str, processes: int) -> dict[str, Any]:
+    """What may change the last bits of a result. Equal environments give equal bits."""
+    if device.type == "cuda":
+        hardware = torch.cuda.get_device_name(device)
+    else:
+        hardware = f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
+    record = {
+        "hardware": hardware,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "torch": torch.__version__,
+        "device": device.type,
+        "precision": precision,
+        "compile": compiled,
+        "processes": processes,
+    }
+    if device.type == "cpu":
+        record |= {"threads": torch.get_num_threads(), "gemm": gemm}
+    return record
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """state.json of a finished checkpoint folder, after all files have been verified. Raises CheckpointError."""
+    problem = fault(folder)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; resume from another one")
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
+        raise CheckpointError(f"checkpoint {folder} was written by another version of this program; start afresh")
+    return state
+
+
+def require_same_run(state: Mapping[str, Any], config: TrainConfig, dataset_digest: str, folder: Path) -> None:
+    """Raise ConfigError if continuing would not be the same training: other data, or settings that decide weights.
+
+    `max_iters` may change where `lr_decay_iters` is given: it then decides only when training stops.
+    """
+    if state["dataset_digest"] != dataset_digest:
+        raise ConfigError(
+            f"checkpoint {folder} was trained on dataset {state['dataset_digest']}, not {dataset_digest}; "
+            f"use that dataset or start in another folder"
+        )
+    saved = TrainConfig.parse(state["config"], source=str(folder / STATE))
+    before, now = ({**c.model_dump(), "lr_decay_iters": c.decay_end} for c in (saved, config))
+    differing = [name for name in now if name not in NOT_IN_DIGEST | {"max_iters"} and before[name] != now[name]]
+    if differing:
+        changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in differing)
+        raise ConfigError(
+            f"checkpoint {folder} was made with other settings ({changes}); use the same settings or another folder"
+        )
+
+
+def load_tensors(folder: Path, optimizer: FlatAdamW) -> None:
+    """Copy weights and moments of a checkpoint into the optimizer's flat buffers. Raises CheckpointError."""
+    try:
+        weights, moments = load_file(folder / MODEL), load_file(folder / OPTIMIZER)
+        with torch.no_grad():
+            for flat, source, prefix in (
+                (optimizer.weights, weights, ""),
+                (optimizer.first_moment, moments, "exp_avg."),
+                (optimizer.second_moment, moments, "exp_avg_sq."),
+            ):
+                for name, piece in optimizer.named(flat):
+                    piece.copy_(source[prefix + name])
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(f"checkpoint {folder} does not fit this model: {error}") from None
+
+
+def load_rng(folder: Path, rank: int, device: torch.device) -> None:
+    """Restore the generators that process `rank` had."""
+    ranks = json.loads((folder / RNG).read_text(encoding="utf-8"))["ranks"]
+    if rank < len(ranks):
+        restore_rng(ranks[rank], device)
+
+
+def _encode(tensor: Tensor) -> str:
+    return base64.b64encode(tensor.numpy().tobytes()).decode()
+
+
+def _decode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
