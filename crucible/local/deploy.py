@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import runpy
+from pathlib import Path
 
+import yaml
 from prefect.blocks.core import Block
 from prefect.cli import app
 
@@ -30,6 +33,14 @@ def register_blocks() -> None:
         Store(root=default_store_uri()).save("default")
 
 
+def load_flows() -> None:
+    """Run every file that prefect.yaml names, so that a broken one says why: Prefect would only say "not found"."""
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    for path in sorted({deployment["entrypoint"].rpartition(":")[0] for deployment in deployments}):
+        runpy.run_path(path)
+
+
 if __name__ == "__main__":
+    load_flows()
     register_blocks()
     app()  # Prefect's command line takes its arguments from ours
