@@ -19,10 +19,12 @@ class Aws:
     account: str
     caller: str
     """ARN of the user or role."""
+    endpoint_url: str | None = None
+    """Another address than AWS's own, for every service."""
 
     def client(self, service: str) -> Any:
         """A boto3 client in this region."""
-        return self.session.client(service)
+        return self.session.client(service, endpoint_url=self.endpoint_url)
 
 
 def connect(region: str | None = None, profile: str | None = None) -> Aws:

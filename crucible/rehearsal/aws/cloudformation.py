@@ -40,6 +40,7 @@ def install() -> None:
     _define("AWS::Budgets::Budget", _create_budget, _delete_budget)
     replace(Cluster, create_from_cloudformation_json=class_method(_create_cluster))
     replace(RouteTable, delete_from_cloudformation_json=class_method(_delete_route_table))
+    replace(Repository, delete=_delete_repository)
     replace(FakeBucket, get_permission=_permission_over_tls)
     _complete(FakeBucket, _complete_bucket)
     _complete(Repository, _complete_repository)
@@ -171,10 +172,7 @@ def _create_cluster(
 def _delete_route_table(
     cls: Any, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str
 ) -> None:
-    backend = ec2_backends[account_id][region_name]
-    for association in list(backend.get_route_table(resource_name).associations):
-        backend.disassociate_route_table(association)
-    backend.delete_route_table(resource_name)
+    ec2_backends[account_id][region_name].delete_route_table(resource_name)
 
 
 def _complete(model: Any, apply: Callable[[str, Properties, str, str], None]) -> None:
@@ -224,8 +222,14 @@ def _complete_bucket(name: str, properties: Properties, account: str, region: st
 
 
 def _complete_repository(name: str, properties: Properties, account: str, region: str) -> None:
-    text = properties["LifecyclePolicy"]["LifecyclePolicyText"]
-    ecr_backends[account][region].put_lifecycle_policy(account, properties["RepositoryName"], text)
+    backend, repository = ecr_backends[account][region], properties["RepositoryName"]
+    backend.put_lifecycle_policy(account, repository, properties["LifecyclePolicy"]["LifecyclePolicyText"])
+    backend.repositories[repository].empty_on_delete = properties.get("EmptyOnDelete", False)  # type: ignore[attr-defined]
+
+
+def _delete_repository(repository: Any, account_id: str, region_name: str) -> None:
+    force = getattr(repository, "empty_on_delete", False)
+    ecr_backends[account_id][region_name].delete_repository(repository.name, force=force)
 
 
 def _split_list_defaults(load_parameters: Callable[[Any], None]) -> Callable[[Any], None]:
