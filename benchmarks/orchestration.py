@@ -2,8 +2,8 @@
 
 Times the same training twice: bare (`python -m crucible.training`) and as a newcomer runs it, from `prefect deployment
 run train-nanogpt` to its Completed state, evaluation and export included, on a server and worker that are up. Prints
-the ratio of the two, and from the records of a third, killed twice, what a recovery takes against a cold start: the seconds
-from the decision to launch an attempt to its first new step.
+the ratio of the two, and from the records of a third, killed twice, what a recovery takes against a cold start: the
+seconds from the decision to launch an attempt to its first new step.
 """
 
 from __future__ import annotations
@@ -38,14 +38,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a shorter training; the ratio then says little")
     steps = 300 if parser.parse_args().quick else 4000
     config = TrainConfig.preset("cpu-small", max_iters=steps)
-    with tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder:
-        with local_stage(Path(folder)) as stage:
-            digest = build_dataset(DATASET, stage.store).digest
-            data = fetch_dataset(stage.store, digest, stage.home.root / "cache" / "datasets")
-            bare = _bare(stage, config, data)
-            orchestrated = _orchestrated(stage, config, "undisturbed", kills=0)
-            _orchestrated(stage, config, "killed", kills=2)
-            starts = _first_steps(Job(stage.store, "killed"))
+    with (
+        tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder,
+        local_stage(Path(folder)) as stage,
+    ):
+        digest = build_dataset(DATASET, stage.store).digest
+        data = fetch_dataset(stage.store, digest, stage.home.root / "cache" / "datasets")
+        bare = _bare(stage, config, data)
+        orchestrated = _orchestrated(stage, config, "undisturbed", kills=0)
+        _orchestrated(stage, config, "killed", kills=2)
+        starts = _first_steps(Job(stage.store, "killed"))
     cold, recoveries = starts[0], starts[1:]
     result: dict[str, Any] = {
         "steps": steps,

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from crucible.checkpoints import Checkpoints, finished_folders
+from crucible.checkpoints import Checkpoints, file_sha256, finished_folders
 from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
@@ -25,6 +25,7 @@ from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
 from crucible.supervision import JobState, status_of
 
+WEIGHTS = "model.safetensors"
 CHECKPOINT_SECONDS = 1.0
 SECONDS_BETWEEN_FAULTS = 4.0
 """Of training: enough for a commit, the patience drawn, and some steps to lose."""
@@ -169,8 +170,8 @@ class Drill:
         )
         if done.returncode:
             raise ServiceError(f"the undisturbed training failed: {done.stderr.strip().splitlines()[-1:]}")
-        state = json.loads((finished_folders(folder / "checkpoints")[-1] / "state.json").read_text())
-        return str(state["weights_sha256"]), time.monotonic() - began
+        final = finished_folders(folder / "checkpoints")[-1]
+        return file_sha256(final / WEIGHTS), time.monotonic() - began
 
     def _start(self, config: TrainConfig) -> None:
         parameters = {
@@ -241,7 +242,7 @@ class Drill:
             steps=self.total_steps,
             seconds=round(time.monotonic() - began, 1),
             undisturbed_seconds=round(undisturbed_seconds, 1),
-            weights_sha256=str(final.state.get("weights_sha256", "")) if final and finished else "",
+            weights_sha256=next(f.sha256 for f in final.files if f.name == WEIGHTS) if final and finished else "",
             undisturbed_sha256=undisturbed_sha256,
             state=str(self._final_state() or "not ended"),
             left_running=self.stage.still_running(),
