@@ -150,7 +150,7 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         from crucible.workers.modal_sandboxes import Sandboxes
 
         logger = self.get_flow_run_logger(flow_run) if flow_run else self._logger
-        return await Sandboxes.connect(configuration, logger.warning)
+        return await Sandboxes.connect(configuration, logger)
 
     async def _start(self, flow_run: FlowRun, configuration: ModalJobConfiguration, sandboxes: Sandboxes) -> Sandbox:
         """Create the attempt's sandbox, after the former one is gone; give up when the run is cancelled meanwhile."""
@@ -171,9 +171,7 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
             if not creating.done():
                 creating.cancel()
                 await asyncio.wait({creating})
-        sandbox = creating.result()
-        logger.info("Sandbox %s has started (%s)", sandbox.object_id, " or ".join(configuration.gpu) or "CPU only")
-        return sandbox
+        return creating.result()
 
     async def _end_former(self, flow_run: FlowRun, configuration: ModalJobConfiguration, sandboxes: Sandboxes) -> None:
         """Never two at once: an earlier sandbox of the same work may still be saving, then it has its grace to end."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema, field_validator
 
 from crucible.errors import ConfigError
 from crucible.workers.modal_credentials import ModalCredentials
@@ -22,6 +22,21 @@ _FOLLOWS = re.compile(
 )
 _TAG_NAME, _TAG_VALUE = re.compile(r"[\w.-]{1,50}"), re.compile(r"[\w.-]{1,63}")
 _GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*[!+]?(:[1-8])?")
+
+
+def _from_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value or []
+
+
+_STRING = {"type": "string"}
+# A list, or one text with commas: `gpu: [H100, A100-80GB]` in a file, `-jv gpu=H100,A100-80GB` on the command line.
+Names = Annotated[
+    list[str],
+    BeforeValidator(_from_commas),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _STRING}, _STRING]}),
+]
 
 
 class _ModalFields(BaseModel):
@@ -41,7 +56,7 @@ class _ModalFields(BaseModel):
     registry_secret: str | None = Field(
         default=None, description="Name of the Modal Secret with the login of a private registry."
     )
-    gpu: list[str] = Field(
+    gpu: Names = Field(
         default_factory=list,
         title="GPU",
         description="Like L4, A100-80GB or H100:8. Several are tried in turn until one is to be had. Empty: CPU only. "
@@ -58,7 +73,7 @@ class _ModalFields(BaseModel):
     capacity_timeout_seconds: int = Field(
         default=600, ge=1, description="How long to wait for a GPU before the next one of the list is tried."
     )
-    region: list[str] = Field(
+    region: Names = Field(
         default_factory=list,
         description="Modal regions to stay in. All prices are then multiplied, by 1.5 for a broad region (us) and by "
         "1.75 for a narrow one (us-west), and CPU sandboxes can be preempted too.",
@@ -69,7 +84,7 @@ class _ModalFields(BaseModel):
     volumes: dict[str, str] = Field(
         default_factory=dict, description="Modal Volumes to mount: mount path → name. Created if missing."
     )
-    secrets: list[str] = Field(
+    secrets: Names = Field(
         default_factory=list,
         description="Names of Modal Secrets whose values become environment variables. They never pass the worker.",
     )
@@ -103,14 +118,6 @@ class _ModalFields(BaseModel):
     usd_per_hour: float | None = Field(
         default=None, ge=0, description="List price of what is asked for, to compare with what Modal bills."
     )
-
-    @field_validator("gpu", "region", "secrets", mode="before")
-    @classmethod
-    def _from_commas(cls, value: Any) -> Any:
-        """Take a comma-separated text for a list, as `-jv gpu=H100,A100-80GB` gives it."""
-        if value is None:
-            return []
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @field_validator("gpu")
     @classmethod

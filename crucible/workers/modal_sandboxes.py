@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,16 +26,17 @@ from crucible.workers.modal_ends import End
 _OWN_DOCKERFILES = Path(crucible.__file__).resolve().parents[1] / "images"
 _TRANSIENT = (errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError)
 _LONGEST_PAUSE_SECONDS = 30.0
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
 class Sandboxes:
     """The sandboxes of one Modal account, for flow runs with one job configuration."""
 
-    def __init__(self, client: modal.Client, configuration: ModalJobConfiguration, log: Callable[[str], None]) -> None:
-        self._client, self._configuration, self._log = client, configuration, log
+    def __init__(self, client: modal.Client, configuration: ModalJobConfiguration, logger: Logger) -> None:
+        self._client, self._configuration, self._logger = client, configuration, logger
 
     @classmethod
-    async def connect(cls, configuration: ModalJobConfiguration, log: Callable[[str], None]) -> Sandboxes:
+    async def connect(cls, configuration: ModalJobConfiguration, logger: Logger) -> Sandboxes:
         """Open the account of the configured token.
 
         Raises:
@@ -47,7 +49,7 @@ class Sandboxes:
             else:
                 token = configuration.credentials
                 client = await _client(token.token_id.get_secret_value(), token.token_secret.get_secret_value())
-        return cls(client, configuration, log)
+        return cls(client, configuration, logger)
 
     async def create(self, name: str, attempt: int) -> modal.Sandbox:
         """Build the image if need be and create the attempt's sandbox, on the first GPU type that is to be had.
@@ -69,11 +71,13 @@ class Sandboxes:
             try:
                 async with asyncio.timeout(wanted.capacity_timeout_seconds):
                     with _explained():
-                        return await self._create(app, image, name, attempt, gpu or None)
+                        sandbox = await self._create(app, image, name, attempt, gpu or None)
+                self._logger.info("Sandbox %s has started on %s", sandbox.object_id, gpu or "CPUs")
+                return sandbox
             except TimeoutError:
-                self._log(f"no {gpu or 'CPU'} was to be had within {wanted.capacity_timeout_seconds} s")
+                self._logger.warning("No %s was to be had within %d s", gpu or "CPU", wanted.capacity_timeout_seconds)
             except failures.NoCapacity as failure:
-                self._log(str(failure))
+                self._logger.warning("%s", failure)
         raise failures.NoCapacity(
             f"gpu: Modal had none of {', '.join(wanted.gpu) or 'its CPUs'} free within "
             f"{wanted.capacity_timeout_seconds} s each; name other types, or wait longer with capacity_timeout_seconds"
@@ -162,7 +166,7 @@ class Sandboxes:
                 raise _token_refused(error) from None
             except _TRANSIENT as error:
                 if pause == 1.0:
-                    self._log(f"Modal does not answer ({error}); the sandbox goes on, and so does the wait for it")
+                    self._logger.warning("Modal does not answer (%s); the sandbox goes on, and this wait too", error)
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 

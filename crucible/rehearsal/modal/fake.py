@@ -188,9 +188,9 @@ class FakeModal:
         """From now on an image build fails at any step that contains `text`."""
         self._cloud.failing_builds.append(text)
 
-    def revoke_token(self) -> None:
-        """The token that `env` gave out is not valid any more."""
-        self._cloud.token = (new_id("ak"), new_id("as"))
+    def accept_token(self, accept: bool) -> None:
+        """Whether the token that `env` gave out is (still, again) valid."""
+        self._cloud.token = self._token if accept else (new_id("ak"), new_id("as"))
 
     def set_down(self, down: bool) -> None:
         """The control plane answers nothing but "unavailable", or comes back. Sandboxes go on meanwhile."""
