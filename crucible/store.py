@@ -14,11 +14,13 @@ and file transfers. Two guarantees carry the recovery protocol (`crucible.jobs`,
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
-import tempfile
+import stat
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -172,20 +174,23 @@ class FileStore(Store):
 
     def size(self, key: str) -> int:
         with self._failures(key):
-            return self._path(key).stat().st_size
+            found = self._path(key).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise ObjectMissing(f"{self.uri}/{key} does not exist")
+            return found.st_size
 
     def folders(self, prefix: str = "") -> list[str]:
         with self._failures(prefix):
             try:
                 entries = list(os.scandir(self._path(prefix)))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
             return sorted(entry.name for entry in entries if entry.is_dir() and entry.name != _STAGING)
 
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         found: list[ObjectInfo] = []
         with self._failures(prefix):
-            for folder, folders, files in os.walk(self._path(prefix)):
+            for folder, folders, files in os.walk(self._path(prefix), onerror=_unless_gone):
                 folders[:] = [name for name in folders if name != _STAGING]
                 for name in files:
                     path = Path(folder, name)
@@ -226,26 +231,26 @@ class FileStore(Store):
         """A fresh file to write to, on the same file system as the objects, so that the last move is atomic."""
         staging = self.root / _STAGING
         staging.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=staging)
-        os.close(handle)
+        staged = staging / uuid.uuid4().hex  # not mkstemp: its files are for their owner's eyes only
         try:
-            yield Path(name)
+            yield staged
         finally:
-            Path(name).unlink(missing_ok=True)
+            staged.unlink(missing_ok=True)
 
     def _place(self, staged: Path, key: str, move: Callable[[Path, Path], None]) -> None:
         """Move the whole, durable file to the object's place."""
         _fsync(staged)
         target = self._path(key)
-        while True:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        for left in reversed(range(_PLACE_TRIES)):
             try:
+                _make_folder(target.parent)
                 move(staged, target)
-            except FileNotFoundError:  # a concurrent delete removed the folder it had just emptied
-                if staged.exists():
+            except FileNotFoundError:  # a concurrent delete removed a folder that it had just emptied
+                if left and staged.exists():
                     continue
                 raise
-            _fsync(target.parent)
+            with suppress(FileNotFoundError):  # deleted again already
+                _fsync(target.parent)
             return
 
     def _sweep_staging(self) -> None:
@@ -268,6 +273,23 @@ class FileStore(Store):
 
 _STAGING = ".partial"
 _ABANDONED_SECONDS = 6 * 3600
+_PLACE_TRIES = 100
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder; `FileNotFoundError` when one that was there vanished meanwhile."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if path.exists():
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file where a folder is needed") from error
+        raise FileNotFoundError(errno.ENOENT, f"{path} vanished") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """For `os.walk`, which would pass over a folder that cannot be read: an empty answer is a claim, too."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 class S3Store(Store):
@@ -304,7 +326,10 @@ class S3Store(Store):
                 raise
 
     def size(self, key: str) -> int:
-        return int(self._call(key, lambda: self._s3.info(self._path(key)))["size"])
+        info = self._call(key, lambda: self._s3.info(self._path(key)))
+        if info["type"] == "directory":
+            raise ObjectMissing(f"{self.uri}/{key} does not exist")
+        return int(info["size"])
 
     def folders(self, prefix: str = "") -> list[str]:
         try:
@@ -316,7 +341,9 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         found = self._call(prefix, lambda: self._s3.find(self._path(prefix) + "/", detail=True))
         root = f"{self.bucket}/{self.prefix}/" if self.prefix else f"{self.bucket}/"
-        return [ObjectInfo(path.removeprefix(root), int(info["size"])) for path, info in sorted(found.items())]
+        objects = [ObjectInfo(path.removeprefix(root), int(info["size"])) for path, info in sorted(found.items())]
+        # For a name without anything below it, s3fs finds the object of that name.
+        return [info for info in objects if info.key != _checked(prefix)]
 
     def delete(self, key: str) -> None:
         with suppress(ObjectMissing):
@@ -339,23 +366,34 @@ class S3Store(Store):
         """Run one request and turn s3fs's and botocore's many exceptions into ours, with what to do."""
         try:
             return action()
-        except FileExistsError as error:
-            raise ObjectExists(f"{self.uri}/{key} already exists") from error
-        except FileNotFoundError as error:
-            if "bucket" in str(error).lower():
-                raise StoreError(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first") from error
-            raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
-        except PermissionError as error:
-            raise StoreError(
-                f"store {self.uri}: access denied to {key or 'listing'} ({error}); check the credentials and that they "
-                f"have not expired"
-            ) from error
         except Exception as error:
+            code = _s3_code(error)
+            if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
+                raise ObjectExists(f"{self.uri}/{key} already exists") from error
+            if code == "NoSuchBucket":
+                raise StoreError(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first") from error
+            if isinstance(error, FileNotFoundError):
+                raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
+            if isinstance(error, PermissionError) or code == "400":  # a HEAD with an expired token gets a bare 400
+                raise StoreError(
+                    f"store {self.uri}: access denied to {key or 'listing'} ({error}); check the credentials and that "
+                    f"they have not expired"
+                ) from error
             if isinstance(error, OSError) or type(error).__module__.startswith(_S3_ERROR_MODULES):
                 raise StoreError(
                     f"store {self.uri}: {key or 'listing'} failed: {type(error).__name__}: {error}"
                 ) from error
             raise
+
+
+def _s3_code(error: BaseException | None) -> str:
+    """The server's own error code, `NoSuchBucket` or a bare status, from what s3fs made of the answer; or nothing."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 _S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")
@@ -371,13 +409,12 @@ def _checked(key: str) -> str:
 def _whole_file(path: Path) -> Iterator[Path]:
     """A name to download to, renamed to `path` at the end; two processes may download the same object at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".partial")
-    os.close(handle)
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
-        yield Path(name)
-        Path(name).replace(path)
+        yield partial
+        partial.replace(path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
 
 
 def _copy(source: Path, target: Path) -> None:

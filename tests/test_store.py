@@ -1,0 +1,409 @@
+"""The store's promises, the same on a folder and on S3 over HTTP; and what it says when the network lets it down."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import resource
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import boto3
+import pytest
+
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
+from crucible.store import ObjectInfo, Store
+from tests.faults.s3_proxy import S3Proxy
+
+CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+
+
+@pytest.fixture(params=["file", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty store of each kind; the S3 one in a bucket whose name and prefix are as people choose them."""
+    if request.param == "file":
+        return Store.open((tmp_path / "a store" / "50% # off").as_uri())
+    endpoint = request.getfixturevalue("s3_endpoint")
+    bucket = f"my-bucket-{random.getrandbits(48):x}"
+    boto3.client("s3", endpoint_url=endpoint, **CREDENTIALS).create_bucket(Bucket=bucket)
+    return Store.open(f"s3://{bucket}/team/runs", key="test", secret="test", endpoint_url=endpoint)
+
+
+@pytest.fixture
+def proxy(s3_endpoint: str) -> Iterator[S3Proxy]:
+    with S3Proxy(s3_endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def frail(proxy: S3Proxy, s3_endpoint: str) -> Store:
+    """An S3 store behind `proxy`."""
+    bucket = f"my-bucket-{random.getrandbits(48):x}"
+    boto3.client("s3", endpoint_url=s3_endpoint, **CREDENTIALS).create_bucket(Bucket=bucket)
+    return Store.open(f"s3://{bucket}/runs", key="test", secret="test", endpoint_url=proxy.url)
+
+
+def test_objects_come_back_as_they_were_put(place: Store, tmp_path: Path) -> None:
+    place.write("a/b.bin", b"\x00\xff")
+    place.write("a/b.bin", b"second")
+    place.write("empty", b"")
+    assert place.read("a/b.bin") == b"second"
+    assert place.read("empty") == b""
+    assert (place.size("a/b.bin"), place.size("empty")) == (6, 0)
+    place.write_json("record.json", {"step": 7, "name": "ä"})
+    assert place.read_json("record.json") == {"step": 7, "name": "ä"}
+
+    source = tmp_path / "weights.bin"
+    source.write_bytes(random.Random(1).randbytes(300_000))
+    place.upload(source, "deep/er/weights with space.bin")
+    place.download("deep/er/weights with space.bin", tmp_path / "new folder" / "copy.bin")
+    assert (tmp_path / "new folder" / "copy.bin").read_bytes() == source.read_bytes()
+
+
+def test_missing_objects_are_missing_by_every_door(place: Store, tmp_path: Path) -> None:
+    place.write("folder/object", b"x")
+    for key in ("nothing", "folder/nothing", "folder/object/below"):
+        for door in (place.read, place.size, place.read_json):
+            with pytest.raises((ObjectMissing, StoreError), match=re.escape(key)):
+                door(key)
+        assert key.endswith("below") or not place.exists(key)
+    with pytest.raises(ObjectMissing, match="nothing"):
+        place.download("nothing", tmp_path / "copy")
+    assert not list(tmp_path.glob("copy*"))
+    place.delete("nothing")
+    assert place.list("nothing") == []
+    assert place.folders("nothing") == []
+
+
+def test_a_folder_is_not_an_object(place: Store) -> None:
+    place.write("jobs/one/job.json", b"{}")
+    assert not place.exists("jobs/one")
+    with pytest.raises(StoreError):
+        place.read("jobs/one")
+
+
+def test_listing_knows_folders_from_names_that_begin_alike(place: Store) -> None:
+    for key in ("runs/1/a", "runs/1/b c", "runs/2/deep/x", "runs2/y", "runs/top"):
+        place.write(key, key.encode())
+    assert [info.key for info in place.list("runs")] == ["runs/1/a", "runs/1/b c", "runs/2/deep/x", "runs/top"]
+    assert place.list("runs/1") == [ObjectInfo("runs/1/a", 8), ObjectInfo("runs/1/b c", 10)]
+    assert place.list("runs/top") == []
+    assert place.folders("runs") == ["1", "2"]
+    assert place.folders() == ["runs", "runs2"]
+    assert len(place.list()) == 5
+    part = place.child("runs").child("2")
+    assert part.list() == [ObjectInfo("deep/x", 13)]
+    assert part.read("deep/x") == b"runs/2/deep/x"
+    assert part.uri == place.uri + "/runs/2"
+
+
+def test_many_objects_are_listed_in_full(place: Store) -> None:
+    count = 1100 if place.uri.startswith("file") else 60
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: place.write(f"many/{i:05d}", b"."), range(count)))
+    assert len(place.list("many")) == count
+
+
+def test_delete_leaves_no_trace_of_a_folder(place: Store) -> None:
+    place.write("jobs/a/checkpoints/x/1", b"1")
+    place.write("jobs/a/checkpoints/x/2", b"2")
+    place.delete("jobs/a/checkpoints/x/1")
+    assert place.folders("jobs/a/checkpoints") == ["x"]
+    place.delete("jobs/a/checkpoints/x/2")
+    assert place.folders("jobs/a/checkpoints") == []
+    assert place.folders("jobs") == []
+
+
+def test_create_is_refused_when_something_else_is_there(place: Store) -> None:
+    place.create("claim.json", b"mine")
+    place.create("claim.json", b"mine")  # a request repeated by the network layer
+    with pytest.raises(ObjectExists, match=r"claim\.json already exists"):
+        place.create("claim.json", b"yours")
+    assert place.read("claim.json") == b"mine"
+
+
+def test_create_has_exactly_one_winner(place: Store) -> None:
+    writers, rounds = (8, 40) if place.uri.startswith("file") else (6, 4)
+    for number in range(rounds):
+        start = threading.Barrier(writers)
+
+        def race(me: int, number: int = number, start: threading.Barrier = start) -> bool:
+            start.wait()
+            try:
+                place.create(f"claims/{number}", str(me).encode())
+            except ObjectExists:
+                return False
+            return True
+
+        with ThreadPoolExecutor(writers) as pool:
+            won = list(pool.map(race, range(writers)))
+        assert won.count(True) == 1
+        assert int(place.read(f"claims/{number}")) == won.index(True)
+
+
+def test_readers_never_see_half_an_object(place: Store, tmp_path: Path) -> None:
+    """Writers replace an object by turns with write and upload; each reader sees one of the wholes."""
+    wholes = [bytes([letter]) * size for letter, size in ((65, 40_000), (66, 90_000), (67, 10))]
+    sources = []
+    for index, whole in enumerate(wholes):
+        sources.append(tmp_path / f"source-{index}")
+        sources[-1].write_bytes(whole)
+    place.write("object", wholes[0])
+    rounds = 60 if place.uri.startswith("file") else 10
+    over = threading.Event()
+
+    def write() -> None:
+        for number in range(rounds):
+            index = number % 3
+            place.upload(sources[index], "object") if number % 2 else place.write("object", wholes[index])
+
+    def read() -> int:
+        seen = 0
+        while not over.is_set() or not seen:
+            assert place.read("object") in wholes
+            assert place.size("object") in {len(whole) for whole in wholes}
+            seen += 1
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        writing = pool.submit(write)
+        try:
+            writing.result()
+        finally:
+            over.set()
+        assert all(reader.result() for reader in readers)
+
+
+@pytest.mark.parametrize("key", ["../outside", "a/../../outside", "/etc/passwd", "a/.."])
+def test_keys_cannot_climb_out(place: Store, tmp_path: Path, key: str) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    actions: list[Callable[[], object]] = [
+        lambda: place.read(key),
+        lambda: place.write(key, b"x"),
+        lambda: place.create(key, b"x"),
+        lambda: place.delete(key),
+        lambda: place.upload(source, key),
+        lambda: place.download(key, tmp_path / "copy"),
+        lambda: place.list(key),
+        lambda: place.child(key),
+    ]
+    for action in actions:
+        with pytest.raises(ConfigError, match="must be relative"):
+            action()
+
+
+def test_damaged_json_is_an_error_that_says_where(place: Store) -> None:
+    for damaged in (b'{"step": 1', b"\xff\xfe", b""):
+        place.write("record.json", damaged)
+        with pytest.raises(StoreError, match=r"record\.json is not valid JSON"):
+            place.read_json("record.json")
+
+
+def test_a_failed_upload_leaves_nothing_behind(place: Store, tmp_path: Path) -> None:
+    with pytest.raises((StoreError, OSError)):
+        place.upload(tmp_path / "does not exist", "object")
+    assert not place.exists("object")
+    assert place.list() == []
+
+
+@pytest.mark.parametrize("address", ["s3://", "gs://bucket/x", "http://example.com/x", "s3:///prefix"])
+def test_other_addresses_are_refused_in_words(address: str) -> None:
+    with pytest.raises(ConfigError, match="use file:///path or s3://bucket/prefix"):
+        Store.open(address)
+
+
+def test_plain_paths_are_file_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Store.open("relative/folder").write("a", b"1")
+    assert Store.open(str(tmp_path / "relative/folder")).read("a") == b"1"
+    assert Store.open((tmp_path / "relative/folder").as_uri()).read("a") == b"1"
+
+
+# The file store
+
+
+def test_writing_and_deleting_beside_each_other_never_fails(tmp_path: Path) -> None:
+    """Deleting the last object removes its folder, under the feet of whoever is about to write there."""
+    place = Store.open(str(tmp_path / "store"))
+
+    def churn(me: int) -> None:
+        for number in range(150):
+            place.write(f"deep/down/here/{me}", str(number).encode())
+            place.delete(f"deep/down/here/{me}")
+            place.create(f"deep/down/here/claim-{me}-{number}", b"x")
+            place.delete(f"deep/down/here/claim-{me}-{number}")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(churn, range(6)))
+    assert place.list() == []
+
+
+def test_objects_are_readable_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    """A container writes as root, the person reads the records as themselves."""
+    place = Store.open(str(tmp_path / "store"))
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    before = os.umask(0o022)
+    try:
+        place.write("written", b"x")
+        place.create("created", b"x")
+        place.upload(source, "uploaded")
+        place.download("written", tmp_path / "downloaded")
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "store").rglob("*"):
+        if path.is_file():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
+    assert stat.S_IMODE((tmp_path / "downloaded").stat().st_mode) == 0o644
+
+
+def test_a_broken_disk_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty answer would look like a job without limits or checkpoints."""
+    place = Store.open(str(tmp_path / "store"))
+    place.write("limits/0001.json", b"{}")
+    real = os.scandir
+
+    def broken(path: str) -> object:
+        if str(path).endswith("limits"):
+            raise OSError(5, "Input/output error", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(StoreError, match="Input/output error"):
+        place.list("limits")
+    with pytest.raises(StoreError, match="Input/output error"):
+        place.folders("limits")
+
+
+def test_a_full_disk_is_told_in_words_and_leaves_the_old_object(tmp_path: Path) -> None:
+    """A limit on file sizes stops a write half-way, as a full disk does."""
+    place = Store.open(str(tmp_path / "store"))
+    place.write("object", b"old")
+    source = tmp_path / "source"
+    source.write_bytes(b"x" * 50_000)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        for act in (
+            lambda: place.write("object", b"x" * 50_000),
+            lambda: place.create("another", b"x" * 50_000),
+            lambda: place.upload(source, "object"),
+        ):
+            with pytest.raises(StoreError, match="File too large"):
+                act()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert place.list() == [ObjectInfo("object", 3)]
+    assert place.read("object") == b"old"
+    assert [path.name for path in (tmp_path / "store").rglob("*") if path.is_file()] == ["object"]
+
+
+# S3 and the network
+
+
+def test_nobody_listening_is_a_store_error_with_the_address(frail: Store, proxy: S3Proxy, tmp_path: Path) -> None:
+    frail.write("object", b"x")
+    proxy.refuse()
+    for act in (
+        lambda: frail.list(""),
+        lambda: frail.create("claim", b"x"),
+        lambda: frail.download("object", tmp_path / "copy"),
+    ):
+        with pytest.raises(StoreError, match=r"(?i)connect|closed") as caught:
+            act()
+        assert not isinstance(caught.value, ObjectMissing | ObjectExists)
+    assert list(tmp_path.iterdir()) == []
+    proxy.heal()
+    assert frail.read("object") == b"x"
+
+
+@pytest.mark.parametrize(
+    ("status", "code"), [(403, "AccessDenied"), (400, "ExpiredToken"), (403, "InvalidAccessKeyId")]
+)
+def test_refused_credentials_say_so(frail: Store, proxy: S3Proxy, status: int, code: str) -> None:
+    frail.write("object", b"x")
+    proxy.answer(status, code)
+    for act in (lambda: frail.read("object"), lambda: frail.list(""), lambda: frail.write("object", b"y")):
+        with pytest.raises(StoreError, match="check the credentials") as caught:
+            act()
+        assert not isinstance(caught.value, ObjectMissing)
+    proxy.heal()
+    assert frail.read("object") == b"x"
+
+
+def test_errors_that_pass_are_outlived(frail: Store, proxy: S3Proxy) -> None:
+    frail.write("object", b"x")
+    proxy.answer(500, "InternalError", times=1)
+    assert frail.read("object") == b"x"
+    proxy.answer(503, "SlowDown", times=2)
+    frail.write("object", b"y")
+    assert frail.read("object") == b"y"
+
+
+def test_errors_that_stay_are_told(frail: Store, proxy: S3Proxy) -> None:
+    proxy.answer(500, "InternalError")
+    with pytest.raises(StoreError, match="InternalError") as caught:
+        frail.write("object", b"x")
+    assert not isinstance(caught.value, ObjectMissing | ObjectExists)
+
+
+def test_a_missing_bucket_is_told_apart_from_a_missing_object(s3_endpoint: str) -> None:
+    nowhere = Store.open("s3://no-such-place/runs", key="test", secret="test", endpoint_url=s3_endpoint)
+    for act in (
+        lambda: nowhere.read("object"),
+        lambda: nowhere.exists("object"),
+        lambda: nowhere.list(""),
+        lambda: nowhere.folders("jobs"),
+        lambda: nowhere.write("object", b"x"),
+        lambda: nowhere.create("object", b"x"),
+    ):
+        with pytest.raises(StoreError, match="bucket 'no-such-place' does not exist; create it first") as caught:
+            act()
+        assert not isinstance(caught.value, ObjectMissing)
+
+
+def test_a_create_whose_answer_was_lost_does_not_lose_against_itself(frail: Store, proxy: S3Proxy) -> None:
+    proxy.lose_answers(times=1)
+    frail.create("claim", b"mine")
+    assert frail.read("claim") == b"mine"
+    proxy.lose_answers(times=1)
+    with pytest.raises(ObjectExists):
+        frail.create("claim", b"yours")
+
+
+def test_create_is_refused_by_servers_that_only_say_412(frail: Store, proxy: S3Proxy) -> None:
+    """AWS names the condition that failed in its answer; other S3 servers give the status alone."""
+    frail.create("claim", b"mine")
+    proxy.answer(412, "PreconditionFailed", times=1)
+    with pytest.raises(ObjectExists):
+        frail.create("claim", b"yours")
+
+
+def test_a_broken_upload_is_repeated(frail: Store, proxy: S3Proxy, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(200_000))
+    proxy.break_uploads(times=1)
+    frail.upload(source, "object")
+    assert frail.read("object") == source.read_bytes()
+
+
+def test_a_cut_download_is_never_taken_for_whole(frail: Store, proxy: S3Proxy, tmp_path: Path) -> None:
+    data = os.urandom(200_000)
+    frail.write("object", data)
+    proxy.cut_downloads(times=1)
+    with suppress(StoreError):
+        frail.download("object", tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == data
+    assert {path.name for path in tmp_path.iterdir()} <= {"copy"}
+    (tmp_path / "copy").unlink(missing_ok=True)
+    proxy.cut_downloads()
+    with pytest.raises(StoreError):
+        frail.download("object", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
