@@ -8,10 +8,12 @@ ends in ROLLBACK_COMPLETE with its reason instead of an error to the caller.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from moto.cloudformation.models import Change, ChangeSet, CloudFormationBackend, Event, Stack
 from moto.cloudformation.parsing import ResourceMap
+from moto.cloudformation.responses import CloudFormationResponse
 
 from crucible.rehearsal.aws.patching import replace
 
@@ -20,7 +22,12 @@ from crucible.rehearsal.aws.patching import replace
 def install() -> None:
     """Change moto in this process. Calling it again does nothing."""
     replace(ChangeSet, diff=_diff)
-    replace(CloudFormationBackend, execute_change_set=_execute)
+    replace(
+        CloudFormationBackend,
+        create_change_set=_fail_if_empty(CloudFormationBackend.create_change_set),
+        execute_change_set=_execute,
+    )
+    replace(CloudFormationResponse, _validate_different_update=lambda *_: None)  # AWS answers with a failed change set
     replace(Stack, stack_parameters=property(_parameters), parameter_list=property(_parameter_list))
 
 
@@ -98,6 +105,20 @@ def _diff(change_set: Any) -> list[Any]:
 
 def _body(resource: dict[str, Any]) -> dict[str, Any]:
     return {"Properties": {}, **resource}  # moto adds empty properties while it creates
+
+
+def _fail_if_empty(create_change_set: Callable[..., tuple[str, str]]) -> Callable[..., tuple[str, str]]:
+    def create_and_look(backend: Any, *arguments: Any, **named: Any) -> tuple[str, str]:
+        change_set_id, stack_id = create_change_set(backend, *arguments, **named)
+        change_set = backend.change_sets[change_set_id]
+        if not change_set.changes:
+            change_set.status, change_set.execution_status = "FAILED", "UNAVAILABLE"
+            change_set.status_reason = (
+                "The submitted information didn't contain changes. Submit different information to create a change set."
+            )
+        return change_set_id, stack_id
+
+    return create_and_look
 
 
 def _existing(stack: Any) -> set[str]:

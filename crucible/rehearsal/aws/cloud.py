@@ -41,6 +41,8 @@ class Cloud:
         self._last_failure = ""
         app = _Expiring(DomainDispatcherApplication(create_backend_app), self.expired_keys)
         self._server = make_server("127.0.0.1", settings.port, app, threaded=True, request_handler=_Silent)
+        self._server.daemon_threads = True  # type: ignore[attr-defined]
+        self._server.block_on_close = False  # type: ignore[attr-defined]  # clients keep their connections open
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.metadata = MetadataService()
         self.machines = Machines(settings, lambda: self.url, self.metadata, self._put_event, self.say)

@@ -19,6 +19,7 @@ from moto.core.common_models import CloudFormationModel
 from moto.core.utils import pascal_to_camelcase, remap_nested_keys
 from moto.ec2.models import ec2_backends
 from moto.ec2.models.route_tables import RouteTable
+from moto.ec2.models.security_groups import SecurityGroup
 from moto.ecr.models import Repository, ecr_backends
 from moto.ecs.models import Cluster, ecs_backends
 from moto.iam.access_control import IAMPolicy, PermissionResult
@@ -44,6 +45,7 @@ def install() -> None:
     replace(FakeBucket, get_permission=_permission_over_tls)
     _complete(FakeBucket, _complete_bucket)
     _complete(Repository, _complete_repository)
+    _complete(SecurityGroup, _complete_security_group)
     replace(parsing.ResourceMap, load_parameters=_split_list_defaults(parsing.ResourceMap.load_parameters))
     replace(
         parsing,
@@ -219,6 +221,16 @@ def _complete_bucket(name: str, properties: Properties, account: str, region: st
         rule = {"ID": rule.pop("Id"), "Filter": {"Prefix": rule.pop("Prefix", "")}, **rule}
         rules.append(rule | ({"Expiration": {"Days": days}} if days else {}))
     backend.put_bucket_lifecycle_configuration(name, rules)
+
+
+def _complete_security_group(name: str, properties: Properties, account: str, region: str) -> None:
+    """Egress: what is listed, and not the "everything" that a group has of itself."""
+    backend = ec2_backends[account][region]
+    group: Any = backend.get_security_group_from_id(name)
+    group.egress_rules.clear()
+    for rule in properties["SecurityGroupEgress"]:
+        ports = (str(rule["FromPort"]), str(rule["ToPort"]))
+        backend.authorize_security_group_egress(name, rule["IpProtocol"], *ports, [{"CidrIp": rule["CidrIp"]}])
 
 
 def _complete_repository(name: str, properties: Properties, account: str, region: str) -> None:

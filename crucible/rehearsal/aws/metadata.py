@@ -28,6 +28,7 @@ class MetadataService:
         self._tokens: dict[tuple[str, str], float] = {}  # (instance id, token) -> monotonic time of expiry
         self._server = ThreadingHTTPServer((host, port), self._handler())
         self._server.daemon_threads = True
+        self._server.block_on_close = False  # clients may keep their connections open
         self.url = f"http://{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True, name="instance-metadata").start()
 
