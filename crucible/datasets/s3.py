@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from crucible.datasets.disk import writing_to
 from crucible.errors import ConfigError, DataError, SourceUnreachable
 
 
@@ -34,6 +33,7 @@ class S3Prefix:
             raise ConfigError(
                 f"source: {uri} needs the aws extra; install it with: pip install -c constraints.txt '.[aws]'"
             ) from error
+        self.uri = uri
         parts = urlsplit(uri)
         root = "/".join(filter(None, (parts.netloc, parts.path.strip("/"))))
         # A fresh instance reads the environment (endpoint, credentials) as it is now.
@@ -49,11 +49,10 @@ class S3Prefix:
         if not self.objects:
             raise DataError(f"source {uri} holds no objects; check bucket and prefix")
 
-    def download(self, name: str, path: Path) -> None:
-        """Write the object to `path`. Raises DataError."""
-        with writing_to(path.parent):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        _call(f"s3://{self.objects[name].path}", lambda: self._s3.get_file(self.objects[name].path, str(path)))
+    def download(self, names: Sequence[str], paths: Sequence[Path]) -> None:
+        """Write the objects to these files, several at a time. Raises DataError."""
+        keys = [self.objects[name].path for name in names]
+        _call(self.uri, lambda: self._s3.get(keys, [str(path) for path in paths]))
 
 
 def _call(uri: str, action: Callable[[], Any]) -> Any:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from crucible.datasets.config import SHAKESPEARE_SHA256, SHAKESPEARE_URL, DatasetConfig
-from crucible.datasets.disk import require_free_space
+from crucible.datasets.disk import require_free_space, writing_to
 from crucible.datasets.download import fetch_url
 from crucible.datasets.progress import Progress, ProgressCallback
 from crucible.datasets.text import Document, find_cut, read_blocks
@@ -26,6 +26,9 @@ from crucible.errors import DataError
 
 STDLIB_BYTES = 4_000_000
 """How much of the standard library the default source uses: enough to learn from, and ready in a second."""
+
+_S3_BATCH = 64
+"""Objects asked for at once: small ones would otherwise cost a round trip each."""
 
 
 class Source(ABC):
@@ -114,15 +117,17 @@ class S3Source(Source):
         sizes = {name: self._prefix.objects[name].size for name in self._names}
         total = sum(sizes.values())
         require_free_space(work, total, f"downloading {self.description['uri']}")
-        found, done = [], 0
-        for number, name in enumerate(self._names):
+        folder = work / "source"
+        with writing_to(folder):
+            folder.mkdir(exist_ok=True)  # the step may be a second try
+        paths = [folder / f"{number:08d}" for number in range(len(self._names))]
+        done = 0
+        for start in range(0, len(paths), _S3_BATCH):
+            batch = slice(start, start + _S3_BATCH)
+            self._prefix.download(self._names[batch], paths[batch])
+            done += sum(sizes[name] for name in self._names[batch])
             progress(Progress("download", done, total))
-            path = work / "source" / f"{number:06d}"
-            self._prefix.download(name, path)
-            done += sizes[name]
-            found.append(Document.at(path, name))
-        progress(Progress("download", total, total))
-        return found
+        return [Document.at(path, name) for path, name in zip(paths, self._names, strict=True)]
 
 
 def open_source(config: DatasetConfig) -> Source:

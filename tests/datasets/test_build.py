@@ -101,6 +101,16 @@ def test_documents_of_a_folder_are_shuffled_and_separated(corpus: Path, store: S
     assert decoded(folder, "train") + decoded(folder, "val") == "\n".join(texts)
 
 
+def test_documents_without_any_line_end_are_still_separated(tmp_path: Path, store: Store) -> None:
+    folder = tmp_path / "lines"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).write_text(name * 10)
+    info = build_dataset(DatasetConfig(source=str(folder)), store)
+    local = fetch_dataset(store, info.digest, tmp_path / "cache")
+    assert sorted((decoded(local, "train") + decoded(local, "val")).split("\n")) == ["a" * 10, "b" * 10, "c" * 10]
+
+
 def test_include_and_exclude_choose_documents(corpus: Path, store: Store) -> None:
     def tokens(**patterns: tuple[str, ...]) -> int:
         return build_dataset(DatasetConfig(source=str(corpus), tokenizer="byte", **patterns), store).meta.text_bytes

@@ -123,6 +123,12 @@ def test_a_tiktoken_table_becomes_the_same_tokenizer(bpe: BpeTokenizer) -> None:
     assert converted.encode(TEXT).tolist() == bpe.encode(TEXT).tolist()
 
 
+def test_a_table_with_a_hole_is_refused() -> None:
+    single = {bytes([byte]): byte for byte in range(256)}
+    with pytest.raises(DataError, match="token b'abc' of rank 256 is not made of two earlier ones"):
+        from_ranks({**single, b"abc": 256})
+
+
 @pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
 def test_saved_and_loaded(kind: str, bpe: BpeTokenizer, tmp_path: Path) -> None:
     made: dict[str, Tokenizer] = {
