@@ -78,17 +78,18 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         """Run one attempt of a flow run to its end."""
         self.watched.add(flow_run.id)
         try:
-            sandboxes = await self.connect(configuration, flow_run)
-            sandbox = await self._start(flow_run, configuration, sandboxes)
+            try:
+                sandboxes = await self.connect(configuration, flow_run)
+                sandbox = await self._start(flow_run, configuration, sandboxes)
+            except CrucibleError as failure:
+                await self.give_up(flow_run, failure)
+                if task_status:
+                    task_status.started(failure)  # an exception tells the base class that there is nothing to kill
+                return ModalWorkerResult(identifier="")
             if task_status:
                 task_status.started(pid_of(sandbox))
             await self.watch(flow_run, flow_run.run_count, configuration, sandboxes, sandbox)
             return ModalWorkerResult(identifier=sandbox.object_id)
-        except CrucibleError as failure:
-            await self.give_up(flow_run, failure)
-            if task_status:
-                task_status.started(failure)  # an exception here tells the base class that there is nothing to kill
-            return ModalWorkerResult(identifier="")
         finally:
             self.watched.discard(flow_run.id)
 
@@ -177,7 +178,7 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         """Never two at once: an earlier sandbox of the same work may still be saving, then it has its grace to end."""
         logger = self.get_flow_run_logger(flow_run)
         own = {"prefect-flow-run-id": str(flow_run.id), "prefect-attempt": str(flow_run.run_count)}
-        for sandbox, tags in await sandboxes.running(exclusive=configuration.exclusive_key):
+        for sandbox, tags in await sandboxes.running(configuration.exclusive()):
             if own.items() <= tags.items():
                 continue
             logger.info("The former sandbox %s has %d s to end", sandbox.object_id, configuration.grace_seconds)
@@ -244,11 +245,18 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
                     continue
                 useless_since = useless_since or time.monotonic()
                 if time.monotonic() - useless_since >= configuration.grace_seconds:
-                    self.get_flow_run_logger(flow_run).info("Sandbox %s is terminated", sandbox.object_id)
-                    await sandboxes.terminate(sandbox)
+                    await self._terminate(flow_run, sandboxes, sandbox)
             return ending.result()
         finally:
             ending.cancel()
+
+    async def _terminate(self, flow_run: FlowRun, sandboxes: Sandboxes, sandbox: Sandbox) -> None:
+        logger = self.get_flow_run_logger(flow_run)
+        logger.info("Terminating sandbox %s", sandbox.object_id)
+        try:
+            await sandboxes.terminate(sandbox)
+        except ModalFailure as failure:
+            logger.warning("Sandbox %s could not be terminated yet: %s", sandbox.object_id, failure)
 
     async def _has_no_use(self, flow_run: FlowRun, attempt: int, sandbox: Sandbox | None) -> bool:
         """Whether the run is cancelled, over, or in a later attempt by now."""

@@ -112,7 +112,7 @@ class Adoption:
         Raises:
             SandboxGone: there is none, and none is on record.
         """
-        running = await sandboxes.running(prefect_flow_run_id=str(run.id))
+        running = await sandboxes.running({"prefect-flow-run-id": str(run.id)})
         if running:
             sandbox, tags = max(running, key=lambda found: int(found[1]["prefect-attempt"]))
             if run.infrastructure_pid != pid_of(sandbox):
@@ -140,7 +140,7 @@ class Adoption:
         configuration = await worker.configuration_of_pool()
         try:
             sandboxes = await worker.connect(configuration)
-            running = await sandboxes.running(prefect_work_pool=tag_value(worker.work_pool.name))
+            running = await sandboxes.running({"prefect-work-pool": tag_value(worker.work_pool.name)})
         except ModalFailure as failure:
             worker.log.debug("Could not list sandboxes: %s", failure)
             return

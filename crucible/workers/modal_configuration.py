@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Self
 
+from prefect.client.schemas.objects import FlowRun
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, WithJsonSchema, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, WithJsonSchema, field_validator
 
 from crucible.errors import ConfigError
 from crucible.workers.modal_credentials import ModalCredentials
@@ -95,16 +96,18 @@ class _ModalFields(BaseModel):
     environment_name: str | None = Field(default=None, description="Modal Environment; empty: the token's default.")
     workdir: str | None = Field(default=None, description="Working folder in the sandbox; empty: the image's.")
     tags: dict[str, str] = Field(
-        default_factory=dict, description="Tags of the sandbox, by which Modal can sum up costs."
+        default_factory=dict,
+        description="Tags of the sandbox, by which Modal can sum up costs. The flow run's own tags of the form "
+        "name:value are added.",
     )
-    exclusive: str | None = Field(
+    exclusive_tag: str | None = Field(
         default=None,
-        description="Sandboxes with the same text here never run side by side: before one starts, the former is gone. "
-        "Empty: the flow run's id.",
+        description="Name of a tag. Sandboxes with the same value of it never run side by side: before one starts, the "
+        "former is gone. Empty: only those of the same flow run are kept apart.",
     )
     stream_output: bool = Field(default=True, description="Show what the sandbox prints in the flow run's logs.")
     grace_seconds: int = Field(
-        default=60,
+        default=45,
         ge=0,
         description="Time for a sandbox to end by itself once its flow run is cancelled, over, or in a newer sandbox. "
         "Then it is terminated.",
@@ -157,10 +160,14 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         except ValidationError as error:
             raise ConfigError(_told(error)) from None
 
-    def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
+    _run_tags: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
         """As every Prefect worker does it, but of the worker's settings only those that are of use in the sandbox."""
         asked_for = set(self.env)
-        super().prepare_for_flow_run(*args, **kwargs)
+        super().prepare_for_flow_run(flow_run, *args, **kwargs)
+        pairs = (tag.partition(":") for tag in flow_run.tags)
+        self._run_tags = {tag_name(name): tag_value(value) for name, _, value in pairs if name and value}
         self.env = {name: value for name, value in self.env.items() if name in asked_for or _FOLLOWS.match(name)}
 
     @staticmethod
@@ -169,20 +176,29 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         return "python -m crucible.agent.init -- prefect flow-run execute"
 
     def sandbox_tags(self, attempt: int) -> dict[str, str]:
-        """The tags of the sandbox: the user's, and those by which the worker finds it again."""
+        """The tags of the sandbox: the user's, the flow run's, and those by which the worker finds it again."""
         own = {
             "prefect-flow-run-id": self.labels.get("prefect.io/flow-run-id"),
             "prefect-work-pool": self.labels.get("prefect.io/work-pool-name"),
             "prefect-deployment": self.labels.get("prefect.io/deployment-name"),
             "prefect-flow": self.labels.get("prefect.io/flow-name"),
             "prefect-attempt": str(attempt),
-            "exclusive": self.exclusive_key,
         }
-        return self.tags | {name: tag_value(value) for name, value in own.items() if value}
+        return self.tags | self._run_tags | {name: tag_value(value) for name, value in own.items() if value}
 
-    @property
-    def exclusive_key(self) -> str:
-        return tag_value(self.exclusive or self.labels["prefect.io/flow-run-id"])
+    def exclusive(self) -> dict[str, str]:
+        """The tag whose sandboxes must not run beside this run's.
+
+        Raises:
+            ConfigError: neither the run nor the pool has a tag of the configured name.
+        """
+        name = self.exclusive_tag or "prefect-flow-run-id"
+        tags = self.sandbox_tags(0)
+        if name not in tags:
+            raise ConfigError(
+                f"job variable exclusive_tag: the flow run has no tag {name}:…; start it with one, or leave this empty"
+            )
+        return {name: tags[name]}
 
     @property
     def price_multiplier(self) -> float:
@@ -190,6 +206,11 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         if not self.region:
             return 1.0
         return 1.75 if any("-" in region for region in self.region) else 1.5
+
+
+def tag_name(text: str) -> str:
+    """A text as Modal takes it for the name of a tag."""
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[:50]
 
 
 def tag_value(text: str) -> str:

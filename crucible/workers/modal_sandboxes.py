@@ -126,12 +126,11 @@ class Sandboxes:
             except errors.NotFoundError:
                 raise failures.SandboxGone(f"Modal knows no sandbox {sandbox_id} any more") from None
 
-    async def running(self, **tags: str) -> list[tuple[modal.Sandbox, dict[str, str]]]:
-        """All running sandboxes of the App with these tags (`_` stands for `-`), each with all its tags."""
-        wanted = {name.replace("_", "-"): value for name, value in tags.items()}
+    async def running(self, tags: dict[str, str]) -> list[tuple[modal.Sandbox, dict[str, str]]]:
+        """All running sandboxes of the App that have these tags, each with all its tags."""
         with _explained():
             app = await self._app()
-            found = [s async for s in modal.Sandbox.list.aio(app_id=app.app_id, tags=wanted, client=self._client)]
+            found = [s async for s in modal.Sandbox.list.aio(app_id=app.app_id, tags=tags, client=self._client)]
             return [(sandbox, await sandbox.get_tags.aio()) for sandbox in found]
 
     async def tags(self, sandbox: modal.Sandbox) -> dict[str, str]:
@@ -145,11 +144,10 @@ class Sandboxes:
             await sandbox.terminate.aio(wait=True)
 
     async def end_of(self, sandbox: modal.Sandbox) -> End:
-        """Wait for the end of a sandbox, through any time in which Modal does not answer.
+        """Wait for the end of a sandbox, through any time in which Modal does not answer or refuses the token.
 
         Raises:
             SandboxGone: Modal does not know the sandbox.
-            TokenRefused: the token is no longer accepted.
         """
         pause = 1.0
         while True:
@@ -162,9 +160,7 @@ class Sandboxes:
                 return End("terminated", 137)
             except errors.NotFoundError:
                 raise failures.SandboxGone(f"Modal knows no sandbox {sandbox.object_id} any more") from None
-            except errors.AuthError as error:
-                raise _token_refused(error) from None
-            except _TRANSIENT as error:
+            except (*_TRANSIENT, errors.AuthError) as error:
                 if pause == 1.0:
                     self._logger.warning("Modal does not answer (%s); the sandbox goes on, and this wait too", error)
                 await asyncio.sleep(pause)

@@ -130,13 +130,13 @@ def test_a_restart_waits_until_the_former_sandbox_is_gone(pool: Pool) -> None:
 
 
 def test_sandboxes_of_the_same_work_never_run_side_by_side(pool: Pool) -> None:
-    former = pool.submit(STEADY, exclusive="job-1", grace_seconds=1)
+    former = pool.submit(STEADY, exclusive_tag="job", tags={"job": "one"}, grace_seconds=1)
     first = pool.wait_for_sandbox(former)
-    successor = pool.submit("exit 3", exclusive="job-1", grace_seconds=1)
+    successor = pool.submit("exit 3", exclusive_tag="job", tags={"job": "one"}, grace_seconds=1)
     pool.end_of(successor)
     assert pool.end_of(former).startswith("CRASHED SandboxStopped")
     (second,) = pool.sandboxes(successor)
-    order = [view.id for view in pool.modal.sandboxes() if view.tags.get("exclusive") == "job-1"]
+    order = [view.id for view in pool.modal.sandboxes() if view.tags.get("job") == "one"]
     assert order == [first.id, second.id]
 
 
