@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PARALLEL_READS = 8
 UNKNOWN = "–"
+NOT_IN_TABLE = ("time", "max_iters", "checkpoint_")
+"""Beginnings of the metrics that only `--json` prints."""
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.")]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
@@ -120,7 +122,7 @@ def metrics(
         typer.echo(f"job {job} has reported nothing yet")
         return
     shown = rows[-(last or 20) :]
-    names = list(dict.fromkeys(name for row in shown for name in row if name != "time"))
+    names = list(dict.fromkeys(name for row in shown for name in row if not name.startswith(NOT_IN_TABLE)))
     first = ["step", "attempt"]
     names = first + [name for name in names if name not in first]
     table = [[_figure(row.get(name)) for name in names] for row in shown]

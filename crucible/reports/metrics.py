@@ -83,8 +83,12 @@ def _is_number(value: Any) -> bool:
 
 
 def _one_row_per_step(rows: Iterable[Row]) -> list[Row]:
-    """A step may be reported in several lines (its training loss, then its validation loss); the last word counts."""
+    """A step may be reported in several lines: its training loss, its validation loss, later what its checkpoint cost.
+    The last word counts, but the time is that of the first line.
+    """
     steps: defaultdict[float, Row] = defaultdict(dict)
     for row in rows:
-        steps[row["step"]].update(row)
+        known = steps[row["step"]]
+        first = {"time": known["time"]} if "time" in known and known["attempt"] == row["attempt"] else {}
+        known.update(row | first)
     return [steps[step] for step in sorted(steps)]

@@ -6,7 +6,7 @@ import pytest
 
 from crucible.reports import Metrics, merged_metrics
 from crucible.store import Store
-from tests.reports.history import interrupted_twice, loss
+from tests.reports.history import Past, interrupted_twice, loss
 
 
 def test_a_resumed_attempt_replaces_the_steps_that_were_lost_and_only_those(store: Store, tmp_path: Path) -> None:
@@ -29,6 +29,16 @@ def test_lines_about_the_same_step_become_one_row(store: Store, tmp_path: Path) 
     assert frame.loc[250, "train_loss"] == pytest.approx(loss(250))
 
 
+def test_what_is_told_of_a_step_later_does_not_move_it_in_time(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    attempt = past.attempt(0, 20, [])
+    before = Metrics(past.job).rows()
+
+    attempt.append_metrics(9, b'{"step": 10, "time": 9e9, "checkpoint_write_seconds": 2.0}\n')
+
+    assert Metrics(past.job).rows() == [before[0] | {"checkpoint_write_seconds": 2.0}, before[1]]
+
+
 def test_kept_metrics_read_only_what_is_new(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     past = interrupted_twice(store, tmp_path)
     metrics = Metrics(past.job)
@@ -46,8 +56,6 @@ def test_kept_metrics_read_only_what_is_new(store: Store, tmp_path: Path, monkey
 
 
 def test_a_job_without_attempts_has_an_empty_history(store: Store, tmp_path: Path) -> None:
-    from tests.reports.history import Past
-
     frame = merged_metrics(Past(store, tmp_path).job)
 
     assert list(frame.columns) == ["step", "attempt", "time"]

@@ -1,0 +1,132 @@
+"""The model card: README.md with front matter, as model hubs show it and as a person reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from crucible.datasets.meta import DatasetMeta
+from crucible.reports.figures import duration, usd
+from crucible.reports.tables import markdown_table, settings_table
+
+NANOGPT_DATASET = "crucible"
+"""What nanoGPT is told that the data is called: the folder below its `data/`."""
+LONGEST_SAMPLE = 600
+"""Characters of the sample that the card shows; all of them are in samples.txt."""
+
+
+def model_card(
+    metrics: Mapping[str, Any],
+    config: Mapping[str, Any],
+    data: DatasetMeta,
+    samples: Sequence[str],
+    job: Mapping[str, Any] | None = None,
+) -> str:
+    """The card. `metrics` is what metrics.json holds; `job` (its name, `attempts`, `seconds`, `cost_usd`) is left out
+    for a model that was trained without one.
+    """
+    facts = {
+        "job": job["job"] if job else None,
+        "step": metrics["step"],
+        "data_digest": data.digest,
+        "data_source": data.source_name(),
+        "config_digest": metrics["config_digest"],
+        "weights_sha256": metrics["weights_sha256"],
+        "metrics": {name: metrics[name] for name in ("val_loss", "perplexity", "bits_per_byte")},
+        "attempts": len(job["attempts"]) if job else None,
+        "training_seconds": round(job["seconds"], 1) if job else None,
+        "cost_usd": round(job["cost_usd"], 4) if job else None,
+        "config": dict(config),
+    }
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["gpt2", "nanogpt", "crucible"],
+        "crucible": {name: value for name, value in facts.items() if value is not None},
+    }
+    title = job["job"] if job else f"GPT trained for {metrics['step']:,} steps"
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---",
+        f"# {title}",
+        _introduction(metrics, config, data),
+        "## Evaluation",
+        markdown_table(
+            ["loss (nats per token)", "perplexity", "bits per byte", "tokens"],
+            [
+                [
+                    f"{metrics['val_loss']:.4f}",
+                    f"{metrics['perplexity']:.3f}",
+                    f"{metrics['bits_per_byte']:.4f}",
+                    f"{metrics['tokens']:,}",
+                ]
+            ],
+            numbers=(0, 1, 2, 3),
+        ),
+        "Over every token of the validation split that has one before it, in float32.",
+        *(["## Training", _training(job)] if job else []),
+        *(["## Sample", _fenced(samples[0][:LONGEST_SAMPLE])] if samples else []),
+        "## Loading it",
+        _loading(metrics["formats"], data.digest, config["block_size"]),
+        "## Configuration",
+        settings_table(config),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _introduction(metrics: Mapping[str, Any], config: Mapping[str, Any], data: DatasetMeta) -> str:
+    return (
+        f"A GPT-2-style language model: {metrics['parameters']:,} parameters, {config['n_layer']} layers, "
+        f"{config['n_head']} heads, width {config['n_embd']}, context {config['block_size']} tokens. Trained for "
+        f"{metrics['step']:,} of {config['max_iters']:,} steps on {data.source_name()}: "
+        f"{data.splits['train'].tokens:,} tokens of a {data.tokenizer.kind} vocabulary of {data.vocab_size:,}."
+    )
+
+
+def _training(job: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            str(a["number"]),
+            a["pool"],
+            a["instance"] or "–",
+            f"{a['from_step'] or 0:,} → {a['to_step'] or 0:,}",
+            a["end"],
+        ]
+        for a in job["attempts"]
+    ]
+    count = f"{len(rows)} attempt{'s' if len(rows) != 1 else ''}"
+    table = markdown_table(["attempt", "pool", "instance", "steps", "end"], rows, numbers=(0,))
+    return f"{duration(job['seconds'])} in {count}, {usd(job['cost_usd'])}.\n\n{table}"
+
+
+def _loading(formats: Sequence[str], digest: str, context: int) -> str:
+    parts = []
+    if "huggingface" in formats:
+        parts.append(
+            "```python\n"
+            "from transformers import AutoTokenizer, GPT2LMHeadModel\n\n"
+            'folder = "."  # where this file is\n'
+            "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+            "model = GPT2LMHeadModel.from_pretrained(folder)\n"
+            'ids = tokenizer("\\n", return_tensors="pt").input_ids\n'
+            f"longer = model.generate(ids, max_new_tokens={min(context // 2, 200)}, do_sample=True)\n"
+            "print(tokenizer.decode(longer[0]))\n"
+            "```"
+        )
+    if "nanogpt" in formats:
+        parts.append(
+            "With nanoGPT: copy `nanogpt/ckpt.pt` to its `out` folder and write the data it was trained on with "
+            f"`crucible data export-nanogpt {digest[:12]} data/{NANOGPT_DATASET}`. Then `python sample.py "
+            f"--out_dir=out` samples, and `python train.py --init_from=resume --out_dir=out "
+            f"--dataset={NANOGPT_DATASET}` trains on."
+        )
+    return "\n\n".join(parts) or "Only the metrics were asked for; this model was not exported."
+
+
+def _fenced(text: str) -> str:
+    """The text as it is, even if it has backticks of its own."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"

@@ -1,0 +1,53 @@
+"""A dataset's tokenizer as `transformers` reads it: `AutoTokenizer.from_pretrained(folder)` gives equal ids."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers.bpe import END_OF_TEXT, BpeTokenizer
+from crucible.datasets.tokenizers.char import UNKNOWN, CharTokenizer
+
+_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
+SPELLED_BYTES = [chr(byte) if byte in _PRINTABLE else chr(256 + _HIDDEN.index(byte)) for byte in range(256)]
+"""How byte-level tokenizers write the 256 bytes (openai/gpt-2, bytes_to_unicode)."""
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> int | None:
+    """Write `tokenizer.json` and `tokenizer_config.json`; returns the id of the end-of-text token, if there is one.
+
+    `longest` is the model's context in tokens.
+    """
+    ours = _as_huggingface(tokenizer)
+    (folder / "tokenizer.json").write_text(ours.to_str(), encoding="utf-8")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": longest,
+        "clean_up_tokenization_spaces": False,  # it would change the text
+    }
+    end_of_text = ours.token_to_id(END_OF_TEXT) if isinstance(tokenizer, BpeTokenizer) else None
+    if end_of_text is not None:
+        config |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return int(end_of_text) if end_of_text is not None else None
+
+
+def _as_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
+    if isinstance(tokenizer, BpeTokenizer):
+        return HuggingFaceTokenizer.from_str(tokenizer.to_json())
+    if isinstance(tokenizer, CharTokenizer):
+        vocabulary = {character: number for number, character in enumerate(tokenizer.characters)}
+        ours = HuggingFaceTokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        ours.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+        ours.decoder = decoders.Fuse()
+        return ours
+    bytes_ = {spelled: byte for byte, spelled in enumerate(SPELLED_BYTES)}
+    ours = HuggingFaceTokenizer(models.BPE(vocab=bytes_, merges=[]))
+    ours.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    ours.decoder = decoders.ByteLevel()
+    return ours

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from crucible.datasets.tokenizers import Tokenizer
+from crucible.evaluation.checkpoint import load_trained
+from crucible.evaluation.huggingface import export_huggingface
+from crucible.evaluation.nanogpt import export_nanogpt
+from crucible.training.data import Dataset
+from crucible.training.optimizer import learning_rate
+from crucible.training.trainer import Trainer
+from tests.evaluation.conftest import BEYOND_PADDING, Trained
+
+TEXT = "Line 3: naïve –  9 words,\n\n dddd3   "
+BEYOND_THE_CORPUS = "\tit's 日本 "
+"""Has characters for which a vocabulary of characters would have to be asked."""
+
+
+@pytest.mark.parametrize(("tokenizer", "bias"), [("char", False), ("byte", True), ("bpe", False)])
+def test_transformers_loads_the_model_and_its_tokenizer(
+    trained: Callable[..., Trained], tmp_path: Path, tokenizer: str, bias: bool
+) -> None:
+    from transformers import AutoTokenizer, GPT2LMHeadModel
+
+    example = trained(tokenizer, bias)
+    ours = load_trained(example.checkpoints[-1])
+    encoder = Tokenizer.load(example.data)
+    with torch.no_grad():
+        for name, parameter in ours.model.named_parameters():  # six steps leave biases near the zeros they began at
+            if name.endswith("bias"):
+                parameter.add_(torch.linspace(-1, 1, parameter.numel()))
+    export_huggingface(ours, encoder, tmp_path)
+
+    theirs, report = GPT2LMHeadModel.from_pretrained(tmp_path, output_loading_info=True)
+
+    assert not any(report.values()), report
+    tokens = torch.randint(0, encoder.vocab_size, (3, example.config.block_size))
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(tokens).logits, ours.model(tokens), rtol=1e-5, atol=1e-5)
+    assert theirs.config.vocab_size == encoder.vocab_size
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    text = TEXT if tokenizer == "char" else TEXT + BEYOND_THE_CORPUS
+    assert read(text).input_ids == encoder.encode(text).tolist()
+    assert read.decode(read(text).input_ids) == text
+    assert (read.eos_token_id is not None) == (tokenizer == "bpe")
+
+
+def test_nanogpt_finds_every_weight_under_its_own_name(trained: Callable[..., Trained], tmp_path: Path) -> None:
+    ours = load_trained(trained("bpe", False).checkpoints[-1])
+    export_nanogpt(ours, tmp_path, best_val_loss=1.5)
+
+    checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+
+    block = ["ln_1", "attn.c_attn", "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj"]
+    blocks = [f"transformer.h.{layer}.{part}" for layer in (0, 1) for part in block]
+    names = ["transformer.wte", "transformer.wpe", *blocks, "transformer.ln_f", "lm_head"]
+    assert list(checkpoint["model"]) == [f"{name}.weight" for name in names]
+    assert checkpoint["model_args"] == {
+        "n_layer": 2,
+        "n_head": 2,
+        "n_embd": 16,
+        "block_size": 16,
+        "bias": False,
+        "dropout": 0.0,
+        "vocab_size": 1152,  # nanoGPT makes an embedding of exactly this size
+    }
+    assert BEYOND_PADDING < 1152
+    assert (checkpoint["iter_num"], checkpoint["best_val_loss"]) == (6, 1.5)
+
+
+def test_training_on_from_nanogpts_checkpoint_is_the_same_training(
+    trained: Callable[..., Trained], tmp_path: Path
+) -> None:
+    example = trained("byte", True)
+    longer = example.config.with_overrides({"max_iters": 9, "lr_decay_iters": 6})
+    export_nanogpt(load_trained(example.checkpoints[-1]), tmp_path, best_val_loss=1.5)
+    checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)
+    trainer = Trainer(longer, Dataset(example.data))
+    trainer.resume(example.checkpoints[-1])
+    inputs, targets = trainer._batch(0)
+    trainer.train_step()
+
+    # What nanoGPT's train.py does on --init_from=resume, with the same batch.
+    model = load_trained(example.checkpoints[0]).model
+    model.load_state_dict(checkpoint["model"])
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": longer.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=longer.learning_rate, betas=(longer.beta1, longer.beta2))
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(longer, checkpoint["iter_num"])
+    model(inputs, targets).backward()
+    torch.nn.utils.clip_grad_norm_(parameters, longer.grad_clip)
+    optimizer.step()
+
+    for (name, theirs), (_, own) in zip(model.named_parameters(), trainer.model.named_parameters(), strict=True):
+        torch.testing.assert_close(theirs, own, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
