@@ -25,13 +25,14 @@ from crucible.errors import CrucibleError, FencedOut
 from crucible.jobs import Job, JobSpec, Limits
 from crucible.presence import Presence
 from crucible.store import Store
-from crucible.supervision import JobState, JobStatus, Placement, Supervision
+from crucible.supervision import JobState, JobStatus, Patience, Placement, Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
 from tasks.storage import open_store
+from tasks.training import beat_seconds
 
 CANCEL_PATIENCE_SECONDS = 20.0
 """Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
@@ -113,6 +114,7 @@ def _supervise(job: Job, placements: list[Placement], store: str, presence: Pres
         placements,
         JobListener(),
         flow_run_id=str(flow_run.id or ""),
+        patience=Patience(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
     )
     try:
         return supervision.run()

@@ -19,7 +19,7 @@ from crucible.agent.saving import SavePolicy
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
-from crucible.store import crucible_home
+from crucible.store import Store, crucible_home
 from tasks.launching import being_cancelled
 from tasks.observing import AttemptObserver
 
@@ -47,6 +47,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
         on_interrupt=_stop_notice,
+        beat_seconds=beat_seconds(job.root),
     )
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
 
@@ -65,6 +66,11 @@ def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
     """How often to save: as the config fixes it, or by the offer's interruptions."""
     fixed = spec.config.get("checkpoint_interval_seconds")
     return SavePolicy(mtbf_seconds=launch.mtbf_seconds, fixed_seconds=fixed)
+
+
+def beat_seconds(store: Store) -> float:
+    """Between two signs of life: often where a write is free, rarer where every request costs and takes its time."""
+    return 2.0 if store.uri.startswith("file:") else 5.0
 
 
 def _claim(number: int, launch: Launch) -> Claim:

@@ -81,7 +81,7 @@ def _table(drill: Drill | Verdict) -> RenderableType:
         struck = strike.struck_at is not None
         table.add_row(
             str(strike.attempt or ""),
-            strike.words,
+            strike.fault,
             str(strike.step or "") if struck else "",
             str(strike.committed_step) if struck else "",
             _or_blank(strike.resumed_step),

@@ -32,7 +32,7 @@ SECONDS_BETWEEN_FAULTS = 4.0
 PROBE_STEPS = 60
 STRIKE_TIMEOUT_SECONDS = 240.0
 END_TIMEOUT_SECONDS = 300.0
-WENT_ON = "training went on"
+WENT_ON = "went on"
 
 Told = Callable[["Drill"], None]
 
@@ -208,7 +208,7 @@ class Drill:
         if fault.ends_attempt:
             self._until(lambda: struck_attempt.outcome is not None, STRIKE_TIMEOUT_SECONDS)
             outcome = struck_attempt.outcome
-            strike.end_reason = outcome.end_reason.words if outcome else "no end on record"
+            strike.end_reason = str(outcome.end_reason) if outcome else "none on record"
             strike.step = outcome.step if outcome else 0
             if fault.with_notice and outcome:
                 strike.committed_step = max(strike.committed_step, outcome.step)
