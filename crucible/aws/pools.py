@@ -22,6 +22,8 @@ STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
 FLOW = "train"
 TEMPLATE_DEPLOYMENT = "local"
 """`train/local`, which `crucible up` deploys, is what `train/<pool>` takes its parameters from."""
+PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+"""The image's own working directory; without any step Prefect would copy all of it first."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,8 @@ def register(
 ) -> list[str]:
     """Create or update both pools on the Prefect server that `PREFECT_API_URL` names; returns their names.
 
-    With `deploy`, `train/<pool>` is deployed to each: the flow is imported by module path from the image's working
-    directory. Raises `ConfigError` if `train/local`, which it is modelled on, has not been deployed.
+    With `deploy`, `train/<pool>` is deployed to each, its code taken from the image's working directory. Raises
+    `ConfigError` if `train/local`, which it is modelled on, has not been deployed.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
@@ -200,13 +202,13 @@ def _deploy(client: Any, pool: str) -> None:
             f"{FLOW}/{TEMPLATE_DEPLOYMENT} is not deployed on this Prefect server: run `crucible up` (or `prefect "
             "deploy --all`) first, then `crucible aws pools`"
         ) from error
-    module, _, function = model.entrypoint.partition(":")
     client.create_deployment(  # an upsert by flow and name
         flow_id=model.flow_id,
         name=pool,
         description=f"One attempt at a job on {pool}; started by train-nanogpt.",
         work_pool_name=pool,
-        entrypoint=f"{module.removesuffix('.py').replace('/', '.')}.{function}" if function else model.entrypoint,
+        entrypoint=model.entrypoint,
+        pull_steps=PULL_STEPS,
         parameter_openapi_schema=model.parameter_openapi_schema,
         enforce_parameter_schema=True,
         tags=model.tags,
