@@ -8,13 +8,12 @@ from typing import Any
 import yaml
 
 from crucible.datasets.meta import DatasetMeta
+from crucible.reports.evaluation import LONGEST_SAMPLE
 from crucible.reports.figures import duration, usd
-from crucible.reports.tables import markdown_table, settings_table
+from crucible.reports.tables import fenced, markdown_table, settings_table
 
 NANOGPT_DATASET = "crucible"
 """What nanoGPT is told that the data is called: the folder below its `data/`."""
-LONGEST_SAMPLE = 600
-"""Characters of the sample that the card shows; all of them are in samples.txt."""
 
 
 def model_card(
@@ -66,7 +65,7 @@ def model_card(
         ),
         "Over every token of the validation split that has one before it, in float32.",
         *(["## Training", _training(job)] if job else []),
-        *(["## Sample", _fenced(samples[0][:LONGEST_SAMPLE])] if samples else []),
+        *(["## Sample", fenced(samples[0][:LONGEST_SAMPLE])] if samples else []),
         "## Loading it",
         _loading(metrics["formats"], data.digest, config["block_size"]),
         "## Configuration",
@@ -122,11 +121,3 @@ def _loading(formats: Sequence[str], digest: str, context: int) -> str:
             f"--dataset={NANOGPT_DATASET}` trains on."
         )
     return "\n\n".join(parts) or "Only the metrics were asked for; this model was not exported."
-
-
-def _fenced(text: str) -> str:
-    """The text as it is, even if it has backticks of its own."""
-    fence = "```"
-    while fence in text:
-        fence += "`"
-    return f"{fence}text\n{text}\n{fence}"

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from crucible.checkpoints import Checkpoints
 from crucible.jobs import Job, now
+from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.figures import duration, usd
 from crucible.reports.interval import interval_in_words
 from crucible.reports.metrics import Metrics
@@ -45,6 +46,9 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts.append(f"The supervising flow was last heard of {silence} ago; starting it again carries the job on.")
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
+    evaluation = read_evaluation(job)
+    if evaluation is not None:
+        parts += ["## Model", evaluation_summary(evaluation)]
     if summary.attempts:
         parts += ["## Attempts", attempts_table(summary.attempts), "\n".join(map(_story, summary.attempts))]
     checkpoints = Checkpoints(job).list()

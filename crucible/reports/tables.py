@@ -66,6 +66,14 @@ def settings_table(settings: Mapping[str, Any]) -> str:
     return markdown_table(["setting", "value"], rows)
 
 
+def fenced(text: str) -> str:
+    """The text as it is, even if it has backticks of its own."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
 def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
     """The one with the lowest validation loss, the later of two equals; None when none was scored."""
     scored = [(c.val_loss, -c.step, c) for c in checkpoints if c.val_loss is not None]

@@ -1,0 +1,50 @@
+"""Evaluate a job's model and export it.
+
+    python -m flows.evaluate JOB [STORE]
+
+Measured over the whole validation split; the model, its card and samples land in the store under the job.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from crucible.jobs import Job
+from tasks.evaluation import Wanted, evaluate_job
+from tasks.observing import add_tags
+from tasks.storage import open_store
+
+Format = Literal["huggingface", "nanogpt"]
+
+
+@flow(name="evaluate", flow_run_name="evaluate {job}", persist_result=False)
+def evaluate(
+    job: Annotated[str, Field(description="The job's name, as `crucible jobs ls` shows it.")],
+    store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
+    step: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="Which checkpoint. Empty: the newest, or the one with the lowest validation loss in training, "
+            "whichever is better over the whole split.",
+        ),
+    ] = None,
+    export: Annotated[
+        tuple[Format, ...],
+        Field(description="Forms to export the model in: huggingface (transformers' GPT-2), nanogpt (ckpt.pt)."),
+    ] = ("huggingface",),
+    samples: Annotated[int, Field(ge=0, le=100, description="How many texts to generate.")] = 3,
+    prompt: Annotated[str, Field(description="What they begin with; may be empty.")] = "",
+) -> dict[str, Any]:
+    """Full validation loss, perplexity, bits per byte, samples, a model card, and exports of a job's model."""
+    add_tags(f"job:{job}", "stage:evaluate")
+    return evaluate_job(Job.open(open_store(store), job), Wanted(step, export, samples, prompt))
+
+
+if __name__ == "__main__":
+    import sys
+
+    evaluate(*sys.argv[1:3])

@@ -1,0 +1,190 @@
+"""Evaluation as tasks: fetch the checkpoints, measure and export in a process of their own, publish.
+
+This process never imports torch. Only the network is retried.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.utilities.annotations import quote
+
+from crucible.agent.workload import Workload
+from crucible.checkpoints import Checkpoint, Checkpoints
+from crucible.datasets.disk import work_folder
+from crucible.datasets.fetch import fetch_dataset
+from crucible.errors import CheckpointError, ConfigError, CrucibleError
+from crucible.jobs import Job
+from crucible.reports import Metrics, loss_curve, summarise
+from crucible.reports.evaluation import EVALUATION, evaluation_page
+from crucible.reports.picture import data_uri
+from crucible.reports.tables import best_checkpoint
+from crucible.store import crucible_home
+from tasks.datasets import network_failed
+from tasks.reporting import artifact_key, publish_report
+
+PARALLEL_UPLOADS = 4
+METRICS = "metrics.json"
+
+_NETWORK: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [2, 5, 10],
+    "retry_jitter_factor": 1,
+    "retry_condition_fn": network_failed,
+    "persist_result": False,
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to evaluate and what to make of it."""
+
+    step: int | None
+    """None: the newest checkpoint, or the one that looked best in training if it is the better one when measured."""
+    formats: Sequence[str]
+    samples: int
+    prompt: str
+
+
+def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
+    """Evaluate a job's model, keep everything under `jobs/<job>/models/step-…/` and return `evaluation.json`.
+
+    Raises `ConfigError` when the job has no such checkpoint or trained something else than our own model,
+    `CheckpointError` when nothing whole is saved, `CrucibleError` with the evaluation's own words when it fails.
+    """
+    if job.spec.command:
+        raise ConfigError(
+            f"job: {job.job_id} runs a script of its own ({' '.join(job.spec.command)[:80]}); its checkpoints are not "
+            f"of a model that can be evaluated here; `crucible checkpoints get {job.job_id} DIR` fetches them"
+        )
+    with work_folder() as work:
+        folders = fetch_checkpoints(quote(job), wanted.step, work)
+        data = fetch_data(quote(job))
+        out = measure(quote(job), folders, data, work, wanted)
+        evaluation = publish_model(quote(job), out)
+    create_markdown_artifact(
+        evaluation_page(evaluation, data_uri(_curve(job))),
+        key=artifact_key("evaluation", job.job_id),
+        description=f"Evaluation of job {job.job_id}",
+    )
+    publish_report(job)
+    return evaluation
+
+
+@task(name="fetch checkpoints", **_NETWORK)
+def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
+    """Local folders of the checkpoints to evaluate, verified."""
+    checkpoints = Checkpoints(job)
+    there = checkpoints.list()
+    if step is not None:
+        chosen = [checkpoint for checkpoint in there if checkpoint.step == step]
+        if not chosen:
+            steps = ", ".join(str(checkpoint.step) for checkpoint in there) or "none"
+            raise ConfigError(f"step: job {job.job_id} has no checkpoint of step {step}; there are: {steps}")
+        folder, problem = _fetch(checkpoints, chosen[0], work)
+        if problem:
+            raise CheckpointError(f"the checkpoint of step {step} of {job.job_id} is damaged: {problem}")
+        return [folder]
+    newest = _newest_whole(checkpoints, there, work)
+    if newest is None:
+        raise CheckpointError(f"job {job.job_id} has no whole checkpoint to evaluate; train it first")
+    best = best_checkpoint(there)
+    if best is None or best.step == newest[0].step:
+        return [newest[1]]
+    folder, problem = _fetch(checkpoints, best, work)
+    return [newest[1]] if problem else [newest[1], folder]
+
+
+@task(name="fetch dataset", **_NETWORK)
+def fetch_data(job: Job) -> Path:
+    """The job's dataset on this machine."""
+    return fetch_dataset(job.root, job.spec.dataset, crucible_home() / "cache" / "datasets")
+
+
+@task(name="measure and export", persist_result=False)
+def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: Wanted) -> Path:
+    """Run `python -m crucible.evaluation` and return the folder it filled."""
+    logger = get_run_logger()
+    out, about = work / "model", work / "job.json"
+    summary = summarise(job)
+    about.write_text(json.dumps({**summary.as_json(), "job": job.job_id}))
+    command = [
+        *(sys.executable, "-m", "crucible.evaluation", "--checkpoint", *map(str, folders)),
+        *("--data", str(data), "--out", str(out), "--job", str(about)),
+        *("--formats", ",".join(wanted.formats), "--samples", str(wanted.samples), "--prompt", wanted.prompt),
+    ]
+    lines: list[str] = []
+
+    def hear(line: str) -> None:
+        lines.append(line)
+        logger.info(line)
+
+    process = Workload(command, os.environ, Path.cwd(), hear)
+    try:
+        end = process.end()
+    except BaseException:
+        process.kill()
+        raise
+    if end.exit_code != 0:
+        words = lines[-1] if lines else ""
+        raise CrucibleError(words.removeprefix("error: ") if words.startswith("error: ") else end.message)
+    return out
+
+
+@task(name="publish model", **_NETWORK)
+def publish_model(job: Job, out: Path) -> dict[str, Any]:
+    """Upload the folder, `metrics.json` last, and record the evaluation in the job."""
+    metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    prefix = f"models/step-{metrics['step']:08d}"
+    files = sorted(path for path in out.rglob("*") if path.is_file() and path != out / METRICS)
+    job.store.delete(f"{prefix}/{METRICS}")  # while it is replaced, the model is not whole
+
+    def upload(path: Path) -> None:
+        job.store.upload(path, f"{prefix}/{path.relative_to(out).as_posix()}")
+
+    with ThreadPoolExecutor(PARALLEL_UPLOADS) as pool:
+        list(pool.map(upload, files))
+    upload(out / METRICS)
+    evaluation = {
+        **metrics,
+        "job": job.job_id,
+        "model": f"jobs/{job.job_id}/{prefix}",
+        "uri": f"{job.store.uri}/{prefix}",
+        "files": {path.relative_to(out).as_posix(): path.stat().st_size for path in [*files, out / METRICS]},
+    }
+    job.store.write_json(EVALUATION, evaluation)
+    get_run_logger().info("the model of step %d is in %s", metrics["step"], evaluation["uri"])
+    return evaluation
+
+
+def _newest_whole(checkpoints: Checkpoints, there: Sequence[Checkpoint], work: Path) -> tuple[Checkpoint, Path] | None:
+    for checkpoint in there:
+        folder, problem = _fetch(checkpoints, checkpoint, work)
+        if problem is None:
+            return checkpoint, folder
+        get_run_logger().warning("checkpoint %s is damaged and passed over: %s", checkpoint.name, problem)
+    return None
+
+
+def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, work: Path) -> tuple[Path, str | None]:
+    """A checkpoint's folder here, and what is wrong with it, or None."""
+    folder = work / f"step-{checkpoint.step:08d}"
+    problem = checkpoints.verify(checkpoint)
+    if problem is None:
+        checkpoints.download(checkpoint, folder)
+        problem = checkpoints.verify(checkpoint, folder)
+    return folder, problem
+
+
+def _curve(job: Job) -> bytes:
+    starts = {attempt.number: start.step for attempt in job.attempts() if (start := attempt.start)}
+    return loss_curve(Metrics(job).rows(), starts)
