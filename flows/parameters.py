@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from crucible.config import TrainConfig
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
-Pool = Literal["local"]
+Pool = Literal["local", "modal"]
 
 
 def _overrides() -> type[BaseModel]:

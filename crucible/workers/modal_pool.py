@@ -63,12 +63,12 @@ def register(options: PoolOptions) -> str:
         try:
             model = client.read_deployment_by_name(f"{FLOW}/{MODEL}")
         except ObjectNotFound as error:
-            raise ConfigError(f"{FLOW}/{MODEL} is not deployed on this Prefect server: run `crucible up` first") from error
+            raise ConfigError(
+                f"{FLOW}/{MODEL} is not deployed on this Prefect server: run `crucible up` first"
+            ) from error
         try:
             client.read_work_pool(options.name)
-            client.update_work_pool(
-                options.name, WorkPoolUpdate(base_job_template=template, description=description)
-            )
+            client.update_work_pool(options.name, WorkPoolUpdate(base_job_template=template, description=description))
         except ObjectNotFound:
             client.create_work_pool(
                 WorkPoolCreate(name=options.name, type="modal", base_job_template=template, description=description)
@@ -80,9 +80,7 @@ def register(options: PoolOptions) -> str:
             description="One attempt at a job on Modal; started by train-nanogpt.",
             work_pool_name=options.name,
             entrypoint=f"{module.removesuffix('.py').replace('/', '.')}.{function}",
-            parameter_openapi_schema=model.parameter_openapi_schema.model_dump()
-            if hasattr(model.parameter_openapi_schema, "model_dump")
-            else model.parameter_openapi_schema,
+            parameter_openapi_schema=model.parameter_openapi_schema,
             enforce_parameter_schema=True,
             tags=model.tags,
         )

@@ -43,7 +43,7 @@ class Sandboxes:
             TokenRefused: there is no token, or Modal does not accept it.
             ModalUnreachable: Modal does not answer.
         """
-        with _explained():
+        with explained():
             if configuration.credentials is None:
                 client = await modal.Client.from_env.aio()
             else:
@@ -62,7 +62,7 @@ class Sandboxes:
             ConfigError: the image is not defined.
         """
         wanted = self._configuration
-        with _explained():
+        with explained():
             app = await self._app()
             image = self._image()
             # Built first, so that a broken image is not mistaken for a wait for machines.
@@ -70,7 +70,7 @@ class Sandboxes:
         for gpu in wanted.gpu or [""]:
             try:
                 async with asyncio.timeout(wanted.capacity_timeout_seconds):
-                    with _explained():
+                    with explained():
                         sandbox = await self._create(app, image, name, attempt, gpu or None)
                 self._logger.info("Sandbox %s has started on %s", sandbox.object_id, gpu or "CPUs")
                 return sandbox
@@ -120,7 +120,7 @@ class Sandboxes:
         Raises:
             SandboxGone: Modal does not know it.
         """
-        with _explained():
+        with explained():
             try:
                 return await modal.Sandbox.from_id.aio(sandbox_id, client=self._client)
             except errors.NotFoundError:
@@ -128,19 +128,19 @@ class Sandboxes:
 
     async def running(self, tags: dict[str, str]) -> list[tuple[modal.Sandbox, dict[str, str]]]:
         """All running sandboxes of the App that have these tags, each with all its tags."""
-        with _explained():
+        with explained():
             app = await self._app()
             found = [s async for s in modal.Sandbox.list.aio(app_id=app.app_id, tags=tags, client=self._client)]
             return [(sandbox, await sandbox.get_tags.aio()) for sandbox in found]
 
     async def tags(self, sandbox: modal.Sandbox) -> dict[str, str]:
         """The tags of a sandbox, running or ended."""
-        with _explained():
+        with explained():
             return await sandbox.get_tags.aio()
 
     async def terminate(self, sandbox: modal.Sandbox) -> None:
         """End a sandbox and wait until it is gone."""
-        with _explained():
+        with explained():
             await sandbox.terminate.aio(wait=True)
 
     async def end_of(self, sandbox: modal.Sandbox) -> End:
@@ -168,7 +168,7 @@ class Sandboxes:
 
     async def billed_usd(self, sandbox: modal.Sandbox) -> float | None:
         """What Modal says the sandbox has cost; None as long as it has no figure, which may take minutes."""
-        with _explained():
+        with explained():
             cost = (await sandbox._experimental_stats.aio()).cost
         return None if cost is None else float(cost)
 
@@ -243,7 +243,7 @@ def _is_this_machine(host: str | None) -> bool:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what the SDK raises into the project's own failures, with what to do about it."""
     try:
         yield

@@ -90,10 +90,12 @@ class Sandbox:
 class Cloud:
     """Apps, images, secrets, volumes and sandboxes, and the dials that make things go wrong."""
 
-    def __init__(self, folder: Path, *, token: tuple[str, str], image_workdir: Path | None) -> None:
+    def __init__(
+        self, folder: Path, token: tuple[str, str], image_workdir: Path | None, image_env: dict[str, str]
+    ) -> None:
         self.folder = folder
         self.token = token
-        self.image_workdir = image_workdir
+        self.image_workdir, self.image_env = image_workdir, image_env
         self.router_url = ""
         self.apps: dict[str, str] = {}
         self.images: dict[str, pb.Image] = {}
@@ -180,6 +182,7 @@ class Cloud:
             "MODAL_SANDBOX_ID": sandbox.id,
             "MODAL_TASK_ID": sandbox.task_id,
             "MODAL_CLOUD_PROVIDER": "CLOUD_PROVIDER_REHEARSAL",
+            **self.image_env,
             **sandbox.env,
         }
         volumes = {m.mount_path: self.folder / "volumes" / m.volume_id for m in definition.volume_mounts}

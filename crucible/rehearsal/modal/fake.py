@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -39,11 +39,18 @@ class FakeModal:
     Args:
         image_workdir: where sandboxes start that name no working folder, as an image's WORKDIR; default their own
             empty folder. The content of images is this machine's.
+        image_env: variables that every sandbox has, as an image's ENV.
         grace_seconds: between the SIGINT of a preemption and the kill. Modal's SDK simulates 30.
     """
 
-    def __init__(self, *, image_workdir: Path | None = None, grace_seconds: float = 30.0) -> None:
-        self._image_workdir = image_workdir
+    def __init__(
+        self,
+        *,
+        image_workdir: Path | None = None,
+        image_env: Mapping[str, str] | None = None,
+        grace_seconds: float = 30.0,
+    ) -> None:
+        self._image_workdir, self._image_env = image_workdir, dict(image_env or {})
         self._grace_seconds = grace_seconds
         self._token = (new_id("ak"), new_id("as"))
         self._loop = asyncio.new_event_loop()
@@ -212,7 +219,7 @@ class FakeModal:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
 
     async def _serve(self) -> None:
-        self._cloud = Cloud(self._folder, token=self._token, image_workdir=self._image_workdir)
+        self._cloud = Cloud(self._folder, self._token, self._image_workdir, self._image_env)
         plane = ControlPlane(self._cloud)  # type: ignore[abstract]
         router = CommandRouter(self._cloud)  # type: ignore[abstract]
         router_server, plane_server = Server([router]), Server([plane])

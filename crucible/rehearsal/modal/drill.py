@@ -1,0 +1,62 @@
+"""The stage of a drill on Modal: the local set-up, a Modal on this machine, the pool `modal` and its real worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crucible.errors import ServiceError
+from crucible.local.state import PROJECT
+from crucible.rehearsal.drill.faults import NOTICE_SECONDS
+from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.rehearsal.modal.fake import FakeModal
+from crucible.rehearsal.modal.faults import modal_faults
+from crucible.rehearsal.modal.worker_process import WorkerProcess
+from crucible.workers.modal_pool import POOL
+
+STORE_SECRET = "store"
+_END_SECONDS = 60.0
+
+
+@dataclass
+class ModalStage(Stage):
+    """A local set-up with a rehearsed Modal beside it."""
+
+    modal: FakeModal | None = None
+
+    def replace_machine(self) -> None:
+        """Nothing to do: every sandbox is a new machine."""
+
+    def still_running(self) -> list[str]:
+        """Sandboxes that outlived the job."""
+        assert self.modal is not None
+        try:
+            views = self.modal.wait_for(lambda views: all(view.over for view in views), _END_SECONDS)
+        except ServiceError:
+            views = self.modal.sandboxes()
+        return [f"sandbox {view.name}" for view in views if not view.over]
+
+
+@contextmanager
+def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
+    """Bring up everything below `folder`; take it down at the end.
+
+    Raises `ServiceError` when a part of it does not come up.
+    """
+    image_env = {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    with (
+        local_stage(folder, s3=s3) as local,
+        FakeModal(image_workdir=PROJECT, image_env=image_env, grace_seconds=NOTICE_SECONDS) as modal,
+    ):
+        modal.add_secret(STORE_SECRET, {k: v for k, v in local.environment.items() if k.startswith("AWS_")})
+        local.crucible("modal", "pool", "--gpu", "L4", "--image", "this-machine", "--secret", STORE_SECRET)
+        environment = {**local.environment, **modal.env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        worker = WorkerProcess(POOL, environment, local.home.log("modal-worker"))
+        worker.start()
+        try:
+            faults = modal_faults(modal, worker)
+            yield ModalStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal)
+        finally:
+            worker.stop()
