@@ -12,7 +12,68 @@ from crucible.errors import ConfigError
 
 
 def register(app: typer.Typer) -> None:
+    app.command("estimate")(estimate)
     app.command("simulate")(simulate)
+
+
+def estimate(
+    preset: Annotated[str | None, typer.Option(help="Shipped configuration, such as gpt2-124m.")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings instead of a preset.")] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Train on so many tokens: 300M, 1B. Default: max_iters.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Entries of the vocabulary, if no --dataset tells.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="A prepared dataset folder.")] = None,
+    script: Annotated[Path | None, typer.Option(help="Your own training script instead of a configuration.")] = None,
+    hours: Annotated[float | None, typer.Option(help="For --script: how long it takes on --measured-on.")] = None,
+    measured_on: Annotated[str | None, typer.Option(help="For --script: a machine type of the catalog.")] = None,
+    gpu_memory_gib: Annotated[float | None, typer.Option(help="For --script: memory it needs per GPU.")] = None,
+    optimize_for: Annotated[str, typer.Option(help="cost, time or balanced.")] = "balanced",
+    value_of_hour_usd: Annotated[float, typer.Option(help="For balanced: what an hour less is worth to you.")] = 1.0,
+    pools: Annotated[str | None, typer.Option(help="Only these work pools, with commas.")] = None,
+    dedicated: Annotated[bool, typer.Option("--dedicated", help="No host shared with other customers.")] = False,
+    uninterrupted: Annotated[bool, typer.Option("--uninterrupted", help="No machine that can be taken away.")] = False,
+    max_cost_usd: Annotated[float | None, typer.Option(help="Most that the job may cost.")] = None,
+    finish_by: Annotated[str | None, typer.Option(help="Deadline: hours from now (12h) or 2026-05-07T18:00.")] = None,
+    offers: Annotated[Path | None, typer.Option(help="CSV file with your own offers.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store that remembers past runs. Default: the local one.")] = None,
+    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps on this machine to know its speed.")] = False,
+    accuracy: Annotated[bool, typer.Option("--accuracy", help="Show how good past estimates were.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Show all offers and why the others do not fit.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say where a job could run, what it would cost and how long it would take. Needs no account.
+
+    A range is low to high around the likely figure; the truth should lie within it 8 times out of 10.
+    """
+    from crucible.routing.asking import Question, answer, past_accuracy
+    from crucible.routing.tables import print_accuracy, print_answer
+
+    if accuracy:
+        print_accuracy(past_accuracy(store), as_json)
+        return
+    question = Question(
+        preset=preset,
+        config=config,
+        changes=tuple(changes or ()),
+        tokens=tokens,
+        vocab_size=vocab_size,
+        dataset=dataset,
+        script=script,
+        hours=hours,
+        measured_on=measured_on,
+        gpu_memory_gib=gpu_memory_gib,
+        optimize_for=optimize_for,
+        value_of_hour_usd=value_of_hour_usd,
+        pools=tuple(pool.strip() for pool in pools.split(",")) if pools else None,
+        dedicated=dedicated,
+        uninterrupted=uninterrupted,
+        max_cost_usd=max_cost_usd,
+        finish_by=finish_by,
+        offers=offers,
+        store=store,
+        probe=probe,
+    )
+    print_answer(answer(question, lambda message: typer.echo(message, err=True)), everything, as_json)
 
 
 def simulate(
