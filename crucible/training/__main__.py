@@ -18,6 +18,8 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -25,6 +27,7 @@ from crucible.config import TrainConfig, preset_names
 from crucible.errors import ConfigError, CrucibleError, DataError
 from crucible.training import gemm
 from crucible.training.folders import STATE, newest_sound
+from crucible.training.lock import lock_folder
 from crucible.training.stop import EXIT_SAVED, StopRequest
 
 if TYPE_CHECKING:
@@ -47,44 +50,52 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     contract = os.environ.get("CRUCIBLE_CHECKPOINT_DIR")
     if contract is None and options.out is None:
         raise ConfigError("--out is missing; say in which folder checkpoints and metrics go")
-    if contract is not None:
-        checkpoints = Path(contract)
-        found = os.environ.get("CRUCIBLE_RESUME_FROM")
-        resume_from = Path(found) if found else None
-    else:
-        checkpoints = options.out / "checkpoints"
-        resume_from = newest_sound(checkpoints, _say)
-    metrics_file = os.environ.get("CRUCIBLE_METRICS_FILE") or (options.out and options.out / "metrics.jsonl")
+    checkpoints = Path(contract) if contract is not None else options.out / "checkpoints"
     data = _data(options)
-    choice = gemm.choose(config.fast_gemm, device=config.device, previous=_previous_gemm(resume_from))
+    with _locked(checkpoints) as lock:
+        if contract is not None:
+            given = os.environ.get("CRUCIBLE_RESUME_FROM")
+            resume_from = Path(given) if given else None
+        else:
+            resume_from = newest_sound(checkpoints, _say)
+        # Before torch is imported.
+        choice = gemm.choose(config.fast_gemm, device=config.device, previous=_previous_gemm(resume_from))
 
-    # Only now: the choice of gemm has to come first, and bad input is told at once.
-    from crucible.training.data import Dataset
-    from crucible.training.processes import Processes
-    from crucible.training.progress import Metrics
-    from crucible.training.trainer import Trainer
+        from crucible.training.data import Dataset
+        from crucible.training.processes import Processes
+        from crucible.training.progress import Metrics
+        from crucible.training.trainer import Trainer
 
-    processes = Processes()
-    say = _say if processes.first else _silent
-    trainer = Trainer(config, Dataset(data), gemm=choice.backend, processes=processes, say=say)
-    _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), choice, say)
-    if resume_from is not None:
-        trainer.resume(resume_from)
-    result = trainer.run(
-        checkpoints,
-        metrics=Metrics(Path(metrics_file) if metrics_file and processes.first else None),
-        stop=lambda: bool(stop),
-        stop_at_step=_stop_at_step(),
-        keep=config.keep_checkpoints if contract is None else None,
-    )
-    processes.close()
+        processes = Processes()
+        resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
+        say = _say if processes.first else _silent
+        trainer = Trainer(config, Dataset(data), gemm=choice.backend, processes=processes, say=say)
+        _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), choice, say)
+        if resume_from is not None:
+            trainer.resume(resume_from)
+        metrics = os.environ.get("CRUCIBLE_METRICS_FILE") or (options.out and options.out / "metrics.jsonl")
+        result = trainer.run(
+            checkpoints,
+            metrics=Metrics(Path(metrics) if metrics and processes.first else None, say),
+            lock=lock,
+            stop=lambda: bool(stop),
+            stop_at_step=_stop_at_step(),
+            keep=config.keep_checkpoints if contract is None else None,
+        )
+        processes.close()
     if not result.complete:
         say(f"stopped at step {result.step} ({stop.reason() if stop else 'as asked'}); saved, start again to go on")
         return EXIT_SAVED
-    say(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
-    if options.json and processes.first:
-        print(_json_line(result), flush=True)
+    if processes.first:
+        say(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+        if options.json:
+            print(_json_line(result), flush=True)
     return 0
+
+
+def _locked(checkpoints: Path) -> AbstractContextManager[int | None]:
+    """The folder's lock, for the one process that writes."""
+    return lock_folder(checkpoints, _say) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:
@@ -136,8 +147,7 @@ def _stop_at_step() -> int | None:
     return int(wanted)
 
 
-def _introduce(environment: dict[str, object], parameters: int, choice: gemm.Gemm, say: object) -> None:
-    assert callable(say)
+def _introduce(environment: dict[str, object], parameters: int, choice: gemm.Gemm, say: Callable[[str], None]) -> None:
     say(f"{parameters:,} parameters on {environment['hardware']}, {environment['precision']}")
     if environment["device"] == "cpu":
         say(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({choice.reason})")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -16,10 +17,11 @@ from crucible.training.folders import sweep
 __all__ = ["lock_folder"]
 
 
-def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: float = 600.0) -> int:
+@contextmanager
+def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: float = 600.0) -> Iterator[int]:
     """Make this process the only one that writes checkpoints to `parent`, and sweep what interrupted saves left.
 
-    The lock is inherited by the background writer: after a kill, a save that it is still at is waited for. Returns the
+    The lock is inherited by the background writer: after a kill, a save that it is still at is waited for. Gives the
     descriptor that holds the lock. Raises ConfigError if another training uses the folder.
     """
     parent.mkdir(parents=True, exist_ok=True)
@@ -47,4 +49,7 @@ def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: floa
     os.write(descriptor, f"{os.getpid()}\n".encode())
     for name in sweep(parent):
         say(f"removed {name}, left by an interrupted save")
-    return descriptor
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

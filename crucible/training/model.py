@@ -10,15 +10,20 @@ Shape suffixes: B batch, T time, D n_embd, V vocabulary.
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from crucible.config import TrainConfig
+from crucible.errors import CheckpointError
+from crucible.training.folders import MODEL
 from crucible.training.linear import Linear
+from crucible.training.state import read_state
 
-__all__ = ["GPT", "padded_vocabulary"]
+__all__ = ["GPT", "load_model", "padded_vocabulary"]
 
 
 def padded_vocabulary(vocab_size: int) -> int:
@@ -145,3 +150,21 @@ class GPT(nn.Module):
         if targets_BT is None:
             return logits_BTV[..., : self.vocab_size]
         return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, TrainConfig]:
+    """The model of a checkpoint folder, in evaluation mode, and the config it was trained with.
+
+    Raises CheckpointError if the folder does not verify or its weights do not fit its config.
+    """
+    folder = Path(folder)
+    state = read_state(folder)
+    config = TrainConfig.parse(state["config"], source=str(folder))
+    model = GPT(config, state["vocab_size"])
+    weights = load_file(folder / MODEL)
+    weights["lm_head.weight"] = weights.get("transformer.wte.weight", torch.empty(0))  # tied, and saved once
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {folder} does not fit its own config: {error}") from None
+    return model.to(device).eval(), config

@@ -15,9 +15,10 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 
 class Metrics:
-    """Appends JSON lines to a file; with no file, to nowhere."""
+    """Appends JSON lines to a file; with no file, to nowhere. A full disk ends the metrics, not the training."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, say: Callable[[str], None] = lambda line: None) -> None:
+        self._say = say
         self._file: IO[str] | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -25,9 +26,14 @@ class Metrics:
 
     def write(self, *, step: int, **figures: float) -> None:
         """One line, at once readable by others."""
-        if self._file is not None:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps({"time": time.time(), "step": step, **figures}) + "\n")
             self._file.flush()
+        except OSError as error:
+            self._say(f"no more metrics are written to {self._file.name}: {error.strerror or error}")
+            self._file = None
 
 
 class Progress:

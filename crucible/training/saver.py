@@ -40,24 +40,36 @@ TensorFile = tuple[list[Tensor], bytes]
 class Saver:
     """Saves named groups of flat float32 tensors, each group one safetensors file, and small files beside them."""
 
-    def __init__(self, parent: Path, tensors: Mapping[str, TensorFile], lock: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, parent: Path, tensors: Mapping[str, TensorFile], lock: int | None, say: Callable[[str], None]
+    ) -> None:
         """`tensors`: by file name; `lock`: see `lock_folder`."""
         self.parent = parent
         self.saved_step: int | None = None
         self._tensors = tensors
         self._floats = sum(tensor.numel() for group, _ in tensors.values() for tensor in group)
-        self._writer: BackgroundWriter | None = None
+        self._writer = self._start_writer(lock)
         self._in_flight: tuple[int, float, float] | None = None  # step, start, stall
-        room = psutil.virtual_memory().available
-        if room > 5 * self._floats + (256 << 20):  # 4 bytes per float, and a quarter for what else will grow
-            self._writer = BackgroundWriter(self._floats, lock)
-            self._buffer = torch.from_numpy(self._writer.buffer)
-            self._pin()
-        else:
+        if self._writer is None:
             say(
-                f"memory has no room for a snapshot of {4e-9 * self._floats:.1f} GB: training waits while checkpoints "
+                f"memory has no room for a snapshot of {4e-6 * self._floats:,.1f} MB: training waits while checkpoints "
                 f"are written"
             )
+            return
+        self._buffer = torch.from_numpy(self._writer.buffer)
+        if any(tensor.is_cuda for group, _ in tensors.values() for tensor in group):
+            # GPUs copy into page-locked memory several times as fast. Refused pinning only costs that speed.
+            cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            cudart.cudaHostRegister(self._buffer.data_ptr(), 4 * self._floats, 0)
+
+    def _start_writer(self, lock: int | None) -> BackgroundWriter | None:
+        room = psutil.virtual_memory().available
+        if room < 5 * self._floats + (256 << 20):  # 4 bytes per float, and a quarter for what else will grow
+            return None
+        try:
+            return BackgroundWriter(self._floats, lock)
+        except OSError:  # a container's limit, which the machine's free memory does not show
+            return None
 
     @property
     def busy(self) -> bool:
@@ -119,9 +131,3 @@ class Saver:
         """End the background writer, after the save that it may be at."""
         if self._writer is not None:
             self._writer.close()
-
-    def _pin(self) -> None:
-        # GPUs copy into page-locked memory several times as fast. Refused pinning only costs that speed.
-        if any(tensor.is_cuda for group, _ in self._tensors.values() for tensor in group):
-            cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            cudart.cudaHostRegister(self._buffer.data_ptr(), 4 * self._floats, 0)

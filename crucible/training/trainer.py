@@ -11,6 +11,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +29,6 @@ from crucible.training.device import choose_device, choose_precision, may_compil
 from crucible.training.evaluate import EvaluationStopped, estimate_loss, full_loss
 from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, prune, safetensors_header
 from crucible.training.linear import use_onednn
-from crucible.training.lock import lock_folder
 from crucible.training.model import GPT
 from crucible.training.optimizer import FlatAdamW, learning_rate
 from crucible.training.processes import Processes
@@ -160,22 +160,25 @@ class Trainer:
         checkpoints: Path,
         *,
         metrics: Metrics,
+        lock: int | None = None,
         stop: Callable[[], bool] = lambda: False,
         stop_at_step: int | None = None,
         keep: int | None = None,
     ) -> Result:
-        """Train to `max_iters`, or until `stop` or `stop_at_step`, with the state of the last step saved in any case.
+        """Train to `max_iters`, or until `stop` or `stop_at_step`; the state of the last step is saved in any case.
 
-        `keep`: how many checkpoints to leave in the folder; None leaves all, for whoever carries them away.
+        `lock`: what `lock_folder` gave for the folder. `keep`: how many checkpoints to leave in it; None leaves all,
+        for whoever carries them away.
         """
         last = min(self.config.max_iters, stop_at_step or self.config.max_iters)
-        lock = lock_folder(checkpoints, self.say) if self.processes.first else -1
-        self._saver = Saver(checkpoints, self.tensor_files(), lock, self.say) if self.processes.first else None
         self._clock = CheckpointClock(self.config.checkpoint_interval_seconds)
         self._metrics, self._keep, self._resumed_step = metrics, keep, self.step
         self._progress = Progress(self.step, last, self.tokens_per_step, self.say)
         self.model.train()
-        try:
+        with ExitStack() as stack:
+            self._saver: Saver | None = None
+            if self.processes.first:
+                self._saver = stack.enter_context(closing(Saver(checkpoints, self.tensor_files(), lock, self.say)))
             while True:
                 improved = False
                 if self.step < last and self.step % self.config.eval_interval == 0 and self.step > self._resumed_step:
@@ -190,9 +193,6 @@ class Trainer:
                 if self.step % self.config.log_interval == 0 or self.step == last:
                     self._report()
             return self._finish(self.step >= last, stop)
-        finally:
-            if self._saver is not None:
-                self._saver.close()
 
     def _finish(self, reached: bool, stop: Callable[[], bool]) -> Result:
         if reached and self.processes.first:

@@ -34,10 +34,11 @@ __all__ = ["BackgroundWriter"]
 class BackgroundWriter:
     """The trainer's end. `buffer` (float32) is filled by the trainer while `busy` is False.
 
-    The child keeps `inherited`, a descriptor of the checkpoint folder's lock, open for as long as it may write there.
+    The child keeps `lock`, the descriptor that holds the checkpoint folder's lock, open for as long as it may write.
+    Raises OSError if the system has no memory to share.
     """
 
-    def __init__(self, floats: int, inherited: int) -> None:
+    def __init__(self, floats: int, lock: int | None = None) -> None:
         size = 4 * floats
         descriptor = _shared_memory(size)
         self.buffer: NDArray[np.float32] = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32)
@@ -47,7 +48,7 @@ class BackgroundWriter:
             [sys.executable, "-m", "crucible.training.writer", str(descriptor), str(size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=[descriptor, inherited],
+            pass_fds=[descriptor] if lock is None else [descriptor, lock],
         )
         os.close(descriptor)
 
