@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,13 +24,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from crucible.errors import CheckpointError, ObjectMissing, StoreError
 from crucible.jobs import Attempt, Job, Record, now
 
 PARALLEL_TRANSFERS = 4
 FOLDER = "checkpoints"
+MANIFEST = "manifest.json"
 
 Pause = Callable[[float], bool]
 """Waits that many seconds; True when waiting must end (the machine is going)."""
@@ -40,6 +43,13 @@ class StoredFile(Record):
     name: str
     size: int
     sha256: str
+
+    @field_validator("name")
+    @classmethod
+    def _stays_below(cls, name: str) -> str:
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{name!r} would lie outside the checkpoint's folder")
+        return name
 
 
 class Checkpoint(Record):
@@ -63,9 +73,39 @@ class Checkpoint(Record):
 
     @property
     def val_loss(self) -> float | None:
-        """Validation loss in nats per token at this step, when the workload reported one."""
+        """Validation loss in nats per token at this step, when the workload reported a finite one."""
         value = self.state.get("val_loss")
-        return float(value) if value is not None else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        return float(value)
+
+
+def _step_and_attempt(name: str) -> tuple[int, int] | tuple[None, None]:
+    """What the name of a stored checkpoint's folder says; two None for a folder that is something else."""
+    match = re.fullmatch(r"step-(\d{8,})\.attempt-(\d{4,})", name)
+    return (int(match[1]), int(match[2])) if match else (None, None)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What the workload says of its state, in `state.json`; nothing if there is no such file."""
+    try:
+        state = json.loads((folder / "state.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise CheckpointError(f"{folder / 'state.json'} is not valid JSON: {error}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{folder / 'state.json'} must hold a JSON object, not a {type(state).__name__}")
+    return state
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Changes when the file does."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} vanished while it was carried to the store") from error
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def step_of(folder: Path) -> int | None:
@@ -77,7 +117,9 @@ def step_of(folder: Path) -> int | None:
 def finished_folders(parent: Path) -> list[Path]:
     """The whole checkpoint folders below `parent`, lowest step first; `.partial` ones are not whole."""
     with suppress(FileNotFoundError):
-        return sorted((p for p in parent.iterdir() if p.is_dir() and step_of(p) is not None), key=lambda p: p.name)
+        return sorted(
+            (p for p in parent.iterdir() if p.is_dir() and step_of(p) is not None), key=lambda p: step_of(p) or 0
+        )
     return []
 
 
@@ -89,13 +131,7 @@ class Checkpoints:
 
     def list(self) -> list[Checkpoint]:
         """Every commit that counts, newest first."""
-        newest_allowed = self._newest_allowed()
-        manifests = []
-        for name in self.job.store.folders(FOLDER):
-            with suppress(ObjectMissing):
-                manifests.append(Checkpoint.model_validate(self.job.store.read_json(f"{FOLDER}/{name}/manifest.json")))
-        counted = [c for c in manifests if c.step <= newest_allowed(c.attempt)]
-        return sorted(counted, key=lambda c: (c.step, c.attempt), reverse=True)
+        return [checkpoint for checkpoint, problem in self._found() if problem is None]
 
     def commit(
         self,
@@ -110,25 +146,36 @@ class Checkpoints:
         A file whose transfer fails is tried again, with growing pauses, until `pause` says that waiting must end;
         files that are already there are not sent again. `progress` hears the bytes carried so far.
 
-        Raises `FencedOut` when the attempt has been superseded, `StoreError` when the store failed to the end.
+        Raises `FencedOut` when the attempt has been superseded, `StoreError` when the store failed to the end, and
+        `CheckpointError` when the folder cannot become a checkpoint.
         """
         step = step_of(folder)
         if step is None:
             raise CheckpointError(f"{folder} is no checkpoint folder: its name must be step-<number>")
         wait = pause or _no_wait
         _persist(attempt.require_current, wait)
-        state_file = folder / "state.json"
-        state = json.loads(state_file.read_text()) if state_file.exists() else {}
-        checkpoint = Checkpoint(job_id=self.job.job_id, attempt=attempt.number, step=step, files=[], state=state)
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
+        if not paths:
+            raise CheckpointError(f"{folder} holds no file")
+        if folder / MANIFEST in paths:
+            raise CheckpointError(f"{folder / MANIFEST}: this name is taken by Crucible; choose another")
+        checkpoint = Checkpoint(
+            job_id=self.job.job_id, attempt=attempt.number, step=step, files=[], state=_state(folder)
+        )
         carried = 0
 
         def carry(path: Path) -> StoredFile:
             nonlocal carried
+            before = _stamp(path)
             stored = StoredFile(
                 name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=file_sha256(path)
             )
             self._upload(path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, wait)
+            if _stamp(path) != before:
+                raise CheckpointError(
+                    f"{path} changed while it was carried to the store; a workload must leave a checkpoint folder "
+                    f"alone once it has its final name"
+                )
             carried += stored.size
             if progress:
                 progress(carried)
@@ -137,7 +184,7 @@ class Checkpoints:
         with ThreadPoolExecutor(PARALLEL_TRANSFERS, thread_name_prefix="upload") as pool:
             checkpoint.files = list(pool.map(carry, paths))
         _persist(attempt.require_current, wait)
-        manifest = f"{FOLDER}/{checkpoint.name}/manifest.json"
+        manifest = f"{FOLDER}/{checkpoint.name}/{MANIFEST}"
         _persist(lambda: self.job.store.write_json(manifest, checkpoint.model_dump(mode="json")), wait)
         _persist(attempt.require_current, wait)
         return checkpoint
@@ -164,18 +211,32 @@ class Checkpoints:
         A damaged checkpoint is told to `on_damaged` with what is wrong, and the one before it is taken. Raises
         `StoreError` when the store cannot be reached: that is no reason to start from nothing.
         """
-        for checkpoint in self.list():
-            problem = self.verify(checkpoint)
+        passed_over: set[str] = set()
+        while True:
+            found = ((c, problem) for c, problem in self._found() if c.name not in passed_over)
+            checkpoint, problem = next(found, (None, None))
+            if checkpoint is None:
+                return None
             target = into / f"step-{checkpoint.step:08d}"
-            if problem is None:
-                self.download(checkpoint, target)
-                problem = self.verify(checkpoint, target)
+            problem = problem or self._fetch_and_verify(checkpoint, target)
             if problem is None:
                 return checkpoint, target
             shutil.rmtree(target, ignore_errors=True)
+            if not self.job.store.exists(f"{FOLDER}/{checkpoint.name}/{MANIFEST}"):
+                continue  # not damaged: retention removed it meanwhile, so there are newer ones
+            passed_over.add(checkpoint.name)
             if on_damaged:
                 on_damaged(checkpoint, problem)
-        return None
+
+    def _fetch_and_verify(self, checkpoint: Checkpoint, target: Path) -> str | None:
+        problem = self.verify(checkpoint)
+        if problem is not None:
+            return problem
+        try:
+            self.download(checkpoint, target)
+        except ObjectMissing as error:
+            return str(error)
+        return self.verify(checkpoint, target)
 
     def download(self, checkpoint: Checkpoint, target: Path) -> None:
         """Fetch a checkpoint's files into the folder `target`, which is made anew."""
@@ -202,19 +263,45 @@ class Checkpoints:
         deleted = [c for c in checkpoints if c.name not in kept]
         for checkpoint in deleted:
             self._delete(checkpoint.name)
-        self._sweep({c.name for c in checkpoints})
+        self._sweep()
         return deleted
 
-    def _sweep(self, counted: set[str]) -> None:
-        """Remove what superseded attempts left: uploads without a manifest, and commits that do not count."""
-        started = [attempt.number for attempt in self.job.attempts() if attempt.start is not None]
+    def _sweep(self) -> None:
+        """Remove what superseded attempts left: uploads without a manifest, and commits that do not count.
+
+        Both are judged by start records alone, which only ever grow: what is dead once is dead for good, however long
+        ago the caller, who may be superseded itself, has looked.
+        """
+        newest_allowed = self._newest_allowed()
         for name in self.job.store.folders(FOLDER):
-            attempt = int(name.rpartition("-")[2])
-            if name not in counted and started and attempt < max(started):
+            step, attempt = _step_and_attempt(name)
+            if step is None or attempt is None or newest_allowed(attempt) == math.inf:
+                continue
+            if step > newest_allowed(attempt) or not self.job.store.exists(f"{FOLDER}/{name}/{MANIFEST}"):
                 self._delete(name)
 
+    def _found(self) -> Sequence[tuple[Checkpoint, str | None]]:
+        """Every commit that counts, newest first, each with what is wrong with its manifest, if anything is."""
+        newest_allowed = self._newest_allowed()
+        found = []
+        for name in self.job.store.folders(FOLDER):
+            step, attempt = _step_and_attempt(name)
+            if step is None or attempt is None or step > newest_allowed(attempt):
+                continue
+            with suppress(ObjectMissing):
+                data = self.job.store.read(f"{FOLDER}/{name}/{MANIFEST}")
+                try:
+                    checkpoint = Checkpoint.model_validate(json.loads(data))
+                    problem = None if checkpoint.name == name else f"{MANIFEST} is that of {checkpoint.name}"
+                except ValueError as error:
+                    problem = f"{MANIFEST} is damaged: {str(error).splitlines()[0]}"
+                if problem is not None:
+                    checkpoint = Checkpoint(job_id=self.job.job_id, attempt=attempt, step=step, files=[])
+                found.append((checkpoint, problem))
+        return sorted(found, key=lambda entry: (entry[0].step, entry[0].attempt), reverse=True)
+
     def _delete(self, name: str) -> None:
-        self.job.store.delete(f"{FOLDER}/{name}/manifest.json")
+        self.job.store.delete(f"{FOLDER}/{name}/{MANIFEST}")
         for info in self.job.store.list(f"{FOLDER}/{name}"):
             self.job.store.delete(info.key)
 
@@ -223,12 +310,13 @@ class Checkpoints:
         starts = [(attempt.number, start.step) for attempt in self.job.attempts() if (start := attempt.start)]
 
         def newest(attempt: int) -> float:
-            return min((step for number, step in starts if number > attempt), default=float("inf"))
+            return min((step for number, step in starts if number > attempt), default=math.inf)
 
         return newest
 
     def _upload(self, path: Path, key: str, size: int, pause: Pause) -> None:
         def send() -> None:
+            _stamp(path)  # a file that is gone is no store that does not answer
             if self.job.store.exists(key) and self.job.store.size(key) == size:
                 return
             self.job.store.upload(path, key)

@@ -31,9 +31,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing
+from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, StoreError
 from crucible.store import Store
 
 SCHEMA_VERSION = 1
@@ -393,7 +393,7 @@ class Job:
 
     def attempts(self) -> list[Attempt]:
         """All attempts on record, first to last."""
-        return [Attempt(self, int(name)) for name in self.store.folders("attempts")]
+        return [Attempt(self, int(name)) for name in self.store.folders("attempts") if name.isdecimal()]
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self, number)
@@ -434,7 +434,8 @@ class Job:
         return total
 
     def _numbered(self, folder: str) -> list[int]:
-        return [int(info.key.rsplit("/", 1)[-1].removesuffix(".json")) for info in self.store.list(folder)]
+        names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list(folder)]
+        return [int(name) for name in names if name.isdecimal()]
 
     def _create_next(self, folder: str, make: Callable[[int], R]) -> R:
         while True:
@@ -464,6 +465,8 @@ def _read(store: Store, key: str, kind: type[R]) -> R | None:
         return kind.model_validate(store.read_json(key))
     except ObjectMissing:
         return None
+    except ValidationError as error:
+        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
