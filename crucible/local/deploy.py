@@ -25,7 +25,8 @@ def register_blocks() -> None:
     for info in pkgutil.iter_modules(blocks.__path__):
         module = importlib.import_module(f"blocks.{info.name}")
         for value in vars(module).values():
-            if isinstance(value, type) and issubclass(value, Block) and value.__module__ == module.__name__:
+            # Not the block classes of Prefect that a module imports to build on.
+            if isinstance(value, type) and issubclass(value, Block) and not value.__module__.startswith("prefect"):
                 value.register_type_and_schema()
     try:
         Store.load("default")

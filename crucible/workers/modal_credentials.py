@@ -1,4 +1,4 @@
-"""The block that holds a Modal token.
+"""The block that holds a Modal token. `crucible up` registers it; elsewhere:
 
 prefect block register -m crucible.workers.modal_credentials
 """
@@ -15,6 +15,13 @@ class ModalCredentials(Block):
     _block_type_name = "Modal Credentials"
     _block_type_slug = "modal-credentials"
     _description = "Token with which a `modal` work pool creates sandboxes."
+    _code_example = """
+    ```python
+    from crucible.workers.modal_credentials import ModalCredentials
+
+    ModalCredentials(token_id="ak-…", token_secret="as-…").save("modal")
+    ```
+    """
 
     token_id: SecretStr = Field(description="Begins with ak-.")
     token_secret: SecretStr = Field(description="Begins with as-.")

@@ -48,8 +48,6 @@ def pool_template(options: PoolOptions) -> dict[str, Any]:
 def register(options: PoolOptions) -> str:
     """Create or update the pool and `train/modal` on the server that `PREFECT_API_URL` names; returns the pool's name.
 
-    The flow is imported by module path from the image's working directory.
-
     Raises:
         ConfigError: `train/local`, which it is modelled on, is not deployed there.
     """
@@ -73,13 +71,14 @@ def register(options: PoolOptions) -> str:
             client.create_work_pool(
                 WorkPoolCreate(name=options.name, type="modal", base_job_template=template, description=description)
             )
-        module, _, function = (model.entrypoint or "").partition(":")
         client.create_deployment(  # an upsert by flow and name
             flow_id=model.flow_id,
             name=options.name,
             description="One attempt at a job on Modal; started by train-nanogpt.",
             work_pool_name=options.name,
-            entrypoint=f"{module.removesuffix('.py').replace('/', '.')}.{function}",
+            entrypoint=model.entrypoint,
+            # The code is in the image's working directory; without this step Prefect would first copy all of it.
+            pull_steps=[{"prefect.deployments.steps.set_working_directory": {"directory": "."}}],
             parameter_openapi_schema=model.parameter_openapi_schema,
             enforce_parameter_schema=True,
             tags=model.tags,
