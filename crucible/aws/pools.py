@@ -20,6 +20,7 @@ CONTAINER = "prefect"  # the name by which the worker's observer finds the conta
 INIT = ["python", "-m", "crucible.agent.init", "--"]
 STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
 FLOW = "train"
+STORE_BLOCK = "crucible-store"
 TEMPLATE_DEPLOYMENT = "local"
 """`train/local`, which `crucible up` deploys, is what `train/<pool>` takes its parameters from."""
 PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
@@ -213,6 +214,36 @@ def _deploy(client: Any, pool: str) -> None:
         enforce_parameter_schema=True,
         tags=model.tags,
     )
+
+
+def save_store_block(name: str, data: Mapping[str, Any]) -> None:
+    """Create or update the `Crucible Store` block of that name on the Prefect server.
+
+    Raises `ConfigError` if the server does not know the block's type yet.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import BlockDocumentCreate, BlockDocumentUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            block_type = client.read_block_type_by_slug(STORE_BLOCK)
+        except ObjectNotFound as error:
+            raise ConfigError(
+                "the Crucible Store block is not registered on this Prefect server: run `crucible up` (or `prefect "
+                "block register --file blocks/store.py`) first"
+            ) from error
+        schema = client.get_most_recent_block_schema_for_block_type(block_type.id)
+        assert schema is not None, "a registered block type has a schema"
+        try:
+            document = client.read_block_document_by_name(name, STORE_BLOCK)
+            update = BlockDocumentUpdate(block_schema_id=schema.id, data=dict(data), merge_existing_data=False)
+            client.update_block_document(document.id, update)
+        except ObjectNotFound:
+            create = BlockDocumentCreate(
+                name=name, data=dict(data), block_schema_id=schema.id, block_type_id=block_type.id
+            )
+            client.create_block_document(create)
 
 
 def pause(prefix: str = "") -> list[str]:

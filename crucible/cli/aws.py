@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -262,7 +263,7 @@ class _Ticker:
 
 
 def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
-    from crucible.aws.pools import PoolOptions, register
+    from crucible.aws.pools import PoolOptions, register, save_store_block
     from crucible.aws.status import newest_image
 
     url = _prefect_api_url()
@@ -283,6 +284,17 @@ def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
     )
     for pool in register(state.outputs, state.parameters, options):
         typer.echo(f"Pool {pool} is ready on {url}; start its worker with: crucible aws worker {pool}")
+    save_store_block("aws", _store_block(aws, state))
+    typer.echo(f"Store block aws leads to {state.outputs['StoreUri']}: train-nanogpt --param store=aws")
+
+
+def _store_block(aws: Aws, state: StackState) -> dict[str, str]:
+    """The store's address. An endpoint other than AWS's own knows no machine roles, so its keys go in as well."""
+    block = {"root": state.outputs["StoreUri"], "region": aws.region}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL"):
+        keys = aws.session.get_credentials().get_frozen_credentials()
+        block |= {"endpoint_url": endpoint, "access_key_id": keys.access_key, "secret_access_key": keys.secret_key}
+    return block
 
 
 def _brake(aws: Aws, state: StackState) -> None:

@@ -71,7 +71,7 @@ class Pool:
 
     def submit(self, command: str | None = None, *, entrypoint: str | None = None, **variables: Any) -> FlowRun:
         """Ask for a flow run; a shell's `command` stands in for the flow where its code does not matter."""
-        shell = {"command": f"sh -c {shlex.quote(command)}"} if command else {}
+        shell = {"command": f"sh -c {shlex.quote(command)}", "stop_timeout": 2} if command else {}
         deployment = self.client.create_deployment(
             flow_id=self.client.create_flow_from_name("on-ec2"),
             name=f"test-{uuid.uuid4().hex[:8]}",
