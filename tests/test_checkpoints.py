@@ -7,7 +7,6 @@ import json
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -534,32 +533,40 @@ class Racer:
 
 
 def race(store: Store, scratch: Path, seed: int, racers: int = 2, commits: int = 3) -> list[History]:
-    """Attempts 1, 2, … of one job at once, each starting while the one before is at work; what each was promised."""
+    """Attempts 1, 2, … of one job at once; returns what each was promised.
+
+    Each stands still at a random operation, as a suspended machine does, while its successor begins; it goes on when
+    that one is through with a random number of operations of its own, and then both run freely.
+    """
     job = new_job(store, f"race-{seed}")
     chance = random.Random(seed)
-    # A restore and each commit are some 20 calls of the hook; a successor comes anywhere in its predecessor's life.
-    head_starts = [chance.randrange(10 + 20 * commits) for _ in range(racers)]
-    paces = [random.Random(chance.random()) for _ in range(racers)]
-    begun = [threading.Event() for _ in range(racers)] + [threading.Event()]
-    begun[0].set()
+    # Claim and restore are some 15 operations, a commit 12.
+    stops_at = [chance.randrange(15 + 12 * commits) for _ in range(racers)]
+    sleeps_for = [chance.randrange(15 + 12 * commits) for _ in range(racers)]
+    begins = [threading.Event() for _ in range(racers + 1)]
+    wakes = [threading.Event() for _ in range(racers + 1)]
+    begins[0].set()
     for number in range(1, racers + 1):
         job.decide(Launch(number=number, pool="local", reason="race"))
 
     def enter(index: int) -> Racer:
         operations = itertools.count()
 
-        def dawdle(operation: str, key: str) -> None:
-            if next(operations) == head_starts[index]:
-                begun[index + 1].set()
-            if paces[index].random() < 0.2:
-                time.sleep(paces[index].random() * 0.0005)
+        def stumble(operation: str, key: str) -> None:
+            count = next(operations)
+            if index and count == sleeps_for[index - 1]:
+                wakes[index - 1].set()
+            if index + 1 < racers and count == stops_at[index]:
+                begins[index + 1].set()
+                wakes[index].wait()
 
-        racer = Racer(Job(FaultyStore(store, dawdle, dawdle), job.job_id), index + 1, scratch / job.job_id, commits)
-        begun[index].wait()
+        racer = Racer(Job(FaultyStore(store, stumble), job.job_id), index + 1, scratch / job.job_id, commits)
+        begins[index].wait()
         try:
             racer.run()
         finally:
-            begun[index + 1].set()
+            begins[index + 1].set()
+            wakes[index - 1].set()
         return racer
 
     with ThreadPoolExecutor(racers) as pool:
@@ -569,6 +576,8 @@ def race(store: Store, scratch: Path, seed: int, racers: int = 2, commits: int =
     history = history_of(found[1]) if found else []
     lost = [commit for each in promised for commit in each if commit not in history]
     assert not lost, f"seed {seed}: acknowledged but not in the final lineage: {lost}; final: {history}"
+    stray = [c.name for c in Checkpoints(final.job).list() if [c.attempt, c.step] not in history]
+    assert not stray, f"seed {seed}: counts, but is not in the final lineage: {stray}; final: {history}"
     assert [step for _, step in history] == list(range(1, len(history) + 1)), f"seed {seed}: {history}"
     numbers = [number for number, _ in history]
     assert numbers == sorted(numbers), f"seed {seed}: interleaved: {history}"
