@@ -14,9 +14,9 @@ from crucible.reports.summary import JobSummary, summarise
 from crucible.store import Store
 
 LOOK_SECONDS = 0.5
-PATIENCE_SECONDS = 60.0
-"""How long the server may be out of reach, restarting perhaps, before following is given up."""
-FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+PATIENCE_SECONDS = 90.0
+"""How long the server may be out of reach, and a crashed run may wait for the watchdog to start it again."""
+FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Standing:
         """What it is doing, in words."""
         if self.state in FINAL:
             return self.state.lower()
+        if self.state == "CRASHED":
+            return "waiting for the watchdog"
         if self.state != "RUNNING":
             return "waiting for the worker"
         if self.summary is None:
@@ -50,22 +52,37 @@ def follow(api_url: str, flow_run_id: str, store: Store, job_id: str) -> Iterato
 
     Raises `ServiceError` when the server stays out of reach.
     """
-    heard = time.monotonic()
+    server, crash = Patience(), Patience()
     with httpx.Client(base_url=api_url, timeout=10) as api:
         while True:
             try:
                 state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
+                server.restore()
             except httpx.HTTPError as error:
-                if time.monotonic() - heard > PATIENCE_SECONDS:
+                if server.lost():
                     raise ServiceError(
-                        f"the Prefect server at {api_url} does not answer ({error}); see crucible doctor"
+                        f"the Prefect server at {api_url} does not answer ({error}); ask: crucible doctor"
                     ) from error
             else:
-                heard = time.monotonic()
                 known = store.exists(f"jobs/{job_id}/job.json")
                 summary = summarise(Job(store, job_id)) if known else None
                 standing = Standing(state["type"], state["message"] or state["name"], summary)
                 yield standing
-                if standing.state in FINAL:
+                if standing.state != "CRASHED":
+                    crash.restore()
+                if standing.state in FINAL or (standing.state == "CRASHED" and crash.lost()):
                     return
             time.sleep(LOOK_SECONDS)
+
+
+class Patience:
+    """Lost once so many seconds have gone by without being restored."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def restore(self) -> None:
+        self._since = time.monotonic()
+
+    def lost(self) -> bool:
+        return time.monotonic() - self._since > PATIENCE_SECONDS

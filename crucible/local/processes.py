@@ -35,9 +35,8 @@ class ProcessRecord(BaseModel):
             same = (
                 abs(process.create_time() - self.created) < CREATED_TOLERANCE_SECONDS
                 and process.cmdline()[1:] == self.command[1:]
-                and process.status() != psutil.STATUS_ZOMBIE
             )
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ours we may always look at
             return None
         return process if same else None
 

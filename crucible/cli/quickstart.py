@@ -1,0 +1,162 @@
+"""`crucible quickstart`: from nothing to a trained GPT, in the way a user would do it by hand."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from crucible.local.follow import Standing
+    from crucible.reports.summary import JobSummary
+    from crucible.store import Store
+
+DEPLOYMENT = "train-nanogpt"
+RENTED = ("ec2-spot", "ec2-on-demand", "modal")
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Local set-up")(quickstart)
+
+
+def quickstart(
+    preset: Annotated[str, typer.Option(help="Which shipped configuration to train.")] = "cpu-small",
+) -> None:
+    """Start everything here, train a small GPT through the pipeline, and show what came out."""
+    from datetime import datetime
+
+    from crucible.local import services
+    from crucible.local.state import Home
+    from crucible.local.status import StatusLines
+    from crucible.local.up import up
+    from crucible.store import Store, default_store_uri
+
+    with StatusLines() as lines:
+        state = up(Home.current(), report=lines.report)
+    assert state.api_url is not None
+    job = f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
+    flow_run = start(state.api_url, preset, job)
+    page = f"{services.ui_url(state.api_url)}/runs/flow-run/{flow_run}"
+    typer.echo(f"\nWatch it in the Prefect UI: {page}\n")
+    store = Store.open(default_store_uri())
+    try:
+        summary = watch(state.api_url, flow_run, store, job)
+    except KeyboardInterrupt:
+        typer.echo(f"\nThe training goes on without you. Stop it: crucible jobs stop {job}", err=True)
+        raise
+    conclude(store, summary, preset, page)
+
+
+def start(api_url: str, preset: str, job: str) -> str:
+    """Start the deployment with Prefect's own command; return the flow run's id. Raises `ServiceError`."""
+    import os
+    import re
+    import subprocess
+    import sys
+
+    from crucible.errors import ServiceError
+    from crucible.local import services
+
+    arguments = ["deployment", "run", DEPLOYMENT, "--param", f"preset={preset}", "--param", f"job={job}"]
+    typer.echo(f"\n$ prefect {' '.join(arguments)}")
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *arguments],
+        env={**os.environ, **services.client_settings(api_url)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    created = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+    if done.returncode or created is None:
+        reason = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
+        raise ServiceError(f"prefect deployment run {DEPLOYMENT} failed: {reason}; see crucible doctor")
+    return created[1]
+
+
+def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
+    """Show a progress bar until the run has ended; return the completed job. Raises `ServiceError` if it failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    from crucible.errors import ServiceError
+    from crucible.local.follow import follow
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("waiting for the worker", total=None, figures="")
+        stage = ""
+        for standing in follow(api_url, flow_run, store, job):
+            show(progress, bar, standing)
+            if not console.is_terminal and standing.stage != stage:
+                stage = standing.stage
+                console.print(stage)
+    if standing.state != "COMPLETED" or standing.summary is None:
+        raise ServiceError(f"the run ended as {standing.state.lower()}: {standing.message}")
+    return standing.summary
+
+
+def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
+    from crucible.reports.figures import duration
+
+    summary, figures = standing.summary, ""
+    if summary and summary.step:
+        parts = [f"{summary.step:,}/{summary.total_steps:,} steps"] if summary.total_steps else []
+        parts += [f"train loss {summary.train_loss:.3f}"] if summary.train_loss is not None else []
+        parts += [f"val loss {summary.val_loss:.3f}"] if summary.val_loss is not None else []
+        parts += [f"{duration(summary.seconds_left)} left"] if summary.seconds_left else []
+        figures = " · ".join(parts)
+        progress.update(bar, completed=summary.step, total=summary.total_steps)
+    progress.update(bar, description=standing.stage, figures=figures)
+
+
+def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
+    """Print what came out, and what to do next."""
+    from crucible.jobs import Job
+    from crucible.reports.evaluation import read_evaluation
+    from crucible.reports.figures import duration, usd
+
+    evaluation = read_evaluation(Job(store, summary.job_id)) or {}
+    measured = (
+        f"{evaluation['val_loss']:.4f} over the whole validation split, {evaluation['bits_per_byte']:.3f} bits/byte"
+    )
+    attempts = f"{len(summary.attempts)} attempt" + ("s" if len(summary.attempts) > 1 else "")
+    rows = {
+        "validation loss": measured,
+        "training": f"{summary.step:,} steps in {duration(summary.seconds)}, {attempts}",
+        "cost": f"{usd(summary.cost_usd)}{elsewhere(store, summary, preset)}",
+        "model": evaluation["uri"],
+        "Prefect UI": page,
+        "report": f"crucible jobs show {summary.job_id}",
+        "next": f"prefect deployment run {DEPLOYMENT} --param preset=shakespeare-char",
+        "stop": "crucible down",
+    }
+    typer.echo(f"\nIt writes:\n\n{indented(evaluation['sample'])}\n")
+    for name, value in rows.items():
+        typer.echo(f"{name:<17}{value}")
+
+
+def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:
+    """What the same training would have cost on the cheapest rented machine that the catalog knows."""
+    from crucible.errors import CrucibleError
+    from crucible.reports.figures import usd
+    from crucible.routing.asking import Question, answer
+
+    try:
+        vocabulary = store.read_json(f"datasets/{summary.spec.dataset}/meta.json")["vocab_size"]
+        question = Question(
+            preset=preset, changes=("device=auto",), vocab_size=vocabulary, optimize_for="cost", pools=RENTED
+        )
+        best = answer(question).recommendation.best
+    except CrucibleError:  # an estimate is a courtesy here; `crucible estimate` says what stands in its way
+        return ""
+    if best is None:
+        return ""
+    offer, cost = best.estimate.offer, best.estimate.usd
+    return f" here; about {usd(cost.likely)} on {offer.key}, the cheapest known offer (crucible estimate)"
+
+
+def indented(text: str, lines: int = 12) -> str:
+    return "\n".join(f"    {line}" for line in text.strip().splitlines()[:lines])
