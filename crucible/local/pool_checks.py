@@ -59,7 +59,7 @@ def ec2(pool: str) -> Check:
 
 
 def modal() -> Check:
-    """Modal's token; whether it is valid shows with the first sandbox."""
+    """Modal's token, and the way from a sandbox to the API; whether the token is valid shows with the first sandbox."""
     if missing := _missing("modal", "modal", extra="modal"):
         return missing
     from modal.config import config
@@ -67,7 +67,30 @@ def modal() -> Check:
     if not (config.get("token_id") and config.get("token_secret")):
         mend = "modal token new (or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET)"
         return Check("modal", False, "no Modal token", mend, local=False)
-    return _with_worker(Check("modal", True, f"token {config.get('token_id')}", local=False))
+    check = _with_worker(Check("modal", True, f"token {config.get('token_id')}", local=False))
+    return _with_way_back(check, str(config.get("server_url"))) if check.ready else check
+
+
+def _with_way_back(check: Check, modal_url: str) -> Check:
+    """Add whether a sandbox can reach the API under the address that the pool gives it, and nobody else can."""
+    from crucible.workers.modal_reach import MEND, is_here, obstacle
+
+    api_url = State.load(Home.current()).api_url
+    pool = httpx.get(f"{api_url}/work_pools/{check.name}", timeout=ANSWER_SECONDS).raise_for_status().json()
+    environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
+    address = environment.get("PREFECT_API_URL") or api_url or ""
+    if problem := obstacle(address, modal_url):
+        return replace(check, ready=False, found=problem.removesuffix(f"; {MEND}"), mend=MEND)
+    if is_here(modal_url):
+        return check
+    try:
+        answer = httpx.get(f"{address}/admin/version", timeout=ANSWER_SECONDS)
+    except httpx.HTTPError as error:
+        return replace(check, ready=False, found=f"{address} does not answer: {error}", mend=MEND)
+    if answer.is_success:
+        mend = "set PREFECT_SERVER_API_AUTH_STRING for the server and PREFECT_API_AUTH_STRING for the worker"
+        return replace(check, ready=False, found=f"{address} lets everyone in without a password", mend=mend)
+    return replace(check, found=f"{check.found}, API at {address}")
 
 
 def pools() -> list[Callable[[], Check]]:

@@ -8,10 +8,8 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import modal
 from modal import exception as errors
@@ -22,6 +20,7 @@ from crucible.errors import ConfigError
 from crucible.workers import modal_failures as failures
 from crucible.workers.modal_configuration import LIFETIME_VARIABLE, ModalJobConfiguration
 from crucible.workers.modal_ends import End
+from crucible.workers.modal_reach import obstacle
 
 _OWN_DOCKERFILES = Path(crucible.__file__).resolve().parents[1] / "images"
 _TRANSIENT = (errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError)
@@ -221,25 +220,10 @@ def check_api_url(url: str) -> None:
     """Refuse an address of the Prefect API that a sandbox cannot reach, before a sandbox is paid for.
 
     Raises:
-        ApiOutOfReach: the address means this machine, and Modal is not a stand-in on it.
+        ApiOutOfReach: the address means the worker's own machine or network.
     """
-    if _is_this_machine(urlparse(str(modal_settings["server_url"])).hostname):
-        return
-    if not url or _is_this_machine(urlparse(url).hostname):
-        raise failures.ApiOutOfReach(
-            f"PREFECT_API_URL: sandboxes on Modal cannot reach {url or 'an address that is not set'}, which is the "
-            "worker's own machine; set env.PREFECT_API_URL in the work pool to the server's public https address"
-        )
-
-
-def _is_this_machine(host: str | None) -> bool:
-    if host is None or host == "localhost":
-        return True
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return False
-    return address.is_loopback or address.is_unspecified
+    if problem := obstacle(url, str(modal_settings["server_url"])):
+        raise failures.ApiOutOfReach(problem)
 
 
 @contextmanager

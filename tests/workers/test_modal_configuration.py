@@ -10,6 +10,7 @@ import pytest
 from crucible.errors import ConfigError
 from crucible.workers.modal import ModalWorker
 from crucible.workers.modal_configuration import ModalJobConfiguration
+from crucible.workers.modal_reach import obstacle
 
 
 def configuration(**variables: Any) -> ModalJobConfiguration:
@@ -52,3 +53,20 @@ def test_a_token_is_not_repeated_when_it_is_wrong() -> None:
 @pytest.mark.parametrize(("region", "factor"), [([], 1.0), ("us", 1.5), (["us", "eu-west"], 1.75)])
 def test_staying_in_a_region_costs_more(region: Any, factor: float) -> None:
     assert configuration(region=region).price_multiplier == factor
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "is not set"),
+        ("http://127.0.0.1:4200/api", "the worker's own machine"),
+        ("http://localhost:4200/api", "the worker's own machine"),
+        ("http://10.0.0.7:4200/api", "a private network"),
+        ("http://prefect-server:4200/api", "a private network"),
+        ("https://prefect.example.org/api", None),
+    ],
+)
+def test_an_address_that_modal_cannot_reach_is_refused_before_it_costs(url: str, words: str | None) -> None:
+    problem = obstacle(url, "https://api.modal.com")
+    assert problem is None if words is None else problem is not None and words in problem
+    assert obstacle(url, "http://127.0.0.1:21000") is None
