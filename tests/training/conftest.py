@@ -14,6 +14,7 @@ import torch
 
 from crucible.config import TrainConfig
 from crucible.training.data import Dataset
+from crucible.training.processes import Processes
 from crucible.training.progress import Metrics
 from crucible.training.trainer import Result, Trainer
 
@@ -95,9 +96,10 @@ def train_in(
     until: int | None = None,
     keep: int | None = None,
     gemm: str = "mkl",
+    processes: Processes | None = None,
 ) -> tuple[Trainer, Result]:
     """Train in this process, from `resume` on if given, and stop before step `until` + 1 if given."""
-    trainer = Trainer(config, dataset, gemm=gemm)
+    trainer = Trainer(config, dataset, gemm=gemm, processes=processes)
     if resume is not None:
         trainer.resume(resume)
     metrics = Metrics(folder / "metrics.jsonl")

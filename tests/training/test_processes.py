@@ -1,0 +1,84 @@
+"""Two processes under torchrun train what one process trains, exactly repeatable, interrupted or not.
+
+This file is also the program that torchrun starts: importing torch is most of the time, so it is done once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crucible.training.data import Dataset
+from crucible.training.processes import Processes
+from tests.training.conftest import TINY, train_in
+
+ROOT = Path(__file__).parents[2]
+CONFIG = TINY.with_overrides({"gradient_accumulation_steps": 2, "max_iters": 12})
+SMOOTH = CONFIG.with_overrides({"dropout": 0.0})
+
+
+def main(folder: Path, data: Path) -> None:
+    """One of the two processes; the first writes what both have done to results.json."""
+    from crucible.training.__main__ import main as command_line
+
+    processes = Processes()
+    dataset = Dataset(data)
+    _, smooth = train_in(folder / "smooth", dataset, SMOOTH, processes=processes)
+    _, whole = train_in(folder / "whole", dataset, CONFIG, processes=processes)
+    train_in(folder / "parts" / "checkpoints", dataset, CONFIG, until=5, processes=processes)
+    processes.close()
+
+    os.environ["CRUCIBLE_CHECKPOINT_SECONDS"] = "0.001"
+    arguments = ["--config", str(folder / "config.json"), "--data", str(data), "--out", str(folder / "parts")]
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = command_line([*arguments, "--json"])
+    if processes.first:
+        results = {"smooth": vars(smooth), "whole": vars(whole), "parts": json.loads(output.getvalue()), "code": code}
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_folder: Path) -> None:
+    (tmp_path / "config.json").write_text(CONFIG.model_dump_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*command, "-m", "tests.training.test_processes", str(tmp_path), str(data_folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    _, one = train_in(tmp_path / "one", Dataset(data_folder), SMOOTH)
+    assert results["smooth"]["val_loss"] == pytest.approx(one.val_loss, abs=1e-5)
+    assert results["smooth"]["train_loss"] == pytest.approx(one.train_loss, abs=1e-5)
+
+    checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000005"
+    assert f"resumed at step 5 from {checkpoint}" in done.stderr
+    assert "another environment" not in done.stderr
+    generators = json.loads((checkpoint / "rng.json").read_text())["ranks"]
+    assert generators[0]["torch"] != generators[1]["torch"]
+    assert results["parts"]["weights_sha256"] == results["whole"]["weights_sha256"]
+
+
+def test_accumulation_must_divide_among_the_processes(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+    from crucible.errors import ConfigError
+    from crucible.training.trainer import Trainer
+
+    processes = Processes()
+    monkeypatch.setattr(processes, "count", 2)
+    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps = 1 is not a multiple of the 2 processes"):
+        Trainer(TINY, dataset, processes=processes)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,191 @@
+"""A checkpoint is whole or absent, costs the loop only a snapshot, and never holds what is no number."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from crucible.errors import CheckpointError, ConfigError, TrainingError
+from crucible.training.clock import CheckpointClock
+from crucible.training.data import Dataset
+from crucible.training.folders import fault, finished, prune, safetensors_header
+from crucible.training.progress import Metrics
+from crucible.training.saver import Saver
+from crucible.training.trainer import Trainer
+from tests.training.conftest import TINY, Train
+
+
+def make_saver(folder: Path, tensor: torch.Tensor) -> Saver:
+    header = safetensors_header({"a": (2, 3), "b": (tensor.numel() - 6,)})
+    return Saver(folder, {"model.safetensors": ([tensor], header)}, None, lambda line: None)
+
+
+SMALL = {"optimizer.safetensors": b"", "rng.json": b"{}", "state.json": b"{}"}
+
+
+def test_background_save_holds_the_moment_of_the_snapshot(tmp_path: Path) -> None:
+    state = torch.arange(10, dtype=torch.float32)
+    saver = make_saver(tmp_path, state)
+    assert saver.save(7, SMALL, time.perf_counter()) is None
+    state.fill_(-1)  # the loop goes on at once
+    report = saver.poll(wait=True)
+    saver.close()
+    assert report is not None
+    assert report.step == saver.saved_step == 7
+    tensors = load_file(tmp_path / "step-00000007" / "model.safetensors")
+    assert tensors["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert tensors["b"].tolist() == [6, 7, 8, 9]
+    assert fault(tmp_path / "step-00000007") is None
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_what_is_no_number_is_not_saved(tmp_path: Path, background: bool) -> None:
+    saver = make_saver(tmp_path, torch.tensor([1.0] * 9 + [float("nan")]))
+    if background:
+        saver.save(7, SMALL, time.perf_counter())
+        with pytest.raises(CheckpointError, match="NaN or infinity"):
+            saver.poll(wait=True)
+    else:
+        with pytest.raises(CheckpointError, match="NaN or infinity"):
+            saver.save_now(7, SMALL, time.perf_counter())
+    saver.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_diverged_training_stops_and_keeps_its_last_good_checkpoint(
+    tmp_path: Path, train: Train, dataset: Dataset
+) -> None:
+    train(tmp_path, until=5)
+    trainer = Trainer(TINY, dataset)
+    trainer.resume(tmp_path / "step-00000005")
+
+    def poison() -> bool:
+        if trainer.step == 8:
+            trainer.optimizer.weights[3] = float("nan")
+        return False
+
+    with pytest.raises(TrainingError, match="no longer a number at step 9"):
+        trainer.run(tmp_path, metrics=Metrics(None), stop=poison)
+    assert [folder.name for folder in finished(tmp_path)] == ["step-00000005"]
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux to limit the writer's files")
+def test_full_disk_is_survived_once_there_is_a_checkpoint(tmp_path: Path, dataset: Dataset) -> None:
+    said: list[str] = []
+    config = TINY.with_overrides({"checkpoint_interval_seconds": 1e-9, "eval_interval": 1000})
+    trainer = Trainer(config, dataset, say=said.append)
+
+    def fill_the_disk_for_a_while() -> bool:
+        assert trainer._saver is not None
+        assert trainer._saver._writer is not None
+        if trainer.step in (10, 20):
+            trainer._collect_save(wait=True)
+            limit = 40_000 if trainer.step == 10 else resource.RLIM_INFINITY
+            process = trainer._saver._writer._process.pid
+            resource.prlimit(process, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        elif trainer.step > 20:
+            trainer._collect_save(wait=True)
+        return False
+
+    result = trainer.run(tmp_path, metrics=Metrics(None), stop=fill_the_disk_for_a_while)
+    assert result.complete
+    failures = [line for line in said if "File too large; training goes on and tries again" in line]
+    assert failures
+    steps = [int(folder.name[5:]) for folder in finished(tmp_path)]
+    assert not set(range(11, 20)) & set(steps)
+    assert {25, 30} <= set(steps)
+    assert all(fault(folder) is None for folder in finished(tmp_path))
+
+
+def test_full_disk_at_the_end_is_a_failure(tmp_path: Path, dataset: Dataset) -> None:
+    trainer = Trainer(TINY, dataset)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill_the_disk() -> bool:
+        if trainer.step == 30:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+        return False
+
+    try:
+        with pytest.raises(CheckpointError, match="step 30 cannot be written"):
+            trainer.run(tmp_path, metrics=Metrics(None), stop=fill_the_disk)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "step-00000030" not in [folder.name for folder in finished(tmp_path)]
+
+
+def test_kill_in_the_middle_of_a_save_leaves_nothing_trusted(tmp_path: Path) -> None:
+    # The body is a pipe's worth of zeros that takes long enough to be killed in: 400 MB, at full speed 0.5 s.
+    code = (
+        "import sys; from pathlib import Path; from crucible.training.folders import *\n"
+        "write_folder(Path(sys.argv[1]), 3, [FilePlan('model.safetensors', b'', (memoryview(bytes(400 << 20)),))])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    partial = tmp_path / "step-00000003.partial" / "model.safetensors"
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert finished(tmp_path) == []
+    assert partial.parent.exists()
+
+
+def test_training_waits_for_saves_where_memory_is_short(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Saver, "_start_writer", lambda self, lock: None)
+    said: list[str] = []
+    config = TINY.with_overrides({"checkpoint_interval_seconds": 1e-9})
+    trainer = Trainer(config, dataset, say=said.append)
+    trainer.run(tmp_path, metrics=Metrics(None))
+    assert any("training waits while checkpoints are written" in line for line in said)
+    assert [folder.name for folder in finished(tmp_path)] == [f"step-{step:08d}" for step in range(1, 31)]
+
+
+def test_newest_and_best_are_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    (tmp_path / "step-00000050.partial").mkdir()
+    prune(tmp_path, keep=2, best_step=10)
+    assert [folder.name for folder in finished(tmp_path)] == ["step-00000010", "step-00000030", "step-00000040"]
+
+
+def test_interval_comes_from_the_agent_then_the_config_then_the_cost(tmp_path: Path) -> None:
+    control = tmp_path / "control.json"
+    environment = {"CRUCIBLE_CHECKPOINT_SECONDS": "42", "CRUCIBLE_CONTROL_FILE": str(control)}
+    clock = CheckpointClock(10.0, environment)
+    assert not clock.due()
+    assert clock.seconds == 42
+    control.write_text('{"checkpoint_seconds": 0.0}')
+    assert clock.due()
+    control.write_text('{"checkpoint_sec')
+    os.utime(control, ns=(1, 1))
+    assert clock.due()  # half a file changes nothing
+    assert CheckpointClock(10.0, {}).seconds == 10
+    adapting = CheckpointClock(None, {})
+    adapting.measured(stall_seconds=0.1, write_seconds=2.0)
+    assert adapting.seconds == pytest.approx((2 * 0.1 * 7200) ** 0.5)
+    adapting.measured(stall_seconds=0.1, write_seconds=60.0)
+    assert adapting.seconds == 180  # saves must not queue up
+    with pytest.raises(ConfigError, match="CRUCIBLE_CHECKPOINT_SECONDS = 'soon'"):
+        CheckpointClock(None, {"CRUCIBLE_CHECKPOINT_SECONDS": "soon"})
+
+
+def test_state_can_be_read_with_cat(tmp_path: Path, train: Train) -> None:
+    train(tmp_path)
+    folder = tmp_path / "step-00000030"
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["step"], state["config_digest"], state["vocab_size"]) == (30, TINY.digest(), 17)
+    assert state["environment"]["gemm"] == "mkl"
+    assert state["environment"]["threads"] == 1
+    assert (folder / "state.json").stat().st_size < 5000
