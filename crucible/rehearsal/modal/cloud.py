@@ -31,7 +31,8 @@ def new_id(prefix: str, length: int = 22, alphabet: str = _BASE62) -> str:
 
 @dataclass(frozen=True)
 class SandboxView:
-    """One sandbox as a test or a drill sees it; `status` is `QUEUED`, `RUNNING`, or the end that Modal would name."""
+    """One sandbox as a test or a drill sees it; `status` is `QUEUED`, `RUNNING`, or the end that Modal would name;
+    `started_at` is in unix seconds, 0 before the start."""
 
     id: str
     name: str
@@ -50,6 +51,7 @@ class SandboxView:
     cloud: str
     image: tuple[str, ...]
     volumes: Mapping[str, str]
+    started_at: float
     seconds: float
 
     @property
@@ -268,5 +270,6 @@ class Cloud:
             cloud=definition.cloud_provider_str,
             image=tuple(image.dockerfile_commands) if image else (),
             volumes={m.mount_path: m.volume_id for m in definition.volume_mounts},
+            started_at=sandbox.started,
             seconds=(sandbox.finished or time.time()) - sandbox.started if sandbox.started else 0.0,
         )

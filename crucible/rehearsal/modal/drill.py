@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from crucible.errors import ServiceError
@@ -24,14 +24,13 @@ _END_SECONDS = 60.0
 class ModalStage(Stage):
     """A local set-up with a rehearsed Modal beside it."""
 
-    modal: FakeModal | None = None
+    modal: FakeModal = field(kw_only=True)
 
     def replace_machine(self) -> None:
         """Nothing to do: every sandbox is a new machine."""
 
     def still_running(self) -> list[str]:
         """Sandboxes that outlived the job."""
-        assert self.modal is not None
         try:
             views = self.modal.wait_for(lambda views: all(view.over for view in views), _END_SECONDS)
         except ServiceError:
@@ -40,7 +39,7 @@ class ModalStage(Stage):
 
 
 @contextmanager
-def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
+def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
     """Bring up everything below `folder`; take it down at the end.
 
     Raises `ServiceError` when a part of it does not come up.
@@ -57,6 +56,6 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
         worker.start()
         try:
             faults = modal_faults(modal, worker)
-            yield ModalStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal)
+            yield ModalStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal=modal)
         finally:
             worker.stop()
