@@ -94,6 +94,7 @@ def _fresh_and_resumed(stage: ModalStage, client: SyncPrefectClient, job_id: str
         stage.modal.preempt(sandbox.id)
         _wait(lambda attempt=attempt: attempt.outcome is not None)  # type: ignore[misc]
         parts[kind] = _parts(client, attempt, sandbox.tags["prefect-flow-run-id"], sandbox.started_at)
+    _wait(lambda: job.attempt(len(parts) + 1).claim is not None)
     stage.crucible("jobs", "stop", job_id)
     _wait(lambda: (status := status_of(job)) is not None and status.state is not JobState.RUNNING)
     return parts
