@@ -14,6 +14,10 @@ from crucible.errors import ConfigError
 def register(app: typer.Typer) -> None:
     app.command("estimate")(estimate)
     app.command("simulate")(simulate)
+    prices = typer.Typer(help="What machines cost: the catalog, and today's prices.", no_args_is_help=True)
+    prices.command("ls")(list_prices)
+    prices.command("refresh")(refresh_prices)
+    app.add_typer(prices, name="prices")
 
 
 def estimate(
@@ -33,6 +37,7 @@ def estimate(
     dedicated: Annotated[bool, typer.Option("--dedicated", help="No host shared with other customers.")] = False,
     uninterrupted: Annotated[bool, typer.Option("--uninterrupted", help="No machine that can be taken away.")] = False,
     max_cost_usd: Annotated[float | None, typer.Option(help="Most that the job may cost.")] = None,
+    longest_hours: Annotated[float, typer.Option(help="Leave out what would take longer.")] = 336.0,
     finish_by: Annotated[str | None, typer.Option(help="Deadline: hours from now (12h) or 2026-05-07T18:00.")] = None,
     offers: Annotated[Path | None, typer.Option(help="CSV file with your own offers.")] = None,
     store: Annotated[str | None, typer.Option(help="Store that remembers past runs. Default: the local one.")] = None,
@@ -68,12 +73,46 @@ def estimate(
         dedicated=dedicated,
         uninterrupted=uninterrupted,
         max_cost_usd=max_cost_usd,
+        longest_hours=longest_hours,
         finish_by=finish_by,
         offers=offers,
         store=store,
         probe=probe,
     )
     print_answer(answer(question, lambda message: typer.echo(message, err=True)), everything, as_json)
+
+
+def list_prices(
+    offers: Annotated[Path | None, typer.Option(help="CSV file with your own offers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List every offer with its price, where the price is from and of which day."""
+    from datetime import UTC, datetime
+
+    from crucible.routing.catalog import load_catalog, stale_warning
+    from crucible.routing.tables import print_offers
+
+    known = load_catalog(offers)
+    print_offers(known, as_json)
+    if (warning := stale_warning(known, datetime.now(UTC).date())) is not None:
+        typer.echo(f"note: {warning}", err=True)
+
+
+def refresh_prices(
+    region: Annotated[str, typer.Option(help="AWS region whose prices count.")] = "us-east-1",
+) -> None:
+    """Ask AWS and Modal for today's prices, where credentials for them exist."""
+    from datetime import UTC, datetime
+
+    from crucible.routing.catalog import add_prices, load_catalog
+    from crucible.routing.prices import refresh
+
+    refreshed = refresh(load_catalog(), region, datetime.now(UTC))
+    for message in refreshed.messages:
+        typer.echo(message, err=True)
+    if not refreshed.offers:
+        raise ConfigError("no price could be refreshed; set up AWS or Modal credentials, or write your own offers file")
+    typer.echo(f"{len(refreshed.offers)} prices written to {add_prices(refreshed.offers)}")
 
 
 def simulate(

@@ -46,6 +46,7 @@ class Question:
     dedicated: bool = False
     uninterrupted: bool = False
     max_cost_usd: float | None = None
+    longest_hours: float = 336.0
     finish_by: str | None = None
     offers: Path | None = None
     store: str | None = None
@@ -204,6 +205,7 @@ def _preferences(question: Question, offers: list[Offer]) -> Preferences:
             privacy="dedicated" if question.dedicated else "any",
             uninterrupted=question.uninterrupted,
             max_cost_usd=question.max_cost_usd,
+            longest_hours=question.longest_hours,
             finish_within_hours=deadline,
         )
     except ValidationError as error:

@@ -137,12 +137,25 @@ def load_catalog(own_offers: Path | None = None) -> list[Offer]:
     """
     shipped = resources.files("crucible.routing") / "catalog.csv"
     offers = {offer.key: offer for offer in _read(shipped.read_text(encoding="utf-8"), "catalog.csv", {})}
-    for file in (crucible_home() / "prices.csv", own_offers or crucible_home() / "offers.csv"):
+    for file in (prices_file(), own_offers or crucible_home() / "offers.csv"):
         if file.is_file():
             offers |= {offer.key: offer for offer in _read(_text(file), str(file), offers)}
         elif file == own_offers:
             raise ConfigError(f"offers file {file} does not exist")
     return list(offers.values())
+
+
+def prices_file() -> Path:
+    """Where `crucible prices refresh` writes."""
+    return crucible_home() / "prices.csv"
+
+
+def add_prices(fresh: Iterable[Offer]) -> Path:
+    """Put refreshed offers into `prices_file`, beside those refreshed earlier; returns the file."""
+    file = prices_file()
+    earlier = _read(_text(file), str(file), {offer.key: offer for offer in load_catalog()}) if file.is_file() else []
+    write_table({offer.key: offer for offer in (*earlier, *fresh)}.values(), file)
+    return file
 
 
 def stale_warning(offers: Iterable[Offer], today: date) -> str | None:

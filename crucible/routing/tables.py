@@ -84,22 +84,24 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
         print(json.dumps([asdict(offer) for offer in offers], indent=1, default=str))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("offer", "GPU", "GPU memory", "vCPU", "memory", "USD/h", "as of", "assumed", "source"):
-        table.add_column(name, overflow="fold")
+    for name in ("offer", "GPU", "GPU memory", "vCPU", "memory", "USD/h", "price of", "source"):
+        table.add_column(name, no_wrap=True)
+    sources = list(dict.fromkeys(offer.source for offer in offers))
     for offer in offers:
-        gpu = f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-"
         table.add_row(
             offer.key,
-            gpu,
+            f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-",
             f"{offer.gpu_memory_gib:g} GiB" if offer.gpu_memory_gib else "",
             str(offer.vcpus or ""),
             f"{offer.memory_gib:.0f} GiB" if offer.memory_gib else "",
-            f"{offer.usd_per_hour:.4f}",
+            f"{offer.usd_per_hour:.4f}" + (" assumed" if "usd_per_hour" in offer.assumed else ""),
             str(offer.as_of or ""),
-            " ".join(offer.assumed),
-            offer.source,
+            str(sources.index(offer.source) + 1),
         )
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for number, source in enumerate(sources, 1):
+        console.print(f"source {number}: {source}", markup=False, highlight=False)
 
 
 def _summary(found: Answer) -> str:
