@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def drill(
     kills: Annotated[int, typer.Option(min=1, help="How many times to interrupt the training.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides which faults strike, in which order, at which steps.")] = 7,
-    pool: Annotated[str, typer.Option(help="Which pool to drill: local.")] = "local",
+    pool: Annotated[str, typer.Option(help="Which pool to drill: local or modal.")] = "local",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
     folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -39,17 +39,20 @@ def drill(
 
     from crucible.errors import ConfigError
     from crucible.rehearsal.drill.drill import Drill
-    from crucible.rehearsal.drill.stage import local_stage
 
-    if pool != "local":
-        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local")
+    if pool == "local":
+        from crucible.rehearsal.drill.stage import local_stage as stage_of_pool
+    elif pool == "modal":
+        from crucible.rehearsal.modal.drill import modal_stage as stage_of_pool
+    else:
+        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local or modal")
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
         place = (folder or Path(temporary)).absolute()
         console.print(f"seed {seed}, {kills} faults, in {place}")
         with Live(console=console, refresh_per_second=2) as live:
             live.update("bringing up a server, a worker and a store")
-            with local_stage(place, s3=s3) as stage:
+            with stage_of_pool(place, s3=s3) as stage:
                 verdict = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
             live.update(_table(verdict))
     if as_json:
