@@ -176,10 +176,12 @@ class Cloud:
 
     async def _start(self, sandbox: Sandbox) -> Container:
         definition = sandbox.definition
-        sandbox.folder.mkdir(parents=True)
+        temporary = sandbox.folder / "tmp"
+        temporary.mkdir(parents=True)
         env = {
             "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             "HOME": str(sandbox.folder),
+            "TMPDIR": str(temporary),
             "LANG": "C.UTF-8",
             "MODAL_SANDBOX_ID": sandbox.id,
             "MODAL_TASK_ID": sandbox.task_id,
