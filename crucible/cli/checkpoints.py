@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List a job's checkpoints, newest first."""
-    from crucible.reports.figures import megabytes
+    from crucible.reports.figures import size
     from crucible.reports.tables import UNKNOWN, best_checkpoint
 
     checkpoints = _open(store, job).list()
@@ -43,7 +43,7 @@ def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fal
                 f"{checkpoint.step:,}",
                 str(checkpoint.attempt),
                 UNKNOWN if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4f}",
-                megabytes(checkpoint.bytes),
+                size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S}",
                 "best" if checkpoint is best else "",
             ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from crucible.errors import ObjectMissing
 from crucible.jobs import Job
-from crucible.reports.figures import megabytes
+from crucible.reports.figures import size
 from crucible.reports.tables import fenced, markdown_table
 
 EVALUATION = "evaluation.json"
@@ -45,7 +45,7 @@ def evaluation_summary(evaluation: Mapping[str, Any]) -> str:
 
 def evaluation_page(evaluation: Mapping[str, Any], curve_uri: str) -> str:
     """The artifact that an evaluation leaves: measurements, sample, loss curve and the files of the model."""
-    files = [[f"`{name}`", megabytes(size)] for name, size in evaluation["files"].items()]
+    files = [[f"`{name}`", size(count)] for name, count in evaluation["files"].items()]
     tried = [[f"{entry['step']:,}", f"{entry['val_loss']:.4f}"] for entry in evaluation["candidates"]]
     parts = [f"# {evaluation['job']}: the model of step {evaluation['step']:,}", evaluation_summary(evaluation)]
     if len(tried) > 1:

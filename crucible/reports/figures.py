@@ -32,9 +32,12 @@ def usd(amount: float) -> str:
     return f"${amount:.4f}" if 0 < amount < 0.1 else f"${amount:,.2f}"
 
 
-def megabytes(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes in the unit that suits them.
+
+    >>> [size(n) for n in (1_492_000_000, 81_234, 412)]
+    ['1,492.0 MB', '81.2 kB', '412 B']
     """
-    >>> megabytes(1_492_000_000), megabytes(81_234)
-    ('1,492.0 MB', '0.08 MB')
-    """
-    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e6:.2f} MB"
+    if count >= 1e6:
+        return f"{count / 1e6:,.1f} MB"
+    return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} B"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible.checkpoints import Checkpoint
-from crucible.reports.figures import duration, megabytes, usd
+from crucible.reports.figures import duration, size, usd
 from crucible.reports.summary import AttemptSummary
 
 UNKNOWN = "–"
@@ -51,7 +51,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
                 _number(checkpoint.step),
                 str(checkpoint.attempt),
                 f"{checkpoint.val_loss:.4f}" if checkpoint.val_loss is not None else UNKNOWN,
-                megabytes(checkpoint.bytes),
+                size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
                 ", ".join(marks),
             ]

@@ -22,7 +22,7 @@ def test_the_page_shows_attempts_checkpoints_interval_and_settings(store: Store,
 
     assert "**Completed** · step 2,000 of 2,000 · validation loss 1.6175 · 3 min 36 s in 3 attempts · $0.0362" in page
     assert "| 2 | ec2-spot | g5.xlarge | 600 | 1,300 | 100 | 33 s | lost (no sign of life) | $0.0072 |" in page
-    assert re.search(r"\| 2,000 \| 3 \| 1\.6175 \| 0\.10 MB \| .* \| newest, best \|", page)
+    assert re.search(r"\| 2,000 \| 3 \| 1\.6175 \| 100\.0 kB \| .* \| newest, best \|", page)
     assert "Made every 38 s: a save stops training for 100 ms and is in the store after 1.5 s" in page
     assert "| `n_layer` | `4` |" in page
 

@@ -1,0 +1,196 @@
+"""Take the pictures of the Prefect UI that the documentation shows.
+
+    python scripts/screenshots.py JOB [--out docs/images] [--api-url http://127.0.0.1:4200/api]
+
+Needs a server with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
+is driven over its DevTools protocol: a page is taken once the text that matters is really there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import itertools
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from websockets.sync.client import ClientConnection, connect
+
+from crucible.errors import CrucibleError
+from tasks.reporting import artifact_key
+
+WIDTH, HEIGHT = 1360, 860
+PATIENCE_SECONDS = 60.0
+SETTLED_SECONDS = 1.5
+"""A page that looks the same after so long is taken."""
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+)
+
+
+class Page:
+    """One tab of a running Chromium."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self._connection, self._numbers = connection, itertools.count(1)
+
+    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """Do it, and return the answer; events that come before it are passed over."""
+        number = next(self._numbers)
+        self._connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self._connection.recv(timeout=PATIENCE_SECONDS))
+            if answer.get("id") == number:
+                if "error" in answer:
+                    raise CrucibleError(f"Chromium refused {method}: {answer['error']['message']}")
+                return dict(answer["result"])
+
+    def evaluate(self, expression: str) -> Any:
+        return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def take(self, url: str, needed: str, path: Path, tallest: int = HEIGHT) -> None:
+        """Open `url`, wait for the text or selector `needed` to be there and the page to settle, and write a PNG.
+
+        A page whose contents are taller than the window gets a window of their height, up to `tallest`.
+        """
+        self._size(HEIGHT)
+        self.send("Page.navigate", url=url)
+        self._wait_for(needed)
+        picture = self._settled()
+        inside = "[...document.querySelectorAll('main, div')].map(e => e.scrollHeight)"
+        height = int(self.evaluate(f"Math.max(document.documentElement.scrollHeight, ...{inside})"))
+        if height > HEIGHT and tallest > HEIGHT:
+            self._size(min(height, tallest))
+            picture = self._settled()
+        path.write_bytes(_smaller(picture))
+        print(f"{path}  ({path.stat().st_size / 1e3:.0f} kB)  {url}")
+
+    def _size(self, height: int) -> None:
+        self.send("Emulation.setDeviceMetricsOverride", width=WIDTH, height=height, deviceScaleFactor=1, mobile=False)
+
+    def _wait_for(self, needed: str) -> None:
+        shown = f"document.body?.innerText.includes({json.dumps(needed)})"
+        wanted = f"!!document.querySelector({json.dumps(needed)})" if needed.startswith("img") else shown
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not self.evaluate(wanted):
+            if time.monotonic() > deadline:
+                seen = self.evaluate("document.body?.innerText") or "nothing"
+                raise CrucibleError(
+                    f"{needed!r} did not appear within {PATIENCE_SECONDS:.0f} s; there is: {seen[:300]}"
+                )
+            time.sleep(0.2)
+
+    def _settled(self) -> bytes:
+        """The page as a PNG, once it looks the same twice: pictures, fonts and the run's graph come late."""
+        before, deadline = b"", time.monotonic() + PATIENCE_SECONDS
+        while True:
+            time.sleep(SETTLED_SECONDS)
+            now = base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"])
+            if now == before or time.monotonic() > deadline:
+                return now
+            before = now
+
+
+@contextmanager
+def chromium() -> Iterator[Page]:
+    """A tab of a Chromium of its own. Raises `CrucibleError` if there is none to start."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        raise CrucibleError("Chromium is not installed; on Debian: apt install chromium")
+    with tempfile.TemporaryDirectory(prefix="screenshots-", ignore_cleanup_errors=True) as profile:
+        command = [program, *QUIET, "--remote-debugging-port=0", f"--user-data-dir={profile}", "about:blank"]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            port = _port(Path(profile) / "DevToolsActivePort", process)
+            tabs = httpx.get(f"http://127.0.0.1:{port}/json/list", trust_env=False).json()
+            address = next(tab["webSocketDebuggerUrl"] for tab in tabs if tab["type"] == "page")
+            with connect(address, max_size=None, proxy=None) as connection:
+                yield Page(connection)
+        finally:
+            process.terminate()
+            process.wait(timeout=20)
+
+
+def _port(file: Path, process: subprocess.Popen[bytes]) -> int:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        if file.exists() and (lines := file.read_text().splitlines()):
+            return int(lines[0])
+        time.sleep(0.1)
+    raise CrucibleError("Chromium did not start; run it by hand to see why")
+
+
+def _smaller(picture: bytes) -> bytes:
+    """The same in 256 colours, which a page of text and lines does not exceed by much: a third of the size."""
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
+        buffer, format="png", optimize=True
+    )
+    return buffer.getvalue()
+
+
+def take_all(api_url: str, job: str, out: Path) -> None:
+    """The pipeline's run, the job's report, its evaluation, and the list of its runs."""
+    ui = api_url.removesuffix("/api") + "/v2"
+    tag = f"job:{job}"
+    with httpx.Client(base_url=api_url, trust_env=False) as api:
+        runs = _answer(api, "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [tag, "stage:pipeline"]}}})
+        if not runs:
+            raise CrucibleError(f"job: {api_url} has no run of a pipeline with the tag {tag!r}")
+        report = _newest_artifact(api, artifact_key("job", job))
+        evaluation = _newest_artifact(api, artifact_key("evaluation", job))
+    out.mkdir(parents=True, exist_ok=True)
+    with chromium() as page:
+        page.take(f"{ui}/runs?tags={quote(tag)}", runs[0]["name"], out / "runs.png", 1080)
+        page.take(f"{ui}/runs/flow-run/{runs[0]['id']}", "train-nanogpt", out / "flow-run.png")
+        if report:
+            page.take(f"{ui}/artifacts/artifact/{report}", "img[src^='data:image/png']", out / "report.png", 1750)
+        if evaluation:
+            page.take(f"{ui}/artifacts/artifact/{evaluation}", "perplexity", out / "evaluation.png", 1750)
+
+
+def _newest_artifact(api: httpx.Client, key: str) -> str | None:
+    found = _answer(
+        api, "/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+    )
+    return str(found[0]["id"]) if found else None
+
+
+def _answer(api: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = api.post(f"{api.base_url}{path.removeprefix('/')}", json=body)
+    answer.raise_for_status()
+    return list(answer.json())
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", help="name of a finished job")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
+    parser.add_argument("--api-url", default="http://127.0.0.1:4200/api", help="the Prefect server's API")
+    options = parser.parse_args()
+    try:
+        take_all(options.api_url.rstrip("/"), options.job, options.out)
+    except (CrucibleError, httpx.HTTPError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
