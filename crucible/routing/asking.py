@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from crucible.routing.speed import Speed, speed_record
 from crucible.store import Store, default_store_uri
 
 _GPT2_VOCABULARY, _CHARACTERS = 50257, 65
+_DURATION = r"([0-9]+(?:\.[0-9]+)?)\s*(h|min|d)"
+_HOURS = {"h": 1.0, "min": 1 / 60, "d": 24.0}
 _MULTIPLES = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9, "t": 10**12}
 
 
@@ -141,8 +143,8 @@ def hours_until(deadline: str, now: datetime) -> float:
     """Hours from `now` until `12h`, `90min`, `2d` from then, or until a time such as 2026-05-07T18:00 (UTC if it says
     no zone). Raises ConfigError for anything else, or a time that is over.
     """
-    if match := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*(h|min|d)", deadline.strip()):
-        hours = float(match[1]) * {"h": 1, "min": 1 / 60, "d": 24}[match[2]]
+    if match := re.fullmatch(_DURATION, deadline.strip()):
+        hours = float(match[1]) * _HOURS[match[2]]
     else:
         try:
             moment = datetime.fromisoformat(deadline.strip())
@@ -155,6 +157,17 @@ def hours_until(deadline: str, now: datetime) -> float:
     if hours <= 0:
         raise ConfigError(f"finish_by is {deadline!r}, which is over; give a time to come")
     return hours
+
+
+def moment_ago(text: str, now: datetime) -> datetime:
+    """The moment `7d`, `24h` or `90min` before `now`, or a date or time (UTC if it says none). Raises ConfigError."""
+    if match := re.fullmatch(_DURATION, text.strip()):
+        return now - timedelta(hours=float(match[1]) * _HOURS[match[2]])
+    try:
+        moment = datetime.fromisoformat(text.strip())
+    except ValueError:
+        raise ConfigError(f"since is {text!r}: it must be 7d, 24h, 90min or a date such as 2026-05-01") from None
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _needs(question: Question, offers: list[Offer]) -> Needs | ScriptNeeds:

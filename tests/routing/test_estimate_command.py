@@ -167,7 +167,7 @@ def test_a_probe_measures_the_real_trainer_and_is_remembered(home: Path) -> None
 
 def test_a_probe_that_takes_too_long_is_given_up() -> None:
     needs = needs_of(TrainConfig.preset("debug", threads=1), 65)
-    with pytest.raises(ProbeError, match="was not done after 0.01 s"):
+    with pytest.raises(ProbeError, match=r"was not done after 0\.01 s"):
         probe(needs, timeout_seconds=0.01)
 
 

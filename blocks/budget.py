@@ -1,0 +1,34 @@
+"""The block that says how much a project or a person may spend."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from prefect.blocks.core import Block
+from pydantic import Field
+
+from crucible.routing.budgets import BudgetLimit
+
+
+class Budget(Block):
+    """A sum per day or month. The flow `check-budgets` sends an event at 50, 80 and 100 per cent of it."""
+
+    _block_type_name = "Crucible Budget"
+    _block_type_slug = "crucible-budget"
+    _description = "How much a project or an owner may spend per day or month."
+    _code_example = """
+    ```python
+    from blocks.budget import Budget
+
+    Budget(usd=200, period="month", project="nanogpt").save("nanogpt-monthly")
+    ```
+    """
+
+    usd: float = Field(gt=0, title="USD", description="Most that may be spent per period.")
+    period: Literal["day", "month"] = Field("month", description="Calendar day or month, in UTC.")
+    project: str = Field("", description="Only this project counts. Empty: all.")
+    owner: str = Field("", description="Only what this person started counts. Empty: all.")
+
+    def limit(self, name: str) -> BudgetLimit:
+        """The budget as the library knows it; `name` is the name that the block is saved under."""
+        return BudgetLimit(name=name, usd=self.usd, period=self.period, project=self.project, owner=self.owner)

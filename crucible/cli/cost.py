@@ -1,0 +1,92 @@
+"""`crucible cost`: what was spent, attempt by attempt or summed by pool, project, owner and more."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crucible.errors import ConfigError
+
+if TYPE_CHECKING:
+    from crucible.routing.costs import AttemptCost
+
+
+def register(app: typer.Typer) -> None:
+    app.command("cost")(cost)
+
+
+def cost(
+    job: Annotated[str | None, typer.Argument(help="Only this job, attempt by attempt.")] = None,
+    by: Annotated[
+        str | None, typer.Option(help="Sum by job, project, owner, stage, pool, instance, gpu, day or month.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Only attempts since 7d, 24h or 2026-05-01.")] = None,
+    store: Annotated[str | None, typer.Option(help="Store with the jobs. Default: the local one.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV line per attempt.")] = False,
+) -> None:
+    """Show what attempts have cost so far, what on-demand machines would have, and what would have been cheaper."""
+    from datetime import UTC, datetime
+
+    from crucible.routing import costs
+    from crucible.routing.asking import moment_ago
+    from crucible.routing.catalog import load_catalog
+    from crucible.store import Store, default_store_uri
+
+    if as_json and as_csv:
+        raise ConfigError("--json and --csv exclude each other; give one of them")
+    group = by or ("job" if job is None else None)
+    if group is not None and group not in costs.GROUPS:
+        raise ConfigError(f"by is {group!r}: it must be one of {', '.join(costs.GROUPS)}")
+    start = None if since is None else moment_ago(since, datetime.now(UTC))
+    offers = {offer.key: offer for offer in load_catalog()}
+    found = costs.attempt_costs(Store.open(store or default_store_uri()), offers, since=start, job=job)
+    if as_csv:
+        typer.echo(costs.as_csv(found), nl=False)
+        return
+    if as_json:
+        groups = [] if group is None else json.loads(costs.breakdown(found, group).to_json(orient="records"))
+        total = f"{costs.total_micro_usd(found) / costs.MICRO:.6f}"
+        values = {"attempts": costs.as_rows(found), "groups": groups, "total_usd": total}
+        values |= {"saved_share": costs.saved_share(found), "advice": costs.advice(found)}
+        typer.echo(json.dumps(values, indent=1))
+        return
+    _print(found, group)
+
+
+def _print(found: list[AttemptCost], group: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from crucible.routing import costs
+    from crucible.routing.recommend import in_words
+
+    console = Console()
+    if not found:
+        console.print("no attempt has cost anything yet")
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    if group is None:
+        for name in ("attempt", "pool", "instance", "began", "time", "USD/h", "USD", "end"):
+            table.add_column(name, justify="right" if name.startswith("USD") else "left")
+        for entry in found:
+            where = (str(entry.attempt), entry.pool, entry.instance or "-", f"{entry.started_at:%Y-%m-%d %H:%M}")
+            price = (in_words(entry.seconds / 3600), f"{entry.usd_per_hour:.4f}", f"{entry.usd:.6f}", entry.end_reason)
+            table.add_row(*where, *price)
+    else:
+        for name in (group, "jobs", "attempts", "time", "USD", "share", "saved"):
+            table.add_column(name, justify="left" if name == group else "right")
+        for row in costs.breakdown(found, group).to_dict("records"):
+            counts = (str(row[group]), str(row["jobs"]), str(row["attempts"]), in_words(row["hours"]))
+            table.add_row(*counts, f"{row['usd']:.6f}", f"{row['share']:.0%}", f"{row['saved_share']:.0%}")
+    console.print(table)
+    total = costs.total_micro_usd(found) / costs.MICRO
+    saved = costs.saved_share(found)
+    console.print(
+        f"total ${total:.6f} over {len(found)} attempts" + (f", {saved:.0%} below on-demand" if saved else ""),
+        highlight=False,
+    )
+    for sentence in costs.advice(found):
+        console.print(f"note: {sentence}", highlight=False)

@@ -1,0 +1,199 @@
+"""The bill: every way of adding up the attempts gives the same sum, to the millionth of a dollar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from crucible.cli import cost as command
+from crucible.errors import ConfigError
+from crucible.jobs import Claim, EndReason, Heartbeat, Job, JobSpec, Launch, Outcome
+from crucible.routing import costs
+from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
+from crucible.routing.costs import AttemptCost
+from crucible.store import Store
+from tests.routing.offers import MODAL, ON_DEMAND, SPOT, offer_like
+
+OFFERS = {offer.key: offer for offer in (SPOT, ON_DEMAND, MODAL)}
+NOON = datetime(2026, 5, 7, 12, tzinfo=UTC)
+# Five attempts on three pools, with costs whose cents do not add up when each is rounded.
+FIVE = [
+    ("ec2-spot", "g.small", 1800.0, 0.5, 0.333333),
+    ("ec2-spot", "g.small", 600.5, 0.5, 0.083403),
+    ("ec2-on-demand", "g.small", 1234.5, 1.5, 0.514375),
+    ("modal", "L4", 777.7, 0.8, 0.172822),
+    ("local", "this-machine", 60.0, 0.0, 0.0),
+]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
+    return Store.open(str(tmp_path / "store"))
+
+
+def job_of(store: Store, name: str = "five", project: str = "nano", owner: str = "ada", day: int = 7) -> Job:
+    job = Job.create(store, JobSpec(job_id=name, project=project, owner=owner))
+    for number, (pool, instance, seconds, price, usd) in enumerate(FIVE, 1):
+        job.decide(Launch(number=number, pool=pool, instance=instance, usd_per_hour=price, reason="test"))
+        began = NOON.replace(day=day) + timedelta(hours=number)
+        job.attempt(number).take(Claim(number=number, claimed_at=began))
+        reason = EndReason.COMPLETED if number == 5 else EndReason.INTERRUPTED
+        job.attempt(number).end(
+            Outcome(end_reason=reason, message="", seconds=seconds, cost_usd=usd, first_step_after_seconds=30.0)
+        )
+    return job
+
+
+def test_the_bill_is_the_sum_of_its_attempts_however_it_is_added_up(store: Store, tmp_path: Path) -> None:
+    job = job_of(store)
+    found = costs.attempt_costs(store, OFFERS)
+    expected = sum(round(usd * 1_000_000) for *_, usd in FIVE)
+    assert len(found) == 5
+    assert costs.total_micro_usd(found) == expected
+    assert job.cost_usd() == pytest.approx(expected / 1e6, abs=1e-9)
+    for by in costs.GROUPS:
+        assert round(costs.breakdown(found, by)["usd"].sum() * 1e6) == expected, by
+    lines = list(csv.DictReader(io.StringIO(costs.as_csv(found))))
+    assert sum(round(float(line["usd"]) * 1e6) for line in lines) == expected
+    told = json.loads(run("--store", str(tmp_path / "store"), "--by", "pool", "--json"))
+    assert told["total_usd"] == f"{expected / 1e6:.6f}"
+    assert round(sum(group["usd"] for group in told["groups"]) * 1e6) == expected
+    assert f"total ${expected / 1e6:.6f} over 5 attempts" in run("--store", str(tmp_path / "store"))
+    printed = csv.DictReader(io.StringIO(run("--store", str(tmp_path / "store"), "--csv")))
+    assert sum(round(float(line["usd"]) * 1e6) for line in printed) == expected
+
+
+def run(*arguments: str) -> str:
+    app = typer.Typer()
+    command.register(app)
+    app.command("other")(lambda: None)
+    return CliRunner().invoke(app, ["cost", *arguments], catch_exceptions=False).stdout
+
+
+def test_savings_compare_with_the_same_seconds_on_demand(store: Store) -> None:
+    job_of(store)
+    found = {cost.attempt: cost for cost in costs.attempt_costs(store, OFFERS)}
+    assert found[1].on_demand_micro_usd == 750_000, "half an hour at $1.50"
+    assert costs.saved_share([found[1]]) == pytest.approx(1 - 0.333333 / 0.75)
+    assert costs.saved_share([found[3]]) == 0.0
+    assert costs.saved_share([found[5]]) == 0.0, "one's own machine saves nothing against itself"
+    assert costs.saved_share([]) == 0.0
+
+
+def test_a_running_attempt_counts_with_its_last_sign_of_life_and_an_unborn_one_not_at_all(store: Store) -> None:
+    job = Job.create(store, JobSpec(job_id="running"))
+    for number in (1, 2):
+        job.decide(Launch(number=number, pool="ec2-spot", instance="g.small", usd_per_hour=0.5, reason="test"))
+    job.attempt(1).take(Claim(number=1))
+    job.attempt(1).beat(Heartbeat(sequence=3, phase="train", seconds=360.0, cost_usd=0.05))
+    (only,) = costs.attempt_costs(store, OFFERS)
+    assert (only.end_reason, only.micro_usd) == ("running", 50_000)
+
+
+def test_a_period_and_a_job_can_be_picked(store: Store) -> None:
+    job_of(store, "early", day=1)
+    job_of(store, "late", day=20)
+    middle = NOON.replace(day=10)
+    assert {cost.job for cost in costs.attempt_costs(store, OFFERS, since=middle)} == {"late"}
+    assert {cost.job for cost in costs.attempt_costs(store, OFFERS, until=middle)} == {"early"}
+    assert {cost.job for cost in costs.attempt_costs(store, OFFERS, job="early")} == {"early"}
+    with pytest.raises(ConfigError, match="there is no job 'none'"):
+        costs.attempt_costs(store, OFFERS, job="none")
+
+
+def test_nonsense_is_refused(tmp_path: Path) -> None:
+    for arguments, message in (
+        (("--by", "colour"), "by is 'colour'"),
+        (("--since", "yesterday"), "since is 'yesterday'"),
+        (("--json", "--csv"), "exclude each other"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            run("--store", str(tmp_path), *arguments)
+    assert "no attempt has cost anything yet" in run("--store", str(tmp_path))
+    assert run("--store", str(tmp_path), "--csv").startswith("job,attempt,stage,pool,")
+
+
+def an_attempt(**changes: object) -> AttemptCost:
+    values: dict[str, object] = {
+        "job": "a", "attempt": 1, "stage": "train", "pool": "ec2-spot", "instance": "g.small", "gpu": "L4",
+        "project": "nano", "owner": "ada", "started_at": NOON, "end_reason": "completed", "seconds": 1000.0,
+        "usd_per_hour": 3.6, "micro_usd": 1_000_000, "on_demand_micro_usd": 1_000_000, "idle_seconds": 0.0,
+    }  # fmt: skip
+    return AttemptCost(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_advice_is_given_in_figures_and_only_when_there_is_some() -> None:
+    assert costs.advice([an_attempt()]) == []
+    assert costs.advice([]) == []
+    assert costs.advice([an_attempt(idle_seconds=250.0)])[0].startswith(
+        "25% of the money ($0.25) went into starting up"
+    )
+    assert costs.advice([an_attempt(pool="ec2-on-demand")])[0].startswith(
+        "100% of the money ($1.00) was paid on demand"
+    )
+    assert costs.advice([an_attempt(gpus=4, unused_gpus=3)])[0].startswith(
+        "$0.75 were paid for GPUs that stood idle in a"
+    )
+
+
+def test_gpus_that_cannot_be_used_are_counted(store: Store) -> None:
+    four = offer_like(SPOT, instance="g.four", gpus=4)
+    job = Job.create(store, JobSpec(job_id="four", config={"gradient_accumulation_steps": 2}))
+    job.decide(Launch(number=1, pool="ec2-spot", instance="g.four", usd_per_hour=2, reason="test"))
+    job.attempt(1).take(Claim(number=1))
+    job.attempt(1).end(Outcome(end_reason=EndReason.COMPLETED, message="", seconds=60, cost_usd=0.03))
+    (only,) = costs.attempt_costs(store, {four.key: four})
+    assert only.unused_gpus == 2
+
+
+def test_a_budget_counts_its_own_project_owner_and_period() -> None:
+    spent = [
+        an_attempt(),
+        an_attempt(project="other"),
+        an_attempt(owner="bob"),
+        an_attempt(started_at=NOON - timedelta(days=1)),
+        an_attempt(started_at=NOON.replace(month=4)),
+    ]
+
+    def usd(**limits: object) -> float:
+        return budget_state(BudgetLimit("b", 10, **limits), spent, NOON).spent_usd  # type: ignore[arg-type]
+
+    assert usd() == 4
+    assert usd(period="day") == 3
+    assert usd(project="nano") == 3
+    assert usd(project="nano", owner="ada", period="day") == 1
+    december = BudgetLimit("b", 1)
+    assert december.ends(datetime(2026, 12, 31, 23, tzinfo=UTC)) == datetime(2027, 1, 1, tzinfo=UTC)
+
+
+def test_each_alert_is_given_once_per_period(store: Store) -> None:
+    limit = BudgetLimit("b", 10.0, period="day")
+    state = budget_state(limit, [an_attempt(micro_usd=8_500_000)], NOON)
+    assert [alert.percent for alert in due_alerts(store, state, NOON)] == [50, 80]
+    assert due_alerts(store, state, NOON) == []
+    over = budget_state(limit, [an_attempt(micro_usd=12_000_000)], NOON)
+    (alert,) = due_alerts(store, over, NOON)
+    assert alert.sentence() == "100 % reached: budget b: $12.00 of $10.00 spent this day (120 %)"
+    assert [alert.percent for alert in due_alerts(store, over, NOON + timedelta(days=1))] == [50, 80, 100]
+
+
+def test_a_job_that_cannot_fit_into_a_budget_is_told_so() -> None:
+    state = budget_state(BudgetLimit("b", 10.0, project="nano"), [an_attempt(micro_usd=9_000_000)], NOON)
+    assert why_over_budget([state], 0.9, "nano", "ada") is None
+    assert why_over_budget([state], 5.0, "other", "ada") is None
+    reason = why_over_budget([state], 1.5, "nano", "ada")
+    assert reason is not None
+    assert reason.startswith("the job costs $1.50 at least and $1.00 are left: budget b: $9.00 of $10.00")
+
+
+def test_a_budget_must_be_money() -> None:
+    with pytest.raises(ConfigError, match="usd of budget b is -1"):
+        BudgetLimit("b", -1)
