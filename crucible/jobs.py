@@ -171,6 +171,8 @@ class Heartbeat(Record):
     first_step_after_seconds: float | None = None
     """From the claim to the first new training step: what a recovery costs in time."""
     metrics: dict[str, float] = Field(default_factory=dict)
+    saving: dict[str, float] = Field(default_factory=dict)
+    """Checkpoint figures so far, as in `Outcome.saving`."""
     at: datetime = Field(default_factory=now)
 
 

@@ -84,8 +84,8 @@ class JobSummary:
 def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
     """Read the job's records; a few requests for each attempt.
 
-    With the job's `history` (`Metrics.rows`) it also tells how long attempts that still run, or were lost, took to
-    recover; without it, the newest losses and the speed come from the last piece of metrics alone.
+    The newest losses and the speed come from the job's `history` (`Metrics.rows`), or without it from the last piece
+    of metrics alone, which is nearly as good.
     """
     status = status_of(job)
     spec = job.spec
@@ -94,8 +94,6 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
     read = [_AttemptRecords(attempt) for attempt in attempts]
     for before, after in itertools.pairwise(read):
         before.successor, after.predecessor = after, before
-    for records in read:
-        records.first_row = _first_new_row(records, history or ())
     summaries = tuple(records.summary() for records in read)
     beats = [records.heartbeat for records in read if records.heartbeat]
     total = next((beat.total_steps for beat in reversed(beats) if beat.total_steps), spec.config.get("max_iters"))
@@ -132,7 +130,6 @@ class _AttemptRecords:
         self.outcome: Outcome | None = attempt.outcome
         self.predecessor: _AttemptRecords | None = None
         self.successor: _AttemptRecords | None = None
-        self.first_row: Row | None = None
 
     @property
     def committed_step(self) -> int:
@@ -159,7 +156,7 @@ class _AttemptRecords:
             usd_per_hour=launch.usd_per_hour if launch else 0.0,
             cost_usd=last.cost_usd if last else 0.0,
             notices=tuple(f"{n.source}: {n.reason}" for n in outcome.notifications) if outcome else (),
-            saving=outcome.saving if outcome else {},
+            saving=last.saving if last else {},
             mtbf_seconds=launch.mtbf_seconds if launch else None,
         )
 
@@ -190,19 +187,11 @@ class _AttemptRecords:
         gone = self.predecessor.outcome.ended_at
         if self.predecessor.outcome.decided_by != "agent" and self.predecessor.heartbeat:
             gone = self.predecessor.heartbeat.at
-        if self.outcome and self.outcome.first_step_after_seconds is not None:
-            back = self.claim.claimed_at.timestamp() + self.outcome.first_step_after_seconds
-        elif self.first_row and "time" in self.first_row:
-            back = self.first_row["time"]
-        else:
-            return None
-        return round(max(0.0, back - gone.timestamp()), 1)
-
-
-def _first_new_row(records: _AttemptRecords, history: Sequence[Row]) -> Row | None:
-    number, start = records.attempt.number, records.start
-    own = (row for row in history if start and row["attempt"] == number and row["step"] > start.step)
-    return next(own, None)
+        for record in (self.outcome, self.heartbeat):
+            if record and record.first_step_after_seconds is not None:
+                back = self.claim.claimed_at.timestamp() + record.first_step_after_seconds
+                return round(max(0.0, back - gone.timestamp()), 1)
+        return None
 
 
 def _newest_rows(job: Job, attempts: Sequence[Attempt]) -> list[Row]:

@@ -17,6 +17,7 @@ from crucible.supervision import JobState, JobStatus
 
 BEGAN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECONDS_PER_STEP = 0.1
+SAVING = {"interval_seconds": 38.0, "stall_seconds": 0.1, "durable_seconds": 1.5, "bytes": 100_100.0}
 
 
 @dataclass
@@ -85,7 +86,9 @@ class Past:
                 committed_step=self.committed,
                 seconds=seconds,
                 cost_usd=seconds * self.launch.usd_per_hour / 3600,
+                first_step_after_seconds=3.0,
                 metrics={"train_loss": loss(self.reached)},
+                saving=SAVING,
                 at=self.now,
             )
         )
@@ -103,7 +106,6 @@ class Past:
         assert last
         by_agent = decided_by == "agent"
         seconds = (self.now - self.claimed).total_seconds() if by_agent else last.seconds
-        saving = {"interval_seconds": 38.0, "stall_seconds": 0.1, "durable_seconds": 1.5, "bytes": 100_100.0}
         notice = Notification(source="EC2", reason="the machine goes in 120 s")
         return attempt.end(
             Outcome(
@@ -114,7 +116,7 @@ class Past:
                 seconds=seconds,
                 cost_usd=seconds * self.launch.usd_per_hour / 3600,
                 first_step_after_seconds=3.0 if by_agent else None,
-                saving=saving if by_agent else {},
+                saving=SAVING if by_agent else {},
                 notifications=[notice] if reason is EndReason.INTERRUPTED else [],
                 decided_by=decided_by,
                 ended_at=self.now,

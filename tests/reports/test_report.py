@@ -89,6 +89,7 @@ def test_a_running_job_says_where_it_runs_and_whether_its_supervisor_is_silent(s
 
     assert "**Running** on ec2-spot (g5.xlarge), attempt 1 · step 1,000 of 2,000 (50%)" in page
     assert "about 1 min 40 s left" in page
+    assert "Made every 38 s" in page
     assert "last heard of" not in page
     silent = past.job.store.read_json("status.json") | {"at": "2026-03-01T12:00:00+00:00"}
     past.job.store.write_json("status.json", silent)
