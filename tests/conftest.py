@@ -53,6 +53,10 @@ class PrefectServer:
         """Environment for subprocesses that are to use this server: `prefect` commands, workers, scripts with flows."""
         return services.service_environment(self.home, self.api_url)
 
+    @property
+    def state(self) -> State:
+        return State.load(self.home)
+
     def prefect(self, *arguments: str, cwd: Path = PROJECT, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run `prefect ARGUMENTS` against this server."""
         command = [sys.executable, "-m", "prefect", *arguments]

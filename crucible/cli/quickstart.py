@@ -127,10 +127,10 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
         "validation loss": measured,
         "training": f"{summary.step:,} steps in {duration(summary.seconds)}, {attempts}",
         "cost": f"{usd(summary.cost_usd)}{elsewhere(store, summary, preset)}",
-        "model": evaluation["uri"],
+        "model": evaluation["uri"].removeprefix("file://"),
         "Prefect UI": page,
         "report": f"crucible jobs show {summary.job_id}",
-        "next": f"prefect deployment run {DEPLOYMENT} --param preset=shakespeare-char",
+        "next": f'prefect deployment run {DEPLOYMENT} --param \'dataset={{"source": "shakespeare"}}\'',
         "stop": "crucible down",
     }
     typer.echo(f"\nIt writes:\n\n{indented(evaluation['sample'])}\n")

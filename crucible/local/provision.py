@@ -28,7 +28,9 @@ def ensure_pool(api: httpx.Client) -> None:
     workers = api.get("/collections/views/aggregate-worker-metadata").raise_for_status().json()
     template = workers["prefect"]["process"]["default_base_job_configuration"]
     pool = {"name": POOL, "type": "process", "base_job_template": template, "description": "Processes on this machine."}
-    api.post("/work_pools/", json=pool).raise_for_status()
+    created = api.post("/work_pools/", json=pool)
+    if created.status_code != httpx.codes.CONFLICT:  # a worker that was running already creates it as well
+        created.raise_for_status()
 
 
 def is_current(api: httpx.Client, project: Path) -> bool:

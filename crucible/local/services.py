@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 import httpx
+import psutil
 
 from crucible.errors import ServiceError
 from crucible.local.processes import ProcessRecord, environment, start_detached
@@ -64,7 +65,10 @@ def server(api_url: str) -> Service:
     """The Prefect server: API, scheduler and UI in one process, on SQLite."""
     port = str(httpx.URL(api_url).port)
     command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port)
-    return Service("server", "Prefect server", command, lambda _: server_answers(api_url))
+    # Another server may have taken the port while ours was starting; its answer is not ours.
+    return Service(
+        "server", "Prefect server", command, lambda record: listens(record, int(port)) and server_answers(api_url)
+    )
 
 
 def worker(api_url: str) -> Service:
@@ -132,6 +136,18 @@ def server_answers(api_url: str) -> bool:
         return False
 
 
+def listens(record: ProcessRecord, port: int) -> bool:
+    """Whether it is this process that accepts connections on the port."""
+    process = record.find()
+    if process is None:
+        return False
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return False
+    return any(open_.status == psutil.CONN_LISTEN and open_.laddr.port == port for open_ in connections)
+
+
 def worker_answers(api_url: str, since: float) -> bool:
     """Whether our worker has reported to the server after the unix time `since`."""
     try:
@@ -150,14 +166,19 @@ def worker_answers(api_url: str, since: float) -> bool:
 def free_port(first: int = DEFAULT_PORT) -> int:
     """The first port from `first` on that nobody listens on. Raises `ServiceError` if there is none."""
     for port in range(first, LAST_PORT + 1):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
+        if is_free(port):
             return port
     raise ServiceError(f"no free port between {first} and {LAST_PORT} for the Prefect server; stop something first")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 def last_line(log: Path) -> str:

@@ -29,29 +29,50 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
     provision.deployment_names(project)  # refuse a project without deployments before anything starts
     with home.locked():
         state = State.load(home)
-        if not state.is_running("server"):
-            # The same address as before if it is free: running work and other shells know it.
-            before = httpx.URL(state.api_url).port if state.api_url else None
-            state.api_url = f"http://{HOST}:{services.free_port(before or services.DEFAULT_PORT)}/api"
-        assert state.api_url is not None
-        ensure_all([services.server(state.api_url)], home, project, state, report)
-        with httpx.Client(base_url=state.api_url, timeout=30) as api:
-            provision.ensure_pool(api)
-            deploying = None
-            if not provision.is_current(api, project):
-                report("Deployments", "deploying prefect.yaml")
-                deploying = provision.Deploying(home, project, state.api_url)
-            try:
-                ensure_all(services.companions(state.api_url), home, project, state, report)
-            finally:
-                if deploying:
-                    deploying.finish(api)
-            report("Deployments", "deployed" if deploying else "unchanged")
-        previous = profile.select(services.client_settings(state.api_url))
+        api_url = _ensure_server(home, project, state, report)
+        try:
+            with httpx.Client(base_url=api_url, timeout=30) as api:
+                _ensure_the_rest(api, home, project, state, report)
+        except httpx.HTTPError as error:
+            raise ServiceError(f"the Prefect server refused: {error}; see {home.log('server')}") from error
+        previous = profile.select(services.client_settings(api_url))
         if previous:
             state.previous_profile = previous
             state.save(home)
         return state
+
+
+def _ensure_server(home: Home, project: Path, state: State, report: Report) -> str:
+    """The address of the running server, started if need be on the first free port."""
+    while True:
+        if not state.is_running("server"):
+            state.api_url = f"http://{HOST}:{services.free_port()}/api"
+        assert state.api_url is not None
+        try:
+            ensure_all([services.server(state.api_url)], home, project, state, report)
+        except ServiceError:
+            port = httpx.URL(state.api_url).port
+            if state.is_running("server") or port is None or services.is_free(port):
+                raise
+            report("Prefect server", f"port {port} was taken meanwhile, trying the next")
+        else:
+            return state.api_url
+
+
+def _ensure_the_rest(api: httpx.Client, home: Home, project: Path, state: State, report: Report) -> None:
+    """Pool, deployments, worker and watchdog, side by side."""
+    assert state.api_url is not None
+    provision.ensure_pool(api)
+    deploying = None
+    if not provision.is_current(api, project):
+        report("Deployments", "deploying prefect.yaml")
+        deploying = provision.Deploying(home, project, state.api_url)
+    try:
+        ensure_all(services.companions(state.api_url), home, project, state, report)
+    finally:
+        if deploying:
+            deploying.finish(api)
+    report("Deployments", "deployed" if deploying else "unchanged")
 
 
 def ensure_all(wanted: list[Service], home: Home, project: Path, state: State, report: Report) -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +14,9 @@ from crucible.errors import ServiceError
 from crucible.local import services
 from crucible.local.services import HOST, Service, free_port
 from crucible.local.state import Home, State
+
+if TYPE_CHECKING:
+    from tests.conftest import PrefectServer
 
 API = "http://127.0.0.1:1/api"
 
@@ -23,6 +27,22 @@ def test_a_port_in_use_is_passed_over() -> None:
         listener.bind((HOST, first))
         listener.listen()
         assert free_port(first) > first
+
+
+def test_a_server_of_somebody_else_on_our_port_does_not_count_as_ours(
+    prefect_server: PrefectServer, tmp_path: Path
+) -> None:
+    """Two `crucible up` at once may choose the same port; one of them gets it."""
+    answers = services.server(prefect_server.api_url).answers
+    assert answers(prefect_server.state.services["server"])
+    sleeper = Service("server", "", (sys.executable, "-c", "import time; time.sleep(600)"), answers)
+    ours = sleeper.start(Home(tmp_path), tmp_path, API)
+    process = ours.find()
+    assert process is not None
+    try:
+        assert not answers(ours)
+    finally:
+        process.kill()
 
 
 def test_a_service_that_ends_while_starting_is_reported_with_its_last_words(tmp_path: Path) -> None:
