@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import time
@@ -112,6 +113,7 @@ class Drill:
         self.strikes = [Strike(fault.name, fault.words) for fault in self.plan]
         self.phase = "setting up"
         self.total_steps = 0
+        self._steps_per_second = 0.0
         self.rng = Random(seed)
         self.job = Job(stage.store, f"drill-{seed}")
 
@@ -123,13 +125,13 @@ class Drill:
         self._say("training undisturbed")
         config = self._sized(data)
         self.total_steps = config.max_iters
-        undisturbed_sha256, undisturbed_seconds = self._bare(config, data)
+        undisturbed_sha256, undisturbed_seconds, _ = self._bare(config, data)
         self._say("starting train-nanogpt")
         began = time.monotonic()
         self._start(config)
         scene = Scene(self.job, self.stage.home, self.rng, self.stage.restart_server, self.stage.announce_reclaim)
         for fault, strike in zip(self.plan, self.strikes, strict=True):
-            if not self._strike(scene, fault, strike, steps_per_second=config.max_iters / undisturbed_seconds):
+            if not self._strike(scene, fault, strike):
                 break
         self._say("waiting for the job's end")
         self._until(lambda: self._final_state() is not None, END_TIMEOUT_SECONDS)
@@ -149,21 +151,24 @@ class Drill:
             checkpoint_interval_seconds=CHECKPOINT_SECONDS,
             threads=1,
         )
-        _, seconds = self._bare(config, data)
-        per_step = max(seconds - 3.0, 0.2) / PROBE_STEPS  # a bare start takes about 3 s before the first step
-        steps = int((len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS / per_step)
-        return config.with_overrides({"max_iters": max(steps, 10 * PROBE_STEPS)})
+        _, _, self._steps_per_second = self._bare(config, data)
+        seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS
+        return config.with_overrides({"max_iters": max(int(seconds * self._steps_per_second), 10 * PROBE_STEPS)})
 
-    def _bare(self, config: TrainConfig, data: Path) -> tuple[str, float]:
-        """Train without Crucible around it; the final weights' sha256 and the seconds it took."""
-        folder = self.stage.home.root / "undisturbed" / str(config.max_iters)
+    def _bare(self, config: TrainConfig, data: Path) -> tuple[str, float, float]:
+        """Train without Crucible around it: the final weights' sha256, the seconds it took, and steps per second."""
+        folder = self.stage.home.root / "undisturbed" / f"{self.seed}-{config.max_iters}"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(config.model_dump_json())
         environment = {k: v for k, v in self.stage.environment.items() if not k.startswith("CRUCIBLE_RESUME")}
         began = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-m", "crucible.training", "--config", str(folder / "config.json"), "--data", str(data)],
-            env={**environment, "CRUCIBLE_CHECKPOINT_DIR": str(folder / "checkpoints")},
+            env={
+                **environment,
+                "CRUCIBLE_CHECKPOINT_DIR": str(folder / "checkpoints"),
+                "CRUCIBLE_METRICS_FILE": str(folder / "metrics.jsonl"),
+            },
             capture_output=True,
             text=True,
             check=False,
@@ -171,7 +176,9 @@ class Drill:
         if done.returncode:
             raise ServiceError(f"the undisturbed training failed: {done.stderr.strip().splitlines()[-1:]}")
         final = finished_folders(folder / "checkpoints")[-1]
-        return file_sha256(final / WEIGHTS), time.monotonic() - began
+        reported = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        speeds = [1 / line["seconds_per_step"] for line in reported if line.get("seconds_per_step")]
+        return file_sha256(final / WEIGHTS), time.monotonic() - began, statistics.median(speeds)
 
     def _start(self, config: TrainConfig) -> None:
         parameters = {
@@ -185,10 +192,10 @@ class Drill:
         }
         self.stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(parameters))
 
-    def _strike(self, scene: Scene, fault: Fault, strike: Strike, steps_per_second: float) -> bool:
+    def _strike(self, scene: Scene, fault: Fault, strike: Strike) -> bool:
         """Wait for the fault's moment, strike, and see the attempt end; False when its moment never came."""
         self._say(f"waiting to strike: {fault.words}")
-        scene.patience_steps = int(self.rng.uniform(0.0, 1.0) * steps_per_second * CHECKPOINT_SECONDS)
+        scene.patience_steps = int(self.rng.uniform(0.0, 1.0) * self._steps_per_second * CHECKPOINT_SECONDS)
         before = _newest(self.job)
         if not self._until(
             lambda: self._final_state() is not None or fault.ready(scene), STRIKE_TIMEOUT_SECONDS, fault.look_seconds
@@ -202,7 +209,7 @@ class Drill:
         strike.committed_step = newest.step if newest else 0
         struck_at = time.time()
         if not fault.strike(scene):
-            return self._strike(scene, fault, strike, steps_per_second)
+            return self._strike(scene, fault, strike)
         strike.struck_at = struck_at
         self._say(f"struck: {fault.words}")
         if fault.ends_attempt:

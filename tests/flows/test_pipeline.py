@@ -1,0 +1,150 @@
+"""The whole pipeline as a user runs it: real server, worker and watchdog, the literal commands, processes killed."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+import pytest
+
+from crucible.jobs import EndReason, Job
+from crucible.local.state import State
+from crucible.presence import present
+from crucible.rehearsal.drill.drill import Drill
+from crucible.rehearsal.drill.stage import Stage, local_stage
+
+pytestmark = pytest.mark.timeout(900)
+
+DATASET = {"source": "python-stdlib", "max_bytes": 300_000}
+SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "threads": 1}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """A set-up of its own, brought up by `crucible up`; shared by the tests of this file."""
+    with local_stage(tmp_path_factory.mktemp("stage")) as stage:
+        yield stage
+
+
+def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
+    url = State.load(stage.home).api_url
+    response = httpx.request(method, f"{url}{path}", timeout=30, **arguments)
+    response.raise_for_status()
+    return response.json()
+
+
+def start(stage: Stage, job: str, **parameters: Any) -> str:
+    """`prefect deployment run train-nanogpt`, as a user types it; returns the flow run's id."""
+    values = {"preset": "debug", "dataset": DATASET, "job": job, **parameters}
+    said = stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(values))
+    return str(UUID(said.split("UUID:")[1].split()[0]))
+
+
+def eventually(holds: Callable[[], Any], what: str, seconds: float = 400) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        time.sleep(0.1)
+    return found
+
+
+def final_state(stage: Stage, run: str) -> dict[str, Any]:
+    def ended() -> dict[str, Any] | None:
+        state = api(stage, "GET", f"/flow_runs/{run}")["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
+
+    state: dict[str, Any] = eventually(ended, "a final state")
+    return state
+
+
+def test_a_newcomers_run_completes_and_shows_everything(stage: Stage) -> None:
+    run = start(stage, "first", config={"max_iters": 60, **SMALL}, project="demo", owner="ada")
+    state = final_state(stage, run)
+    assert state["type"] == "COMPLETED", state["message"]
+
+    job = Job(stage.store, "first")
+    [attempt] = job.attempts()
+    outcome = attempt.outcome
+    assert outcome is not None
+    assert outcome.end_reason is EndReason.COMPLETED
+    assert outcome.committed_step == 60
+    evaluation = job.store.read_json("evaluation.json")
+    assert 0 < evaluation["val_loss"] < 6
+
+    tags = set(api(stage, "GET", f"/flow_runs/{run}")["tags"])
+    assert {"crucible", "job:first", "project:demo", "attempts:1"} <= tags
+    [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["first-attempt-1"]}}})
+    assert {"job:first", "stage:train", "pool:local", "attempt:1", "owner:ada"} <= set(child["tags"])
+    keys = {a["key"] for a in api(stage, "POST", "/artifacts/latest/filter", json={})}
+    assert {"job-first", "progress-first", "evaluation-first"} <= keys
+
+    shown = json.loads(stage.crucible("jobs", "show", "first", "--json"))
+    assert shown["state"] == "completed"
+
+
+def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage) -> None:
+    run = start(stage, "first", config={"max_iters": 60, **SMALL}, project="demo", owner="ada", run_evaluation=False)
+    assert final_state(stage, run)["type"] == "COMPLETED"
+    assert len(Job(stage.store, "first").attempts()) == 1
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"config": {"n_embd": 30, "n_head": 4}}, ["n_embd", "30", "n_head"]),
+        ({"config": {"block_size": 4096}}, ["block_size", "4096"]),
+        ({"dataset": {"source": "/nowhere/at/all.txt"}}, ["/nowhere/at/all.txt"]),
+    ],
+    ids=["fields that disagree", "block longer than the data", "missing file"],
+)
+def test_bad_input_fails_with_its_reason_before_anything_is_launched(
+    stage: Stage, parameters: dict[str, Any], words: list[str]
+) -> None:
+    small = {"source": "python-stdlib", "max_bytes": 20_000}
+    job = f"bad-{abs(hash(str(parameters))) % 10_000}"
+    state = final_state(stage, start(stage, job, **{"dataset": small, **parameters}))
+    assert state["type"] == "FAILED"
+    for word in words:
+        assert word in state["message"]
+    assert Job(stage.store, job).attempts() == []
+    assert not present(stage.store)
+
+
+def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
+    with pytest.raises(Exception, match="n_layers"):
+        start(stage, "unknown-key", config={"n_layers": 3})
+
+
+def test_cancel_in_prefect_saves_first(stage: Stage) -> None:
+    run = start(stage, "cancelled", config={"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL})
+    job = Job(stage.store, "cancelled")
+    eventually(lambda: (beat := job.attempt(1).heartbeat) and beat.committed_step > 0, "a commit")
+    stage.prefect("flow-run", "cancel", run)
+    outcome = eventually(lambda: job.attempt(1).outcome, "the attempt's end")
+    assert outcome.end_reason is EndReason.CANCELLED
+    assert outcome.committed_step == outcome.step > 0
+    assert final_state(stage, run)["type"] == "CANCELLED"
+    eventually(lambda: not present(stage.store), "the end of its supervision")
+    assert len(job.attempts()) == 1
+
+
+def test_drill_loses_nothing_and_ends_with_the_same_weights(stage: Stage) -> None:
+    seed = 11
+    verdict = Drill(stage, kills=3, seed=seed).run()
+    print(f"seed {seed}", json.dumps(verdict.as_json(), indent=1))
+    assert verdict.passed, verdict.failures
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("s3", [False, True], ids=["on disk", "on S3"])
+def test_drill_of_twelve(tmp_path: Path, s3: bool) -> None:
+    with local_stage(tmp_path, s3=s3) as stage:
+        verdict = Drill(stage, kills=12, seed=7).run()
+    print("seed 7", json.dumps(verdict.as_json(), indent=1))
+    assert verdict.passed, verdict.failures
