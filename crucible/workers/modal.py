@@ -82,7 +82,7 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
                 sandboxes = await self.connect(configuration, flow_run)
                 sandbox = await self._start(flow_run, configuration, sandboxes)
             except CrucibleError as failure:
-                await self.give_up(flow_run, failure)
+                await self._settle(flow_run, flow_run.run_count, configuration, None, failure)
                 if task_status:
                     task_status.started(failure)  # an exception tells the base class that there is nothing to kill
                 return ModalWorkerResult(identifier="")
@@ -167,7 +167,7 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         try:
             while not (await asyncio.wait({creating}, timeout=_look_seconds()))[0]:
                 if await self._has_no_use(flow_run, flow_run.run_count, None):
-                    raise NotWanted("cancelled while it waited for a sandbox")
+                    raise NotWanted("the flow run was cancelled while it waited for a sandbox")
         finally:
             if not creating.done():
                 creating.cancel()
@@ -270,15 +270,16 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         flow_run: FlowRun,
         attempt: int,
         configuration: ModalJobConfiguration,
-        sandbox: Sandbox,
-        failure: ModalFailure,
+        sandbox: Sandbox | None,
+        failure: CrucibleError,
     ) -> None:
-        """Give the run a final state, if its sandbox ended without doing so."""
+        """Give the run a final state, if there is no sandbox, or it ended, and the run is still in this attempt."""
         run = await self.read(flow_run.id)
         if run is None or run.state is None or _has_moved_on(run, attempt, sandbox):
             return
         if run.state.is_cancelling():
-            await self.set_state(run.id, Cancelled(message="Its sandbox has ended"))
+            message = "Its sandbox has ended" if sandbox is not None else "Cancelled before it had a sandbox"
+            await self.set_state(run.id, Cancelled(message=message))
         elif run.state.type in (StateType.PENDING, StateType.RUNNING):
             if isinstance(failure, SandboxStopped | LifetimeReached) and await self._restart(run, configuration):
                 return
@@ -322,11 +323,8 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
     async def give_up(self, flow_run: FlowRun, failure: CrucibleError) -> None:
         """End a run that came to nothing, with the failure's own name and words."""
         self.get_flow_run_logger(flow_run).error("%s", failure)
-        if isinstance(failure, NotWanted):
-            await self.set_state(flow_run.id, Cancelled(message=str(failure)))
-        else:
-            name = failure.state_name if isinstance(failure, ModalFailure) else "Crashed"
-            await self.set_state(flow_run.id, Crashed(name=name, message=str(failure)))
+        name = failure.state_name if isinstance(failure, ModalFailure) else "Crashed"
+        await self.set_state(flow_run.id, Crashed(name=name, message=str(failure)))
 
     async def set_state(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> None:
         """Propose a state; the server keeps a final one that is there already, unless `force` says otherwise."""

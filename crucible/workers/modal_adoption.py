@@ -39,6 +39,7 @@ _OWNER = "prefect.worker.name"
 # A worker signs a run moments after it has taken it; a run without a name for so long lost its worker in between.
 _UNSIGNED_SECONDS = 120.0
 _PAGE = 200
+_EXPECTED = (CrucibleError, PrefectHTTPStatusError, ObjectNotFound, httpx.HTTPError)
 
 
 class Adoption:
@@ -66,8 +67,10 @@ class Adoption:
                     self._worker.start_soon(self._take_over, run)
             if stands_in:
                 await self._end_abandoned({run.id for run in alive})
-        except (CrucibleError, PrefectHTTPStatusError, httpx.HTTPError) as error:
+        except _EXPECTED as error:
             self._worker.log.warning("Could not look for sandboxes that nobody watches: %s", error)
+        except Exception:  # what escapes from here would end the worker, and with it the watch over every sandbox
+            self._worker.log.exception("Could not look for sandboxes that nobody watches")
         finally:
             self._looking = False
 
@@ -88,7 +91,7 @@ class Adoption:
 
     async def _take_over(self, run: FlowRun) -> None:
         """Watch a run's sandbox from here on, or settle the run, if the sandbox ended meanwhile or never was."""
-        worker = self._worker
+        worker, log = self._worker, self._worker.get_flow_run_logger(run)
         worker.watched.add(run.id)
         try:
             configuration = await worker.configuration_of(run)
@@ -99,10 +102,12 @@ class Adoption:
             except SandboxGone as gone:
                 await self._settle_without_sandbox(run, gone)
                 return
-            worker.get_flow_run_logger(run).info("Worker %r watches sandbox %s now", worker.name, sandbox.object_id)
+            log.info("Worker %r watches sandbox %s now", worker.name, sandbox.object_id)
             await worker.watch(run, attempt, configuration, sandboxes, sandbox, taken_over=True)
-        except (CrucibleError, PrefectHTTPStatusError, httpx.HTTPError, ObjectNotFound) as error:
-            worker.get_flow_run_logger(run).warning("Worker %r could not take this run over: %s", worker.name, error)
+        except _EXPECTED as error:
+            log.warning("Worker %r could not take this run over: %s", worker.name, error)
+        except Exception:  # as above
+            log.exception("Worker %r could not take this run over", worker.name)
         finally:
             worker.watched.discard(run.id)
 

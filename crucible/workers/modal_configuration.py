@@ -169,6 +169,7 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         pairs = (tag.partition(":") for tag in flow_run.tags)
         self._run_tags = {tag_name(name): tag_value(value) for name, _, value in pairs if name and value}
         self.env = {name: value for name, value in self.env.items() if name in asked_for or _FOLLOWS.match(name)}
+        self.env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise what a flow prints shows up when it is over
 
     @staticmethod
     def _base_flow_run_command() -> str:

@@ -78,6 +78,4 @@ class SandboxGone(ModalFailure):
 
 
 class NotWanted(ModalFailure):
-    """The run was cancelled before it had a sandbox."""
-
-    state_name = "Cancelled"
+    """The run was cancelled, or went elsewhere, before it had a sandbox."""

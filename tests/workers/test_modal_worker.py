@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from prefect.states import Cancelling
 
@@ -35,11 +37,15 @@ def test_a_flow_run_is_one_sandbox_with_what_was_asked_for(pool: Pool, gpu: list
     assert sandbox.name == f"flow-run-{run.id}-0"
 
 
-def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool) -> None:
-    run = pool.submit("true", env={"MINE": "1", "PREFECT_HOME": "/asked/for"})
-    pool.end_of(run)
+def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool, tmp_path: Path) -> None:
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text("FROM python:3.11-slim\nCOPY greeting /\n")
+    (tmp_path / "greeting").write_text("hello")
+    run = pool.submit("true", image=None, dockerfile=str(dockerfile), env={"MINE": "1", "PREFECT_HOME": "/asked/for"})
+    assert pool.end_of(run).startswith("CRASHED SandboxExited: The sandbox's command ended with exit code 0")
     (sandbox,) = pool.sandboxes(run)
-    expected = {"MINE", "CRUCIBLE_MACHINE_ENDS_AT", "PREFECT_HOME", "PREFECT_API_URL"}
+    assert "COPY greeting /" in sandbox.image
+    expected = {"MINE", "PREFECT_HOME", "PREFECT_API_URL", "CRUCIBLE_MACHINE_ENDS_AT", "PYTHONUNBUFFERED"}
     others = {name for name in sandbox.env if name not in expected and not name.startswith("PREFECT__")}
     assert others == {"PREFECT_PLUGINS_ENABLED", "PREFECT_PLUGINS_ALLOW"}
     assert sandbox.env["PREFECT_HOME"] == "/asked/for"
