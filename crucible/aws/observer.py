@@ -4,13 +4,11 @@ prefect-aws (0.7.12) marks a flow run Crashed for any stopped task that carries 
 behind: an event that arrives late, a second submission by a restarted worker. With the fence, only the task that the
 flow run runs in now (its `infrastructure_pid`) can crash it; others are logged and let go.
 
-Loaded into workers as a `prefect.collections` entry point, or by `crucible aws worker`. If prefect-aws no longer has
-what is fenced, loading it says so loudly instead of leaving the fence silently open.
+If prefect-aws no longer has what is fenced, installing says so loudly instead of leaving the fence silently open.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import uuid
 from typing import Any
@@ -57,7 +55,3 @@ async def _current_task(flow_run_id: str) -> str | None:
         except ObjectNotFound:
             return None
     return run.infrastructure_pid.split("::", 1)[-1] if run.infrastructure_pid else None
-
-
-if importlib.util.find_spec("prefect_aws") is not None:
-    install()

@@ -1,8 +1,7 @@
 """The Prefect worker of an AWS pool, started with what prefect-aws takes only from the environment.
 
 Its observer wants the event queue's name and a region in environment variables and silently does nothing without them;
-its fence (`crucible.aws.observer`) must be in the same process. `python -m crucible.aws.worker` is `prefect` with the
-fence in place.
+what `crucible.aws.collection` mends must be in the same process. `python -m crucible.aws.worker` is `prefect` with it.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from crucible.aws.stack import StackState
 
 
 def worker_environment(state: StackState, profile: str | None = None) -> dict[str, str]:
-    """What the worker's environment needs beyond the usual: the queue, the region, cancellation of waiting runs."""
+    """What the worker's environment needs beyond the usual: the event queue and the region."""
     environment = {
         "PREFECT_INTEGRATIONS_AWS_ECS_OBSERVER_SQS_QUEUE_NAME": state.outputs["TaskEventsQueue"],
-        "PREFECT_WORKER_ENABLE_CANCELLATION": "true",
         "AWS_DEFAULT_REGION": state.region,
         "AWS_REGION": state.region,
     }
@@ -38,12 +36,12 @@ def run_worker(pool: str, state: StackState, profile: str | None = None) -> None
 
 
 def main() -> None:
-    """`prefect`, with the observer fenced."""
+    """`prefect`, with the mends of prefect-aws in place."""
     from prefect.cli import app
 
-    from crucible.aws import observer
+    from crucible.aws import collection
 
-    observer.install()
+    collection.install()
     sys.argv[0] = "prefect"
     app()
 

@@ -150,7 +150,7 @@ def worker(
     profile: Profile = None,
     name: Name = "crucible",
 ) -> None:
-    """Run the Prefect worker of a pool here, set up for the stack: region, event queue, cancellation, the fence."""
+    """Run the Prefect worker of a pool here, set up for the stack: region, event queue, mends of prefect-aws."""
     from crucible.aws import stack
     from crucible.aws.session import connect
     from crucible.aws.worker import run_worker

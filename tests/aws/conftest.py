@@ -41,8 +41,6 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRehearsal]:
         folder,
         working_directory=PROJECT,
         boot_seconds=0.1,
-        idle_seconds=2.0,
-        provisioning_seconds=3.0,
         shutdown_seconds=0.5,
         detect_seconds=0.1,
     ) as aws:
@@ -132,7 +130,6 @@ def pools(
         **cloud.environment,
         **worker_environment(stack_state),
         "PREFECT_WORKER_QUERY_SECONDS": "0.5",
-        "PREFECT_WORKER_CANCELLATION_POLL_SECONDS": "1",
         "PREFECT_INTEGRATIONS_AWS_ECS_WORKER_CREATE_TASK_RUN_MAX_ATTEMPTS": "1",
     }
     with log.open("wb") as output:

@@ -62,6 +62,14 @@ def no_quota(cloud: Cloud, on: bool = True, lifecycle: str = SPOT) -> Answer:
     return {"no_quota": sorted(cloud.machines.market.no_quota)}
 
 
+def give_up(cloud: Cloud) -> Answer:
+    """ECS gives up on every task that still waits for a machine, as after half an hour."""
+    waiting = cloud.tasks.waiting()
+    for run in waiting:
+        cloud.tasks.give_up(run)
+    return {"tasks": [run.id for run in waiting]}
+
+
 def stop_task(cloud: Cloud, job: str | None = None) -> Answer:
     """Somebody stops the task by hand: SIGTERM, and SIGKILL after its stop timeout."""
     run = _run(cloud, job)
@@ -101,6 +109,7 @@ FAULTS: dict[str, Callable[..., Answer]] = {
         shutdown,
         drought,
         no_quota,
+        give_up,
         stop_task,
         kill_task,
         late_stop,

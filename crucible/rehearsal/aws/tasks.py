@@ -179,18 +179,26 @@ class Tasks:
     def tick(self) -> None:
         """Scale, place, watch, kill what is due, and tell."""
         now = time.monotonic()
-        waiting = [run for run in self.runs.values() if run.task.last_status == "PROVISIONING"]
+        waiting = self.waiting()
         self._register_booted(now)
         for run in waiting:
             if run.task.desired_status == "STOPPED":
                 self._finish(run, None)
             elif not self._place(run) and now - run.created > self.settings.provisioning_seconds:
-                short = "GPU" if run.gpus_wanted else "CPU"
-                self._fail_to_start(run, f"TaskFailedToStart: RESOURCE:{short}", with_container=False)
+                self.give_up(run)
         self._scale(waiting)
         for run in self.runs.values():
             if run.task.last_status == "RUNNING":
                 self._watch(run, now)
+
+    def waiting(self) -> list[Run]:
+        """Tasks that no machine has taken yet."""
+        return [run for run in self.runs.values() if run.task.last_status == "PROVISIONING"]
+
+    def give_up(self, run: Run) -> None:
+        """End a task that found no machine."""
+        short = "GPU" if run.gpus_wanted else "CPU"
+        self._fail_to_start(run, f"TaskFailedToStart: RESOURCE:{short}", with_container=False)
 
     def busy(self, instance_id: str) -> bool:
         """Whether a task is on that instance."""

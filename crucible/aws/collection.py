@@ -1,0 +1,20 @@
+"""What Prefect loads of us into every worker process, as a `prefect.collections` entry point.
+
+With the `aws` extra installed, any ECS worker gets the observer's fence and the cancellation of waiting runs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+
+def install() -> None:
+    """Both mends of prefect-aws, in this process."""
+    from crucible.aws import cancellation, observer
+
+    observer.install()
+    cancellation.install()
+
+
+if importlib.util.find_spec("prefect_aws") is not None:
+    install()
