@@ -22,12 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 
 from crucible.errors import CheckpointError, ObjectMissing, StoreError
 from crucible.jobs import Attempt, Job, Record, now
+
+T = TypeVar("T")
 
 PARALLEL_TRANSFERS = 4
 FOLDER = "checkpoints"
@@ -153,7 +155,7 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(f"{folder} is no checkpoint folder: its name must be step-<number>")
         wait = pause or _no_wait
-        _persist(attempt.require_current, wait)
+        persist(attempt.require_current, wait)
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         if not paths:
             raise CheckpointError(f"{folder} holds no file")
@@ -183,10 +185,10 @@ class Checkpoints:
 
         with ThreadPoolExecutor(PARALLEL_TRANSFERS, thread_name_prefix="upload") as pool:
             checkpoint.files = list(pool.map(carry, paths))
-        _persist(attempt.require_current, wait)
+        persist(attempt.require_current, wait)
         manifest = f"{FOLDER}/{checkpoint.name}/{MANIFEST}"
-        _persist(lambda: self.job.store.write_json(manifest, checkpoint.model_dump(mode="json")), wait)
-        _persist(attempt.require_current, wait)
+        persist(lambda: self.job.store.write_json(manifest, checkpoint.model_dump(mode="json")), wait)
+        persist(attempt.require_current, wait)
         return checkpoint
 
     def verify(self, checkpoint: Checkpoint, folder: Path | None = None) -> str | None:
@@ -324,11 +326,14 @@ class Checkpoints:
             if stored != size:
                 raise StoreError(f"store {self.job.store.uri}: {key} arrived with {stored} of {size} bytes")
 
-        _persist(send, pause)
+        persist(send, pause)
 
 
-def _persist(action: Callable[[], None], pause: Pause) -> None:
-    """Do it, again and again with growing pauses while the store fails, until `pause` says that time is up."""
+def persist(action: Callable[[], T], pause: Pause) -> T:
+    """Do it, again and again with growing pauses while the store fails, until `pause` says that time is up.
+
+    Raises the last `StoreError` then.
+    """
     delay = 0.5
     while True:
         try:

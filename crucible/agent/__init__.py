@@ -5,6 +5,7 @@ watches for notices, meters time and money, and sees to it that what was saved i
 is the only one on the machine that talks to the store. It imports neither torch nor Prefect nor a cloud SDK.
 
     attempt.py      the attempt from claim to outcome
+    observer.py     who hears what happens
     workload.py     the child process: its environment, its signals, its end
     saving.py       carries finished checkpoints to the store and chooses the interval
     metrics.py      reads what the workload reports

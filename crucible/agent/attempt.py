@@ -3,12 +3,15 @@
     claim → restore the newest commit → start the workload → carry commits, beat, watch → stop or done → outcome
 
 The caller's thread starts the workload and waits; a stop request that reaches it as an exception (Prefect raises one
-for SIGTERM) is taken for what it is. One more thread watches the notice sources, another carries checkpoints.
+for SIGTERM) is taken for what it is. One more thread listens to the notice sources, one beats and looks at the job's
+records, one carries checkpoints: a store that hangs must not keep a notice waiting.
 """
 
 from __future__ import annotations
 
 import contextvars
+import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,15 +24,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from crucible.agent.metrics import MetricsFile, PrintedMetrics, numbers
 from crucible.agent.notices import Notice, NoticeSource
+from crucible.agent.observer import Guarded, Observer
 from crucible.agent.saving import SavePolicy, Saving
 from crucible.agent.workload import Workload, WorkloadEnd
-from crucible.checkpoints import Checkpoint, Checkpoints
-from crucible.errors import CrucibleError, FencedOut, StoreError
-from crucible.jobs import Attempt, Claim, EndReason, Heartbeat, Launch, Limits, Notification, Outcome, Start
+from crucible.checkpoints import Checkpoint, Checkpoints, persist, wait_at_most
+from crucible.errors import FencedOut, ObjectMissing, SourceUnreachable, StoreError
+from crucible.jobs import Attempt, Claim, EndReason, Heartbeat, Job, Launch, Limits, Notification, Outcome, Start
 
 T = TypeVar("T")
 
@@ -37,22 +41,10 @@ PATIENCE_SECONDS = 120.0
 """How long a workload may take to save when nobody named a deadline."""
 FINAL_UPLOAD_SECONDS = 300.0
 """How long the last commit may be retried when nobody named a deadline."""
-
-
-class Observer(Protocol):
-    """Hears what happens, for people to see. Must return quickly; what it raises is not caught."""
-
-    def log(self, line: str) -> None:
-        """A line the workload printed."""
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        """What the workload reported at a step."""
-
-    def beat(self, heartbeat: Heartbeat) -> None:
-        """A sign of life that has just been written."""
-
-    def event(self, kind: str, message: str, **details: Any) -> None:
-        """`claimed`, `restored`, `damaged`, `notice`, `commit`, `trouble`, `ended`."""
+RESTORE_SECONDS = 120.0
+"""How long a store that fails is asked again for the checkpoint to resume from."""
+RECORD_SECONDS = 60.0
+"""How long a store that fails is asked again to take the outcome."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +96,16 @@ def run_attempt(attempt: Attempt, plan: AttemptPlan, observer: Observer) -> Outc
     """Run the attempt to its end and return the outcome that is on record.
 
     Raises `FencedOut` when the attempt cannot be claimed (another process has it, or a newer one exists), `StoreError`
-    when the store fails to the end, and whatever `plan.prepare` raises, with the outcome already recorded as failed.
+    when the store fails to the end, and whatever `plan.prepare` raises, with the outcome already recorded.
     """
     return _AttemptRun(attempt, plan, observer).run()
 
 
 class _AttemptRun:
     def __init__(self, attempt: Attempt, plan: AttemptPlan, observer: Observer) -> None:
-        self.attempt, self.plan, self.observer = attempt, plan, observer
-        self.scratch = Scratch(plan.scratch / attempt.job.job_id / f"attempt-{attempt.number:04d}")
+        self.attempt, self.plan = attempt, plan
+        self.observer = Guarded(observer, self._trouble)
+        self.scratch = Scratch(plan.scratch / _place(attempt.job) / f"attempt-{attempt.number:04d}")
         self.began = time.monotonic()
         self.phase = "claiming"
         self.step = 0
@@ -125,6 +118,10 @@ class _AttemptRun:
         self.fenced: FencedOut | None = None
         self.workload: Workload | None = None
         self.saving: Saving | None = None
+        self._end: WorkloadEnd | None = None
+        self._failure: Exception | None = None
+        self._trained = False
+        self._asked = False
         self._inbox: queue.Queue[Notice | FencedOut] = queue.Queue()
         self._over = threading.Event()
         self._troubles: set[str] = set()
@@ -134,47 +131,71 @@ class _AttemptRun:
         self._sending = threading.Lock()
         self._spent_before = 0.0
         self._limits = Limits()
+        # The observer hears from four threads; the caller's context variables (whose run?) hold in all of them.
+        self._threads = [
+            threading.Thread(target=contextvars.copy_context().run, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._listen, self._watch)
+        ]
 
     def run(self) -> Outcome:
-        self.attempt.take(self.plan.claim() if self.plan.claim else Claim(number=self.attempt.number))
-        self.observer.event("claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here")
-        self._clear_scratch()
-        self._spent_before = self.attempt.job.cost_usd()
-        self._limits = self.attempt.job.limits
-        # The observer hears from three threads; the caller's context variables (whose run?) hold in all of them.
-        context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._watch,), name="watching", daemon=True).start()
+        claim = self.plan.claim() if self.plan.claim else Claim(number=self.attempt.number)
+        self._through_interrupts(lambda: self.attempt.take(claim))
         try:
-            try:
-                end = self._train()
-            except FencedOut as error:
-                self.fenced, end = error, None
-            except CrucibleError as error:
-                self._record(EndReason.FAILED, str(error), exit_code=None)
-                raise
-            except self.plan.interrupts:  # between two steps of the above
-                self._heed(self.plan.on_interrupt())
-                end = None
-            return self._conclude(end)
+            return self._through_interrupts(self._to_the_end)
         finally:
-            self._over.set()
-            if self.workload:
-                self.workload.kill()
-            shutil.rmtree(self.scratch.root, ignore_errors=True)
+            self._through_interrupts(self._leave)
+
+    def _to_the_end(self) -> Outcome:
+        """Everything after the claim. An interrupt leaves it anywhere; entered again, it goes on where it was."""
+        if not self._trained:
+            try:
+                self._arrive()
+                self._end = self._train()
+            except FencedOut as error:
+                self.fenced = error
+            except Exception as error:  # noqa: BLE001 - raised below, once it is on record
+                self._failure = error
+            self._trained = True
+        if self._failure is not None:
+            self._record(_blame(self._failure), str(self._failure) or repr(self._failure), exit_code=None)
+            raise self._failure
+        return self._conclude(self._end)
+
+    def _leave(self) -> None:
+        self._over.set()
+        if self.workload:
+            self.workload.kill()
+        shutil.rmtree(self.scratch.root, ignore_errors=True)
 
     # From the claim to the workload's end
 
+    def _arrive(self) -> None:
+        self.observer.event("claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here")
+        patience = wait_at_most(RESTORE_SECONDS)
+        self._spent_before = persist(self.attempt.job.cost_usd, patience)
+        self._limits = persist(lambda: self.attempt.job.limits, patience)
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
+        if self.workload is None:
+            self._clear_scratch()
+
     def _train(self) -> WorkloadEnd | None:
         """None when the stop came before the workload was started."""
-        try:
+        if self.workload is None:
             self.phase = "restoring"
+            if self._drain_inbox():
+                return None
             resume_from = self._restore()
             self.phase = "preparing"
             command = self.plan.prepare(self.scratch)
-        except self.plan.interrupts:
-            self._heed(self.plan.on_interrupt())
-        if self.notice is not None or self._drain_inbox():
-            return None
+            if self._drain_inbox():
+                return None
+            self.phase = "starting"
+            self._start(command, resume_from)
+        return self._wait()
+
+    def _start(self, command: Sequence[str], resume_from: Path | None) -> None:
         self.saving = Saving(
             self.attempt,
             self.scratch.checkpoints,
@@ -184,18 +205,19 @@ class _AttemptRun:
             on_trouble=self._trouble,
         )
         self.saving.start(self.start_step)
-        self.phase = "starting"
         printed = (
             PrintedMetrics(self.plan.printed_metrics, self.scratch.metrics_file) if self.plan.printed_metrics else None
         )
 
         def hear(line: str) -> None:
-            if printed:
-                printed.hear(line)
             self.observer.log(line)
+            if printed:
+                try:
+                    printed.hear(line)
+                except OSError as error:
+                    self._trouble("metrics", f"printed metrics cannot be kept: {error}")
 
         self.workload = Workload(command, self._environment(resume_from), self.plan.cwd, hear)
-        return self._through_interrupts(self._wait)
 
     def _restore(self) -> Path | None:
         began = time.monotonic()
@@ -207,19 +229,23 @@ class _AttemptRun:
                 "damaged", f"checkpoint of step {checkpoint.step} is damaged and passed over: {problem}"
             )
 
-        restored = Checkpoints(self.attempt.job).restore(self.scratch.root / "resume", on_damaged=report)
+        def restore() -> tuple[Checkpoint, Path] | None:
+            damaged.clear()
+            return Checkpoints(self.attempt.job).restore(self.scratch.root / "resume", on_damaged=report)
+
+        patience = wait_at_most(RESTORE_SECONDS)
+        restored = persist(restore, lambda delay: self._drain_inbox() or patience(delay))
         seconds = time.monotonic() - began
         checkpoint = restored[0] if restored else None
         self.start_step = self.step = checkpoint.step if checkpoint else 0
-        self.attempt.begin(
-            Start(
-                step=self.start_step,
-                from_attempt=checkpoint.attempt if checkpoint else None,
-                damaged=damaged,
-                restore_seconds=round(seconds, 3),
-            )
+        start = Start(
+            step=self.start_step,
+            from_attempt=checkpoint.attempt if checkpoint else None,
+            damaged=damaged,
+            restore_seconds=round(seconds, 3),
         )
-        self.attempt.require_current()
+        persist(lambda: self.attempt.begin(start), patience)
+        persist(self.attempt.require_current, patience)
         if checkpoint:
             self.observer.event(
                 "restored",
@@ -253,8 +279,6 @@ class _AttemptRun:
             self._read_metrics()
             if self.saving and self.saving.fenced:
                 self.fenced = self.saving.fenced
-            if self.saving and self.saving.failure:
-                raise self.saving.failure
             if self.fenced:
                 self.workload.kill()
             elif time.monotonic() > self.kill_at:
@@ -276,21 +300,28 @@ class _AttemptRun:
         return self.notice is not None or self.fenced is not None
 
     def _heed(self, notice: Notice) -> None:
-        """Record a notice; the first that says stop is acted on, a later one can only bring the deadline nearer."""
+        """Act on a notice and record it; the first that says stop counts, a later one can only bring the deadline
+        nearer. What has to be done comes first: telling it may be interrupted."""
+        if notice.stop:
+            self.notice = self.notice or notice
+            if not self._asked:
+                self.phase = "saving"
+                self._leave_word(notice)
+                if self.workload:
+                    self.workload.ask_to_stop()
+                    self._asked = True
+            self.kill_at = min(self.kill_at, self._last_moment(notice))
         self._notify(notice.source, notice.reason, notice.deadline)
         self.observer.event("notice", notice.reason, source=notice.source, deadline=notice.deadline, stop=notice.stop)
-        if not notice.stop:
-            return
-        if self.notice is None:
-            self.notice = notice
-            self.phase = "saving"
+
+    def _leave_word(self, notice: Notice) -> None:
+        """Tell the workload why it is asked to stop; it stops without that as well."""
+        word = {"source": notice.source, "reason": notice.reason, "deadline": notice.deadline}
+        try:
             self.scratch.stop_reason_file.parent.mkdir(parents=True, exist_ok=True)
-            self.scratch.stop_reason_file.write_text(
-                json.dumps({"source": notice.source, "reason": notice.reason, "deadline": notice.deadline})
-            )
-            if self.workload:
-                self.workload.ask_to_stop()
-        self.kill_at = min(self.kill_at, self._last_moment(notice))
+            self.scratch.stop_reason_file.write_text(json.dumps(word))
+        except OSError as error:
+            self._trouble("scratch", f"the reason to stop could not be written: {error}")
 
     def _last_moment(self, notice: Notice) -> float:
         """Monotonic seconds at which the workload must be gone so that the last good commit still gets through."""
@@ -301,40 +332,51 @@ class _AttemptRun:
         return time.monotonic() + left - min(upload, 0.6 * left)
 
     def _through_interrupts(self, action: Callable[[], T]) -> T:
+        """Do it; after an interrupt heed what it means, which may be interrupted itself, and do it again."""
+        interrupted = False
         while True:
             try:
+                if interrupted:
+                    self._heed(self.plan.on_interrupt())
+                    interrupted = False
                 return action()
             except self.plan.interrupts:
-                self._heed(self.plan.on_interrupt())
+                interrupted = True
 
-    # The watching thread
+    # The threads that watch
+
+    def _listen(self) -> None:
+        heard: set[Notice] = set()
+        while not self._over.is_set():
+            for source in self.plan.sources:
+                try:
+                    self._pass_on(source.poll(), heard)
+                except Exception as error:  # noqa: BLE001 - one broken source must not silence the others
+                    self._trouble(type(source).__name__, f"a source of notices does not work: {error!r}")
+            self._over.wait(self.plan.look_seconds)
 
     def _watch(self) -> None:
-        sequence = 0
-        next_beat = 0.0
         heard: set[Notice] = set()
-        while not self._over.wait(self.plan.look_seconds if sequence else 0.0):
-            for source in self.plan.sources:
-                notice = source.poll()
-                if notice is not None and notice not in heard:
-                    heard.add(notice)
-                    self._inbox.put(notice)
-            if time.monotonic() < next_beat:
-                continue
+        for sequence in itertools.count(1):
             next_beat = time.monotonic() + self.plan.beat_seconds
-            sequence += 1
             try:
                 self._beat(sequence)
-                notice = self._stop_requested() or self._limit_reached()
-                if notice and notice not in heard:
-                    heard.add(notice)
-                    self._inbox.put(notice)
+                self._pass_on(self._stop_requested() or self._limit_reached(), heard)
                 self.attempt.require_current()
             except FencedOut as error:
                 self._inbox.put(error)
                 return
             except StoreError as error:
                 self._trouble("store", f"no heartbeat could be written: {error}")
+            except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would be given up for lost
+                self._trouble("watching", f"a beat went wrong: {error!r}")
+            if self._over.wait(max(0.0, next_beat - time.monotonic())):
+                return
+
+    def _pass_on(self, notice: Notice | None, heard: set[Notice]) -> None:
+        if notice is not None and notice not in heard:
+            heard.add(notice)
+            self._inbox.put(notice)
 
     def _beat(self, sequence: int) -> None:
         heartbeat = Heartbeat(
@@ -347,6 +389,7 @@ class _AttemptRun:
             cost_usd=self._cost(),
             first_step_after_seconds=self.first_step_after,
             metrics=self.latest,
+            saving=self.saving.figures.as_record() if self.saving else {},
         )
         self.attempt.beat(heartbeat)
         self._send_metrics()
@@ -358,7 +401,9 @@ class _AttemptRun:
 
     def _limit_reached(self) -> Notice | None:
         """The job's own money or time is used up; looked up anew, since a person may raise it meanwhile."""
-        limits = self._limits = self.attempt.job.limits
+        limits = self.attempt.job.limits
+        if self.notice is None:  # those that made it stop are remembered
+            self._limits = limits
         if limits.max_cost_usd is not None:
             save = self.saving.figures.durable_seconds if self.saving else 0.0
             reserve = self.plan.launch.usd_per_hour / 3600 * (save + 2 * self.plan.beat_seconds)
@@ -376,22 +421,27 @@ class _AttemptRun:
     def _conclude(self, end: WorkloadEnd | None) -> Outcome:
         self.phase = "committing"
         self._read_metrics()
+        exit_code = end.exit_code if end else None
         if self.saving and not self.fenced:
-            deadline = time.monotonic() + FINAL_UPLOAD_SECONDS
-            if self.notice and self.notice.deadline is not None:
-                deadline = time.monotonic() + max(0.0, self.notice.deadline - time.time() - 1.0)
-            saving = self.saving
-            self._through_interrupts(lambda: saving.finish(deadline))
-            self.fenced = saving.fenced
+            self.saving.finish(*self._last_call())
+            self.fenced = self.saving.fenced
         if self.fenced:
-            return self._record(EndReason.SUPERSEDED, str(self.fenced), exit_code=end.exit_code if end else None)
+            return self._record(EndReason.SUPERSEDED, str(self.fenced), exit_code)
         reason, message = self._verdict(end)
         failure = self.saving.failure if self.saving else None
         if failure is not None:
-            self._trouble("store", f"the last checkpoint could not be committed: {failure}")
-            if reason is EndReason.COMPLETED:
-                raise failure
-        return self._record(reason, message, exit_code=end.exit_code if end else None)
+            trouble = f"the last checkpoint could not be committed: {failure}"
+            self._trouble("store", trouble)
+            if reason is EndReason.COMPLETED:  # nothing counts as done that is not in the store
+                reason, message = _blame(failure), f"the workload is done, but {trouble}"
+        return self._record(reason, message, exit_code)
+
+    def _last_call(self) -> tuple[float, float]:
+        """Monotonic seconds until which a failing upload is tried again, and one that is on its way is waited for."""
+        if self.notice is None or self.notice.deadline is None:
+            return time.monotonic() + FINAL_UPLOAD_SECONDS, math.inf
+        latest = time.monotonic() + max(0.0, self.notice.deadline - time.time() - 1.0)
+        return latest, latest
 
     def _verdict(self, end: WorkloadEnd | None) -> tuple[EndReason, str]:
         stop_at = self.plan.launch.stop_at_step
@@ -406,7 +456,6 @@ class _AttemptRun:
         return end.end_reason, end.message
 
     def _record(self, reason: EndReason, message: str, exit_code: int | None) -> Outcome:
-        self._over.set()
         outcome = Outcome(
             end_reason=reason,
             message=message,
@@ -420,8 +469,11 @@ class _AttemptRun:
             saving=self.saving.figures.as_record() if self.saving else {},
             limits=self._limits,
         )
-        self._send_metrics()
-        standing = self.attempt.end(outcome)
+        with suppress(StoreError):
+            self._send_metrics()
+        standing = persist(lambda: self.attempt.end(outcome), wait_at_most(RECORD_SECONDS))
+        with suppress(StoreError):  # once more, if the store would not take them before
+            self._send_metrics()
         if reason is EndReason.SUPERSEDED:
             standing = outcome  # what this process did, whatever was decided about it meanwhile
         self.observer.event("ended", f"{standing.end_reason.words}: {standing.message}", end_reason=standing.end_reason)
@@ -484,3 +536,14 @@ class _AttemptRun:
 
     def _cost(self) -> float:
         return round(self._seconds() * self.plan.launch.usd_per_hour / 3600, 6)
+
+
+def _place(job: Job) -> str:
+    """The job's folder among the scratch folders of this machine; jobs of one name in two stores get two."""
+    return f"{job.job_id}-{hashlib.sha256(job.root.uri.encode()).hexdigest()[:8]}"
+
+
+def _blame(error: Exception) -> EndReason:
+    """Whether the same may go well at another time or place, or is the user's to mend."""
+    passing = isinstance(error, StoreError | SourceUnreachable) and not isinstance(error, ObjectMissing)
+    return EndReason.INTERRUPTED if passing else EndReason.FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class PrintedMetrics:
         step = groups.pop("step", None) or groups.pop("eval_step", None)
         if step is None:
             return
-        values = {"step": int(step), "time": time.time(), **{name: float(value) for name, value in groups.items()}}
+        values: dict[str, float] = {"step": int(step), "time": time.time()}
+        for name, value in groups.items():
+            with suppress(ValueError):  # what looked like a number to the pattern
+                values[name] = float(value)
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crucible.checkpoints import Checkpoint, Checkpoints, finished_folders, step_of
-from crucible.errors import FencedOut, StoreError
+from crucible.errors import CheckpointError, FencedOut, StoreError
 from crucible.jobs import Attempt
 from crucible.routing.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 
@@ -86,7 +86,8 @@ class Saving:
         self.figures = SaveFigures()
         self.committed_step = 0
         self.fenced: FencedOut | None = None
-        self.failure: StoreError | None = None
+        self.failure: Exception | None = None
+        """Why the newest checkpoint could not be committed."""
         self._attempt, self._checkpoints = attempt, Checkpoints(attempt.job)
         self._control_file = control_file
         self._on_commit, self._on_trouble = on_commit, on_trouble
@@ -105,30 +106,45 @@ class Saving:
         self.figures.stall_seconds.append(stall_seconds)
         self.figures.write_seconds.append(write_seconds)
 
-    def finish(self, deadline: float) -> None:
-        """Carry what is still to be carried, until `deadline` (monotonic seconds) at most; waits for it."""
+    def finish(self, deadline: float, leave_at: float = math.inf) -> None:
+        """Carry what is still to be carried; waits for it.
+
+        A store that fails is tried again until `deadline`, a transfer under way is waited for until `leave_at` (both
+        monotonic seconds).
+        """
         self._deadline = deadline
         self._finishing.set()
         if self._thread.is_alive():
-            self._thread.join(max(0.0, deadline - time.monotonic()) + 5.0)
+            self._thread.join(None if math.isinf(leave_at) else max(0.0, leave_at - time.monotonic()))
+            if self._thread.is_alive():
+                self.failure = StoreError("the machine's time was up before it had reached the store")
 
     def _run(self) -> None:
         while True:
             finishing = self._finishing.is_set()  # read first: what is finished after this gets another round
             folder = self._newest_to_carry()
-            if folder is not None:
-                try:
-                    self._carry(folder)
-                except FencedOut as error:
-                    self.fenced = error
+            if folder is None:
+                if finishing:
                     return
-                except StoreError as error:
-                    self.failure = error
-                    return
-            elif finishing:
-                return
-            else:
                 self._finishing.wait(LOOK_SECONDS)
+                continue
+            try:
+                self._carry(folder)
+                self.failure = None
+            except FencedOut as error:
+                self.fenced = error
+                return
+            except CheckpointError as error:  # this one will never do; the next one may
+                self._give_up(folder, error)
+            except Exception as error:  # noqa: BLE001 - whatever goes wrong, saving must not end unnoticed
+                self._give_up(folder, error)
+                if finishing:
+                    return
+
+    def _give_up(self, folder: Path, error: Exception) -> None:
+        self.failure = error
+        self._on_trouble("saving", f"{folder.name} could not be committed: {error}")
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _newest_to_carry(self) -> Path | None:
         folders = finished_folders(self.folder)
@@ -186,8 +202,11 @@ class Saving:
             return
         self.figures.interval_seconds = seconds
         partial = self._control_file.with_suffix(".partial")
-        partial.write_text(json.dumps({"checkpoint_seconds": round(seconds, 3)}))
-        partial.replace(self._control_file)
+        try:
+            partial.write_text(json.dumps({"checkpoint_seconds": round(seconds, 3)}))
+            partial.replace(self._control_file)
+        except OSError as error:
+            self._on_trouble("scratch", f"the workload cannot be told how often to save: {error}")
 
 
 def _median(values: deque[float]) -> float:

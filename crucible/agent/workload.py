@@ -80,8 +80,8 @@ class Workload:
     def end(self) -> WorkloadEnd:
         """Wait for the process and its output, and say how it ended."""
         code = self._process.wait()
-        self._reader.join(timeout=5)  # a grandchild may hold the pipe open; its words are not waited for
-        self.kill()
+        self.kill()  # what it left running would hold its output open, and the machine's memory
+        self._reader.join(timeout=5)  # a grandchild in a group of its own may still hold it
         if code > 128 and code - 128 in set(signal.Signals):
             code = 128 - code  # a shell's way to report a signal
         if code == 0:
