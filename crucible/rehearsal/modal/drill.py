@@ -56,6 +56,8 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
         worker.start()
         try:
             faults = modal_faults(modal, worker)
-            yield ModalStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal=modal)
+            yield ModalStage(
+                local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal=modal
+            )
         finally:
             worker.stop()

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
+from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.worker_process import WorkerProcess
-
-_ALSO_HERE = ("kill-supervisor", "restart-server")
 
 
 def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
@@ -38,7 +36,7 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
         modal.lose_host(sandbox_id)
         worker.start()
 
-    faults = [
+    return [
         Fault("preempt", "Modal preempts the sandbox", on_sandbox(modal.preempt), with_notice=True),
         Fault("lose-host", "the sandbox's machine is lost", on_sandbox(modal.lose_host)),
         Fault("reach-lifetime", "the sandbox's lifetime is over", on_sandbox(modal.reach_lifetime)),
@@ -51,7 +49,6 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
             on_sandbox(lose_host_without_worker),
         ),
     ]
-    return faults + [fault for fault in LOCAL_FAULTS if fault.name in _ALSO_HERE]
 
 
 def _sandbox(modal: FakeModal, scene: Scene) -> str | None:
