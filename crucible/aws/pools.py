@@ -88,7 +88,6 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
     environment = {
         "AWS_DEFAULT_REGION": region,
         "CRUCIBLE_STORE": _output(outputs, "StoreUri"),
-        "CRUCIBLE_STOP_GRACE_SECONDS": str(STOP_TIMEOUT_SECONDS - 5),
         **(options.environment or {}),
     }
     defaults: dict[str, Any] = {
@@ -129,6 +128,8 @@ def _task_definition(outputs: Mapping[str, str], region: str, options: PoolOptio
                 "essential": True,
                 "entryPoint": INIT,
                 "stopTimeout": "{{ stop_timeout }}",
+                # A number is wanted above and text here; a variable within text becomes text, and 0110 is 110.
+                "environment": [{"name": "CRUCIBLE_STOP_GRACE_SECONDS", "value": "0{{ stop_timeout }}"}],
                 "resourceRequirements": [{"type": "GPU", "value": "{{ gpus }}"}],
                 "linuxParameters": {"sharedMemorySize": "{{ shared_memory }}"},
                 "logConfiguration": {

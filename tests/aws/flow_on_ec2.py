@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from prefect import flow
 
@@ -10,7 +11,7 @@ from crucible.agent.notices_ec2 import Ec2MetadataNotices
 
 
 @flow(log_prints=True)
-def where() -> dict[str, str]:
+def where() -> dict[str, Any]:
     """Print and return the machine's identity and what the task's definition gave it."""
     identity = Ec2MetadataNotices().instance_identity() or {}
     seen = {
@@ -18,6 +19,7 @@ def where() -> dict[str, str]:
         "lifecycle": identity["lifecycle"],
         "gpus": os.environ["NVIDIA_VISIBLE_DEVICES"],
         "store": os.environ["CRUCIBLE_STORE"],
+        "grace": float(os.environ["CRUCIBLE_STOP_GRACE_SECONDS"]),
     }
     print(f"running on {seen}")
     return seen

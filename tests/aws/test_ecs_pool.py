@@ -38,7 +38,10 @@ def test_a_flow_run_runs_on_a_spot_machine_with_its_gpu_tags_and_logs(pool: Pool
     events = aws.client("logs").get_log_events(
         logGroupName=pool.state.outputs["LogGroup"], logStreamName=f"task/prefect/{task['id']}"
     )["events"]
-    assert any("'lifecycle': 'spot'" in event["message"] for event in events)
+    seen = next(event["message"] for event in events if "running on" in event["message"])
+    assert "'lifecycle': 'spot'" in seen
+    assert "'grace': 110.0" in seen  # what the agent plans by is what ECS waits
+    assert pool.state.outputs["StoreUri"] in seen
 
 
 def test_a_task_sees_its_notice_and_leaves_before_the_machine_goes(pool: Pool) -> None:

@@ -7,6 +7,7 @@ when its standard input is closed: a rehearsal cannot outlive whoever wanted it.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -70,6 +71,7 @@ def main() -> None:
         pass
     finally:
         cloud.close()
+        os._exit(0)  # taking moto's modules apart would take longer than everything before
 
 
 if __name__ == "__main__":
