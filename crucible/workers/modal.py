@@ -168,11 +168,13 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
             while not (await asyncio.wait({creating}, timeout=_look_seconds()))[0]:
                 if await self._has_no_use(flow_run, flow_run.run_count, None):
                     raise NotWanted("the flow run was cancelled while it waited for a sandbox")
-        finally:
-            if not creating.done():
-                creating.cancel()
-                await asyncio.wait({creating})
-        return creating.result()
+            return creating.result()
+        except (NotWanted, asyncio.CancelledError):
+            creating.cancel()
+            await asyncio.wait({creating})
+            if not creating.cancelled() and creating.exception() is None:  # it was there in the same moment
+                await sandboxes.terminate(creating.result())
+            raise
 
     async def _end_former(self, flow_run: FlowRun, configuration: ModalJobConfiguration, sandboxes: Sandboxes) -> None:
         """Never two at once: an earlier sandbox of the same work may still be saving, then it has its grace to end."""
@@ -185,6 +187,8 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
             try:
                 async with asyncio.timeout(configuration.grace_seconds):
                     await sandboxes.end_of(sandbox)
+            except SandboxGone:
+                continue
             except TimeoutError:
                 logger.warning("The former sandbox %s did not end by itself: terminated", sandbox.object_id)
                 await sandboxes.terminate(sandbox)
@@ -204,14 +208,14 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
         `attempt` is the run's `run_count` when the sandbox was made; `taken_over` says that another worker has watched
         it until now.
         """
-        from crucible.workers.modal_output import Output, lines_shown
+        from crucible.workers.modal_output import STREAMS, Output, lines_shown
 
         began = time.monotonic()
         shown = await through_outages(lambda: lines_shown(self.client, flow_run.id)) if taken_over else None
-        log = flow_run_logger(flow_run)
+        logs = {stream: flow_run_logger(flow_run).getChild(f"sandbox.{stream}") for stream in STREAMS}
 
         def show(stream: str, line: str) -> None:
-            log.getChild(f"sandbox.{stream}").info(line)
+            logs[stream].info("%s", line)
 
         output = Output(sandbox, show if configuration.stream_output else None, shown)
         following = asyncio.create_task(output.follow())
