@@ -1,0 +1,55 @@
+"""What was spent, by project, owner, stage, pool and GPU; as an artifact, and as CSV in the store.
+
+    python -m flows.cost_report month
+
+Also here: the watch over budgets (`check-budgets`), which sends the event `crucible.budget` at 50, 80 and 100 per cent.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Completed
+from pydantic import Field
+
+from tasks.costs import give_alerts, publish_costs, write_csv
+from tasks.observing import add_tags
+from tasks.storage import open_store
+
+
+@flow(name="cost-report", flow_run_name="cost-report {period}", persist_result=False)
+def cost_report(
+    period: Annotated[
+        Literal["day", "week", "month"], Field(description="The last 24 hours, 7 days or 30 days.")
+    ] = "day",
+    store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
+) -> State[Any]:
+    """Sum up what all attempts of the period cost, with advice on what would have been cheaper."""
+    add_tags("stage:report")
+    placed, now = open_store(store), datetime.now(UTC)
+    total = publish_costs(placed, period, now)
+    key = write_csv(placed, period, now)
+    sentence = f"${total:,.2f} in the last {period}; {key}"
+    get_run_logger().info(sentence)
+    return Completed(message=sentence)
+
+
+@flow(name="check-budgets", persist_result=False)
+def check_budgets(
+    store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
+) -> State[Any]:
+    """Compare every `Budget` block with what was spent, and send an event for each threshold that was crossed."""
+    given = give_alerts(open_store(store), datetime.now(UTC))
+    for sentence in given:
+        get_run_logger().warning(sentence)
+    return Completed(message=f"{len(given)} alerts" if given else "no new alert")
+
+
+if __name__ == "__main__":
+    import sys
+
+    cost_report(*sys.argv[1:2])

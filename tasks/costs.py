@@ -1,0 +1,83 @@
+"""Cost reports and budget alerts: reading the records, showing them in the Prefect UI."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Literal
+
+from prefect.artifacts import create_markdown_artifact
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+
+from blocks.budget import Budget
+from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts
+from crucible.routing.catalog import load_catalog
+from crucible.routing.cost_report import cost_report
+from crucible.routing.costs import MICRO, AttemptCost, as_csv, attempt_costs, total_micro_usd
+from crucible.store import Store
+
+Period = Literal["day", "week", "month"]
+_DAYS = {"day": 1, "week": 7, "month": 30}
+
+
+def period_costs(store: Store, period: Period, now: datetime) -> list[AttemptCost]:
+    """The attempts that began within the period before `now`."""
+    offers = {offer.key: offer for offer in load_catalog()}
+    return attempt_costs(store, offers, since=now - timedelta(days=_DAYS[period]))
+
+
+def publish_costs(store: Store, period: Period, now: datetime) -> float:
+    """The report as an artifact under a constant key; returns the total in USD."""
+    costs = period_costs(store, period, now)
+    title = f"Costs of the last {period}, until {now:%Y-%m-%d %H:%M} UTC"
+    create_markdown_artifact(cost_report(costs, title), key=f"cost-report-{period}", description=title)
+    return total_micro_usd(costs) / MICRO
+
+
+def write_csv(store: Store, period: Period, now: datetime) -> str:
+    """One line per attempt in the store; returns the key."""
+    key = f"reports/costs/{period}-{now:%Y-%m-%d}.csv"
+    store.write(key, as_csv(period_costs(store, period, now)).encode())
+    return key
+
+
+def budget_limits() -> list[BudgetLimit]:
+    """Every `Budget` block that is saved on the server."""
+    with get_client(sync_client=True) as client:
+        documents = client.read_block_documents_by_type(Budget.get_block_type_slug())
+    limits = []
+    for document in documents:
+        if document.name:
+            block = Budget.load(document.name)
+            assert isinstance(block, Budget)
+            limits.append(block.limit(document.name))
+    return limits
+
+
+def give_alerts(store: Store, now: datetime) -> list[str]:
+    """Send an event for every threshold crossed for the first time; returns what was said."""
+    limits = budget_limits()
+    if not limits:
+        return []
+    offers = {offer.key: offer for offer in load_catalog()}
+    costs = attempt_costs(store, offers, since=min(limit.began(now) for limit in limits))
+    said = []
+    for limit in limits:
+        for alert in due_alerts(store, budget_state(limit, costs, now), now):
+            said.append(alert.sentence())
+            emit_event(
+                "crucible.budget",
+                resource={
+                    "prefect.resource.id": f"crucible.budget.{limit.name}",
+                    "prefect.resource.name": limit.name,
+                    "crucible.percent": str(alert.percent),
+                },
+                payload={
+                    "message": alert.sentence(),
+                    "percent": alert.percent,
+                    "spent_usd": alert.state.spent_usd,
+                    "limit_usd": limit.usd,
+                    "period": limit.period,
+                },
+            )
+    return said

@@ -1,0 +1,67 @@
+"""Asking where a job should run, and showing the answer in the Prefect UI."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from prefect import task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
+from prefect.client.schemas.objects import StateType, WorkerStatus
+
+from crucible.routing.asking import Answer
+from crucible.routing.recommend import PoolState
+from crucible.routing.report import recommendation_report
+
+TABLE_KEY, REPORT_KEY = "recommendation-offers", "recommendation"
+_QUEUE_LOOK = 200  # runs waiting in a pool that are counted at most
+
+
+@task(retries=2, retry_delay_seconds=[2, 5], retry_jitter_factor=0.5)
+def pool_states() -> dict[str, PoolState]:
+    """Of every work pool on the server: whether it is paused, its workers online, the runs waiting in its queue."""
+    waiting = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED, StateType.PENDING]}}})
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    states = {}
+    with get_client(sync_client=True) as client:
+        for pool in client.read_work_pools():
+            workers = client.read_workers_for_work_pool(pool.name)
+            queued = client.read_flow_runs(
+                flow_run_filter=waiting,
+                work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool.name]}}),
+                limit=_QUEUE_LOOK,
+            )
+            states[pool.name] = PoolState(
+                workers_online=sum(worker.status is WorkerStatus.ONLINE for worker in workers),
+                queued=sum(run.expected_start_time is None or run.expected_start_time <= soon for run in queued),
+                paused=pool.is_paused,
+            )
+    return states
+
+
+def publish(found: Answer) -> None:
+    """The table and the report (chart, table, reasons) as artifacts of the running flow."""
+    ranked = found.recommendation.ranked
+    create_table_artifact(
+        [
+            {
+                "rank": place,
+                "offer": entry.estimate.offer.key,
+                "GPU": entry.estimate.offer.gpu,
+                "hours": round(entry.estimate.hours.likely, 3),
+                "hours low": round(entry.estimate.hours.low, 3),
+                "hours high": round(entry.estimate.hours.high, 3),
+                "USD": round(entry.estimate.usd.likely, 4),
+                "USD low": round(entry.estimate.usd.low, 4),
+                "USD high": round(entry.estimate.usd.high, 4),
+                "speed from": entry.estimate.speed.source,
+                "for": ", ".join(entry.pros),
+                "against": ", ".join(entry.cons),
+            }
+            for place, entry in enumerate(ranked, 1)
+        ],
+        key=TABLE_KEY,
+        description=f"{len(ranked)} offers that fit, best first",
+    )
+    create_markdown_artifact(recommendation_report(found), key=REPORT_KEY, description="Where to run, and why")
