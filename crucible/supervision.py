@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ from crucible.errors import CrucibleError, ObjectMissing, StoreError
 from crucible.jobs import Attempt, EndReason, Heartbeat, Job, Launch, Limits, Outcome, Record, StopRequest, now
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 LOST_SECONDS = 45.0
 """A heartbeat that has not moved for so long is taken for the end of its machine."""
@@ -62,6 +65,8 @@ class JobStatus(Record):
     reason: str
     supervisor: int
     flow_run_id: str = ""
+    bygone: int = 0
+    """So many attempts, from the first, no longer count since a person started the job again."""
     at: datetime = Field(default_factory=now)
 
 
@@ -252,14 +257,22 @@ class Supervision:
             decision = self._unless_store_fails(self._decide)
             if decision.state is not JobState.RUNNING:
                 return self._end(decision)
-            self.sleep(decision.pause_seconds * random.uniform(0.5, 1.5))
+            self._pause(decision.pause_seconds * random.uniform(0.5, 1.5))
             self._launch(len(attempts) + 1, decision)
 
     def _attempts_before_this_start(self) -> int:
         """How many attempts are bygones: those of a job that had ended, and that a person has now started again."""
         status = self._unless_store_fails(lambda: status_of(self.job))
-        ended = status is not None and status.state not in _NOT_BYGONE
-        return len(self._unless_store_fails(self.job.attempts)) if ended else 0
+        if status is None or status.state in _NOT_BYGONE:
+            return status.bygone if status else 0
+        return len(self._unless_store_fails(self.job.attempts))
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but not through another supervisor's start."""
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0:
+            self.sleep(min(left, LOOK_SECONDS))
+            self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
 
     def cancel(self, reason: str, patience_seconds: float) -> None:
         """Ask the running attempt to save and stop, and wait that long for it at most."""
@@ -309,7 +322,7 @@ class Supervision:
                 )
             )
         )
-        self.listener.changed(self.job, f"attempt {number} goes to {launch.pool}: {launch.reason}")
+        self._tell(f"attempt {number} goes to {launch.pool}: {launch.reason}")
 
     def _watch(self, attempt: Attempt) -> None:
         """Until the attempt has an outcome, its own or one that is given to it here."""
@@ -321,9 +334,8 @@ class Supervision:
             self.sleep(self.patience.look)
         self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
         self.launcher.retire(self.job, launch, outcome)
-        self.listener.changed(
-            self.job,
-            f"attempt {attempt.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}",
+        self._tell(
+            f"attempt {attempt.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}"
         )
 
     def _bring_to_life(self, attempt: Attempt, launch: Launch) -> None:
@@ -331,6 +343,8 @@ class Supervision:
         try:
             self.launcher.launch(self.job, launch)
         except CrucibleError as error:
+            if self._unless_store_fails(lambda: attempt.claim) is not None:
+                return  # it runs already; only the pool's hints about it are missing
             outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by="supervisor")
             self._unless_store_fails(lambda: attempt.end(self._with_progress(outcome)))
 
@@ -344,9 +358,10 @@ class Supervision:
         except StoreError:
             silence.restart()  # what cannot be read is no silence
             return None
-        self.listener.watched(self.job, heartbeat)
-        hint = self.launcher.hint(self.job, launch)
+        # Before anything that may take its time: a pool that is slow to answer is no silence of the attempt.
         seconds = silence.seconds(heartbeat.sequence if heartbeat else -1, claimed)
+        self._show(lambda: self.listener.watched(self.job, heartbeat))
+        hint = self.launcher.hint(self.job, launch)
         if not claimed:
             return self._unclaimed(attempt, hint, seconds)
         ended = hint.says is PoolSays.ENDED and seconds > self.patience.ended_and_silent
@@ -387,13 +402,29 @@ class Supervision:
 
     def _end(self, decision: Decision) -> JobStatus:
         status = self._record(decision.state, decision.reason)
-        self.listener.changed(self.job, f"job {decision.state}: {decision.reason}")
+        self._tell(f"job {decision.state}: {decision.reason}")
         return status
 
     def _record(self, state: JobState, reason: str) -> JobStatus:
-        status = JobStatus(state=state, reason=reason, supervisor=self._supervisor.number, flow_run_id=self.flow_run_id)
+        status = JobStatus(
+            state=state,
+            reason=reason,
+            supervisor=self._supervisor.number,
+            flow_run_id=self.flow_run_id,
+            bygone=self._bygone,
+        )
         self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
         return status
+
+    def _tell(self, message: str) -> None:
+        self._show(lambda: self.listener.changed(self.job, message))
+
+    def _show(self, tell: Callable[[], None]) -> None:
+        """Whatever the listener raises, the job goes on without being seen."""
+        try:
+            tell()
+        except Exception:
+            logger.exception("job %s: what happens cannot be shown", self.job.job_id)
 
     def _unless_store_fails(self, action: Callable[[], T]) -> T:
         """Do it; while the store cannot be reached, say so and try again: without records nothing can be decided."""
@@ -405,7 +436,7 @@ class Supervision:
                 raise
             except StoreError as error:
                 if not told:
-                    self.listener.changed(self.job, f"the store does not answer, waiting: {error}")
+                    self._tell(f"the store does not answer, waiting: {error}")
                     told = True
                 self.sleep(2.0)
 

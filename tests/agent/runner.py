@@ -1,0 +1,108 @@
+"""Attempts and supervisors as processes of their own, to be killed: the smallest pool there is.
+
+    python -m tests.agent.runner attempt   STORE JOB NUMBER SCRATCH OPTIONS
+    python -m tests.agent.runner supervise STORE JOB SCRATCH OPTIONS
+
+OPTIONS are those of the scripted workload, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from crucible.agent import saving
+from crucible.agent.attempt import run_attempt
+from crucible.jobs import Heartbeat, Job, Launch, Outcome
+from crucible.store import Store
+from crucible.supervision import Hint, Patience, Placement, PoolSays, Supervision
+from tests.agent.harness import Recorder, plan, scripted
+
+PROJECT = Path(__file__).parents[2]
+QUICK = Patience(lost=2.0, ended_and_silent=0.6, first_pause=0.05, look=0.05)
+
+
+def python(*arguments: str) -> subprocess.Popen[bytes]:
+    """This module in a process, and process group, of its own."""
+    command = [sys.executable, "-m", "tests.agent.runner", *arguments]
+    return subprocess.Popen(command, cwd=PROJECT, start_new_session=True, stdout=subprocess.DEVNULL)
+
+
+class ProcessPool:
+    """A launcher whose runs are processes. Which attempt is which process stands in files, so that a second supervisor
+    finds the runs of the first."""
+
+    def __init__(self, scratch: Path, options: dict[str, Any]) -> None:
+        self.scratch, self.options = scratch, options
+        self.children: dict[int, subprocess.Popen[bytes]] = {}
+
+    def launch(self, job: Job, launch: Launch) -> None:
+        with suppress(FileExistsError):
+            self._file(launch).touch(exist_ok=False)
+            options = self.options | self.options.get("attempts", {}).get(str(launch.number), {})
+            options.pop("attempts", None)
+            child = python(
+                "attempt", job.root.uri, job.job_id, str(launch.number), str(self.scratch), json.dumps(options)
+            )
+            self.children[launch.number] = child
+            self._file(launch).write_text(str(child.pid))
+
+    def hint(self, job: Job, launch: Launch) -> Hint:
+        with suppress(FileNotFoundError, ValueError):
+            return Hint(PoolSays.ALIVE if alive(int(self._file(launch).read_text())) else PoolSays.ENDED)
+        return Hint(PoolSays.UNKNOWN)
+
+    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
+        if outcome.decided_by != "agent":
+            with suppress(FileNotFoundError, ValueError, ProcessLookupError):
+                os.killpg(int(self._file(launch).read_text()), signal.SIGKILL)
+
+    def pid(self, number: int) -> int:
+        return int((self.scratch / f"run-{number}").read_text())
+
+    def _file(self, launch: Launch) -> Path:
+        return self.scratch / f"run-{launch.number}"
+
+
+class Silent:
+    """A listener."""
+
+    def changed(self, job: Job, message: str) -> None:
+        """Nobody is told."""
+
+    def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
+        """Nobody is told."""
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that is only waiting to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def main(arguments: Sequence[str]) -> None:
+    saving.LOOK_SECONDS = 0.02
+    role, store, job_id, *rest = arguments
+    job = Job.open(Store.open(store), job_id)
+    if role == "attempt":
+        number, scratch, options = int(rest[0]), Path(rest[1]), json.loads(rest[2])
+        attempt = job.attempt(number)
+        run_attempt(attempt, plan(scratch, scripted(**options), attempt.launch), Recorder())
+    else:
+        scratch, options = Path(rest[0]), json.loads(rest[1])
+        pool = ProcessPool(scratch, options)
+        Supervision(job, pool, [Placement("local")], Silent(), patience=QUICK).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
