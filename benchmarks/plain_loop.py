@@ -19,11 +19,11 @@ from crucible.training.optimizer import learning_rate
 class PlainLoop:
     """`step()` trains one step and returns its loss."""
 
-    def __init__(self, config: TrainConfig, tokens: Path, vocab_size: int) -> None:
-        self.config, self.tokens = config, tokens
+    def __init__(self, config: TrainConfig, tokens: Path, vocab_size: int, device: str = "cpu") -> None:
+        self.config, self.tokens, self.device = config, tokens, device
         self.done = 0
         torch.manual_seed(config.seed)
-        self.model = GPT(config, vocab_size)
+        self.model = GPT(config, vocab_size).to(device)
         groups = [
             {"params": [p for p in self.model.parameters() if p.dim() >= 2], "weight_decay": config.weight_decay},
             {"params": [p for p in self.model.parameters() if p.dim() < 2], "weight_decay": 0.0},
@@ -38,7 +38,7 @@ class PlainLoop:
         starts = generator.integers(0, len(data) - length, size=self.config.batch_size)
         x = torch.stack([torch.from_numpy(data[i : i + length].astype(np.int64)) for i in starts])
         y = torch.stack([torch.from_numpy(data[i + 1 : i + 1 + length].astype(np.int64)) for i in starts])
-        return x, y
+        return x.to(self.device), y.to(self.device)
 
     def step(self) -> float:
         """One optimizer step."""

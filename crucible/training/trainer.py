@@ -237,7 +237,7 @@ class Trainer:
         return True
 
     def _report(self) -> None:
-        mean_loss, mean_norm = self._drain_sums()
+        mean_loss, mean_norm = self.mean_since_last_call()
         if self.processes.first:
             figures = self._progress.reached(self.step, mean_loss)
             self._metrics.write(
@@ -249,7 +249,7 @@ class Trainer:
                 **figures,
             )
 
-    def _drain_sums(self) -> tuple[float, float]:
+    def mean_since_last_call(self) -> tuple[float, float]:
         """Mean loss and gradient norm since the last call. Raises TrainingError if one is no number any more."""
         sums = torch.stack([self._loss_sum, self._norm_sum])
         self.processes.average(sums)
@@ -304,7 +304,7 @@ class Trainer:
         """Begin to save the state of this step, or with `wait` return only when it is durable."""
         began = time.perf_counter()
         if self._summed:
-            self._drain_sums()
+            self.mean_since_last_call()
         generators = self.processes.gather(capture_rng(self.device))
         self._clock.saved()
         if self._saver is None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from crucible.training.data import Dataset
+from crucible.training.folders import finished
 from crucible.training.processes import Processes
 from tests.training.conftest import TINY, train_in
 
@@ -62,10 +63,10 @@ def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_fo
     assert results["smooth"]["val_loss"] == pytest.approx(one.val_loss, abs=1e-5)
     assert results["smooth"]["train_loss"] == pytest.approx(one.train_loss, abs=1e-5)
 
-    checkpoint = tmp_path / "parts" / "checkpoints" / "step-00000005"
-    assert f"resumed at step 5 from {checkpoint}" in done.stderr
+    checkpoints = tmp_path / "parts" / "checkpoints"
+    assert f"resumed at step 5 from {checkpoints / 'step-00000005'}" in done.stderr
     assert "another environment" not in done.stderr
-    generators = json.loads((checkpoint / "rng.json").read_text())["ranks"]
+    generators = json.loads((finished(checkpoints)[-1] / "rng.json").read_text())["ranks"]
     assert generators[0]["torch"] != generators[1]["torch"]
     assert results["parts"]["weights_sha256"] == results["whole"]["weights_sha256"]
 

@@ -1,0 +1,219 @@
+"""Training steps per second of our trainer against a plain loop of the same model, in one run.
+
+    python -m benchmarks.training_step [--quick]
+
+Each way runs in a process of its own (kernels are chosen before torch is imported); they take turns, a few steps each,
+in an order that is reversed every round, so that a noisy machine is noisy for all of them. A speed-up is the ratio of
+the median step times; that of the fastest steps, which other processes disturb least, is given too. All float32 ways
+see the same batches: the largest difference of their losses is given beside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results import write_result
+from crucible.config import TrainConfig
+
+VOCABULARY = 65
+
+WAYS = {
+    "plain": {},
+    "trainer, nothing special": {"fast_gemm": "off"},
+    "trainer, oneDNN": {"fast_gemm": "onednn"},
+    "trainer, fast_gemm = auto": {"fast_gemm": "auto"},
+    "trainer, auto and bfloat16": {"fast_gemm": "auto", "dtype": "bfloat16"},
+}
+GPU_WAYS = {"plain": {}, "trainer": {"compile": True, "dtype": "auto", "device": "cuda"}}
+
+PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "A10G": 70, "L4": 121, "T4": 65}
+"""Dense bfloat16 (T4: float16) by the makers' data sheets."""
+
+CPU_SMALL = TrainConfig.preset("cpu-small")
+WIDER = CPU_SMALL.with_overrides({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 8})
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+    parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker[0], TrainConfig.parse(json.loads(options.worker[1])), Path(options.worker[2]))
+        return
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_dataset(folder)
+        sizes = [("cpu-small", CPU_SMALL, 3 if options.quick else 12, 10 if options.quick else 40)]
+        sizes += [("L6 D384 T256 B8", WIDER, 2 if options.quick else 8, 1 if options.quick else 3)]
+        for size, config, rounds, steps in sizes:
+            figures[size] = compare(WAYS, config, folder, rounds, steps)
+            show(size, figures[size])
+        if has_gpu():
+            gpt2 = TrainConfig.preset("gpt2-124m").with_overrides({"gradient_accumulation_steps": 1})
+            figures["gpt2-124m on GPU"] = compare(GPU_WAYS, gpt2, folder, 2 if options.quick else 8, 10)
+            add_utilisation(figures["gpt2-124m on GPU"], gpt2)
+            show("gpt2-124m on GPU", figures["gpt2-124m on GPU"])
+    if not options.quick:
+        print(write_result("training_step", figures))
+
+
+def compare(ways: dict[str, dict[str, Any]], base: TrainConfig, folder: Path, rounds: int, steps: int) -> Any:
+    """Median step time, speed-up and loss difference of each way."""
+    workers = {way: Worker(way, base.with_overrides(changes), folder) for way, changes in ways.items()}
+    times: dict[str, list[float]] = {way: [] for way in ways}
+    losses: dict[str, list[float]] = {way: [] for way in ways}
+    for worker in workers.values():
+        worker.run(steps)  # warm up, and compile where asked
+    for number in range(rounds):
+        for way in list(ways) if number % 2 == 0 else reversed(ways):
+            answer = workers[way].run(steps)
+            times[way] += answer["seconds"]
+            losses[way] += answer["losses"]
+    for worker in workers.values():
+        worker.close()
+    tokens = base.batch_size * base.block_size
+    median = {way: statistics.median(values) for way, values in times.items()}
+    return {
+        way: {
+            "speedup": round(median["plain"] / median[way], 3),
+            "speedup_of_fastest": round(min(times["plain"]) / min(times[way]), 3),
+            "median_ms": round(1e3 * median[way], 3),
+            "tokens_per_second": round(tokens / median[way]),
+            "largest_loss_difference": max(abs(a - b) for a, b in zip(losses[way], losses["plain"], strict=True)),
+            "kernels": workers[way].kernels,
+        }
+        for way in ways
+    }
+
+
+class Worker:
+    """One way, in a process that waits for its turn."""
+
+    def __init__(self, way: str, config: TrainConfig, folder: Path) -> None:
+        command = [sys.executable, "-m", "benchmarks.training_step", "--worker", way, config.model_dump_json()]
+        self.process = subprocess.Popen(
+            [*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.kernels = str(self._answer()["kernels"])
+
+    def run(self, steps: int) -> Any:
+        """Let it train `steps` steps and wait; seconds and loss of each."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{steps}\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.communicate()
+
+    def _answer(self) -> Any:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit("a worker has failed; its message is above")
+        return json.loads(line)
+
+
+def work(way: str, config: TrainConfig, folder: Path) -> None:
+    """The worker's side: train as many steps as each line of input says."""
+    if way == "plain":
+        kernels = "mkl"
+        step = plain_step(config, folder)
+    else:
+        from crucible.training import gemm
+
+        kernels = gemm.choose(config.fast_gemm, device=config.device).backend
+        step = trainer_step(config, folder, kernels)
+    print(json.dumps({"kernels": kernels}), flush=True)
+    for line in sys.stdin:
+        seconds, losses = [], []
+        for _ in range(int(line)):
+            began = time.perf_counter()
+            losses.append(step())
+            seconds.append(time.perf_counter() - began)
+        print(json.dumps({"seconds": seconds, "losses": losses}), flush=True)
+
+
+def plain_step(config: TrainConfig, folder: Path) -> Callable[[], float]:
+    """The plain loop's step."""
+    from benchmarks.plain_loop import PlainLoop
+
+    loop = PlainLoop(config, folder / "train-00000.bin", VOCABULARY, "cuda" if config.device != "cpu" else "cpu")
+    return loop.step
+
+
+def trainer_step(config: TrainConfig, folder: Path, kernels: str) -> Callable[[], float]:
+    """The trainer's step, its loss read every time, as the plain loop's is."""
+    from crucible.training.data import Dataset
+    from crucible.training.trainer import Trainer
+
+    trainer = Trainer(config, Dataset(folder), gemm=kernels)
+
+    def step() -> float:
+        trainer.train_step()
+        return trainer.mean_since_last_call()[0]
+
+    return step
+
+
+def has_gpu() -> bool:
+    """Whether torch sees one; asked in this process, which trains nothing."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def add_utilisation(figures: Any, config: TrainConfig) -> None:
+    """Model FLOPs utilisation, counted as in the PaLM paper (arXiv:2204.02311, appendix B): 6 N + 12 L D T a token."""
+    import torch
+
+    name = torch.cuda.get_device_name()
+    peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
+    parameters = 12 * config.n_layer * config.n_embd**2 + VOCABULARY * config.n_embd
+    per_token = 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
+    for row in figures.values():
+        row["tflops"] = round(1e-12 * per_token * row["tokens_per_second"], 1)
+        row["utilisation"] = round(row["tflops"] / peak, 3) if peak else None
+
+
+def write_dataset(folder: Path) -> None:
+    """A million tokens in which each follows from the one before in one of eight ways: something to learn."""
+    generator = np.random.default_rng(0)
+    splits = {}
+    for name, count in (("train", 1_000_000), ("val", 100_000)):
+        tokens = (np.cumsum(generator.integers(1, 9, count)) % VOCABULARY).astype("<u2")
+        (folder / f"{name}-00000.bin").write_bytes(tokens.tobytes())
+        splits[name] = {"tokens": count, "bytes": count, "shards": [{"file": f"{name}-00000.bin", "tokens": count}]}
+    meta = {"schema_version": 1, "digest": "benchmark", "vocab_size": VOCABULARY, "dtype": "uint16", "splits": splits}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def show(size: str, rows: Any) -> None:
+    """Print one table."""
+    print(f"\n{size}")
+    for way, row in rows.items():
+        print(
+            f"  {way:28s} {row['speedup']:5.2f}x (fastest steps {row['speedup_of_fastest']:.2f}x)  "
+            f"{row['median_ms']:9.2f} ms/step  {row['tokens_per_second']:>9,} tok/s  {row['kernels']:7s} "
+            f"loss differs by at most {row['largest_loss_difference']:.1e}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
