@@ -13,8 +13,10 @@ from crucible.aws.diagnosis import diagnose, lost_machine, of_task
 from crucible.aws.parameters import stack_parameters
 from crucible.aws.stack import StackState
 from crucible.cli import aws as commands
+from crucible.cli import rehearse
 from crucible.errors import ConfigError, CrucibleError
 from crucible.rehearsal.aws.client import AwsRehearsal
+from crucible.rehearsal.aws.session import STATE_FILE
 
 
 @pytest.fixture
@@ -140,3 +142,20 @@ def test_a_task_that_died_with_its_machine_is_not_its_own_fault() -> None:
     finished = {"lastStatus": "STOPPED", "stopCode": "EssentialContainerExited", "containers": [{"exitCode": 0}]}
     assert not lost_machine(finished)
     assert of_task(finished) is None
+
+
+def test_faults_are_listed_and_need_a_rehearsal_that_runs(
+    cloud: AwsRehearsal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
+    app = typer.Typer()
+    rehearse.register(app)
+    runner = CliRunner()
+    listed = runner.invoke(app, ["rehearse", "fault"]).output
+    assert all(name in listed for name in ("notice", "reclaim", "drought", "late_stop"))
+    refused = runner.invoke(app, ["rehearse", "fault", "drought"]).exception
+    assert "crucible rehearse aws" in str(refused)
+    (tmp_path / STATE_FILE).write_text(json.dumps({"control_url": cloud.control_url}))
+    assert "spot" in runner.invoke(app, ["rehearse", "fault", "drought"]).output
+    assert "[]" in runner.invoke(app, ["rehearse", "fault", "drought", "on=false"]).output
+    assert "lifecycle = 'free'" in str(runner.invoke(app, ["rehearse", "fault", "drought", "lifecycle=free"]).exception)

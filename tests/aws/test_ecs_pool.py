@@ -67,7 +67,8 @@ def test_a_machine_lost_without_notice_leaves_no_exit_code_and_nothing_running(p
     assert ended["exit_code"] is None
     assert ended["stopped_reason"] == f"Host EC2 (instance {task['instance']}) terminated."
     assert not psutil.pid_exists(task["pid"])
-    assert pool.wait_for_state(run, "Crashed").state is not None
+    state = pool.wait_for_state(run, "Crashed").state
+    assert "its machine was taken away" in str(state and state.message)
 
 
 def test_a_late_event_of_a_dead_task_does_not_crash_the_live_one(pool: Pool) -> None:
@@ -127,7 +128,8 @@ def test_without_quota_the_run_ends_and_says_which_resource_is_short(pool: Pool,
 def test_a_missing_image_ends_the_run_and_is_diagnosed(pool: Pool, aws: Aws) -> None:
     run = pool.submit(SLEEP, image=f"{pool.state.outputs['ImageRepository']}:nowhere")
     ended = pool.wait_for_task(run, "STOPPED")
-    pool.wait_for_state(run, "Crashed")
+    state = pool.wait_for_state(run, "Crashed").state
+    assert "the container image does not exist: push it" in str(state and state.message)
     described = aws.client("ecs").describe_tasks(cluster=pool.state.outputs["ClusterArn"], tasks=[ended["arn"]])
     diagnosis = of_task(described["tasks"][0])
     assert diagnosis is not None
