@@ -290,7 +290,7 @@ def test_a_slow_pool_is_no_silence(job: Job, world: World) -> None:
     """The server restarts, and each question to it takes longer than a silence may last."""
     slow = LOST_SECONDS + 20
     pool = Pool(world, {1: alive_for(600, (601, ends("completed")))})
-    pool.hint_takes = lambda: slow if 1100 < world.time < 1400 else 0.0
+    pool.hint_takes = lambda: slow if 1102.5 < world.time < 1400 else 0.0
     assert supervision(job, world, pool).run().state is JobState.COMPLETED
     assert pool.born == [1]
 
