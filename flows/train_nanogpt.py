@@ -9,6 +9,9 @@ started again, it finds its job and carries on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
@@ -20,10 +23,12 @@ from pydantic import Field
 from crucible.config import TrainConfig
 from crucible.datasets.build import resolve_dataset
 from crucible.datasets.config import DatasetConfig
-from crucible.datasets.meta import require_block_size
+from crucible.datasets.meta import DatasetMeta, require_block_size
 from crucible.errors import CrucibleError, FencedOut
 from crucible.jobs import Job, JobSpec, Limits
 from crucible.presence import Presence
+from crucible.routing.history import remember_plan
+from crucible.routing.recommend import Preferences
 from crucible.store import Store
 from crucible.supervision import JobState, JobStatus, Patience, Placement, Supervision
 from flows.evaluate import evaluate
@@ -31,6 +36,7 @@ from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
+from tasks.placing import choose, remember
 from tasks.storage import open_store
 from tasks.training import beat_seconds
 
@@ -50,7 +56,10 @@ def train_nanogpt(
         TrainOverrides(), description="What differs from the preset, by nanoGPT's key names."
     ),
     dataset: DatasetConfig = Field(DatasetConfig(), description="The text to train on and its tokenizer."),
-    pool: Pool = Field("local", description="Where to train."),
+    pool: Pool | Literal["auto"] = Field(
+        "local", description="Where to train. auto: the best of the pools that are ready, by what optimize_for says."
+    ),
+    optimize_for: Literal["cost", "time", "balanced"] = Field("balanced", description="What comes first, for auto."),
     job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued."),
     max_attempts: int = Field(50, ge=1, description="Stop after so many attempts."),
     max_cost_usd: float | None = Field(
@@ -70,10 +79,18 @@ def train_nanogpt(
         spec = JobSpec(job_id=job_name(), project=project, owner=owner)
         placed = open_store(store)
         with Presence(placed, flow_run.id or "", spec.job_id) as presence:
-            record = _prepare(spec, limits, resolve(preset, config), dataset, placed, store)
-            status = _supervise(record, [Placement(pool)], store, presence)
-            if status.state is JobState.COMPLETED and run_evaluation:
-                evaluate(job=record.job_id, store=store)
+            resolved = resolve(preset, config)
+            record, meta = _prepare(spec, limits, resolved, dataset, placed, store)
+            choice = choose(
+                placed, resolved, meta, pool, limits, Preferences(optimize_for=optimize_for), project, owner
+            )
+            if choice.planned:
+                remember_plan(record, choice.planned)
+            status = _supervise(record, choice.placements, store, presence)
+            if status.state is JobState.COMPLETED:
+                remember(record, resolved, meta)
+                if run_evaluation:
+                    evaluate(job=record.job_id, store=store)
     except FencedOut as error:
         newest = Job(placed, spec.job_id).newest_supervisor()
         if newest is not None and newest.flow_run_id == flow_run.id:
@@ -87,11 +104,12 @@ def train_nanogpt(
 
 def _prepare(
     spec: JobSpec, limits: Limits, config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str
-) -> Job:
+) -> tuple[Job, DatasetMeta]:
     """The job on record, its dataset in the store."""
     add_tags(f"job:{spec.job_id}", "stage:pipeline", f"project:{spec.project}")
     digest = preprocess(dataset=dataset, store=store)
-    require_block_size(resolve_dataset(placed, digest).meta, config.block_size)
+    meta = resolve_dataset(placed, digest).meta
+    require_block_size(meta, config.block_size)
     job = Job.create(
         placed,
         spec.model_copy(
@@ -103,10 +121,10 @@ def _prepare(
         ),
     )
     job.set_limits(limits)
-    return job
+    return job, meta
 
 
-def _supervise(job: Job, placements: list[Placement], store: str, presence: Presence) -> JobStatus:
+def _supervise(job: Job, placements: Sequence[Placement], store: str, presence: Presence) -> JobStatus:
     spec = job.spec
     supervision = Supervision(
         job,
