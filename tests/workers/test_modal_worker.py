@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from prefect.states import Cancelling
 
 from tests.workers.conftest import Pool
@@ -12,29 +11,30 @@ from tests.workers.conftest import Pool
 STEADY = "echo ready; exec sleep 600"
 
 
-@pytest.mark.parametrize("gpu", [["H100:2"], []], ids=["gpu", "cpu"])
-def test_a_flow_run_is_one_sandbox_with_what_was_asked_for(pool: Pool, gpu: list[str]) -> None:
+def test_a_flow_run_is_one_sandbox_with_what_was_asked_for(pool: Pool) -> None:
     pool.modal.add_secret("paint", {"COLOUR": "green"})
-    run = pool.submit(
-        "echo $COLOUR $SHAPE; echo trouble >&2; exit 3",
-        gpu=gpu,
-        cpu=2,
-        memory_mib=512,
-        timeout_seconds=600,
-        env={"SHAPE": "round"},
-        secrets=["paint"],
-        tags={"team": "vision"},
-    )
-
-    assert pool.end_of(run).startswith("CRASHED SandboxExited: The sandbox's command ended with exit code 3")
-    messages = pool.wait_for_log(run, "trouble")
-    assert "green round" in messages
-    (sandbox,) = pool.sandboxes(run)
-    assert (sandbox.backend, sandbox.gpu, sandbox.gpu_count) == (("v1", "H100", 2) if gpu else ("v2", "", 0))
-    assert (sandbox.cpu_cores, sandbox.memory_mib, sandbox.timeout_seconds) == (2, 512, 600)
-    assert sandbox.tags["team"] == "vision"
-    assert sandbox.tags["prefect-flow-run-id"] == str(run.id)
-    assert sandbox.name == f"flow-run-{run.id}-0"
+    wanted = {"v1": ["H100:2"], "v2": []}
+    runs = {
+        backend: pool.submit(
+            "echo $COLOUR $SHAPE; echo trouble >&2; exit 3",
+            gpu=gpu,
+            cpu=2,
+            memory_mib=512,
+            timeout_seconds=600,
+            env={"SHAPE": "round"},
+            secrets=["paint"],
+            tags={"team": "vision"},
+        )
+        for backend, gpu in wanted.items()
+    }
+    for backend, run in runs.items():
+        assert pool.end_of(run).startswith("CRASHED SandboxExited: The sandbox's command ended with exit code 3")
+        assert "green round" in pool.wait_for_log(run, "trouble")
+        (sandbox,) = pool.sandboxes(run)
+        assert (sandbox.backend, sandbox.gpu_count) == (backend, 2 if wanted[backend] else 0)
+        assert (sandbox.cpu_cores, sandbox.memory_mib, sandbox.timeout_seconds) == (2, 512, 600)
+        assert (sandbox.tags["team"], sandbox.tags["prefect-flow-run-id"]) == ("vision", str(run.id))
+        assert sandbox.name == f"flow-run-{run.id}-0"
 
 
 def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool, tmp_path: Path) -> None:
@@ -85,11 +85,14 @@ def test_each_failure_on_the_way_has_a_state_and_words_of_its_own(pool: Pool) ->
     assert [sandbox.gpu for sandbox in pool.sandboxes(second_choice)] == ["B200", "L4"]
 
 
-def test_without_modal_or_a_token_nothing_hangs(pool: Pool) -> None:
+def test_a_bad_token_is_told_from_an_outage_and_a_sandbox_outlasts_both(pool: Pool) -> None:
+    lasting = pool.submit(STEADY)
+    sandbox = pool.wait_for_sandbox(lasting)
     pool.modal.accept_token(False)
     try:
         refused = pool.submit("true")
         assert pool.end_of(refused).startswith("CRASHED TokenRefused: Modal does not accept the token")
+        pool.wait_for_log(lasting, "Modal does not answer")
     finally:
         pool.modal.accept_token(True)
     pool.modal.set_down(True)
@@ -98,18 +101,8 @@ def test_without_modal_or_a_token_nothing_hangs(pool: Pool) -> None:
         assert pool.end_of(unreachable).startswith("CRASHED ModalUnreachable: Modal's API at http")
     finally:
         pool.modal.set_down(False)
-
-
-def test_a_sandbox_outlasts_an_outage_of_modals_api(pool: Pool) -> None:
-    run = pool.submit(STEADY)
-    sandbox = pool.wait_for_sandbox(run)
-    pool.modal.set_down(True)
-    try:
-        pool.wait_for_log(run, "Modal does not answer")
-    finally:
-        pool.modal.set_down(False)
     pool.modal.lose_host(sandbox.id)
-    assert pool.end_of(run).startswith("CRASHED SandboxStopped")
+    assert pool.end_of(lasting).startswith("CRASHED SandboxStopped")
 
 
 def test_cancelling_ends_the_sandbox_even_a_frozen_one(pool: Pool) -> None:

@@ -247,13 +247,20 @@ class Cloud:
             dollars[sandbox.gpu] = seconds * self.rates.get(sandbox.gpu, 1e-3) * sandbox.gpu_count
         return dollars
 
+    def _steps(self, image_id: str) -> list[str]:
+        """The Dockerfile commands of an image, those of the images it builds on first."""
+        image = self.images.get(image_id)
+        if image is None:
+            return []
+        below = [step for base in image.base_images for step in self._steps(base.image_id)]
+        return below + list(image.dockerfile_commands)
+
     def view(self, sandbox: Sandbox) -> SandboxView:
         """The outside view of one sandbox, as it is now."""
         definition, result = sandbox.definition, sandbox.result
         status = "RUNNING" if sandbox.started else "QUEUED"
         if result is not None:
             status = Result.GenericStatus.Name(result.status).removeprefix("GENERIC_STATUS_")
-        image = self.images.get(definition.image_id)
         return SandboxView(
             id=sandbox.id,
             name=definition.name,
@@ -270,7 +277,7 @@ class Cloud:
             timeout_seconds=definition.timeout_secs,
             regions=tuple(definition.scheduler_placement.regions),
             cloud=definition.cloud_provider_str,
-            image=tuple(image.dockerfile_commands) if image else (),
+            image=tuple(self._steps(definition.image_id)),
             volumes={m.mount_path: m.volume_id for m in definition.volume_mounts},
             started_at=sandbox.started,
             seconds=(sandbox.finished or time.time()) - sandbox.started if sandbox.started else 0.0,
