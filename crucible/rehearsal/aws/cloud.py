@@ -20,8 +20,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from crucible.rehearsal.aws import change_sets, cloudformation
 from crucible.rehearsal.aws.machines import Machines
 from crucible.rehearsal.aws.metadata import MetadataService
+from crucible.rehearsal.aws.runs import Run
 from crucible.rehearsal.aws.settings import ACCOUNT, TASK_KEY, Settings
-from crucible.rehearsal.aws.tasks import Run, Tasks
+from crucible.rehearsal.aws.tasks import Tasks
 
 TICK_SECONDS = 0.05
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from crucible.rehearsal.aws.cloud import Cloud
 from crucible.rehearsal.aws.machines import ON_DEMAND, SPOT, Machine
+from crucible.rehearsal.aws.runs import Run
 from crucible.rehearsal.aws.settings import TASK_KEY, WORKER_KEY
-from crucible.rehearsal.aws.tasks import Run
 
 Answer = dict[str, Any]
 
