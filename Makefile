@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 # Some of the tests wait for other processes most of the time, so two at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step
 
 .PHONY: quickstart test test-slow lint bench drill clean
 
@@ -26,7 +27,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
-	$(BIN)/python -m benchmarks
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
 
 drill: $(VENV)/installed-dev
 	$(BIN)/crucible drill
