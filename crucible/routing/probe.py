@@ -40,6 +40,9 @@ class Probe:
     evaluation_cpu_seconds: float
     startup_cpu_seconds: float
     """Starting Python, torch and the model."""
+    saving_seconds: float
+    """Starting the writer beside the training, and one save."""
+    saving_cpu_seconds: float
     gpu_memory_gib: float | None
     hardware: str
 
@@ -108,6 +111,8 @@ def _result(measured: dict[str, object], steps: int) -> Probe:
         evaluation_seconds=number("evaluation_seconds"),
         evaluation_cpu_seconds=number("evaluation_cpu_seconds"),
         startup_cpu_seconds=number("startup_cpu_seconds"),
+        saving_seconds=number("saving_seconds"),
+        saving_cpu_seconds=number("saving_cpu_seconds"),
         gpu_memory_gib=None if measured["gpu_memory_gib"] is None else number("gpu_memory_gib"),
         hardware=str(environment.get("hardware", "")),
     )

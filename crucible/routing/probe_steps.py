@@ -9,7 +9,9 @@ shared only the latter say what the work costs.
 from __future__ import annotations
 
 import json
+import resource
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -24,6 +26,7 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
 
     from crucible.training.data import Dataset
     from crucible.training.evaluate import estimate_loss
+    from crucible.training.saver import Saver
     from crucible.training.trainer import Trainer
 
     trainer = Trainer(config, Dataset(Path(dataset_folder)), gemm=choice.backend)
@@ -35,7 +38,7 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
-    started_cpu = time.process_time()
+    started_cpu = _cpu_seconds()
     times: list[tuple[float, float]] = []
     for _ in range(warm_up + steps):
         began = now()
@@ -47,6 +50,11 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
     batches = 2
     estimate_loss(trainer.model, trainer.dataset, "train", batches, trainer.autocast)
     ended = now()
+    save_began, save_began_cpu = time.perf_counter(), _cpu_seconds()
+    with tempfile.TemporaryDirectory() as folder:
+        saver = Saver(Path(folder), trainer.tensor_files(), None, lambda line: None)
+        saver.save_now(trainer.step, {}, time.perf_counter())
+        saver.close()
     print(
         json.dumps(
             {
@@ -55,12 +63,20 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
                 "evaluation_seconds": (ended[0] - began[0]) / batches,
                 "evaluation_cpu_seconds": (ended[1] - began[1]) / batches,
                 "startup_cpu_seconds": started_cpu,
+                "saving_seconds": time.perf_counter() - save_began,
+                "saving_cpu_seconds": _cpu_seconds() - save_began_cpu,
                 "environment": trainer.environment,
                 "threads": torch.get_num_threads(),
                 "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
             }
         )
     )
+
+
+def _cpu_seconds() -> float:
+    """Of this process and of the helpers it has waited for."""
+    helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + helpers.ru_utime + helpers.ru_stime
 
 
 if __name__ == "__main__":
