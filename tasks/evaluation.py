@@ -142,28 +142,36 @@ def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: W
 
 @task(name="publish model", **_NETWORK)
 def publish_model(job: Job, out: Path) -> dict[str, Any]:
-    """Upload the folder, `metrics.json` last, and record the evaluation in the job."""
+    """Put the folder into the store and record the evaluation in the job."""
+    evaluation = upload_model(job, out)
+    job.store.write_json(EVALUATION, evaluation)
+    get_run_logger().info("the model of step %d is in %s", evaluation["step"], evaluation["uri"])
+    return evaluation
+
+
+def upload_model(job: Job, out: Path) -> dict[str, Any]:
+    """Upload a model's folder, `metrics.json` last, and return the metrics with where everything is.
+
+    While an earlier evaluation of the same step is replaced, there is no `metrics.json`: the model is not whole.
+    """
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     prefix = f"models/step-{metrics['step']:08d}"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path != out / METRICS)
-    job.store.delete(f"{prefix}/{METRICS}")  # while it is replaced, the model is not whole
+    job.store.delete(f"{prefix}/{METRICS}")
 
     def upload(path: Path) -> None:
         job.store.upload(path, f"{prefix}/{path.relative_to(out).as_posix()}")
 
-    with ThreadPoolExecutor(PARALLEL_UPLOADS) as pool:
+    with ThreadPoolExecutor(PARALLEL_UPLOADS, thread_name_prefix="upload") as pool:
         list(pool.map(upload, files))
     upload(out / METRICS)
-    evaluation = {
+    return {
         **metrics,
         "job": job.job_id,
         "model": f"jobs/{job.job_id}/{prefix}",
         "uri": f"{job.store.uri}/{prefix}",
         "files": {path.relative_to(out).as_posix(): path.stat().st_size for path in [*files, out / METRICS]},
     }
-    job.store.write_json(EVALUATION, evaluation)
-    get_run_logger().info("the model of step %d is in %s", metrics["step"], evaluation["uri"])
-    return evaluation
 
 
 def _newest_whole(checkpoints: Checkpoints, there: Sequence[Checkpoint], work: Path) -> tuple[Checkpoint, Path] | None:

@@ -11,11 +11,12 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from crucible.checkpoints import Checkpoints
-from crucible.errors import ConfigError
+from crucible.errors import ConfigError, StoreError
 from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome, Start
 from crucible.reports import job_report
-from crucible.store import Store
+from crucible.store import FileStore, Store
 from flows.evaluate import evaluate
+from tasks.evaluation import upload_model
 from tests.evaluation.conftest import Trained
 
 
@@ -77,3 +78,27 @@ def test_the_evaluations_own_words_are_the_flows_error(prefect_api: str, job: Jo
     with pytest.raises(Exception, match=r"character '\$' .* is not in the tokenizer"):
         evaluate(job="evaluated", store=job.root.uri, prompt="$")
     assert not job.store.list("models")
+
+
+def test_a_model_that_could_not_be_uploaded_whole_has_no_metrics(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    out.mkdir()
+    for name in ("config.json", "model.safetensors", "samples.txt"):
+        (out / name).write_text(name)
+    (out / "metrics.json").write_text('{"step": 6}')
+    upload_model(job, out)
+    assert job.store.exists("models/step-00000006/metrics.json")
+    upload = FileStore.upload
+
+    def refuse(self: FileStore, path: Path, key: str) -> None:
+        if path.name == "samples.txt":
+            raise StoreError("no space left")
+        upload(self, path, key)
+
+    monkeypatch.setattr(FileStore, "upload", refuse)
+    with pytest.raises(StoreError):
+        upload_model(job, out)
+
+    assert not job.store.exists("models/step-00000006/metrics.json")

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from crucible.jobs import EndReason
 from crucible.reports import Metrics, merged_metrics
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice, loss
@@ -19,6 +20,14 @@ def test_a_resumed_attempt_replaces_the_steps_that_were_lost_and_only_those(stor
     assert by_step.loc[1200, "train_loss"] == pytest.approx(loss(1200) + 0.5)
     assert by_step.loc[1210, "attempt"] == 3
     assert by_step.loc[1210, "train_loss"] == pytest.approx(loss(1210))
+
+
+def test_lost_steps_are_gone_before_they_are_trained_again(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.end(past.attempt(0, 300, [100]), EndReason.KILLED, "out of memory")
+    past.attempt(100, 150, [])
+
+    assert list(merged_metrics(past.job)["step"]) == list(range(10, 151, 10))
 
 
 def test_lines_about_the_same_step_become_one_row(store: Store, tmp_path: Path) -> None:

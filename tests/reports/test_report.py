@@ -12,6 +12,7 @@ from crucible.jobs import EndReason, Limits, Outcome
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
 from crucible.reports.summary import summarise
+from crucible.reports.tables import markdown_table
 from crucible.store import Store
 from crucible.supervision import JobState
 from tests.reports.history import Past, interrupted_twice
@@ -112,3 +113,9 @@ def test_the_reason_for_the_interval_follows_from_the_figures(store: Store, tmp_
     assert "asks for 3.8 s: this is the shortest interval allowed" in reason(stall_seconds=0.001, interval_seconds=5.0)
     assert "the longest interval allowed" in reason(stall_seconds=30.0, interval_seconds=300.0)
     assert reason(bytes=0) == ""
+
+
+def test_what_is_written_in_a_cell_cannot_break_the_table() -> None:
+    rows = markdown_table(["a", "b"], [["one | two\nthree", "four"]]).splitlines()
+
+    assert rows[2:] == [r"| one \| two three | four |"]
