@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,27 +11,36 @@ from typing import Any
 
 import httpx
 
+from crucible.errors import ServiceError
 from crucible.local.checks import Check
-from crucible.local.services import POOL, server_answers
+from crucible.local.services import POOL
 from crucible.local.state import PROJECT, Home, State
 
 ANSWER_SECONDS = 5
+COMMANDS = {
+    "docker-gpu": ("crucible up --pool docker-gpu", "crucible up --pool docker-gpu"),
+    "ec2-spot": ("crucible aws up", "crucible aws worker ec2-spot"),
+    "ec2-on-demand": ("crucible aws up", "crucible aws worker ec2-on-demand"),
+    "modal": ("crucible modal pool", "prefect worker start --pool modal --type modal"),
+}
+"""For each pool, what makes it and what starts its worker."""
 
 
 def docker_gpu() -> Check:
     """The docker engine and its GPU runtime."""
     if missing := _missing("docker-gpu", "docker", extra="docker"):
         return missing
-    import docker
+    from crucible.docker.engine import connect, gpu_runtime
 
     try:
-        info: dict[str, Any] = docker.from_env(timeout=ANSWER_SECONDS).info()
-    except (docker.errors.DockerException, OSError) as error:
-        mend = "install Docker Engine and start it; your user must be in the group docker"
-        return Check("docker-gpu", False, f"the docker engine does not answer: {_first_line(error)}", mend, local=False)
+        client = connect(timeout=ANSWER_SECONDS)
+    except ServiceError as error:
+        found, _, mend = str(error).partition(": ")
+        return Check("docker-gpu", False, found, mend, local=False)
+    info: dict[str, Any] = client.info()
+    client.close()
     engine = f"docker {info['ServerVersion']}"
-    # Newer engines hand out GPUs through CDI devices, older ones through a runtime of that name.
-    if "nvidia" not in info.get("Runtimes", {}) and not info.get("DiscoveredDevices"):
+    if not gpu_runtime(info):
         mend = "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker"
         return Check("docker-gpu", False, f"{engine} has no GPU runtime", mend, local=False)
     return _with_worker(Check("docker-gpu", True, f"{engine} with GPUs", local=False))
@@ -114,21 +124,22 @@ def _missing(pool: str, module: str, *, extra: str) -> Check | None:
 
 
 def _with_worker(check: Check) -> Check:
-    """Add whether the server has the pool, and a worker that polls it."""
-    api_url = State.load(Home.current()).api_url
-    if api_url is None or not server_answers(api_url):
-        return replace(check, ready=False, found=f"{check.found}; no server to ask for the pool", mend="crucible up")
-    with httpx.Client(base_url=api_url, timeout=ANSWER_SECONDS) as api:
-        pool = api.get(f"/work_pools/{check.name}")
-        workers = api.post(f"/work_pools/{check.name}/workers/filter", json={})
-    if pool.status_code == httpx.codes.NOT_FOUND:
-        mend = f"create it as its guide in docs/ says, then: prefect worker start --pool {check.name}"
-        return replace(check, ready=False, found=f"{check.found}; the server has no such pool", mend=mend)
-    if not any(worker["status"] == "ONLINE" for worker in workers.raise_for_status().json()):
-        mend = f"prefect worker start --pool {check.name}"
-        return replace(check, ready=False, found=f"{check.found}; no worker polls the pool", mend=mend)
+    """Add whether the server has the pool, and a worker that polls it.
+
+    The server is the one that `prefect` reaches in this shell: machines of a cloud cannot reach the local one.
+    """
+    api_url = os.environ.get("PREFECT_API_URL") or State.load(Home.current()).api_url
+    login = tuple((os.environ.get("PREFECT_API_AUTH_STRING") or ":").split(":", 1))
+    create, start = COMMANDS[check.name]
+    try:
+        with httpx.Client(base_url=api_url or "", timeout=ANSWER_SECONDS, auth=(login[0], login[-1])) as api:
+            pool = api.get(f"/work_pools/{check.name}")
+            if pool.status_code == httpx.codes.NOT_FOUND:
+                return replace(check, ready=False, found=f"{check.found}; the server has no such pool", mend=create)
+            workers = api.post(f"/work_pools/{check.name}/workers/filter", json={}).raise_for_status().json()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        found = f"{check.found}; no Prefect server to ask for the pool at {api_url}: {error}"
+        return replace(check, ready=False, found=found, mend="crucible up, or set PREFECT_API_URL to your server")
+    if not any(worker["status"] == "ONLINE" for worker in workers):
+        return replace(check, ready=False, found=f"{check.found}; no worker polls the pool", mend=start)
     return check
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

@@ -1,0 +1,72 @@
+"""What doctor says of a cloud's pool, step by step from nothing to ready."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from crucible.local import pool_checks
+from crucible.local.checks import Check
+
+if TYPE_CHECKING:
+    from tests.conftest import PrefectServer, S3Place
+
+
+@pytest.fixture
+def no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine on which nobody ever logged in to AWS."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.mark.usefixtures("no_account")
+def test_ec2_from_no_account_to_a_pool_without_a_worker(
+    monkeypatch: pytest.MonkeyPatch, s3_place: S3Place, prefect_server: PrefectServer
+) -> None:
+    check = pool_checks.ec2("ec2-on-demand")
+    assert (check.ready, check.found) == (False, "no AWS credentials")
+
+    for name, value in s3_place.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    assert "AWS_DEFAULT_REGION" in pool_checks.ec2("ec2-on-demand").mend
+
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    check = pool_checks.ec2("ec2-on-demand")
+    assert "the server has no such pool" in check.found
+    assert check.mend == "crucible aws up"
+
+    prefect_server.prefect("work-pool", "create", "ec2-on-demand", "--type", "process")
+    check = pool_checks.ec2("ec2-on-demand")
+    assert "no worker polls the pool" in check.found
+    assert check.mend == "crucible aws worker ec2-on-demand"
+
+
+@pytest.mark.usefixtures("no_account")
+def test_a_cloud_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPatch, s3_place: S3Place) -> None:
+    for name, value in s3_place.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    check = pool_checks.ec2("ec2-spot")
+    assert not check.ready
+    assert "out of reach" in check.found
+
+
+def test_a_server_that_does_not_answer_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:1/api")
+    check = pool_checks._with_worker(Check("modal", True, "token ak-1", local=False))
+    assert not check.ready
+    assert "no Prefect server to ask for the pool at http://127.0.0.1:1/api" in check.found
+
+
+def test_the_local_pool_is_ready_when_what_it_needs_is() -> None:
+    ready = Check("server", True, "process 1")
+    not_needed = Check("modal", False, "no Modal token", "modal token new", local=False)
+    assert pool_checks.local([ready, not_needed]).ready
+    assert pool_checks.local([replace(ready, ready=False), not_needed]).found == "needs: server"
