@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from crucible.config import TrainConfig
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
-Pool = Literal["local", "ec2-spot", "ec2-on-demand", "modal"]
+Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal"]
 
 
 def _overrides() -> type[BaseModel]:

@@ -14,7 +14,7 @@ from crucible.jobs import Job, Limits
 from crucible.reports import Metrics
 from crucible.routing import history
 from crucible.routing.budgets import budget_state, why_over_budget
-from crucible.routing.catalog import Offer, load_catalog
+from crucible.routing.catalog import OWN_POOLS, Offer, load_catalog
 from crucible.routing.costs import attempt_costs
 from crucible.routing.interruptions import observed_mtbf_seconds
 from crucible.routing.machine import with_own_machine
@@ -106,7 +106,7 @@ def _is_at(offer: Offer, instance: str) -> bool:
 
 def _without_estimate(pool: str, found: Recommendation, limits: Limits) -> Choice:
     """A machine of one's own that the catalog cannot judge is still there to be tried; anything else is not."""
-    if pool != "local" or limits.max_cost_usd is not None:
+    if pool not in OWN_POOLS or limits.max_cost_usd is not None:
         raise ConfigError(f"pool: {why_nothing_fits(found)}")
     return Choice([Placement(pool)], None)
 

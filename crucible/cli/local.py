@@ -24,16 +24,32 @@ def up(
     project: Annotated[
         Path | None, typer.Option(help="Deploy this folder's prefect.yaml instead of Crucible's own.", file_okay=False)
     ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="Bring up this pool and its worker as well: docker-gpu.", show_default=False)
+    ] = None,
+    gpus: Annotated[
+        str, typer.Option(help="For docker-gpu: all, a number, or device=0,2; 0: train on the CPU.")
+    ] = "all",
+    memory: Annotated[
+        str | None, typer.Option(help="For docker-gpu: memory limit of a container, like 24g.", show_default=False)
+    ] = None,
 ) -> None:
     """Start the Prefect server, a worker and the watchdog here, deploy, and point `prefect` at them."""
+    from crucible.errors import ConfigError
     from crucible.local import profile, services
     from crucible.local.state import PROJECT, Home
     from crucible.local.status import StatusLines
     from crucible.local.up import up as bring_up
 
+    if pool not in (None, services.DOCKER_POOL):
+        raise ConfigError(f"--pool {pool!r}: only {services.DOCKER_POOL} can be brought up here")
     home = Home.current()
     with StatusLines() as lines:
         state = bring_up(home, project.absolute() if project else PROJECT, lines.report)
+        if pool is not None:
+            from crucible.docker.local_pool import bring_up as bring_up_docker
+
+            bring_up_docker(home, lines.report, gpus=gpus, memory=memory)
     assert state.api_url is not None
     typer.echo(f"UI       {services.ui_url(state.api_url)}")
     typer.echo(f"Profile  {profile.NAME} is selected, so `prefect …` reaches this server; `crucible down` goes back,")

@@ -23,6 +23,7 @@ DEFAULT_PORT = 4200
 LAST_PORT = 32767
 """Above it systems hand out ports for outgoing connections, which would collide now and then."""
 POOL = "local"
+DOCKER_POOL, DOCKER_WORKER = "docker-gpu", "docker-worker"
 WORKER_NAME = "crucible-local"
 
 
@@ -35,7 +36,7 @@ class Service:
     command: tuple[str, ...]
     answers: Callable[[ProcessRecord], bool]
     """Asked again and again until true; must return quickly and not raise."""
-    timeout_seconds: float = 90.0
+    timeout_seconds: float = 240.0
 
     def start(self, home: Home, project: Path, api_url: str) -> ProcessRecord:
         env = service_environment(home, api_url)
@@ -78,6 +79,20 @@ def worker(api_url: str) -> Service:
         *("--pool", POOL, "--type", "process", "--name", WORKER_NAME),
     )
     return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
+
+
+def docker_worker(api_url: str) -> Service:
+    """The worker of the `docker-gpu` pool, whose containers run on this machine's engine."""
+    command = (
+        *(sys.executable, "-m", "prefect", "worker", "start"),
+        *("--pool", DOCKER_POOL, "--type", DOCKER_POOL, "--name", WORKER_NAME),
+    )
+    return Service(
+        DOCKER_WORKER,
+        "Docker worker",
+        command,
+        lambda record: worker_answers(api_url, since=record.created, pool=DOCKER_POOL),
+    )
 
 
 def watchdog() -> Service:
@@ -148,10 +163,10 @@ def listens(record: ProcessRecord, port: int) -> bool:
     return any(open_.status == psutil.CONN_LISTEN and open_.laddr.port == port for open_ in connections)
 
 
-def worker_answers(api_url: str, since: float) -> bool:
+def worker_answers(api_url: str, since: float, pool: str = POOL) -> bool:
     """Whether our worker has reported to the server after the unix time `since`."""
     try:
-        response = httpx.post(f"{api_url}/work_pools/{POOL}/workers/filter", json={}, timeout=5)
+        response = httpx.post(f"{api_url}/work_pools/{pool}/workers/filter", json={}, timeout=5)
         workers = response.raise_for_status().json()
     except httpx.HTTPError:
         return False

@@ -105,6 +105,10 @@ def stop_services(home: Home, state: State, report: Report) -> None:
     """Stop all services of `state`, the server last, so that the others can still tell it how they ended."""
     for name in sorted(state.services, key=lambda name: name == "server"):
         record = state.services[name]
+        if name == services.DOCKER_WORKER:
+            from crucible.docker.local_pool import stop_runs
+
+            stop_runs(home, report)
         if (process := record.find()) is not None:
             report(name.capitalize(), "stopping")
             stop_tree(process, children_first_seconds=SAVE_SECONDS if name == "worker" else 0)
