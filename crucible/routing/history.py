@@ -1,6 +1,6 @@
 """What runs really took: speeds and estimates of the past, as create-only records in the store.
 
-    history/speeds/<pool>/<instance>/<time>-<id>.json       seconds per step of one run on one offer
+    history/speeds/<pool>/<instance>/<name>.json       seconds per step of one run on one offer
     history/estimates/<job>.json                            what a job was estimated to take and cost, and what it did
     jobs/<job>/estimate.json                                the estimate made when the job was launched
 
@@ -20,7 +20,6 @@ from crucible.jobs import Job, Record, now
 from crucible.store import Store
 
 _SPEEDS, _ESTIMATES = "history/speeds", "history/estimates"
-_NEWEST = 50  # records per offer that are read: older ones say little about today's software
 
 
 class SpeedRecord(Record):
@@ -75,19 +74,19 @@ class EstimateRecord(Record):
         return self.planned.low_hours <= self.hours <= self.planned.high_hours
 
 
-def remember_speed(store: Store, record: SpeedRecord) -> None:
-    """Add one record; it is never changed afterwards."""
-    name = f"{record.at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
-    store.create_json(f"{_SPEEDS}/{record.offer}/{name}.json", record.model_dump(mode="json"))
+def remember_speed(store: Store, record: SpeedRecord, name: str | None = None) -> None:
+    """Add one record, once per `name`; it is never changed afterwards."""
+    name = name or f"{record.at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    try:
+        store.create_json(f"{_SPEEDS}/{record.offer}/{name}.json", record.model_dump(mode="json"))
+    except ObjectExists:
+        return
 
 
 def speeds(store: Store) -> list[SpeedRecord]:
-    """The newest records of every offer."""
-    by_offer: dict[str, list[str]] = {}
-    for info in store.list(_SPEEDS):
-        by_offer.setdefault(info.key.rsplit("/", 1)[0], []).append(info.key)
-    keys = [key for keys in by_offer.values() for key in sorted(keys)[-_NEWEST:]]
-    return [SpeedRecord.model_validate(store.read_json(key)) for key in keys]
+    """Every record, oldest first."""
+    records = [SpeedRecord.model_validate(store.read_json(info.key)) for info in store.list(_SPEEDS)]
+    return sorted(records, key=lambda record: record.at)
 
 
 def remember_plan(job: Job, planned: PlannedCost) -> None:

@@ -26,6 +26,7 @@ Source = Literal["history", "probe", "history of other configurations", "peak"]
 
 _OPTIMIZER_BYTES = 40  # per parameter: gradients zeroed, read, clipped; weights and two moments read and written
 _A100_FLOPS = 312e12
+_NEWEST = 20  # runs that count: older ones say little about today's software
 _SCALING = 0.9  # speed per GPU of several, compared with one alone (assumed: one machine, NVLink or PCIe)
 
 
@@ -146,7 +147,7 @@ def speed_on(offer: Offer, needs: Needs, records: Sequence[SpeedRecord], probed:
     `probed` is a probe's result on this very offer. None when nothing is known about the offer's speed.
     """
     here = [record for record in records if record.offer == offer.speed_key]
-    same = [record.seconds_per_step for record in here if record.workload == workload_key(needs)]
+    same = [record.seconds_per_step for record in here if record.workload == workload_key(needs)][-_NEWEST:]
     if same:
         detail = f"{len(same)} earlier run{'s' if len(same) > 1 else ''} of this configuration here"
         return Speed.within(statistics.median(same), 1.15, "history", detail)
