@@ -36,9 +36,7 @@ def meta() -> DatasetMeta:
     return DatasetMeta.parse(values, "test")
 
 
-def run_job(
-    store: Store, meta: DatasetMeta, pool: str, instance: str, seconds_per_step: float, host: str = "far"
-) -> Job:
+def run_job(store: Store, meta: DatasetMeta, pool: str, instance: str, seconds: float, host: str = "far") -> Job:
     store.write_json("datasets/d/meta.json", meta.model_dump(mode="json"))
     job = Job.create(store, JobSpec(job_id=f"on-{pool}", config=CONFIG.model_dump(mode="json"), dataset="d"))
     job.decide(Launch(number=1, pool=pool, instance=instance, reason="test"))
