@@ -28,14 +28,19 @@ DEFAULT_GRACE_SECONDS = 30.0
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command after `--` and return its exit code; 2 when there is none."""
+    """Run the command after `--` and return its exit code; 2 for misuse, 127 when it cannot be started."""
     command = arguments[1:] if arguments[:1] == ["--"] else arguments
     if not command:
         print("usage: python -m crucible.agent.init -- COMMAND [ARGUMENT …]", file=sys.stderr)
         return 2
+    given = os.environ.get(GRACE_VARIABLE) or str(DEFAULT_GRACE_SECONDS)
+    try:
+        grace_seconds = float(given)
+    except ValueError:
+        print(f"{GRACE_VARIABLE} is {given!r}; it must be a number of seconds", file=sys.stderr)
+        return 2
     stop_file = Path(os.environ.get(STOP_FILE_VARIABLE) or Path(tempfile.mkdtemp(prefix="crucible-"), "stop.json"))
     stop_file.unlink(missing_ok=True)
-    grace_seconds = float(os.environ.get(GRACE_VARIABLE) or DEFAULT_GRACE_SECONDS)
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         request = {
@@ -50,7 +55,12 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
     # A session of its own: a terminal's or a pool's signal to the whole group must reach this process alone.
-    child = subprocess.Popen(command, env={**os.environ, STOP_FILE_VARIABLE: str(stop_file)}, start_new_session=True)
+    environment = {**os.environ, STOP_FILE_VARIABLE: str(stop_file)}
+    try:
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+    except OSError as error:
+        print(f"cannot start {command[0]!r}: {error.strerror}", file=sys.stderr)
+        return 127
     code = _reap_until(child.pid)
     return code if code >= 0 else 128 - code
 

@@ -53,8 +53,13 @@ class StopFile:
     def poll(self) -> Notice | None:
         try:
             request = json.loads(self.path.read_text())
-            return Notice(source=request["source"], reason=request["reason"], deadline=request["deadline"])
-        except (OSError, ValueError, KeyError):
+            deadline = request["deadline"]
+            return Notice(
+                source=str(request["source"]),
+                reason=str(request["reason"]),
+                deadline=None if deadline is None else float(deadline),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
             return None
 
 

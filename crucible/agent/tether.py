@@ -1,24 +1,61 @@
-"""Lets the workload die with the agent: `python -S -E tether.py AGENT_PID COMMAND…`.
+"""Stands between agent and workload and takes the workload along when the agent dies: `tether.py AGENT_PID COMMAND…`.
 
-Asks the kernel to kill this process when its parent dies, then becomes COMMAND, which keeps that arrangement. Without
-it, a workload whose agent was killed would train on for nobody, and hold the GPU against the next attempt. Only Linux
-has this; elsewhere the workload is started as it is.
+Without it, a workload whose agent was killed would train on for nobody, with all the processes it started (torchrun's
+ranks, data loaders), and hold the GPU against the next attempt. Signals are passed on to the command, its exit code is
+passed back (128 + number for death by a signal). Run with `python -S -E`: it starts in a blink and needs no library.
 """
 
 import ctypes
 import os
+import select
 import signal
 import sys
 
+LOOK_SECONDS = 1.0
 PR_SET_PDEATHSIG = 1
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def main(agent: int, command: list[str]) -> int:
+    """Run the command until it ends by itself, or until the agent is gone."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    tether = os.getpid()
+    # A signal that comes before there is somebody to pass it on to waits.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
+    child = os.fork()
+    if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if libc is not None:  # should the tether itself be killed
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        _become(command, tether)
+    for number in PASSED_ON:
+        signal.signal(number, lambda number, _frame: os.kill(child, number))
+    woken, wakes = os.pipe()
+    for end in (woken, wakes):
+        os.set_blocking(end, False)
+    signal.set_wakeup_fd(wakes)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        if os.getppid() != agent:
+            os.killpg(0, signal.SIGKILL)
+        if select.select([woken], [], [], LOOK_SECONDS)[0]:
+            os.read(woken, 4096)
+
+
+def _become(command: list[str], tether: int) -> None:
+    if os.getppid() != tether:
+        os._exit(1)
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        os.write(2, f"cannot start {command[0]!r}: {error.strerror}\n".encode())
+        os._exit(127)
+
 
 if __name__ == "__main__":
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != int(sys.argv[1]):  # the agent died before the arrangement was made
-            sys.exit(1)
-    try:
-        os.execvp(sys.argv[2], sys.argv[2:])
-    except OSError as error:
-        print(f"cannot start {sys.argv[2]!r}: {error.strerror}", file=sys.stderr)
-        sys.exit(127)
+    sys.exit(main(int(sys.argv[1]), sys.argv[2:]))

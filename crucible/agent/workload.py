@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import logging
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import IO
 
 from crucible.jobs import EndReason
+
+logger = logging.getLogger(__name__)
 
 EXIT_SAVED = 75
 """`EX_TEMPFAIL`: stopped and saved, start me again."""
@@ -32,7 +35,7 @@ class WorkloadEnd:
 
 
 class Workload:
-    """A running command. Must be started from the main thread: the tether is bound to the thread that starts it."""
+    """A running command, with all that it starts, which goes when this process goes (see `tether.py`)."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
@@ -103,4 +106,12 @@ class Workload:
         for raw in pipe:
             line = raw.decode(errors="replace").rstrip()
             self._last_lines.append(line)
-            self._on_line(line)
+            try:
+                self._on_line(line)
+            except Exception:  # reading goes on: a full pipe would stop the workload in its next print
+                logger.exception("the workload's lines cannot be passed on any more")
+                self._on_line = _forget
+
+
+def _forget(_line: str) -> None:
+    """Nobody hears it."""

@@ -46,14 +46,14 @@ def weights(step: int) -> bytes:
 
 def checkpoint_folder(parent: Path, step: int, history: History | None = None, **state: Any) -> Path:
     """A finished local checkpoint, as a workload leaves it."""
-    folder = parent / f"step-{step:08d}"
+    folder = parent / f"step-{step:08d}.partial"
     (folder / "optimizer state").mkdir(parents=True)
     (folder / "model.bin").write_bytes(weights(step))
     (folder / "optimizer state" / "moments 1.bin").write_bytes(weights(step)[::-1])
     (folder / "empty").write_bytes(b"")
     (folder / "history.json").write_text(json.dumps(history or []))
     (folder / "state.json").write_text(json.dumps({"step": step, **state}))
-    return folder
+    return folder.rename(parent / f"step-{step:08d}")
 
 
 def is_whole(folder: Path, step: int) -> bool:

@@ -71,8 +71,8 @@ class Scene:
         """Checkpoint folders that the workload is writing at this moment."""
         attempt = self.attempt
         if attempt is not None:
-            scratch = self.home.root / "scratch" / self.job.job_id / f"attempt-{attempt.number:04d}"
-            yield from (scratch / "checkpoints").glob("*.partial")
+            here = f"{self.job.job_id}-*/attempt-{attempt.number:04d}/checkpoints/*.partial"
+            yield from (self.home.root / "scratch").glob(here)
 
     def uploads_without_manifest(self) -> list[str]:
         """Checkpoints of the current attempt that are on their way to the store."""

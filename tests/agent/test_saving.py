@@ -1,0 +1,168 @@
+"""Carrying checkpoints and choosing how often: one at a time, the newest first, the interval by what saving costs."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import crucible.agent.saving as saving_module
+from crucible.agent.saving import SavePolicy, Saving
+from crucible.checkpoints import Checkpoints
+from crucible.jobs import Job
+from crucible.store import Store
+from tests.faults.faulty_store import FaultyStore
+from tests.faults.small_jobs import checkpoint_folder, new_job, running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving_module, "LOOK_SECONDS", 0.01)
+
+
+class Carrier:
+    """A `Saving` with what it tells."""
+
+    def __init__(self, job: Job, scratch: Path, policy: SavePolicy) -> None:
+        self.commits: list[int] = []
+        self.troubles: list[str] = []
+        self.folder = scratch / "checkpoints"
+        self.control = scratch / "control.json"
+        self.folder.mkdir(parents=True)
+        self.saving = Saving(
+            job.attempt(1),
+            self.folder,
+            self.control,
+            policy,
+            on_commit=lambda checkpoint, seconds: self.commits.append(checkpoint.step),
+            on_trouble=lambda source, message: self.troubles.append(f"{source}: {message}"),
+        )
+
+    @property
+    def interval(self) -> float:
+        return float(json.loads(self.control.read_text())["checkpoint_seconds"])
+
+    def carried(self, step: int) -> None:
+        end = time.monotonic() + 20
+        while step not in self.commits:
+            assert time.monotonic() < end, "waited in vain"
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def job(store: Store) -> Job:
+    job = new_job(store)
+    running(job, 1)
+    return job
+
+
+def test_while_one_is_on_its_way_only_the_newest_waits(job: Job, tmp_path: Path) -> None:
+    opens, under_way = threading.Event(), threading.Event()
+
+    def hold(operation: str, key: str) -> None:
+        if operation == "upload":
+            under_way.set()
+            assert opens.wait(20)
+
+    carrier = Carrier(Job(FaultyStore(job.root, hold), "job"), tmp_path, SavePolicy())
+    carrier.saving.start(0)
+    checkpoint_folder(carrier.folder, 10)
+    assert under_way.wait(20)
+    for step in (20, 30, 40):
+        checkpoint_folder(carrier.folder, step)
+    (carrier.folder / "step-00000050.partial").mkdir()
+    opens.set()
+    carrier.carried(40)
+    carrier.saving.finish(time.monotonic() + 5)
+    assert carrier.commits == [10, 40]
+    assert [path.name for path in carrier.folder.iterdir()] == ["step-00000050.partial"], "local copies go"
+    assert carrier.saving.committed_step == 40
+
+
+def test_the_last_folder_is_carried_before_it_finishes(job: Job, tmp_path: Path) -> None:
+    carrier = Carrier(job, tmp_path, SavePolicy())
+    carrier.saving.start(0)
+    checkpoint_folder(carrier.folder, 10)
+    carrier.saving.finish(time.monotonic() + 20)
+    assert carrier.commits == [10]
+    assert carrier.saving.failure is None
+
+
+def test_what_was_resumed_from_is_not_carried_again(job: Job, tmp_path: Path) -> None:
+    carrier = Carrier(job, tmp_path, SavePolicy())
+    checkpoint_folder(carrier.folder, 10)
+    carrier.saving.start(10)
+    carrier.saving.finish(time.monotonic() + 20)
+    assert carrier.commits == []
+
+
+def test_old_checkpoints_are_cleared_as_it_goes(job: Job, tmp_path: Path) -> None:
+    carrier = Carrier(job, tmp_path, SavePolicy(keep_last=2))
+    carrier.saving.start(0)
+    for step in range(1, 7):
+        checkpoint_folder(carrier.folder, step)
+        carrier.carried(step)
+    carrier.saving.finish(time.monotonic() + 20)
+    assert [c.step for c in Checkpoints(job).list()][:2] == [6, 5]
+    assert len(Checkpoints(job).list()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("policy", "stall", "write", "upload", "holds"),
+    [
+        (SavePolicy(fixed_seconds=42.0), 0.5, 0.1, 0.0, lambda interval: interval == 42.0),
+        # sqrt(2 · 0.5 s · 4 h) = 120 s
+        (SavePolicy(mtbf_seconds=4 * 3600, maximum_seconds=500), 0.5, 0.1, 0.0, lambda i: 115 < i < 125),
+        (SavePolicy(mtbf_seconds=4 * 3600, maximum_seconds=60), 0.5, 0.1, 0.0, lambda i: i == 60),
+        (SavePolicy(mtbf_seconds=60, minimum_seconds=20), 0.001, 0.1, 0.0, lambda i: i == 20),
+        # a save that takes longer than the interval
+        (SavePolicy(fixed_seconds=1.0), 0.1, 10.0, 0.0, lambda i: 15.0 <= i < 17.0),
+    ],
+)
+def test_how_often(
+    job: Job,
+    tmp_path: Path,
+    policy: SavePolicy,
+    stall: float,
+    write: float,
+    upload: float,
+    holds: Callable[[float], bool],
+) -> None:
+    carrier = Carrier(job, tmp_path, policy)
+    assert carrier.interval == (policy.fixed_seconds or 15.0)
+    carrier.saving.measured(stall, write)
+    carrier.saving.start(0)
+    checkpoint_folder(carrier.folder, 1)
+    carrier.saving.finish(time.monotonic() + 20)
+    assert holds(carrier.interval), carrier.interval
+    assert carrier.saving.figures.as_record()["interval_seconds"] == pytest.approx(carrier.interval, abs=1e-3)
+    slow = [said for said in carrier.troubles if "longer than the interval" in said]
+    assert len(slow) == (write > (policy.fixed_seconds or 1e9))
+
+
+def test_whatever_goes_wrong_the_next_one_is_carried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carrier = Carrier(job, tmp_path, SavePolicy())
+    commit = Checkpoints.commit
+
+    def trip(self: Checkpoints, attempt: Any, folder: Path, **rest: Any) -> Any:
+        if folder.name.endswith("1"):
+            raise ZeroDivisionError("a fault of our own")
+        return commit(self, attempt, folder, **rest)
+
+    monkeypatch.setattr(Checkpoints, "commit", trip)
+    carrier.saving.start(0)
+    checkpoint_folder(carrier.folder, 1)
+    end = time.monotonic() + 20
+    while not carrier.troubles:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    checkpoint_folder(carrier.folder, 2)
+    carrier.saving.finish(time.monotonic() + 20)
+    assert carrier.commits == [2]
+    assert carrier.saving.failure is None
+    assert "a fault of our own" in carrier.troubles[0]
