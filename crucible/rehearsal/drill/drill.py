@@ -145,11 +145,14 @@ class Drill:
             n_embd=64,
             n_head=2,
             dropout=0.1,
+            device="auto",  # the pools with GPUs refuse a run that would not use them
             max_iters=PROBE_STEPS,
             warmup_iters=10,
             eval_interval=1_000_000,
             checkpoint_interval_seconds=CHECKPOINT_SECONDS,
             threads=1,
+            # What is placed on a rented GPU must not refuse one; rehearsed, it finds this machine's CPU.
+            device="cpu" if self.stage.parameters.get("pool") == "local" else "auto",
         )
         _, _, self._steps_per_second = self._bare(config, data)
         seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS
