@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -56,6 +57,7 @@ class PrefectLauncher:
                 flow_run_name=f"{job.job_id}-attempt-{launch.number}",
                 tags=tags,
                 idempotency_key=f"{job.store.uri}/{launch.number}",
+                job_variables=_job_variables(launch),
                 timeout=0,
             )
         except ObjectNotFound as error:
@@ -118,6 +120,13 @@ class PrefectLauncher:
         except (httpx.HTTPError, PrefectException):
             return False
         return True
+
+
+def _job_variables(launch: Launch) -> dict[str, Any]:
+    """What the pool has to be told so that the machine is the one that was chosen."""
+    if launch.pool == "modal" and launch.instance:
+        return {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
+    return {}
 
 
 def being_cancelled() -> bool:

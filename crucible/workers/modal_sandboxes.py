@@ -22,7 +22,7 @@ from crucible.workers.modal_configuration import LIFETIME_VARIABLE, ModalJobConf
 from crucible.workers.modal_ends import End
 from crucible.workers.modal_reach import obstacle
 
-_OWN_DOCKERFILES = Path(crucible.__file__).resolve().parents[1] / "images"
+_CHECKOUT = Path(crucible.__file__).resolve().parents[1]
 _TRANSIENT = (errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError)
 _LONGEST_PAUSE_SECONDS = 30.0
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -190,20 +190,26 @@ class Sandboxes:
             )
         if wanted.image:
             return modal.Image.from_registry(wanted.image, secret=secret)
-        dockerfile = Path(wanted.dockerfile) if wanted.dockerfile else self._own_dockerfile()
+        if wanted.dockerfile is None:
+            return self._own_image(secret)
+        dockerfile = Path(wanted.dockerfile)
         if not dockerfile.is_file():
             raise ConfigError(f"job variable dockerfile: there is no file {dockerfile} on the worker's machine")
-        context = wanted.context_dir or (dockerfile.parent if wanted.dockerfile else _OWN_DOCKERFILES.parent)
-        return modal.Image.from_dockerfile(dockerfile, context_dir=context, registry_secret=secret)
+        return modal.Image.from_dockerfile(
+            dockerfile, context_dir=wanted.context_dir or dockerfile.parent, registry_secret=secret
+        )
 
-    def _own_dockerfile(self) -> Path:
-        dockerfile = _OWN_DOCKERFILES / ("gpu" if self._configuration.gpu else "cpu") / "Dockerfile"
+    def _own_image(self, secret: modal.Secret | None) -> modal.Image:
+        dockerfile = _CHECKOUT / "images" / "Dockerfile"
         if not dockerfile.is_file():
             raise ConfigError(
-                "job variable image: not set, and the worker does not run in a checkout of Crucible with an image of "
-                "its own to build; set image to a registry reference, or dockerfile to a path"
+                "job variable image: not set, and the worker runs in no checkout of Crucible to build one from; "
+                "set image to a registry reference, or dockerfile to a path"
             )
-        return dockerfile
+        variant = "gpu" if self._configuration.gpu else "cpu"
+        return modal.Image.from_dockerfile(
+            dockerfile, context_dir=_CHECKOUT, build_args={"VARIANT": variant}, registry_secret=secret
+        )
 
 
 _clients: dict[tuple[str, str], modal.Client] = {}
