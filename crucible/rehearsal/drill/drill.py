@@ -151,8 +151,6 @@ class Drill:
             eval_interval=1_000_000,
             checkpoint_interval_seconds=CHECKPOINT_SECONDS,
             threads=1,
-            # What is placed on a rented GPU must not refuse one; rehearsed, it finds this machine's CPU.
-            device="cpu" if self.stage.parameters.get("pool") == "local" else "auto",
         )
         _, _, self._steps_per_second = self._bare(config, data)
         seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS
