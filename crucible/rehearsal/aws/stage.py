@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import httpx
 
 from crucible.aws.pools import ON_DEMAND, SPOT
 from crucible.local.state import PROJECT, Home
@@ -19,8 +23,10 @@ from crucible.rehearsal.drill.stage import Stage
 from crucible.store import Store
 
 NOTICE_SECONDS = 30.0
-DROUGHT_SECONDS = 20.0
-"""How long no spot machine is to be had: long enough for the next attempt to stand waiting."""
+PROVISIONING_SECONDS = 8.0
+"""ECS gives up on a waiting task after half an hour; a drill need not."""
+DROUGHT_SECONDS = 600.0
+"""The longest that no spot machine is to be had; it ends as soon as the job has found its way to on-demand."""
 
 
 @dataclass
@@ -54,7 +60,13 @@ def ec2_stage(folder: Path, pool: str = SPOT) -> Iterator[Stage]:
     """
     with ExitStack() as stack:
         cloud = stack.enter_context(
-            AwsRehearsal.start(folder / "aws", working_directory=PROJECT, boot_seconds=1.0, idle_seconds=30.0)
+            AwsRehearsal.start(
+                folder / "aws",
+                working_directory=PROJECT,
+                boot_seconds=1.0,
+                idle_seconds=30.0,
+                provisioning_seconds=PROVISIONING_SECONDS,
+            )
         )
         state = cloud.deploy(parameters=PARAMETERS)
         environment = {
@@ -91,13 +103,16 @@ def ec2_faults(cloud: AwsRehearsal, *, spot: bool = True) -> list[Fault]:
 
         return strike
 
+    def notice(scene: Scene) -> bool:
+        """On-demand machines, to which a drought may have sent the job, get no notice: there the task is stopped."""
+        return hit("notice", seconds=NOTICE_SECONDS)(scene) or hit("stop_task")(scene)
+
     def drought(scene: Scene) -> bool:
-        if not hit("drought")(scene):
-            return False
+        hit("drought")(scene)
         struck = False
         for machine in cloud.state()["instances"]:
             struck = hit("reclaim", instance=machine["id"])(scene) or struck
-        threading.Timer(DROUGHT_SECONDS, lambda: cloud.fault("drought", on=False)).start()
+        threading.Thread(target=_end_drought, args=(cloud,), daemon=True).start()
         return struck
 
     faults = [
@@ -114,10 +129,20 @@ def ec2_faults(cloud: AwsRehearsal, *, spot: bool = True) -> list[Fault]:
     if not spot:
         return faults
     return [
-        Fault("notice", "the spot market announces a reclaim", hit("notice", seconds=NOTICE_SECONDS), with_notice=True),
+        Fault("notice", "the machine is taken back after a notice", notice, with_notice=True),
         *faults,
-        Fault("drought", "all spot machines are lost, and for a while there are no others", drought),
+        Fault("drought", "all machines are lost, and no spot machine is to be had until the job is on-demand", drought),
     ]
+
+
+def _end_drought(cloud: AwsRehearsal) -> None:
+    with contextlib.suppress(RehearsalError, httpx.HTTPError):  # the drill may be over before
+        cloud.wait_for(_runs_on_demand, "a task on an on-demand machine", DROUGHT_SECONDS)
+        cloud.fault("drought", on=False)
+
+
+def _runs_on_demand(state: dict[str, Any]) -> bool:
+    return any(task["status"] == "RUNNING" and task["lifecycle"] == "on-demand" for task in state["tasks"])
 
 
 def _unstopped(tasks: list[dict[str, str]]) -> list[str]:
