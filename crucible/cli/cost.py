@@ -10,6 +10,8 @@ import typer
 from crucible.errors import ConfigError
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from crucible.routing.costs import AttemptCost
 
 
@@ -24,11 +26,14 @@ def cost(
     ] = None,
     since: Annotated[str | None, typer.Option(help="Only attempts since 7d, 24h or 2026-05-01.")] = None,
     store: Annotated[str | None, typer.Option(help="Store with the jobs. Default: the local one.")] = None,
+    reconcile: Annotated[
+        bool, typer.Option("--reconcile", help="Compare with what AWS and Modal have billed (default: 7 days).")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV line per attempt.")] = False,
 ) -> None:
     """Show what attempts have cost so far, what on-demand machines would have, and what would have been cheaper."""
-    from datetime import UTC, datetime
+    from datetime import UTC, datetime, timedelta
 
     from crucible.routing import costs
     from crucible.routing.asking import moment_ago
@@ -43,6 +48,9 @@ def cost(
     start = None if since is None else moment_ago(since, datetime.now(UTC))
     offers = {offer.key: offer for offer in load_catalog()}
     found = costs.attempt_costs(Store.open(store or default_store_uri()), offers, since=start, job=job)
+    if reconcile:
+        _print_reconciled(found, start or datetime.now(UTC) - timedelta(days=7), datetime.now(UTC), as_json)
+        return
     if as_csv:
         typer.echo(costs.as_csv(found), nl=False)
         return
@@ -90,3 +98,21 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
     )
     for sentence in costs.advice(found):
         console.print(f"note: {sentence}", highlight=False)
+
+
+def _print_reconciled(found: list[AttemptCost], since: datetime, until: datetime, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from crucible.routing.reconcile import reconcile
+
+    entries, messages = reconcile([cost for cost in found if cost.started_at >= since], since, until)
+    if as_json:
+        typer.echo(json.dumps({"jobs": [asdict(entry) for entry in entries], "messages": messages}, indent=1))
+        return
+    for entry in entries:
+        typer.echo(
+            f"{entry.cloud:6} {entry.job:32} attempts ${entry.attempts_usd:.6f}  billed ${entry.billed_usd:.6f}  "
+            f"difference ${entry.difference_usd:+.6f}"
+        )
+    for message in messages:
+        typer.echo(message, err=True)

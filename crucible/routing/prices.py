@@ -39,7 +39,7 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
     fresh: list[Offer] = []
     messages: list[str] = []
     for name, ask, pool in sources:
-        missing = _why_not_asked(pool)
+        missing = why_not_asked(pool)
         if missing is not None:
             messages.append(f"{name}: not asked, {missing}")
             continue
@@ -55,7 +55,8 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
     return Refreshed(tuple(_with_on_demand(fresh)), tuple(messages))
 
 
-def _why_not_asked(pool: str) -> str | None:
+def why_not_asked(pool: str) -> str | None:
+    """Why the cloud behind a pool cannot be asked for prices or bills: no credentials, no library; None if it can."""
     try:
         if pool == "modal":
             from modal.config import config
