@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 from crucible.checkpoints import Checkpoints
-from crucible.jobs import Job, now
+from crucible.jobs import Job
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.figures import duration, usd
 from crucible.reports.interval import interval_in_words
@@ -14,9 +12,6 @@ from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 from crucible.reports.tables import attempts_table, checkpoints_table, settings_table
 from crucible.supervision import JobState
-
-SILENT = timedelta(seconds=90)
-"""A supervisor writes every few seconds; one that has not for so long is told of."""
 
 _STATES = {
     None: "Not started",
@@ -41,9 +36,6 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     parts = [f"# {summary.job_id}", headline(summary)]
     if summary.reason:
         parts.append(summary.reason)
-    if summary.running and summary.last_heard and now() - summary.last_heard > SILENT:
-        silence = duration((now() - summary.last_heard).total_seconds())
-        parts.append(f"The supervising flow was last heard of {silence} ago; starting it again carries the job on.")
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
     evaluation = read_evaluation(job)

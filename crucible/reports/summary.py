@@ -6,7 +6,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Any
 
 from crucible.jobs import Attempt, EndReason, Job, JobSpec, Launch, Limits, Outcome
@@ -65,8 +64,6 @@ class JobSummary:
     attempts: tuple[AttemptSummary, ...]
     limits: Limits
     spec: JobSpec
-    last_heard: datetime | None
-    """The supervisor's last sign of life."""
 
     @property
     def running(self) -> bool:
@@ -77,7 +74,6 @@ class JobSummary:
         values = asdict(self)
         values["limits"] = self.limits.model_dump(mode="json", exclude={"schema_version"})
         values["spec"] = self.spec.model_dump(mode="json", exclude={"schema_version"})
-        values["last_heard"] = self.last_heard.isoformat() if self.last_heard else None
         return values
 
 
@@ -114,7 +110,6 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
         attempts=summaries,
         limits=job.limits,
         spec=spec,
-        last_heard=status.at if status else None,
     )
 
 
