@@ -39,6 +39,8 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 120.0
 """How long a workload may take to save when nobody named a deadline."""
+LEAST_SECONDS = 4.0
+"""What is left at least when a notice comes, whatever the clocks say."""
 FINAL_UPLOAD_SECONDS = 300.0
 """How long the last commit may be retried when nobody named a deadline."""
 RESTORE_SECONDS = 120.0
@@ -115,6 +117,7 @@ class _AttemptRun:
         self.notifications: list[Notification] = []
         self.notice: Notice | None = None
         self.kill_at = math.inf
+        self.ends_at = math.inf
         self.fenced: FencedOut | None = None
         self.workload: Workload | None = None
         self.saving: Saving | None = None
@@ -325,11 +328,14 @@ class _AttemptRun:
 
     def _last_moment(self, notice: Notice) -> float:
         """Monotonic seconds at which the workload must be gone so that the last good commit still gets through."""
+        now = time.monotonic()
         if notice.deadline is None:
-            return time.monotonic() + PATIENCE_SECONDS
-        left = max(0.0, notice.deadline - time.time())
+            return now + PATIENCE_SECONDS
+        # A machine that is still there after its end has a clock that is ahead: some time is left all the same.
+        left = max(LEAST_SECONDS, notice.deadline - time.time())
+        self.ends_at = min(self.ends_at, now + left)
         upload = 1.5 * max(self.saving.figures.upload_seconds, default=1.0) + 1.0 if self.saving else 1.0
-        return time.monotonic() + left - min(upload, 0.6 * left)
+        return now + left - min(upload, 0.6 * left)
 
     def _through_interrupts(self, action: Callable[[], T]) -> T:
         """Do it; after an interrupt heed what it means, which may be interrupted itself, and do it again."""
@@ -438,9 +444,10 @@ class _AttemptRun:
 
     def _last_call(self) -> tuple[float, float]:
         """Monotonic seconds until which a failing upload is tried again, and one that is on its way is waited for."""
-        if self.notice is None or self.notice.deadline is None:
-            return time.monotonic() + FINAL_UPLOAD_SECONDS, math.inf
-        latest = time.monotonic() + max(0.0, self.notice.deadline - time.time() - 1.0)
+        now = time.monotonic()
+        if math.isinf(self.ends_at):
+            return now + FINAL_UPLOAD_SECONDS, math.inf
+        latest = max(now, self.ends_at - 1.0)
         return latest, latest
 
     def _verdict(self, end: WorkloadEnd | None) -> tuple[EndReason, str]:

@@ -24,6 +24,7 @@ from crucible.store import Store
 from tests.agent.harness import Bell, Recorder, in_background, newest, plan, run, scripted
 from tests.agent.scripted import weights_after
 from tests.faults.faulty_store import FaultyStore
+from tests.faults.s3_proxy import S3Proxy
 from tests.faults.small_jobs import launched, new_job, running
 
 LONG_ENOUGH = 20.0
@@ -169,6 +170,14 @@ def test_a_workload_that_ignores_the_request_is_killed_in_time_for_the_upload(jo
     assert outcome.committed_step == committed(job, tmp_path) == 5
     assert outcome.ended_at.timestamp() < deadline[0]
     assert "ignored the request" in " ".join(n.reason for n in outcome.notifications)
+
+
+def test_a_deadline_that_is_past_by_this_machines_clock_still_saves(job: Job, tmp_path: Path) -> None:
+    """The clock is ahead of whoever gave the notice."""
+    bell = Bell()
+    observer = Recorder(on_step=lambda step: step == 7 and bell.ring(stop("two minutes, they say", -100)))
+    outcome = run(job, 1, tmp_path, observer, steps=1000, at={"7": f"wait {tmp_path}/never"}, sources=[bell])
+    assert (outcome.end_reason, outcome.committed_step) == (EndReason.INTERRUPTED, 7)
 
 
 def test_a_workload_that_fails_to_save_has_failed(job: Job, tmp_path: Path) -> None:
@@ -378,6 +387,24 @@ def test_training_goes_on_while_the_store_is_away(job: Job, tmp_path: Path) -> N
     assert newest(job, tmp_path)[1] == weights_after(40)  # type: ignore[index]
     assert any("store" in n.source for n in outcome.notifications), "the trouble is on record"
     assert [json.loads(line)["step"] for line in job.attempt(1).metrics()] == list(range(1, 41))
+
+
+def test_training_goes_on_while_s3_is_away(s3_place: Any, s3_endpoint: str, tmp_path: Path) -> None:
+    """The same over HTTP, with refused connections, server errors and expired credentials."""
+    with S3Proxy(s3_endpoint) as proxy:
+        store = Store.open(s3_place.uri, **s3_place.options | {"endpoint_url": proxy.url})
+        job = new_job(store)
+        weather = {
+            6: proxy.refuse,
+            12: proxy.heal,
+            18: lambda: proxy.answer(403, "ExpiredToken"),
+            24: lambda: proxy.answer(503, "SlowDown", times=6),
+        }
+        observer = Recorder(on_step=lambda step: weather.get(step, lambda: None)())
+        outcome = run(job, 1, tmp_path, observer, steps=30, every=3, seconds=0.1)
+        assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 30)
+        assert newest(job, tmp_path)[1] == weights_after(30)  # type: ignore[index]
+        assert any(n.source == "store" for n in outcome.notifications)
 
 
 def test_a_store_that_never_comes_back_leaves_the_last_commit(

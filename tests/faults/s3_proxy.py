@@ -13,6 +13,7 @@ with S3Proxy(endpoint) as proxy:
 from __future__ import annotations
 
 import http.client
+import random
 import socket
 import threading
 from collections.abc import Callable
@@ -236,6 +237,9 @@ def _hang_up(connection: socket.socket) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no outgoing connection is given by chance, so that it is still ours after `refuse`."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
