@@ -69,6 +69,15 @@ def test_a_refused_plan_leaves_nothing_behind(at_the_cloud: None, cloud: AwsRehe
 
 
 @pytest.mark.usefixtures("at_the_cloud")
+def test_pools_need_a_prefect_server_that_answers() -> None:
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert "http://127.0.0.1:9/api" in error_of("pools")
+        assert "crucible up" in error_of("pools")
+
+
+@pytest.mark.usefixtures("at_the_cloud")
 def test_what_is_missing_is_named_with_its_mend(
     cloud: AwsRehearsal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -184,7 +184,8 @@ def test_a_second_stack_in_the_users_own_network_comes_and_goes(aws: Aws) -> Non
     ec2 = aws.client("ec2")
     vpc = ec2.create_vpc(CidrBlock="10.9.0.0/16")["Vpc"]["VpcId"]
     subnet = ec2.create_subnet(VpcId=vpc, CidrBlock="10.9.0.0/24", AvailabilityZone="us-east-1d")["Subnet"]["SubnetId"]
-    plan = stack.plan(aws, "mine", {"VpcId": vpc, "SubnetIds": subnet, "Type2": "", "Type3": ""})
+    parameters = {"VpcId": vpc, "SubnetIds": subnet, "Type2": "", "Type3": "", "PrefectApiPort": "443"}
+    plan = stack.plan(aws, "mine", parameters)
     assert "Vpc" not in {change.resource for change in plan.changes}
     heard: list[stack.Progress] = []
     state = stack.apply(aws, plan, heard.append)
@@ -192,6 +193,9 @@ def test_a_second_stack_in_the_users_own_network_comes_and_goes(aws: Aws) -> Non
     mine = group(aws, "mine-spot")
     assert mine["AvailabilityZones"] == ["us-east-1d"]
     assert len(mine["MixedInstancesPolicy"]["LaunchTemplate"]["Overrides"]) == 4
+    groups = ec2.describe_security_groups(Filters=[{"Name": "vpc-id", "Values": [vpc]}])["SecurityGroups"]
+    (rules,) = (g["IpPermissionsEgress"] for g in groups if g["GroupName"] != "default")
+    assert sorted(rule["FromPort"] for rule in rules) == [80, 443]  # EC2 refuses the same port twice
     stack.delete(aws, "mine")
     assert stack.describe(aws, "mine") is None
     assert aws.client("s3").head_bucket(Bucket=state.outputs["StoreUri"].removeprefix("s3://"))  # data outlives it
