@@ -19,7 +19,7 @@ _TOKENS_AT_ONCE = 1 << 15
 _LOGITS_AT_ONCE = 1 << 26
 
 
-class EvaluationStopped(Exception):  # noqa: N818 (a request that was heard, not an error)
+class EvaluationStopped(Exception):
     """`full_loss` was asked to stop before it was through."""
 
 

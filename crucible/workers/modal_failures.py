@@ -11,7 +11,7 @@ from typing import ClassVar
 from crucible.errors import CrucibleError
 
 
-class ModalFailure(CrucibleError):  # noqa: N818
+class ModalFailure(CrucibleError):
     """Base of all failures on the way to a sandbox and of all its bad ends."""
 
     state_name: ClassVar[str] = "Crashed"
