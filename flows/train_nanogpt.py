@@ -28,6 +28,7 @@ from crucible.errors import CrucibleError, FencedOut
 from crucible.jobs import Job, JobSpec, Limits
 from crucible.presence import Presence
 from crucible.routing.history import remember_plan
+from crucible.routing.learning import remember_job
 from crucible.routing.recommend import Preferences
 from crucible.store import Store
 from crucible.supervision import JobState, JobStatus, Patience, Placement, Supervision
@@ -36,7 +37,7 @@ from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
-from tasks.placing import choose, remember
+from tasks.placing import choose
 from tasks.storage import open_store
 from tasks.training import beat_seconds
 
@@ -88,7 +89,7 @@ def train_nanogpt(
                 remember_plan(record, choice.planned)
             status = _supervise(record, choice.placements, store, presence)
             if status.state is JobState.COMPLETED:
-                remember(record, resolved, meta)
+                remember_job(record)
                 if run_evaluation:
                     evaluate(job=record.job_id, store=store)
     except FencedOut as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -10,18 +9,15 @@ from datetime import UTC, datetime
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
-from crucible.jobs import Job, Limits
-from crucible.reports import Metrics
-from crucible.routing import history
+from crucible.jobs import Limits
+from crucible.routing.auto import recommend_for
 from crucible.routing.budgets import budget_state, why_over_budget
-from crucible.routing.catalog import OWN_POOLS, Offer, load_catalog
+from crucible.routing.catalog import load_catalog
 from crucible.routing.costs import attempt_costs
+from crucible.routing.history import PlannedCost
 from crucible.routing.interruptions import observed_mtbf_seconds
-from crucible.routing.machine import with_own_machine
-from crucible.routing.needs import Needs, needs_of
 from crucible.routing.placements import placements, planned
-from crucible.routing.recommend import Preferences, Recommendation, recommend, why_nothing_fits
-from crucible.routing.speed import speed_record
+from crucible.routing.recommend import Preferences, Recommendation
 from crucible.store import Store
 from crucible.supervision import Placement
 from tasks.costs import budget_limits
@@ -37,7 +33,7 @@ class Choice:
     """The places to try, in order, and the estimate for the first; None where the catalog knows too little."""
 
     placements: Sequence[Placement]
-    planned: history.PlannedCost | None
+    planned: PlannedCost | None
 
 
 def choose(
@@ -54,70 +50,31 @@ def choose(
 
     Raises `ConfigError` when nothing fits, or when even the low estimate is more than the job's cap or a budget allows.
     """
-    needs = _needs(config, meta)
     wanted = (pool, *FALLBACK.get(pool, ()))
     preferences = preferences.model_copy(
         update={"max_cost_usd": limits.max_cost_usd} | ({} if pool == AUTO else {"pools": wanted})
     )
-    offers = with_own_machine(load_catalog())
-    found = recommend(
-        needs,
-        offers,
-        preferences,
-        history.speeds(store),
-        pools=pool_states() if pool == AUTO else None,
-        only_ready=pool == AUTO,
-    )
-    if found.best is None:
-        return _without_estimate(pool, found, limits)
-    _require_budget(store, offers, found, project, owner)
+    try:
+        found = recommend_for(store, config, meta, preferences, pool_states() if pool == AUTO else None)
+    except ConfigError as error:
+        # A machine of one's own that the catalog cannot judge is still there to be tried; anything else is not.
+        if pool != "local" or limits.max_cost_usd is not None:
+            raise ConfigError(f"pool: {error}") from error
+        return Choice([Placement(pool)], None)
+    _require_budget(store, found, project, owner)
     places = placements(found)
     if pool != AUTO:
         places = sorted(places, key=lambda place: wanted.index(place.pool))
     return Choice([_with_history(store, place) for place in places], planned(found))
 
 
-def remember(job: Job, config: TrainConfig, meta: DatasetMeta) -> None:
-    """After a job's end: how fast it ran on each offer, and how wrong its estimate was."""
-    needs = _needs(config, meta)
-    offers = with_own_machine(load_catalog())
-    metrics = Metrics(job)
-    for attempt in job.attempts():
-        launch = attempt.launch
-        speeds = [row["seconds_per_step"] for row in metrics.of_attempt(attempt) if row.get("seconds_per_step")]
-        offer = next((o for o in offers if launch and o.pool == launch.pool and _is_at(o, launch.instance)), None)
-        if offer is not None and speeds:
-            history.remember_speed(job.root, speed_record(needs, offer, statistics.median(speeds), len(speeds)))
-    history.remember_truth(job)
-
-
-def _needs(config: TrainConfig, meta: DatasetMeta) -> Needs:
-    return needs_of(
-        config,
-        meta.vocab_size,
-        dataset_bytes=meta.tokens * meta.token_bytes,
-        val_tokens=meta.splits["val"].tokens,
-    )
-
-
-def _is_at(offer: Offer, instance: str) -> bool:
-    return offer.own_machine or offer.instance == instance
-
-
-def _without_estimate(pool: str, found: Recommendation, limits: Limits) -> Choice:
-    """A machine of one's own that the catalog cannot judge is still there to be tried; anything else is not."""
-    if pool not in OWN_POOLS or limits.max_cost_usd is not None:
-        raise ConfigError(f"pool: {why_nothing_fits(found)}")
-    return Choice([Placement(pool)], None)
-
-
-def _require_budget(store: Store, offers: Sequence[Offer], found: Recommendation, project: str, owner: str) -> None:
+def _require_budget(store: Store, found: Recommendation, project: str, owner: str) -> None:
     low_usd = found.ranked[0].estimate.usd.low
     limits = [limit for limit in budget_limits() if limit.covers(project, owner)] if low_usd > 0 else []
     if not limits:
         return
     now = datetime.now(UTC)
-    known = {offer.key: offer for offer in offers}
+    known = {offer.key: offer for offer in load_catalog()}
     costs = attempt_costs(store, known, since=min(limit.began(now) for limit in limits))
     states = [budget_state(limit, costs, now) for limit in limits]
     if (reason := why_over_budget(states, low_usd, project, owner)) is not None:
