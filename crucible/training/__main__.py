@@ -8,7 +8,7 @@ As the workload of an agent, which says where to save and resume by CRUCIBLE_CHE
 
     python -m crucible.training --config config.json --data DATASET_FOLDER
 
-Several GPUs: `torchrun --standalone --nproc-per-node N -m crucible.training ...` with the same arguments.
+Several GPUs of one machine: `--processes N` with the same arguments; torchrun works too.
 Exit code 0: done; 75: stopped by SIGTERM or SIGINT, saved, start again to go on; 1: failed, the last line says why.
 """
 
@@ -27,6 +27,7 @@ from crucible.config import TrainConfig, preset_names
 from crucible.errors import ConfigError, CrucibleError, DataError
 from crucible.training import gemm
 from crucible.training.folders import STATE, newest_sound
+from crucible.training.launch import launch
 from crucible.training.lock import lock_folder
 from crucible.training.stop import EXIT_SAVED, StopRequest
 
@@ -38,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     stop = StopRequest()  # before the slow imports: a signal during them must not be lost
     options = _parser().parse_args(arguments)
+    if options.processes > 1 and "RANK" not in os.environ:
+        given = sys.argv[1:] if arguments is None else arguments
+        return launch([sys.executable, "-m", "crucible.training", *given], options.processes)
     try:
         return _train(options, stop)
     except CrucibleError as error:
@@ -176,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--data", type=Path, help="a dataset folder")
     parser.add_argument("--out", type=Path, help="folder for checkpoints, metrics and the tokenized text")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="key=value", help="change settings")
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="data-parallel processes, one per GPU")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     return parser
 

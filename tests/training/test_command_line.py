@@ -132,7 +132,7 @@ def test_two_trainings_may_not_share_a_folder(
             ["--data", "SHORT", "--set", "fast_gemm=off"],
             "block_size = 64 is longer than the data: the val split has 10",
         ),
-        (["--data", "nowhere"], "nowhere cannot be read"),
+        (["--data", "nowhere", "--set", "fast_gemm=off"], "nowhere cannot be read"),
         (["--text", "none.txt"], "none.txt is not a file"),
         (["--data", "DATA", "--set", "max_iters=-1"], "max_iters = '-1' is not valid"),
         (["--data", "DATA", "--set", "n_layers=2"], "did you mean n_layer?"),

@@ -65,6 +65,7 @@ def undisturbed(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return result.weights_sha256
 
 
+@pytest.mark.timeout(900)  # six starts of a program that imports torch
 def test_signals_at_five_seeded_steps(tmp_path: Path, data_folder: Path, undisturbed: str) -> None:
     steps = sorted(random.Random(2024).sample(range(20, 380), 5))
     signals = [signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL, signal.SIGTERM]

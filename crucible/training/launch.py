@@ -1,0 +1,55 @@
+"""Several copies of a command as one data-parallel group on this machine, with one exit code.
+
+torchrun does the same, but ends with 1 when its processes have saved and exited with 75, which an agent has to take for
+a failure, and gives them 30 seconds to save. Use torchrun for several machines.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+__all__ = ["launch"]
+
+_LOOK_SECONDS = 0.05
+
+
+def launch(command: Sequence[str], count: int) -> int:
+    """Run `count` copies with torchrun's environment variables, pass signals on, and wait for all.
+
+    If one fails, the others, which would wait for it for ever, are killed. Returns the failed one's exit code, else 75
+    if any was stopped, else 0.
+    """
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    running = [
+        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+
+    def pass_on(number: int, _frame: FrameType | None) -> None:
+        for process in running:
+            process.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, pass_on)
+    while True:
+        codes = [process.poll() for process in running]
+        failed = next((code for code in codes if code not in (None, 0, 75)), None)
+        if failed is not None:
+            for process in running:
+                process.kill()
+                process.wait()
+            return failed if failed > 0 else 128 - failed  # killed by a signal: as a shell says it
+        if None not in codes:
+            return max(code or 0 for code in codes)
+        time.sleep(_LOOK_SECONDS)
