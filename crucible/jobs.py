@@ -5,6 +5,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
 
     jobs/<job>/job.json                         the spec, create-only
     jobs/<job>/limits/0001.json …               attempts, money and time allowed; the newest counts
+    jobs/<job>/starts/<flow run>.json           which flow runs have worked on it
     jobs/<job>/supervisors/0001.json …          who decides; the newest counts, older ones step aside
     jobs/<job>/attempts/0001/launch.json        the decision to try: where, why, at what price; create-only
                              claim.json         the machine that took it up; create-only
@@ -392,6 +393,17 @@ class Job:
         """Change the limits; takes effect at the running attempt's next look and at the next decision."""
         if limits.model_dump() != self.limits.model_dump() or not self._numbered("limits"):
             self._create_next("limits", lambda _: limits)
+
+    def first_start(self, flow_run_id: str) -> bool:
+        """Whether this flow run works on the job for the first time, rather than being brought back after it died.
+
+        What a person changed since its first start, the limits above all, is not to be overwritten by its parameters.
+        """
+        try:
+            self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
+        except ObjectExists:
+            return False
+        return True
 
     def attempts(self) -> list[Attempt]:
         """All attempts on record, first to last."""

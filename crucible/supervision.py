@@ -275,14 +275,14 @@ class Supervision:
             self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
 
     def cancel(self, reason: str, patience_seconds: float) -> None:
-        """Ask the running attempt to save and stop, and wait that long for it at most."""
+        """End the job for now: ask the running attempt to save and stop, and wait that long for it at most."""
         attempts = self.job.attempts()
-        if not attempts or attempts[-1].outcome is not None:
-            return
-        attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
-        deadline = self.clock() + patience_seconds
-        while self.clock() < deadline and attempts[-1].outcome is None:
-            self.sleep(0.5)
+        if attempts and attempts[-1].outcome is None:
+            attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+            deadline = self.clock() + patience_seconds
+            while self.clock() < deadline and attempts[-1].outcome is None:
+                self.sleep(0.5)
+        self._record(JobState.CANCELLED, reason)
 
     def _decide(self) -> Decision:
         attempts = self.job.attempts()

@@ -121,7 +121,8 @@ def _prepare(
             }
         ),
     )
-    job.set_limits(limits)
+    if job.first_start(flow_run.id or ""):
+        job.set_limits(limits)
     return job, meta
 
 

@@ -20,7 +20,9 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
+from crucible.errors import StoreError
 from crucible.jobs import Heartbeat, Job
+from crucible.reports import Metrics
 from tasks.reporting import artifact_key, publish_report
 
 BURST_LINES = 60
@@ -140,18 +142,21 @@ class JobListener:
     def __init__(self) -> None:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
         self._report_due = Throttle(REPORT_SECONDS)
+        self._metrics: dict[str, Metrics] = {}
 
     def changed(self, job: Job, message: str) -> None:
         self._logger.info(message)
         emit("move", job.job_id, message)
-        attempts = len(job.attempts())
-        add_tags(f"attempts:{attempts}", f"cost-usd:{job.cost_usd():.2f}", replacing=("attempts:", "cost-usd:"))
-        self._publish(job)
+        with suppress(StoreError):  # a store that is away is told by whoever waits for it
+            attempts = len(job.attempts())
+            add_tags(f"attempts:{attempts}", f"cost-usd:{job.cost_usd():.2f}", replacing=("attempts:", "cost-usd:"))
+            self._publish(job)
 
     def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
         if heartbeat is not None and self._report_due():
-            self._publish(job)
+            with suppress(StoreError):
+                self._publish(job)
 
     def _publish(self, job: Job) -> None:
         with suppress(*UNAVAILABLE):
-            publish_report(job)
+            publish_report(job, self._metrics.setdefault(job.job_id, Metrics(job)))

@@ -7,7 +7,7 @@ from uuid import UUID
 from prefect.artifacts import create_markdown_artifact
 
 from crucible.jobs import Job
-from crucible.reports import job_report
+from crucible.reports import Metrics, job_report
 
 
 def artifact_key(kind: str, job_id: str) -> str:
@@ -15,9 +15,12 @@ def artifact_key(kind: str, job_id: str) -> str:
     return f"{kind}-{job_id}".lower().replace("_", "-").replace(".", "-")
 
 
-def publish_report(job: Job) -> UUID | None:
-    """Write the report anew under the job's constant key, which keeps the earlier ones as its history."""
+def publish_report(job: Job, metrics: Metrics | None = None) -> UUID | None:
+    """Write the report anew under the job's constant key, which keeps the earlier ones as its history.
+
+    One `metrics` for the life of a process spares reading again what was read before.
+    """
     created = create_markdown_artifact(
-        job_report(job), key=artifact_key("job", job.job_id), description=f"Report of job {job.job_id}"
+        job_report(job, metrics), key=artifact_key("job", job.job_id), description=f"Report of job {job.job_id}"
     )
     return created if isinstance(created, UUID) else None

@@ -79,8 +79,14 @@ def _claim(number: int, launch: Launch) -> Claim:
         number=number,
         flow_run_id=str(flow_run.id or ""),
         instance=(identity or {}).get("instance_type") or launch.instance,
-        environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **(identity or {})},
+        environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **(identity or {})},
     )
+
+
+def _image() -> dict[str, str]:
+    """The container image, by its content digest; nothing outside containers."""
+    image = os.environ.get("CRUCIBLE_IMAGE")
+    return {"image": image} if image else {}
 
 
 def _stop_notice() -> Notice:

@@ -212,3 +212,10 @@ def test_folders_that_are_no_attempts_do_no_harm(store: Store) -> None:
     job.store.write("limits/.DS_Store", b"hello")
     assert [attempt.number for attempt in job.attempts()] == [1]
     assert job.limits == Limits()
+
+
+def test_a_flow_run_that_is_brought_back_is_told_from_one_that_starts(store: Store) -> None:
+    job = Job.create(store, JobSpec(job_id="again"))
+    assert job.first_start("run-1")
+    assert not job.first_start("run-1")
+    assert job.first_start("run-2")

@@ -499,7 +499,9 @@ def test_cancel_asks_the_running_attempt_and_waits_for_its_save(job: Job, world:
     began = world.time
     supervisor.cancel("again", patience_seconds=20)
     assert world.time == began, "there is nothing to wait for"
-    assert supervision(job, world, pool).run().state is JobState.CANCELLED
+    status = status_of(job)
+    assert status is not None
+    assert status.state is JobState.CANCELLED
 
 
 def test_trained_piece_by_piece(job: Job, world: World) -> None:
