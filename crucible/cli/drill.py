@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def drill(
     kills: Annotated[int, typer.Option(min=1, help="How many times to interrupt the training.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides which faults strike, in which order, at which steps.")] = 7,
-    pool: Annotated[str, typer.Option(help="Which pool to drill: local or modal.")] = "local",
+    pool: Annotated[str, typer.Option(help="Which pool to drill: local, docker-gpu or modal.")] = "local",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
     folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -42,10 +42,12 @@ def drill(
 
     if pool == "local":
         from crucible.rehearsal.drill.stage import local_stage as stage_of_pool
+    elif pool == "docker-gpu":
+        from crucible.rehearsal.drill.docker_stage import docker_stage as stage_of_pool
     elif pool == "modal":
         from crucible.rehearsal.modal.drill import modal_stage as stage_of_pool
     else:
-        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local or modal")
+        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local, docker-gpu or modal")
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
         place = (folder or Path(temporary)).absolute()

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from docker.types import DeviceRequest, Mount
 from prefect.client.schemas.objects import FlowRun
@@ -112,8 +112,9 @@ class DockerGpuVariables(_Fields, BaseVariables):
 class DockerGpuJobConfiguration(_Fields, DockerWorkerJobConfiguration):  # type: ignore[misc]  # untyped
     """How one flow run is to be run in a container here."""
 
-    env: dict[str, str | None]
-    labels: dict[str, str]
+    if TYPE_CHECKING:  # inherited, from a class that mypy does not see
+        env: dict[str, str | None]
+        labels: dict[str, str]
     _tags: dict[str, str] = PrivateAttr(default_factory=dict)
     _folders: dict[Path, str] = PrivateAttr(default_factory=dict)
 

@@ -106,7 +106,7 @@ def _libraries(programs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 
 def _packages(requirements: Path) -> Iterator[tuple[str, Path]]:
     """The files of every locked package, as installed here. Raises `ServiceError` when one is another version."""
-    for name, version in re.findall(r"^([\w.-]+)==(\S+)", requirements.read_text(), re.MULTILINE):
+    for name, version in locked(requirements):
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
@@ -126,6 +126,11 @@ def _packages(requirements: Path) -> Iterator[tuple[str, Path]]:
                 yield f"/opt/venv/bin/{path.name}", path
             elif not name.startswith("..") and path.is_file():
                 yield f"{_PACKAGES}/{name}", path
+
+
+def locked(requirements: Path) -> list[tuple[str, str]]:
+    """Name and version of every package of the lock."""
+    return re.findall(r"^([\w.-]+)==(\S+)", requirements.read_text(), re.MULTILINE)
 
 
 def _digest(files: dict[str, Path]) -> str:

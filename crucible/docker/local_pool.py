@@ -59,13 +59,18 @@ def stop_runs(home: Home, report: Report) -> None:
         report("Containers", f"not asked to stop: {error}")
         return
     try:
-        running = client.containers.list(filters={"label": f"{HOME_LABEL}={home.root}"})
-        if running:
+        if running := containers_of(home, client):
             report("Containers", f"stopping {len(running)}")
             with ThreadPoolExecutor(len(running)) as pool:
                 list(pool.map(_stop, running))
     finally:
         client.close()
+
+
+def containers_of(home: Home, client: Any = None) -> list[Any]:
+    """The running containers of this set-up. Raises `ServiceError` when no engine answers."""
+    found: list[Any] = (client or connect()).containers.list(filters={"label": f"{HOME_LABEL}={home.root}"})
+    return found
 
 
 def _stop(container: Any) -> None:

@@ -27,16 +27,15 @@ def share(folder: Path, uid: int) -> None:
     Quick when it has been done before. Raises `ConfigError` where the file system knows no access control lists.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = _list(folder.stat().st_mode, uid)
     try:
-        if _is_set(folder, wanted):
+        if _entry(_USER, _ALL, uid) in _read(folder, _DEFAULT):
             return
         for parent, _, names in os.walk(folder, topdown=False):
             for name in names:
                 path = Path(parent, name)
                 if not path.is_symlink():
-                    os.setxattr(path, _ACCESS, _list(path.stat().st_mode, uid))
-            mine = _list(Path(parent).stat().st_mode, uid)
+                    os.setxattr(path, _ACCESS, _list(path, uid))
+            mine = _list(Path(parent), uid)
             os.setxattr(parent, _ACCESS, mine)
             os.setxattr(parent, _DEFAULT, mine)
     except OSError as error:
@@ -48,24 +47,37 @@ def share(folder: Path, uid: int) -> None:
         ) from error
 
 
-def _is_set(folder: Path, wanted: bytes) -> bool:
+def _read(path: Path, name: str) -> bytes:
     try:
-        return os.getxattr(folder, _DEFAULT) == wanted
+        return os.getxattr(path, name)
     except OSError as error:
         if error.errno != errno.ENODATA:
             raise
-        return False
+        return b""
 
 
-def _list(mode: int, uid: int) -> bytes:
-    """The list as the kernel stores it: what `mode` says, and the same as its owner for `uid`."""
-    owner, group, other = (mode >> 6) & _ALL, (mode >> 3) & _ALL, mode & _ALL
+def _list(path: Path, uid: int) -> bytes:
+    """The list as the kernel stores it: what the mode says, and the same as its owner for `uid`."""
+    mode = path.stat().st_mode
+    owner, other = (mode >> 6) & _ALL, mode & _ALL
     theirs = _ALL if stat.S_ISDIR(mode) else owner
+    group = _group(path, mode)
     entries = [
-        (_OWNER, owner, _NO_ID),
-        (_USER, theirs, uid),
-        (_GROUP, group, _NO_ID),
-        (_MASK, theirs | group, _NO_ID),
-        (_OTHER, other, _NO_ID),
+        _entry(_OWNER, owner),
+        _entry(_USER, theirs, uid),
+        _entry(_GROUP, group),
+        _entry(_MASK, theirs | group),
+        _entry(_OTHER, other),
     ]
-    return struct.pack("<I", _VERSION) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    return struct.pack("<I", _VERSION) + b"".join(entries)
+
+
+def _group(path: Path, mode: int) -> int:
+    """What the owning group may do; where there is a list already, the mode shows the list's mask in its place."""
+    known = _read(path, _ACCESS)
+    entries = struct.iter_unpack("<HHI", known[4:])
+    return next((permissions for tag, permissions, _ in entries if tag == _GROUP), (mode >> 3) & _ALL)
+
+
+def _entry(tag: int, permissions: int, id_: int = _NO_ID) -> bytes:
+    return struct.pack("<HHI", tag, permissions, id_)

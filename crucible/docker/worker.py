@@ -88,7 +88,9 @@ class DockerGpuWorker(DockerWorker):  # type: ignore[misc]  # prefect-docker is 
         """Wait for the engine, end what is left of the job's former attempt, prepare the folders."""
         self._wait_for_engine()
         self._end_former_attempt(configuration)
-        folders = {configuration.state_folder: STATE_FOLDER}
+        # Which code multiplies matrices fastest is measured once per machine: attempts here and in containers share
+        # the answer, because it decides the last bits.
+        folders = {configuration.state_folder: STATE_FOLDER, crucible_home() / "gemm": f"{STATE_FOLDER}/gemm"}
         parts = urlsplit(store)
         if parts.scheme in ("", "file"):
             path = Path(unquote(parts.path) if parts.scheme else store).expanduser().absolute()

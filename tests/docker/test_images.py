@@ -1,0 +1,73 @@
+"""What decides an image's digest, and what reaches the builder. Needs no engine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from crucible.docker.host_base import locked
+from crucible.docker.images import PROJECT, REQUIREMENTS, Recipe, context_files, variant_for
+from crucible.errors import ConfigError
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what an image is made of, and some that it is not."""
+    for name, path in context_files(PROJECT):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    for name in (".dockerignore", "images/Dockerfile"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(PROJECT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_an_untouched_copy_has_the_same_digest(project: Path) -> None:
+    assert Recipe(project=project).digest == Recipe().digest
+
+
+@pytest.mark.parametrize("name", ["crucible/jobs.py", "flows/train.py", "images/Dockerfile", "images/requirements.txt"])
+def test_what_is_in_the_image_changes_the_digest(project: Path, name: str) -> None:
+    before = Recipe(project=project).digest
+    with (project / name).open("a") as file:
+        file.write("\n# changed\n")
+    assert Recipe(project=project).digest != before
+
+
+@pytest.mark.parametrize(
+    "name", [".env", "crucible/.env", "README.md", "tests/test_x.py", "crucible/__pycache__/x.pyc", ".git/config"]
+)
+def test_what_is_not_in_the_image_does_not_reach_the_builder(project: Path, name: str) -> None:
+    before = Recipe(project=project).digest
+    (project / name).parent.mkdir(parents=True, exist_ok=True)
+    (project / name).write_text("TOKEN=secret")
+    assert name not in dict(context_files(project))
+    assert Recipe(project=project).digest == before
+
+
+def test_variant_base_and_arguments_change_the_digest() -> None:
+    recipes = [Recipe(), Recipe("gpu"), Recipe(base="other"), Recipe(arguments={"A": "b"})]
+    assert len({recipe.digest for recipe in recipes}) == len(recipes)
+
+
+def test_a_missing_dockerfile_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=str(tmp_path / "Dockerfile")):
+        _ = Recipe(dockerfile=tmp_path / "Dockerfile").digest
+
+
+@pytest.mark.parametrize(
+    ("gpus", "variant"), [("0", "cpu"), (0, "cpu"), ("", "cpu"), ("all", "gpu"), ("device=0", "gpu")]
+)
+def test_the_image_follows_the_gpus(gpus: object, variant: str) -> None:
+    assert variant_for(gpus) == variant
+
+
+def test_the_lock_agrees_with_the_constraints() -> None:
+    """A pin that stands in constraints.txt for a reason must not be another one in the images."""
+    packages = dict(locked(PROJECT / REQUIREMENTS))
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE))
+    assert {n: packages[n] for n in pins if n in packages} == {n: v for n, v in pins.items() if n in packages}
+    assert {"torch", "prefect", "s3fs", "numpy"} <= pins.keys() & packages.keys()
