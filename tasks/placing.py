@@ -12,7 +12,7 @@ from crucible.errors import ConfigError
 from crucible.jobs import Limits
 from crucible.routing.auto import recommend_for
 from crucible.routing.budgets import budget_state, why_over_budget
-from crucible.routing.catalog import load_catalog
+from crucible.routing.catalog import OWN_POOLS, load_catalog
 from crucible.routing.costs import attempt_costs
 from crucible.routing.history import PlannedCost
 from crucible.routing.interruptions import observed_mtbf_seconds
@@ -58,7 +58,7 @@ def choose(
         found = recommend_for(store, config, meta, preferences, pool_states() if pool == AUTO else None)
     except ConfigError as error:
         # A machine of one's own that the catalog cannot judge is still there to be tried; anything else is not.
-        if pool != "local" or limits.max_cost_usd is not None:
+        if pool not in OWN_POOLS or limits.max_cost_usd is not None:
             raise ConfigError(f"pool: {error}") from error
         return Choice([Placement(pool)], None)
     _require_budget(store, found, project, owner)
