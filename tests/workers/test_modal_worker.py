@@ -47,7 +47,8 @@ def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool, tmp_path: Path) ->
     assert "COPY greeting /" in sandbox.image
     expected = {"MINE", "PREFECT_HOME", "PREFECT_API_URL", "CRUCIBLE_MACHINE_ENDS_AT", "PYTHONUNBUFFERED"}
     others = {name for name in sandbox.env if name not in expected and not name.startswith("PREFECT__")}
-    assert others == {"PREFECT_PLUGINS_ENABLED", "PREFECT_PLUGINS_ALLOW"}
+    behaviour = {"PREFECT_PLUGINS_ENABLED", "PREFECT_PLUGINS_ALLOW", "PREFECT_LOGGING_TO_API_BATCH_INTERVAL"}
+    assert others == behaviour
     assert sandbox.env["PREFECT_HOME"] == "/asked/for"
     assert "very-secret" not in str(sandbox.env)
 
