@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from crucible.docker.engine import connect
@@ -16,10 +18,18 @@ from crucible.errors import ServiceError
 PUBLIC_BASE = "python:3.11-slim-bookworm"
 FROM_HOST = "host"
 """Asks for a base of this machine's own files, without packages."""
-WHEELS = "crucible-wheels:local"
+WHEELS = "crucible-wheels"
 
 
-def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], None]) -> str:
+@dataclass(frozen=True)
+class Base:
+    """An image to build on."""
+
+    reference: str
+    has_packages: bool = False
+
+
+def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], None]) -> Base:
     """The base image to build on: the one wanted, else the public one, else one from this machine's own files.
 
     Raises `ServiceError` when none of them can be had.
@@ -29,9 +39,9 @@ def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], No
     client = connect()
     try:
         if wanted == FROM_HOST:
-            return ensure_host_base(client, None)
+            return Base(ensure_host_base(client, None))
         if wanted is not None:
-            return wanted
+            return Base(wanted)
         try:
             client.images.get(PUBLIC_BASE)
         except ImageNotFound:
@@ -40,8 +50,8 @@ def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], No
                 client.images.pull(PUBLIC_BASE)
             except APIError as error:
                 hear(f"no registry answers ({error.explanation}): the base is made from this machine's own files")
-                return ensure_host_base(client, requirements)
-        return PUBLIC_BASE
+                return Base(ensure_host_base(client, requirements), has_packages=True)
+        return Base(PUBLIC_BASE)
     finally:
         client.close()
 
@@ -52,8 +62,15 @@ def import_local_wheels(hear: Callable[[str], None]) -> str | None:
     if not wheels:
         return None
     hear(f"using {', '.join(wheel.name for wheel in wheels)} from this machine")
+    facts = [(wheel.name, wheel.stat().st_size, wheel.stat().st_mtime_ns) for wheel in wheels]
+    reference = f"{WHEELS}:{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
+    client = connect()
+    known = client.images.list(name=reference)
+    client.close()
+    if known:
+        return reference
     with subprocess.Popen(
-        ["docker", "import", "-", WHEELS], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ["docker", "import", "-", reference], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as importing:
         assert importing.stdin is not None
         assert importing.stderr is not None
@@ -63,7 +80,7 @@ def import_local_wheels(hear: Callable[[str], None]) -> str | None:
         said = importing.stderr.read().decode(errors="replace")
     if importing.returncode:
         raise ServiceError(f"docker import failed: {said.strip()}")
-    return WHEELS
+    return reference
 
 
 def _find_links() -> list[Path]:

@@ -133,13 +133,14 @@ def build(recipe: Recipe, hear: Hear = lambda line: None, *, again: bool = False
 
 
 def _our_arguments(recipe: Recipe, hear: Hear) -> dict[str, str]:
+    base = choose_base(recipe.base, recipe.project / REQUIREMENTS, hear)
     arguments = {
-        "BASE_IMAGE": choose_base(recipe.base, recipe.project / REQUIREMENTS, hear),
+        "BASE_IMAGE": base.reference,
         "IMAGE_TAG": recipe.tag,
         "VERSION": crucible.__version__,
         "REVISION": _revision(recipe.project),
     }
-    if recipe.variant == "cpu" and (wheels := import_local_wheels(hear)):
+    if recipe.variant == "cpu" and not base.has_packages and (wheels := import_local_wheels(hear)):
         arguments |= {"WHEELS_IMAGE": wheels, "TORCH_BACKEND": ""}
     return arguments
 

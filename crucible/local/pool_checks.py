@@ -41,7 +41,10 @@ def docker_gpu() -> Check:
     client.close()
     engine = f"docker {info['ServerVersion']}"
     if not gpu_runtime(info):
-        mend = "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker"
+        mend = (
+            "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker; "
+            "or train on the CPU: crucible up --pool docker-gpu --gpus 0"
+        )
         return Check("docker-gpu", False, f"{engine} has no GPU runtime", mend, local=False)
     return _with_worker(Check("docker-gpu", True, f"{engine} with GPUs", local=False))
 

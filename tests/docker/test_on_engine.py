@@ -1,0 +1,170 @@
+"""The image, the worker and the pool on a real engine. One file, so that one process has the engine to itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import docker
+import pytest
+from docker.errors import DockerException
+from prefect.client.schemas.objects import FlowRun
+
+from crucible.checkpoints import Checkpoints
+from crucible.docker.configuration import DockerGpuJobConfiguration
+from crucible.docker.images import PROJECT, Recipe, build, context_files, find
+from crucible.docker.own_engine import OwnEngine
+from crucible.docker.pool import PoolOptions, pool_template
+from crucible.docker.registry import push
+from crucible.docker.worker import DockerGpuWorker
+from crucible.errors import ConfigError
+from crucible.jobs import Job
+from crucible.rehearsal.drill.docker_stage import docker_stage
+from crucible.rehearsal.drill.drill import Drill
+from tests.docker.registry import Registry
+
+
+@pytest.fixture
+def client(engine: OwnEngine | None) -> Iterator[docker.DockerClient]:
+    made = docker.from_env()
+    yield made
+    made.close()
+
+
+def test_an_unchanged_tree_is_not_built_again(image: str) -> None:
+    said: list[str] = []
+    assert build(Recipe("cpu"), said.append) == image
+    assert said == []
+
+
+def test_a_change_of_code_installs_no_package_again(image: str, tmp_path: Path) -> None:
+    for name, path in [*context_files(PROJECT), (".dockerignore", PROJECT / ".dockerignore")]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    shutil.copy(PROJECT / "images" / "Dockerfile", tmp_path / "images" / "Dockerfile")
+    with (tmp_path / "crucible" / "__init__.py").open("a") as file:
+        file.write("CHANGED = True\n")
+    said: list[str] = []
+    changed = build(Recipe("cpu", tmp_path), said.append)
+    assert changed != image
+    steps = [line.split(" ", 1)[0] for line in said if "[packages-cpu " in line]
+    assert steps
+    assert all(f"{step} CACHED" in said for step in steps), "\n".join(said)
+    assert find(Recipe("cpu", tmp_path)) == changed
+
+
+def test_the_image_names_itself_and_holds_no_root(client: docker.DockerClient, image: str) -> None:
+    config = client.images.get(image).attrs["Config"]
+    assert f"CRUCIBLE_IMAGE={image.split(':')[1]}" in config["Env"]
+    assert config["User"] == "10001:10001"
+    assert config["Labels"]["org.opencontainers.image.revision"] not in ("", "unknown")
+
+
+def test_a_container_writes_nowhere_but_where_it_may(client: docker.DockerClient, image: str) -> None:
+    script = (
+        "import os, pathlib\n"
+        "def may(folder):\n"
+        "    try: pathlib.Path(folder, 'x').write_text('x'); return True\n"
+        "    except OSError: return False\n"
+        "print(os.getuid(), [f for f in ('/', '/opt/crucible', '/opt/venv', '/tmp', '/etc', '/usr', '/var') if may(f)])"
+    )
+    settings = configuration(image, gpus="0").container_settings()
+    output = client.containers.run(
+        image, ["python", "-c", script], remove=True, **settings | {"user": "10001:10001", "restart_policy": None}
+    )
+    assert output.decode().strip() == "10001 ['/tmp']"
+
+
+def configuration(image: str, **variables: Any) -> DockerGpuJobConfiguration:
+    """One flow run's, without a job."""
+    template = pool_template(PoolOptions(image=image))
+    made = asyncio.run(DockerGpuJobConfiguration.from_template_and_values(template, variables, client=object()))
+    made.prepare_for_flow_run(FlowRun(id=uuid4(), flow_id=uuid4(), name=f"test-{uuid4().hex[:8]}"))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("gpus", "request_"), [("all", {"Count": -1}), ("device=0,1", {"Count": 0, "DeviceIDs": ["0", "1"]})]
+)
+def test_the_gpu_request_reaches_the_engine(
+    client: docker.DockerClient, image: str, gpus: str, request_: dict[str, Any]
+) -> None:
+    worker = DockerGpuWorker(work_pool_name="docker-gpu")
+    wanted = configuration(image, gpus=gpus)
+    worker._stop_timeout = wanted.stop_timeout_seconds
+    container = worker._create_container(client, **worker._build_container_settings(client, wanted))
+    try:
+        (asked,) = container.attrs["HostConfig"]["DeviceRequests"]
+        assert asked["Capabilities"] == [["gpu"]]
+        assert request_.items() <= asked.items()
+        assert container.attrs["Config"]["StopTimeout"] == wanted.stop_timeout_seconds
+    finally:
+        container.remove()
+
+
+def test_an_engine_without_gpus_is_told_in_words_and_nothing_stays_behind(
+    client: docker.DockerClient, image: str, prefect_api: str
+) -> None:
+    if "nvidia" in client.info()["Runtimes"]:
+        pytest.skip("this engine hands out GPUs")
+    wanted = configuration(image, gpus="all")
+    with pytest.raises(ConfigError, match=r"gpus: 'all'.*NVIDIA Container Toolkit.*gpus: 0.*could not select device"):
+        DockerGpuWorker(work_pool_name="docker-gpu")._create_and_start_container(wanted)
+    run = wanted.labels["io.prefect.flow-run-id"]
+    assert client.containers.list(all=True, filters={"label": f"io.prefect.flow-run-id={run}"}) == []
+
+
+def test_a_missing_image_is_told_in_words(engine: OwnEngine | None, prefect_api: str) -> None:
+    wanted = configuration("crucible:cpu-000000000000", gpus="0", image_pull_policy="Never")
+    with pytest.raises(ConfigError, match="crucible images build"):
+        DockerGpuWorker(work_pool_name="docker-gpu")._create_and_start_container(wanted)
+
+
+def test_push_leaves_the_image_in_the_registry(engine: OwnEngine | None) -> None:
+    small = Recipe("cpu", dockerfile=PROJECT / "tests" / "docker" / "small.Dockerfile")
+    build(small, print)
+    with Registry() as registry:
+        reference = push(small, f"{registry.address}/crucible", None, print)
+        assert reference.endswith(registry.manifests[f"crucible:{small.tag}"])
+        manifest = json.loads(registry.content[reference.partition("@")[2]])
+        assert {layer["digest"] for layer in manifest["layers"]} <= registry.content.keys()
+
+
+def test_training_survives_docker_stop_and_kill(engine: OwnEngine | None, image: str, tmp_path: Path) -> None:
+    """Through server, worker and pool: nothing committed is lost, and the weights are those of an undisturbed run."""
+    with docker_stage(tmp_path / "stage") as stage:
+        stage.faults = [fault for fault in stage.faults if fault.name in ("docker-stop", "docker-kill")]
+        verdict = Drill(stage, kills=2, seed=1).run()
+        assert verdict.failures == []
+        job = Job(stage.store, "drill-1")
+        assert next(iter(Checkpoints(job).list())).step == verdict.steps
+        claim = job.attempt(1).claim
+        assert claim is not None
+        assert claim.environment["image"] == image
+        assert (stage.home.root / "logs" / "docker" / "drill-1-attempt-1.log").read_text()
+        with pytest.raises(DockerException):
+            docker.from_env().containers.get("drill-1-attempt-1")
+
+
+@pytest.mark.slow
+def test_training_survives_everything_docker_can_do(engine: OwnEngine | None, image: str, tmp_path: Path) -> None:
+    """Out of memory and a killed engine as well."""
+    with docker_stage(tmp_path / "stage") as stage:
+        verdict = Drill(stage, kills=len(stage.faults), seed=2).run()
+        assert verdict.failures == []
+
+
+@pytest.mark.slow
+def test_the_whole_dockerfile_builds_with_packages_from_the_index(engine: OwnEngine | None) -> None:
+    """What `make test` leaves out: uv, the lock, torch from a wheel on this machine where pip has one."""
+    said: list[str] = []
+    reference = build(Recipe("cpu", base="host"), said.append)
+    output = docker.from_env().containers.run(
+        reference, ["python", "-c", "import torch, prefect, s3fs; print(torch.version.cuda)"], remove=True
+    )
+    assert output.decode().strip() == "None"
