@@ -53,7 +53,8 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
     save_began, save_began_cpu = time.perf_counter(), _cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), trainer.tensor_files(), None, lambda line: None)
-        saver.save_now(trainer.step, {}, time.perf_counter())
+        saver.save(trainer.step, {}, time.perf_counter())
+        saver.poll(wait=True)
         saver.close()
     print(
         json.dumps(
