@@ -24,6 +24,8 @@ class PoolOptions:
     memory: str | None = None
     runs_at_once: int | None = 1
     """Docker shares a GPU among all who ask: one run at a time unless told otherwise. None: no limit."""
+    network: str | None = None
+    """Docker network of the containers; None: the host's own when the Prefect server is on this machine."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -37,6 +39,7 @@ def pool_template(options: PoolOptions) -> dict[str, Any]:
         "image": options.image,
         "gpus": options.gpus,
         "memory": options.memory,
+        "network_mode": options.network,
         "env": options.environment,
     }
     for name, value in defaults.items():
