@@ -22,10 +22,13 @@ def aws(
 
     Stays until Ctrl-C, telling what happens, and takes everything down again. Needs `crucible up` before.
     """
+    import signal
     import time
 
     from crucible.rehearsal.aws.session import rehearsed_aws
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # taken down as by Ctrl-C, workers included
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     with rehearsed_aws(boot_seconds=boot_seconds, idle_seconds=idle_seconds, say=typer.echo) as cloud:
         typer.echo("\nIn another terminal:")
         typer.echo("  prefect deployment run train-nanogpt --param pool=ec2-spot --param store=aws")
