@@ -1,4 +1,4 @@
-"""`crucible docker pool`: the work pool docker-gpu on any Prefect server; `crucible up --pool docker-gpu` does it here."""
+"""`crucible docker pool`: the work pool docker-gpu on any Prefect server."""
 
 from __future__ import annotations
 
