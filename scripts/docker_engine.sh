@@ -14,7 +14,9 @@ host=unix://$folder/docker.sock
 PATH=$PATH:/usr/sbin:/sbin
 
 fail() { echo "error: $1" >&2; exit 1; }
-running() { [ -f "$folder/dockerd.pid" ] && kill -0 "$(cat "$folder/dockerd.pid")" 2>/dev/null; }
+# A killed process that nobody has waited for yet (state Z) still answers to its number.
+lives() { [ -f "$1" ] && grep -qs '^State:[[:space:]]*[^ZX[:space:]]' "/proc/$(cat "$1")/status"; }
+running() { lives "$folder/dockerd.pid"; }
 answers() { [ -S "$folder/docker.sock" ] && docker --host "$host" version >/dev/null 2>&1; }
 
 case $command in
@@ -28,6 +30,9 @@ start)
   mkdir -p "$folder"
   touch "$folder/crucible-engine"   # a drill may kill an engine that has this
   if ! running; then
+    # containerd dies with a killed engine, but not at once; a new engine would take it for its own and wait for it.
+    while lives "$folder/exec/containerd/containerd.pid"; do sleep 0.05; done
+    rm -f "$folder/dockerd.pid" "$folder/exec/containerd/containerd.pid"
     setsid dockerd --host "$host" --data-root "$folder/data" --exec-root "$folder/exec" --pidfile "$folder/dockerd.pid" \
       --bridge none --iptables=false --ip-forward=false >>"$folder/dockerd.log" 2>&1 </dev/null &
     started=$!
@@ -43,13 +48,14 @@ start)
 kill)
   running || fail "no engine runs in $folder"
   kill -KILL "$(cat "$folder/dockerd.pid")"
+  while running; do sleep 0.05; done
   ;;
 stop)
   if running; then
     engine=$(cat "$folder/dockerd.pid")
     kill -TERM "$engine"
-    for _ in $(seq 900); do kill -0 "$engine" 2>/dev/null || break; sleep 0.1; done
-    kill -0 "$engine" 2>/dev/null && fail "the engine (process $engine) does not end"
+    for _ in $(seq 900); do running || break; sleep 0.1; done
+    ! running || fail "the engine (process $engine) does not end"
   fi
   for place in "$folder/exec/netns/default" "$folder/data"; do
     ! mountpoint -q "$place" || umount "$place"

@@ -23,6 +23,8 @@ from prefect.events import Event
 from prefect.exceptions import ObjectNotFound
 from prefect.utilities.asyncutils import run_sync_in_worker_thread
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration, DockerWorkerResult
+from requests.exceptions import RequestException
+from urllib3.exceptions import HTTPError as Urllib3Error
 
 from crucible.docker.configuration import STATE_FOLDER, DockerGpuJobConfiguration, DockerGpuVariables
 from crucible.docker.sharing import share
@@ -153,6 +155,17 @@ class DockerGpuWorker(DockerWorker):  # type: ignore[misc]  # prefect-docker is 
         create = docker_client.api.create_container
         docker_client.api.create_container = functools.partial(create, stop_timeout=self._stop_timeout)
         return super()._create_container(docker_client, **settings)
+
+    def _watch_container_safe(
+        self, container: Container, configuration: DockerWorkerJobConfiguration, created_event: Event
+    ) -> Container:
+        """Until the container has ended, also across a restart of the engine."""
+        while True:
+            try:
+                return super()._watch_container_safe(container, configuration, created_event)
+            except (RequestException, Urllib3Error) as error:
+                self._logger.warning("The Docker engine went away (%s); waiting for it", type(error).__name__)
+                self._wait_for_engine()
 
     def _remove_unstarted(self, configuration: DockerGpuJobConfiguration) -> None:
         client = self._get_client()
