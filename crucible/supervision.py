@@ -87,6 +87,8 @@ class Hint:
     message: str = ""
     cancelled: bool = False
     """A person cancelled the run there."""
+    permanent: bool = False
+    """What keeps the run from starting will not go away by itself: trying again cannot help."""
 
 
 @dataclass(frozen=True)
@@ -378,7 +380,8 @@ class Supervision:
     def _unclaimed(self, attempt: Attempt, hint: Hint, seconds: float) -> Outcome | None:
         """A launched attempt that no machine has taken up yet."""
         if hint.says is PoolSays.ENDED and seconds > 2.0:
-            reason = EndReason.CANCELLED if hint.cancelled else EndReason.NOT_STARTED
+            reason = EndReason.FAILED if hint.permanent else EndReason.NOT_STARTED
+            reason = EndReason.CANCELLED if hint.cancelled else reason
             message = hint.message or "the run ended before a machine took it up"
         elif seconds > self.patience.start:
             reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.patience.start:.0f} s"

@@ -14,11 +14,13 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Crashed
 
+from crucible.aws.diagnosis import diagnose
 from crucible.errors import ServiceError
 from crucible.jobs import Job, Launch, Outcome, now
 from crucible.supervision import Hint, PoolSays
 
 FLOW = "train"
+EC2_POOLS = ("ec2-spot", "ec2-on-demand")
 SETTLE_SECONDS = 60.0
 """How long a pool may take to stop a run that was cancelled before its state is set by force."""
 
@@ -57,7 +59,7 @@ class PrefectLauncher:
                 flow_run_name=f"{job.job_id}-attempt-{launch.number}",
                 tags=tags,
                 idempotency_key=f"{job.store.uri}/{launch.number}",
-                job_variables=_job_variables(launch),
+                job_variables=self._job_variables(job, launch),
                 timeout=0,
             )
         except ObjectNotFound as error:
@@ -70,13 +72,24 @@ class PrefectLauncher:
         assert isinstance(run, FlowRun)
         self._runs[launch.number] = run
 
+    def _job_variables(self, job: Job, launch: Launch) -> dict[str, Any]:
+        """What the pool has to be told: the machine that was chosen, and whose costs these are."""
+        if launch.pool == "modal" and launch.instance:
+            return {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
+        if launch.pool in EC2_POOLS:
+            tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
+            return {name: value for name, value in tags.items() if value}
+        return {}
+
     def hint(self, job: Job, launch: Launch) -> Hint:
         run = self._read(launch)
         if run is None or run.state is None:
             return Hint(PoolSays.UNKNOWN)
         message = f"{run.state.name}: {run.state.message}" if run.state.message else run.state.name or ""
         if run.state.type in _ENDED:
-            return Hint(PoolSays.ENDED, message, cancelled=run.state.type is StateType.CANCELLED)
+            cancelled = run.state.type is StateType.CANCELLED
+            permanent = launch.pool in EC2_POOLS and diagnose(message).permanent
+            return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=permanent)
         alive = run.state.type in (StateType.RUNNING, StateType.CANCELLING)
         return Hint(PoolSays.ALIVE if alive else PoolSays.WAITING, message)
 
@@ -120,13 +133,6 @@ class PrefectLauncher:
         except (httpx.HTTPError, PrefectException):
             return False
         return True
-
-
-def _job_variables(launch: Launch) -> dict[str, Any]:
-    """What the pool has to be told so that the machine is the one that was chosen."""
-    if launch.pool == "modal" and launch.instance:
-        return {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
-    return {}
 
 
 def being_cancelled() -> bool:

@@ -62,7 +62,7 @@ def choose(
             raise ConfigError(f"pool: {error}") from error
         return Choice([Placement(pool)], None)
     _require_budget(store, found, project, owner)
-    places = placements(found)
+    places = placements(found, per_pool=1)  # a pool chooses its machine itself: its sizes are not separate places
     if pool != AUTO:
         places = sorted(places, key=lambda place: wanted.index(place.pool))
     return Choice([_with_history(store, place) for place in places], planned(found))

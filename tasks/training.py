@@ -16,6 +16,7 @@ from crucible.agent.attempt import AttemptPlan, Scratch, run_attempt
 from crucible.agent.notices import Notice, sources_of_this_machine
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.saving import SavePolicy
+from crucible.aws.prices import spot_price
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
@@ -74,12 +75,14 @@ def beat_seconds(store: Store) -> float:
 
 
 def _claim(number: int, launch: Launch) -> Claim:
-    identity = Ec2MetadataNotices().instance_identity()
+    identity = Ec2MetadataNotices().instance_identity() or {}
+    if identity.get("lifecycle") == "spot" and (price := spot_price(identity["instance_type"], identity["zone"])):
+        identity["spot_usd_per_hour"] = price
     return Claim(
         number=number,
         flow_run_id=str(flow_run.id or ""),
-        instance=(identity or {}).get("instance_type") or launch.instance,
-        environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **(identity or {})},
+        instance=identity.get("instance_type") or launch.instance,
+        environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **identity},
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from crucible.rehearsal.drill.drill import Drill, Verdict
+    from crucible.rehearsal.drill.stage import Stage
 
 
 def register(app: typer.Typer) -> None:
@@ -20,7 +23,9 @@ def register(app: typer.Typer) -> None:
 def drill(
     kills: Annotated[int, typer.Option(min=1, help="How many times to interrupt the training.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides which faults strike, in which order, at which steps.")] = 7,
-    pool: Annotated[str, typer.Option(help="Which pool to drill: local, docker-gpu or modal.")] = "local",
+    pool: Annotated[
+        str, typer.Option(help="Which pool to drill: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
+    ] = "local",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
     folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
@@ -40,21 +45,18 @@ def drill(
     from crucible.errors import ConfigError
     from crucible.rehearsal.drill.drill import Drill
 
-    if pool == "local":
-        from crucible.rehearsal.drill.stage import local_stage as stage_of_pool
-    elif pool == "docker-gpu":
-        from crucible.rehearsal.drill.docker_stage import docker_stage as stage_of_pool
-    elif pool == "modal":
-        from crucible.rehearsal.modal.drill import modal_stage as stage_of_pool
-    else:
-        raise ConfigError(f"pool: {pool!r} cannot be drilled here; choose local, docker-gpu or modal")
+    stage_of_pool = _stages().get(pool)
+    if stage_of_pool is None:
+        raise ConfigError(f"pool: {pool!r} cannot be drilled; choose {', '.join(_stages())}")
+    if s3 and pool not in ("local", "modal"):
+        raise ConfigError(f"--s3: {pool} has a store of its own in the drill; leave the option out")
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
         place = (folder or Path(temporary)).absolute()
         console.print(f"seed {seed}, {kills} faults, in {place}")
         with Live(console=console, refresh_per_second=2) as live:
             live.update("bringing up a server, a worker and a store")
-            with stage_of_pool(place, s3=s3) as stage:
+            with stage_of_pool(place, s3) as stage:
                 verdict = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
             live.update(_table(verdict))
     if as_json:
@@ -63,6 +65,41 @@ def drill(
         typer.echo(_summary(verdict))
     if not verdict.passed:
         raise typer.Exit(1)
+
+
+def _stages() -> dict[str, Callable[[Path, bool], AbstractContextManager[Stage]]]:
+    """How the set-up for each pool is brought up; what it takes is imported only then."""
+
+    def local(folder: Path, s3: bool) -> AbstractContextManager[Stage]:
+        from crucible.rehearsal.drill.stage import local_stage
+
+        return local_stage(folder, s3=s3)
+
+    def docker(folder: Path, s3: bool) -> AbstractContextManager[Stage]:
+        from crucible.rehearsal.drill.docker_stage import docker_stage
+
+        return docker_stage(folder, s3=s3)
+
+    def ec2(pool: str) -> Callable[[Path, bool], AbstractContextManager[Stage]]:
+        def stage(folder: Path, s3: bool) -> AbstractContextManager[Stage]:
+            from crucible.rehearsal.aws.stage import ec2_stage
+
+            return ec2_stage(folder, pool)
+
+        return stage
+
+    def modal(folder: Path, s3: bool) -> AbstractContextManager[Stage]:
+        from crucible.rehearsal.modal.drill import modal_stage
+
+        return modal_stage(folder, s3=s3)
+
+    return {
+        "local": local,
+        "docker-gpu": docker,
+        "ec2-spot": ec2("ec2-spot"),
+        "ec2-on-demand": ec2("ec2-on-demand"),
+        "modal": modal,
+    }
 
 
 def _table(drill: Drill | Verdict) -> RenderableType:
