@@ -78,7 +78,12 @@ def _use_command(client: SyncPrefectClient, command: str | None) -> None:
 def _fresh_and_resumed(stage: ModalStage, client: SyncPrefectClient, job_id: str) -> dict[str, dict[str, float]]:
     parameters = {
         "preset": "debug",
-        "config": {"max_iters": 100_000, "eval_interval": 1_000_000, "checkpoint_interval_seconds": 1.0},
+        "config": {
+            "device": "auto",
+            "max_iters": 100_000,
+            "eval_interval": 1_000_000,
+            "checkpoint_interval_seconds": 1.0,
+        },
         "dataset": {"source": "python-stdlib", "max_bytes": 500_000},
         "job": job_id,
         "pool": "modal",

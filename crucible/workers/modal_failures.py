@@ -79,3 +79,7 @@ class SandboxGone(ModalFailure):
 
 class NotWanted(ModalFailure):
     """The run was cancelled, or went elsewhere, before it had a sandbox."""
+
+
+PERMANENT = frozenset(kind.state_name for kind in (ImageBuildFailed, TokenRefused, RequestRefused, ApiOutOfReach))
+"""Names of states that another attempt would only repeat: a person has to mend something first."""
