@@ -286,6 +286,14 @@ def test_a_person_cancelling_the_run_in_the_pool_cancels_the_job(job: Job, world
     assert pool.born == [1]
 
 
+def test_what_cannot_be_mended_by_trying_again_ends_the_job(job: Job, world: World) -> None:
+    gone = Hint(PoolSays.ENDED, "the container image does not exist", permanent=True)
+    pool = Pool(world, {}, hints={1: gone, 2: gone})
+    status = supervision(job, world, pool).run()
+    assert (status.state, status.reason) == (JobState.FAILED, "the container image does not exist")
+    assert len(job.attempts()) == 1
+
+
 def test_a_slow_pool_is_no_silence(job: Job, world: World) -> None:
     """The server restarts, and each question to it takes longer than a silence may last."""
     slow = LOST_SECONDS + 20
