@@ -111,7 +111,7 @@ def measure(name: str, vocabulary: int, shape: dict[str, Any], steps: int, local
     needs = needs_of(config, vocabulary, val_tokens=VAL_TOKENS)
     found = probe(needs)
     parts = estimate(needs, local, found.speed(cpu_seconds=True)).breakdown
-    rest = found.startup_cpu_seconds + parts.evaluation + found.saving_cpu_seconds
+    rest = found.fixed_cpu_seconds + parts.evaluation
     predicted = rest + parts.training
     with tempfile.TemporaryDirectory() as folder:
         true = cpu_seconds_of_training(config, vocabulary, Path(folder))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -38,11 +39,8 @@ class Probe:
     evaluation_seconds: float
     """Per batch of a loss estimate."""
     evaluation_cpu_seconds: float
-    startup_cpu_seconds: float
-    """Starting Python, torch and the model."""
-    saving_seconds: float
-    """Starting the writer beside the training, and one save."""
-    saving_cpu_seconds: float
+    fixed_cpu_seconds: float
+    """Of the whole process, what was neither a step nor a loss estimate: starting, one save, ending."""
     gpu_memory_gib: float | None
     hardware: str
 
@@ -78,6 +76,7 @@ def probe(needs: Needs, dataset: Path | None = None, steps: int = STEPS, timeout
         command = [sys.executable, "-m", "crucible.routing.probe_steps"]
         command += [str(config), str(data), str(steps), str(WARM_UP_STEPS)]
         environment = {**os.environ, **({"OMP_NUM_THREADS": str(needs.config.threads)} if needs.config.threads else {})}
+        before = _cpu_seconds_of_children()
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=timeout_seconds, env=environment, check=False
@@ -88,10 +87,16 @@ def probe(needs: Needs, dataset: Path | None = None, steps: int = STEPS, timeout
     if done.returncode or not lines:
         problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ProbeError(f"the probe failed: {problem}")
-    return _result(json.loads(lines[-1]), steps)
+    return _result(json.loads(lines[-1]), steps, _cpu_seconds_of_children() - before)
 
 
-def _result(measured: dict[str, object], steps: int) -> Probe:
+def _cpu_seconds_of_children() -> float:
+    """Of every process this one has started and waited for, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _result(measured: dict[str, object], steps: int, cpu_seconds: float) -> Probe:
     def number(name: str) -> float:
         value = measured[name]
         assert isinstance(value, int | float)
@@ -104,15 +109,15 @@ def _result(measured: dict[str, object], steps: int) -> Probe:
 
     environment = measured["environment"]
     assert isinstance(environment, dict)
+    steps_cpu = (WARM_UP_STEPS + steps) * median("cpu_seconds")
+    evaluation_cpu = number("evaluation_batches") * number("evaluation_cpu_seconds")
     return Probe(
         steps=steps,
         seconds_per_step=median("seconds"),
         cpu_seconds_per_step=median("cpu_seconds"),
         evaluation_seconds=number("evaluation_seconds"),
         evaluation_cpu_seconds=number("evaluation_cpu_seconds"),
-        startup_cpu_seconds=number("startup_cpu_seconds"),
-        saving_seconds=number("saving_seconds"),
-        saving_cpu_seconds=number("saving_cpu_seconds"),
+        fixed_cpu_seconds=max(0.0, cpu_seconds - steps_cpu - evaluation_cpu),
         gpu_memory_gib=None if measured["gpu_memory_gib"] is None else number("gpu_memory_gib"),
         hardware=str(environment.get("hardware", "")),
     )

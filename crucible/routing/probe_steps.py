@@ -9,7 +9,6 @@ shared only the latter say what the work costs.
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -38,7 +37,6 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
             torch.cuda.synchronize()
         return time.perf_counter(), time.process_time()
 
-    started_cpu = _cpu_seconds()
     times: list[tuple[float, float]] = []
     for _ in range(warm_up + steps):
         began = now()
@@ -50,7 +48,6 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
     batches = 2
     estimate_loss(trainer.model, trainer.dataset, "train", batches, trainer.autocast)
     ended = now()
-    save_began, save_began_cpu = time.perf_counter(), _cpu_seconds()
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), trainer.tensor_files(), None, lambda line: None)
         saver.save(trainer.step, {}, time.perf_counter())
@@ -63,21 +60,13 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
                 "cpu_seconds": [cpu for _, cpu in times[warm_up:]],
                 "evaluation_seconds": (ended[0] - began[0]) / batches,
                 "evaluation_cpu_seconds": (ended[1] - began[1]) / batches,
-                "startup_cpu_seconds": started_cpu,
-                "saving_seconds": time.perf_counter() - save_began,
-                "saving_cpu_seconds": _cpu_seconds() - save_began_cpu,
+                "evaluation_batches": batches,
                 "environment": trainer.environment,
                 "threads": torch.get_num_threads(),
                 "gpu_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
             }
         )
     )
-
-
-def _cpu_seconds() -> float:
-    """Of this process and of the helpers it has waited for."""
-    helpers = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + helpers.ru_utime + helpers.ru_stime
 
 
 if __name__ == "__main__":

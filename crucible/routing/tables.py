@@ -84,22 +84,23 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
         print(json.dumps([asdict(offer) for offer in offers], indent=1, default=str))
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("offer", "GPU", "GPU memory", "vCPU", "memory", "USD/h", "price of", "source"):
+    for name in ("offer", "GPU", "GiB each", "vCPU", "GiB", "USD/h", "price of", "source"):
         table.add_column(name, no_wrap=True)
     sources = list(dict.fromkeys(offer.source for offer in offers))
     for offer in offers:
         table.add_row(
             offer.key,
             f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-",
-            f"{offer.gpu_memory_gib:g} GiB" if offer.gpu_memory_gib else "",
+            f"{offer.gpu_memory_gib:g}" if offer.gpu_memory_gib else "",
             str(offer.vcpus or ""),
-            f"{offer.memory_gib:.0f} GiB" if offer.memory_gib else "",
-            f"{offer.usd_per_hour:.4f}" + (" assumed" if "usd_per_hour" in offer.assumed else ""),
+            f"{offer.memory_gib:.0f}" if offer.memory_gib else "",
+            f"{offer.usd_per_hour:.4f}" + (" ?" if "usd_per_hour" in offer.assumed else ""),
             str(offer.as_of or ""),
             str(sources.index(offer.source) + 1),
         )
     console = Console()
     console.print(table)
+    console.print("? marks an assumed price")
     for number, source in enumerate(sources, 1):
         console.print(f"source {number}: {source}", markup=False, highlight=False)
 
