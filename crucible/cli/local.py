@@ -33,6 +33,9 @@ def up(
     memory: Annotated[
         str | None, typer.Option(help="For docker-gpu: memory limit of a container, like 24g.", show_default=False)
     ] = None,
+    image: Annotated[
+        str | None, typer.Option(help="For docker-gpu: image to run instead of this tree's own.", show_default=False)
+    ] = None,
 ) -> None:
     """Start the Prefect server, a worker and the watchdog here, deploy, and point `prefect` at them."""
     from crucible.errors import ConfigError
@@ -49,7 +52,7 @@ def up(
         if pool is not None:
             from crucible.docker.local_pool import bring_up as bring_up_docker
 
-            bring_up_docker(home, lines.report, gpus=gpus, memory=memory)
+            bring_up_docker(home, lines.report, gpus=gpus, memory=memory, image=image)
     assert state.api_url is not None
     typer.echo(f"UI       {services.ui_url(state.api_url)}")
     typer.echo(f"Profile  {profile.NAME} is selected, so `prefect …` reaches this server; `crucible down` goes back,")

@@ -50,7 +50,7 @@ _LINKS = {
 _SETTINGS = (
     "ENV PATH=/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
     "ENV LANG=C.UTF-8",
-    f"ENV SSL_CERT_FILE={_CERTIFICATES}",
+    f"ENV SSL_CERT_FILE={_CERTIFICATES} PIP_CERT={_CERTIFICATES}",  # pip has certificates of its own otherwise
 )
 
 
@@ -79,7 +79,7 @@ def _files(requirements: Path | None) -> Iterator[tuple[str, Path]]:
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     stdlib = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
     packages = dict(_packages(requirements)) if requirements else {}
-    torch = [path for name, path in packages.items() if re.search(r"/torch/lib/[^/]+\.so", name)]
+    torch = Path(str(metadata.distribution("torch").locate_file("torch/lib"))).glob("*.so*")  # for the C++ runtime
     linked = [*map(Path, programs.values()), interpreter, *stdlib.glob("lib-dynload/*.so"), *torch]
     yield from _libraries(linked)
     yield from ((f"/bin/{tool}", Path(path).resolve()) for tool, path in programs.items())

@@ -18,8 +18,10 @@ from crucible.local.up import ensure_all
 Report = Callable[[str, str], None]
 
 
-def bring_up(home: Home, report: Report, *, gpus: str = "all", memory: str | None = None) -> str:
-    """Build the image unless it is there, register pool and deployment, start the worker; returns the image.
+def bring_up(
+    home: Home, report: Report, *, gpus: str = "all", memory: str | None = None, image: str | None = None
+) -> None:
+    """Register pool and deployment and start the worker; the image, unless one is named, is built if need be.
 
     The local set-up must be up. Raises `ConfigError` when GPUs are asked for that the engine cannot hand out, and
     `ServiceError` when no engine answers.
@@ -34,14 +36,13 @@ def bring_up(home: Home, report: Report, *, gpus: str = "all", memory: str | Non
             "and the NVIDIA Container Toolkit (nvidia-ctk runtime configure, then restart docker), or train on the CPU "
             "with: crucible up --pool docker-gpu --gpus 0"
         )
-    image = build(Recipe(variant), lambda line: report("Image", line[:100]))
+    image = image or build(Recipe(variant), lambda line: report("Image", line[:100]))
     report("Image", image)
     with home.locked():
         state = State.load(home)
         assert state.api_url is not None
         _register(PoolOptions(image=image, gpus=gpus, memory=memory), state.api_url)
         ensure_all([services.docker_worker(state.api_url)], home, PROJECT, state, report)
-    return image
 
 
 def _register(options: PoolOptions, api_url: str) -> None:

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from crucible.docker.images import Recipe, build
 from crucible.docker.local_pool import containers_of
 from crucible.docker.own_engine import OwnEngine, an_engine
 from crucible.rehearsal.drill.docker_faults import docker_faults
 from crucible.rehearsal.drill.stage import Stage, local_stage
 
 POOL = "docker-gpu"
-_UP = ("up", "--pool", POOL, "--gpus", "0")
 _END_SECONDS = 60.0
 
 
@@ -48,8 +48,9 @@ def docker_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
     started = an_engine(folder / "engine")
     try:
         with local_stage(folder, s3=s3) as local:
-            local.crucible(*_UP)
-            faults = docker_faults(OwnEngine.in_use(), lambda: local.crucible(*_UP))
+            up = ("up", "--pool", POOL, "--gpus", "0", "--image", build(Recipe("cpu")))
+            local.crucible(*up)
+            faults = docker_faults(OwnEngine.in_use(), lambda: local.crucible(*up))
             yield DockerStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata)
     finally:
         if started:
