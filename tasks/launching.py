@@ -18,6 +18,7 @@ from crucible.aws.diagnosis import diagnose
 from crucible.errors import ServiceError
 from crucible.jobs import Job, Launch, Outcome, now
 from crucible.supervision import Hint, PoolSays
+from crucible.workers.modal_failures import PERMANENT
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
@@ -88,7 +89,7 @@ class PrefectLauncher:
         message = f"{run.state.name}: {run.state.message}" if run.state.message else run.state.name or ""
         if run.state.type in _ENDED:
             cancelled = run.state.type is StateType.CANCELLED
-            permanent = launch.pool in EC2_POOLS and diagnose(message).permanent
+            permanent = run.state.name in PERMANENT or (launch.pool in EC2_POOLS and diagnose(message).permanent)
             return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=permanent)
         alive = run.state.type in (StateType.RUNNING, StateType.CANCELLING)
         return Hint(PoolSays.ALIVE if alive else PoolSays.WAITING, message)

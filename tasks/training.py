@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ from crucible.aws.prices import spot_price
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
+from crucible.routing.machine import nvidia_gpus
 from crucible.store import Store, crucible_home
 from tasks.launching import being_cancelled
 from tasks.observing import AttemptObserver
@@ -60,7 +62,10 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch) -> Sequence[str]:
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
     config = scratch.root / "config.json"
     config.write_text(json.dumps(spec.config))
-    return [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
+    command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
+    # As many as share the micro-batches evenly; the estimate counts on the same number.
+    processes = math.gcd(len(nvidia_gpus()), int(spec.config.get("gradient_accumulation_steps", 1)))
+    return [*command, "--processes", str(processes)] if processes > 1 else command
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
