@@ -165,8 +165,9 @@ def test_a_restarted_worker_finds_its_sandboxes_again(pool: Pool) -> None:
 def test_a_flow_runs_to_its_end_under_the_default_command(pool: Pool) -> None:
     run = pool.submit(None, entrypoint="tests/workers/flow_on_modal.py:greet")
     assert pool.end_of(run).startswith("COMPLETED Completed")
-    messages = pool.wait_for_log(run, "printed by the flow")
+    pool.modal.wait_for(lambda views: all(view.over for view in views))
+    pool.wait_for_log(run, "printed by the flow")
+    messages = pool.wait_for_log(run, "logged by the flow")
     assert len([message for message in messages if "logged by the flow" in message]) == 1
     (sandbox,) = pool.sandboxes(run)
     assert sandbox.command[:3] == ("python", "-m", "crucible.agent.init")
-    pool.modal.wait_for(lambda views: all(view.over for view in views))
