@@ -43,18 +43,21 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
 
 
 def _ensure_server(home: Home, project: Path, state: State, report: Report) -> str:
-    """The address of the running server, started if need be on the first free port."""
+    """The address of the running server, started if need be where it was before, or on the first free port."""
+    # Work that is under way and other shells know the address; only a port that someone else took makes it change.
+    wanted = httpx.URL(state.api_url).port if state.api_url else None
     while True:
         if not state.is_running("server"):
-            state.api_url = f"http://{HOST}:{services.free_port()}/api"
+            port = wanted if wanted and services.is_free(wanted) else services.free_port()
+            state.api_url = f"http://{HOST}:{port}/api"
         assert state.api_url is not None
         try:
             ensure_all([services.server(state.api_url)], home, project, state, report)
         except ServiceError:
-            port = httpx.URL(state.api_url).port
-            if state.is_running("server") or port is None or services.is_free(port):
+            refused = httpx.URL(state.api_url).port
+            if state.is_running("server") or refused is None or services.is_free(refused):
                 raise
-            report("Prefect server", f"port {port} was taken meanwhile, trying the next")
+            report("Prefect server", f"port {refused} was taken meanwhile, trying the next")
         else:
             return state.api_url
 

@@ -186,6 +186,7 @@ def test_up_restores_what_was_killed_even_if_its_pid_is_in_use_again(user: User)
     user.up()
     after = user.state
     assert after.services["server"].pid != os.getpid()
+    assert after.api_url == before.api_url, "running work knows this address"
     assert all(after.is_running(name) for name in ("server", "worker", "watchdog"))
     assert len(user.flow_runs("greeting")) == 1, "the database was kept"
 
