@@ -22,7 +22,8 @@ def spot_price(instance_type: str, zone: str) -> float | None:
         return None
     brief = Config(connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS, retries={"total_max_attempts": 1})
     try:
-        client = boto3.client("ec2", region_name=zone.rstrip("abcdefghijklmnopqrstuvwxyz"), config=brief)
+        # A session of its own: the shared one keeps the credentials it was first used with.
+        client = boto3.Session().client("ec2", region_name=zone.rstrip("abcdefghijklmnopqrstuvwxyz"), config=brief)
         answer = client.describe_spot_price_history(
             InstanceTypes=[instance_type],
             AvailabilityZone=zone,
