@@ -39,8 +39,8 @@ class DockerStage(Stage):
 
 
 @contextmanager
-def docker_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
-    """Bring up everything below `folder`; take it down at the end.
+def docker_stage(folder: Path, *, s3: bool = False, image: str | None = None) -> Iterator[Stage]:
+    """Bring up everything below `folder`, with `image` or that of the tree as it is; take it down at the end.
 
     Raises `ServiceError` when no engine answers and none can be started, or a part does not come up.
     """
@@ -48,7 +48,7 @@ def docker_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
     started = an_engine(folder / "engine")
     try:
         with local_stage(folder, s3=s3) as local:
-            up = ("up", "--pool", POOL, "--gpus", "0", "--image", build(Recipe("cpu")))
+            up = ("up", "--pool", POOL, "--gpus", "0", "--image", image or build(Recipe("cpu")))
             local.crucible(*up)
             faults = docker_faults(OwnEngine.in_use(), lambda: local.crucible(*up))
             yield DockerStage(local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata)
