@@ -40,6 +40,8 @@ def docker_gpu() -> Check:
     info: dict[str, Any] = client.info()
     client.close()
     engine = f"docker {info['ServerVersion']}"
+    if not gpu_runtime(info) and _is_for_the_cpu("docker-gpu"):
+        return _with_worker(Check("docker-gpu", True, f"{engine}, on the CPU as the pool is set", local=False))
     if not gpu_runtime(info):
         mend = (
             "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker; "
@@ -126,16 +128,32 @@ def _missing(pool: str, module: str, *, extra: str) -> Check | None:
     return Check(pool, False, f"the {extra} extra is not installed", mend, local=False)
 
 
-def _with_worker(check: Check) -> Check:
-    """Add whether the server has the pool, and a worker that polls it.
+def _api_url() -> str | None:
+    """The server that `prefect` reaches in this shell: machines of a cloud cannot reach the local one."""
+    return os.environ.get("PREFECT_API_URL") or State.load(Home.current()).api_url
 
-    The server is the one that `prefect` reaches in this shell: machines of a cloud cannot reach the local one.
-    """
-    api_url = os.environ.get("PREFECT_API_URL") or State.load(Home.current()).api_url
+
+def _server() -> httpx.Client:
     login = tuple((os.environ.get("PREFECT_API_AUTH_STRING") or ":").split(":", 1))
-    create, start = COMMANDS[check.name]
+    return httpx.Client(base_url=_api_url() or "", timeout=ANSWER_SECONDS, auth=(login[0], login[-1]))
+
+
+def _is_for_the_cpu(name: str) -> bool:
+    """Whether the pool's own setting is to do without GPUs."""
     try:
-        with httpx.Client(base_url=api_url or "", timeout=ANSWER_SECONDS, auth=(login[0], login[-1])) as api:
+        with _server() as api:
+            template = api.get(f"/work_pools/{name}").raise_for_status().json()["base_job_template"]
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+    return bool(template["variables"]["properties"].get("gpus", {}).get("default") == "0")
+
+
+def _with_worker(check: Check) -> Check:
+    """Add whether the server has the pool, and a worker that polls it."""
+    create, start = COMMANDS[check.name]
+    api_url = _api_url()
+    try:
+        with _server() as api:
             pool = api.get(f"/work_pools/{check.name}")
             if pool.status_code == httpx.codes.NOT_FOUND:
                 return replace(check, ready=False, found=f"{check.found}; the server has no such pool", mend=create)

@@ -141,6 +141,9 @@ def test_training_survives_docker_stop(engine: OwnEngine | None, image: str, tmp
         stage.faults = [fault for fault in stage.faults if fault.name == "docker-stop"]
         verdict = Drill(stage, kills=1, seed=1).run()
         assert verdict.failures == []
+        rows = {row["name"]: row for row in json.loads(stage.crucible("doctor", "--json"))}
+        assert rows["docker-gpu"]["ready"], rows["docker-gpu"]
+        assert "on the CPU" in rows["docker-gpu"]["found"]
         job = Job(stage.store, "drill-1")
         assert next(iter(Checkpoints(job).list())).step == verdict.steps
         claim = job.attempt(1).claim
