@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import InfrastructureNotFound, ObjectNotFound
 from prefect.logging.loggers import flow_run_logger
 from prefect.settings import get_current_settings
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # Modal's SDK is loaded with the first flow run: every worker
 
 _BILLED_LABEL, _RESTARTS_LABEL = "modal.billed_usd", "modal.restarts"
 _LAST_OUTPUT_SECONDS = 5.0
+_PAUSES_SECONDS = (1, 2, 5, 10, 30)
 
 
 class ModalWorkerResult(BaseWorkerResult):
@@ -332,10 +334,16 @@ class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerR
 
     async def set_state(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> None:
         """Propose a state; the server keeps a final one that is there already, unless `force` says otherwise."""
-        try:
-            await through_outages(lambda: self.client.set_flow_run_state(flow_run_id, state, force=force))
-        except ObjectNotFound:
-            self._logger.info("Flow run %s was deleted", flow_run_id)
+        for pause in _PAUSES_SECONDS:
+            try:
+                answer = await through_outages(lambda: self.client.set_flow_run_state(flow_run_id, state, force=force))
+            except ObjectNotFound:
+                return
+            run = await self.read(flow_run_id)
+            if answer.status == SetStateStatus.ACCEPT or run is None or run.state is None or run.state.is_final():
+                return
+            self._logger.warning("The server did not take %s for flow run %s; again in %d s", state, flow_run_id, pause)
+            await asyncio.sleep(pause)
 
     async def read(self, flow_run_id: UUID) -> FlowRun | None:
         """The flow run as it is now; None when it was deleted."""
