@@ -18,6 +18,7 @@ def spot_price(instance_type: str, zone: str) -> float | None:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
     except ImportError:
         return None
     brief = Config(connect_timeout=TIMEOUT_SECONDS, read_timeout=TIMEOUT_SECONDS, retries={"total_max_attempts": 1})
@@ -32,5 +33,5 @@ def spot_price(instance_type: str, zone: str) -> float | None:
         )
         prices = sorted(answer["SpotPriceHistory"], key=lambda entry: entry["Timestamp"])
         return float(prices[-1]["SpotPrice"]) if prices else None
-    except (BotoCoreError, ClientError, ValueError):
+    except (BotoCoreError, ClientError, ResponseParserError, ValueError):
         return None
