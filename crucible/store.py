@@ -6,7 +6,7 @@ and file transfers. Two guarantees carry the recovery protocol (`crucible.jobs`,
 * an object is never seen half-written: `write`, `create` and `upload` appear whole or not at all;
 * `create` has exactly one winner among racing writers, on a local file system and on S3 alike.
 
-    >>> store = Store.open("file:///tmp/crucible-doctest")
+    >>> store = Store.open("file:///var/lib/crucible")
     >>> store.write_json("greeting.json", {"hello": "world"})
     >>> store.read_json("greeting.json")
     {'hello': 'world'}
