@@ -281,9 +281,8 @@ def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        if path.exists():
+        if not stat.S_ISDIR(path.stat().st_mode):  # one look: it may vanish, and come back, between two
             raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file where a folder is needed") from error
-        raise FileNotFoundError(errno.ENOENT, f"{path} vanished") from error
 
 
 def _unless_gone(error: OSError) -> None:
