@@ -27,7 +27,8 @@ from typing import Any, TypeVar
 from pydantic import Field, field_validator
 
 from crucible.errors import CheckpointError, ObjectMissing, StoreError
-from crucible.jobs import Attempt, Job, Record, now
+from crucible.jobs import Attempt, Job
+from crucible.records import Record, now
 
 T = TypeVar("T")
 

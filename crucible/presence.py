@@ -15,7 +15,7 @@ from typing import Self
 from pydantic import Field
 
 from crucible.errors import ObjectMissing, StoreError
-from crucible.jobs import Record, now
+from crucible.records import Record, now
 from crucible.store import Store
 
 BEAT_SECONDS = 5.0

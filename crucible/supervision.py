@@ -32,7 +32,8 @@ from pydantic import Field
 
 from crucible.checkpoints import Checkpoints
 from crucible.errors import CrucibleError, ObjectMissing, StoreError
-from crucible.jobs import Attempt, EndReason, Heartbeat, Job, Launch, Limits, Outcome, Record, StopRequest, now
+from crucible.jobs import Attempt, Job
+from crucible.records import EndReason, Heartbeat, Launch, Limits, Outcome, Record, StopRequest, now
 
 T = TypeVar("T")
 

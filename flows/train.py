@@ -12,7 +12,8 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from crucible.errors import FencedOut
-from crucible.jobs import EndReason, Job, Outcome
+from crucible.jobs import Job
+from crucible.records import EndReason, Outcome
 from tasks.storage import open_store
 from tasks.training import train_attempt
 

@@ -25,8 +25,9 @@ from crucible.datasets.build import resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import DatasetMeta, require_block_size
 from crucible.errors import CrucibleError, FencedOut
-from crucible.jobs import Job, JobSpec, Limits
+from crucible.jobs import Job
 from crucible.presence import Presence
+from crucible.records import JobSpec, Limits
 from crucible.routing.history import remember_plan
 from crucible.routing.learning import remember_job
 from crucible.routing.recommend import Preferences

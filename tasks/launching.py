@@ -16,7 +16,8 @@ from prefect.states import Cancelled, Cancelling, Crashed
 
 from crucible.aws.diagnosis import diagnose
 from crucible.errors import ServiceError
-from crucible.jobs import Job, Launch, Outcome, now
+from crucible.jobs import Job
+from crucible.records import Launch, Outcome, now
 from crucible.supervision import Hint, PoolSays
 from crucible.workers.modal_failures import PERMANENT
 

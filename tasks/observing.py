@@ -21,7 +21,8 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.errors import StoreError
-from crucible.jobs import Heartbeat, Job
+from crucible.jobs import Job
+from crucible.records import Heartbeat
 from crucible.reports import Metrics
 from tasks.reporting import artifact_key, publish_report
 

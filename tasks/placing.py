@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
-from crucible.jobs import Limits
+from crucible.records import Limits
 from crucible.routing.auto import recommend_for
 from crucible.routing.budgets import budget_state, why_over_budget
 from crucible.routing.catalog import OWN_POOLS, load_catalog

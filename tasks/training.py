@@ -20,7 +20,8 @@ from crucible.agent.saving import SavePolicy
 from crucible.aws.prices import spot_price
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
-from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.routing.machine import nvidia_gpus
 from crucible.store import Store, crucible_home
 from tasks.launching import being_cancelled

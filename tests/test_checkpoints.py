@@ -17,7 +17,8 @@ import pytest
 import crucible.store
 from crucible.checkpoints import Checkpoint, Checkpoints, finished_folders, step_of, wait_at_most
 from crucible.errors import CheckpointError, FencedOut, StoreError
-from crucible.jobs import Attempt, EndReason, Job, Launch, Outcome, Start
+from crucible.jobs import Attempt, Job
+from crucible.records import EndReason, Launch, Outcome, Start
 from crucible.store import Store
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
 from tests.faults.s3_proxy import S3Proxy

@@ -19,7 +19,8 @@ import pytest
 
 from crucible.checkpoints import Checkpoints
 from crucible.errors import FencedOut, ServiceError, StoreError
-from crucible.jobs import Attempt, Claim, EndReason, Heartbeat, Job, Launch, Limits, Outcome, Start
+from crucible.jobs import Attempt, Job
+from crucible.records import Claim, EndReason, Heartbeat, Launch, Limits, Outcome, Start
 from crucible.store import Store
 from crucible.supervision import (
     LOST_SECONDS,

@@ -33,7 +33,8 @@ from crucible.agent.saving import SavePolicy, Saving
 from crucible.agent.workload import Workload, WorkloadEnd
 from crucible.checkpoints import Checkpoint, Checkpoints, persist, wait_at_most
 from crucible.errors import FencedOut, ObjectMissing, SourceUnreachable, StoreError
-from crucible.jobs import Attempt, Claim, EndReason, Heartbeat, Job, Launch, Limits, Notification, Outcome, Start
+from crucible.jobs import Attempt, Job
+from crucible.records import Claim, EndReason, Heartbeat, Launch, Limits, Notification, Outcome, Start
 
 T = TypeVar("T")
 

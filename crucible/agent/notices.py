@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from crucible.jobs import EndReason
+from crucible.records import EndReason
 
 STOP_FILE_VARIABLE = "CRUCIBLE_STOP_FILE"
 """Names the file through which `crucible.agent.init` passes a stop request on."""

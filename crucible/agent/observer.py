@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from crucible.jobs import Heartbeat
+from crucible.records import Heartbeat
 
 
 class Observer(Protocol):

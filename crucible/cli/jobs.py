@@ -165,7 +165,7 @@ def stop(
 ) -> None:
     """Ask the running attempt to save and stop; the job can be started again later."""
     from crucible.errors import ConfigError
-    from crucible.jobs import EndReason, StopRequest
+    from crucible.records import EndReason, StopRequest
     from crucible.supervision import JobState, status_of
 
     found = open_job(open_store(store), job)
@@ -201,7 +201,7 @@ def limits(
 
     from crucible.config import explain_validation_error
     from crucible.errors import ConfigError
-    from crucible.jobs import Limits
+    from crucible.records import Limits
 
     found = open_job(open_store(store), job)
     given = {

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import httpx
 
 from crucible.errors import ServiceError
-from crucible.jobs import EndReason, Job
+from crucible.jobs import Job
+from crucible.records import EndReason
 from crucible.reports.summary import JobSummary, summarise
 from crucible.store import Store
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crucible.jobs import Attempt, EndReason, Job, JobSpec, Launch, Limits, Outcome
+from crucible.jobs import Attempt, Job
+from crucible.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.reports.metrics import Metrics, Row
 from crucible.supervision import JobState, status_of
 

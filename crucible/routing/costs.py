@@ -14,7 +14,8 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crucible.errors import ConfigError
-from crucible.jobs import Attempt, Job, JobSpec
+from crucible.jobs import Attempt, Job
+from crucible.records import JobSpec
 from crucible.routing.catalog import Offer
 from crucible.store import Store
 

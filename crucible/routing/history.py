@@ -16,7 +16,8 @@ from datetime import datetime
 from pydantic import Field
 
 from crucible.errors import ObjectExists, ObjectMissing
-from crucible.jobs import Job, Record, now
+from crucible.jobs import Job
+from crucible.records import Record, now
 from crucible.store import Store
 
 _SPEEDS, _ESTIMATES = "history/speeds", "history/estimates"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from crucible.jobs import EndReason, Job
+from crucible.jobs import Job
+from crucible.records import EndReason
 from crucible.store import Store
 
 ENOUGH_INTERRUPTIONS = 3

@@ -13,7 +13,8 @@ from crucible.agent.attempt import AttemptPlan, Scratch, run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.saving import SavePolicy
 from crucible.checkpoints import Checkpoint, Checkpoints
-from crucible.jobs import Attempt, Heartbeat, Job, Launch, Outcome
+from crucible.jobs import Attempt, Job
+from crucible.records import Heartbeat, Launch, Outcome
 from tests.agent.scripted import weights_after
 from tests.faults.small_jobs import launched
 

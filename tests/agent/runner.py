@@ -20,7 +20,8 @@ from typing import Any
 
 from crucible.agent import saving
 from crucible.agent.attempt import run_attempt
-from crucible.jobs import Heartbeat, Job, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import Heartbeat, Launch, Outcome
 from crucible.store import Store
 from crucible.supervision import Hint, Patience, Placement, PoolSays, Supervision
 from tests.agent.harness import Recorder, plan, scripted

@@ -19,7 +19,8 @@ from crucible.agent.attempt import Scratch, run_attempt
 from crucible.agent.metrics import NANOGPT_PATTERN
 from crucible.agent.notices import Notice
 from crucible.errors import CheckpointError, FencedOut, StoreError
-from crucible.jobs import Claim, EndReason, Job, Launch, Limits, Outcome, StopRequest
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, Launch, Limits, Outcome, StopRequest
 from crucible.store import Store
 from tests.agent.harness import Bell, Recorder, in_background, newest, plan, run, scripted
 from tests.agent.scripted import weights_after

@@ -18,7 +18,8 @@ from crucible.agent.init import GRACE_VARIABLE
 from crucible.agent.notices import STOP_FILE_VARIABLE, MachineLifetime, StopFile
 from crucible.agent.workload import Workload
 from crucible.checkpoints import Checkpoints
-from crucible.jobs import EndReason, Job
+from crucible.jobs import Job
+from crucible.records import EndReason
 from crucible.store import Store
 from tests.agent.harness import scripted
 from tests.agent.runner import PROJECT, alive, python

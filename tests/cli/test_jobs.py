@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
-from crucible.jobs import EndReason
+from crucible.records import EndReason
 from crucible.store import Store
 from crucible.supervision import JobState
 from tests.reports.history import Past, interrupted_twice

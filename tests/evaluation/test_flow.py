@@ -12,7 +12,8 @@ from prefect.client.orchestration import get_client
 
 from crucible.checkpoints import Checkpoints
 from crucible.errors import ConfigError, StoreError
-from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome, Start
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
 from crucible.reports import job_report
 from crucible.store import FileStore, Store
 from flows.evaluate import evaluate

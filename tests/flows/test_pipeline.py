@@ -12,9 +12,10 @@ from uuid import UUID
 import httpx
 import pytest
 
-from crucible.jobs import EndReason, Job
+from crucible.jobs import Job
 from crucible.local.state import State
 from crucible.presence import present
+from crucible.records import EndReason
 from crucible.rehearsal.drill.drill import Drill
 from crucible.rehearsal.drill.stage import Stage, local_stage
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from crucible.checkpoints import Checkpoint, Checkpoints
 from crucible.config import TrainConfig
-from crucible.jobs import Attempt, Claim, EndReason, Heartbeat, Job, JobSpec, Launch, Notification, Outcome, Start
+from crucible.jobs import Attempt, Job
+from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Notification, Outcome, Start
 from crucible.store import Store
 from crucible.supervision import JobState, JobStatus
 

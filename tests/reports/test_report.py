@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from crucible.jobs import EndReason, Limits, Outcome
+from crucible.records import EndReason, Limits, Outcome
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
 from crucible.reports.summary import summarise

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.jobs import EndReason, Limits
+from crucible.records import EndReason, Limits
 from crucible.reports import Metrics, summarise
 from crucible.store import Store
 from crucible.supervision import JobState

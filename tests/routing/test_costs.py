@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 from crucible.cli import cost as command
 from crucible.errors import ConfigError
-from crucible.jobs import Claim, EndReason, Heartbeat, Job, JobSpec, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
 from crucible.routing import costs
 from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
 from crucible.routing.costs import AttemptCost

@@ -11,7 +11,8 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
-from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.jobs import EndReason, Job, JobSpec, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import EndReason, JobSpec, Launch, Outcome
 from crucible.routing import history
 from crucible.routing.history import PlannedCost
 from crucible.store import Store

@@ -11,7 +11,8 @@ import pytest
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
-from crucible.jobs import Claim, EndReason, Job, JobSpec, Launch, Outcome
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.routing import history
 from crucible.routing.auto import recommend_for
 from crucible.routing.learning import remember_job
