@@ -205,13 +205,12 @@ class Drill:
         struck_attempt = _newest(self.job) or before
         if struck_attempt is None or self._final_state() is not None:
             return False
-        newest = next(iter(Checkpoints(self.job).list()), None)
         strike.attempt = struck_attempt.number
-        strike.committed_step = newest.step if newest else 0
-        struck_at = time.time()
+        strike.committed_step = self._committed_step()
         if not fault.strike(scene):
             return self._strike(scene, fault, strike)
-        strike.struck_at = struck_at
+        strike.struck_at = time.time()
+        strike.committed_step = max(strike.committed_step, self._committed_step())
         self._say(f"struck: {fault.words}")
         if fault.ends_attempt:
             self._until(lambda: struck_attempt.outcome is not None, STRIKE_TIMEOUT_SECONDS)
@@ -224,6 +223,10 @@ class Drill:
         else:
             strike.end_reason = WENT_ON
         return True
+
+    def _committed_step(self) -> int:
+        newest = next(iter(Checkpoints(self.job).list()), None)
+        return newest.step if newest else 0
 
     def _verdict(self, began: float, undisturbed_seconds: float, undisturbed_sha256: str) -> Verdict:
         attempts = {attempt.number: attempt for attempt in self.job.attempts()}

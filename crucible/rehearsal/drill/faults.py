@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+import psutil
 
 from crucible.rehearsal.drill.scene import Scene, kill
 
 NOTICE_SECONDS = 30.0
 """How far ahead a rehearsed reclaim is announced. EC2 gives 120 s; the drill need not wait for what is not used."""
+MOMENT_SECONDS = 10.0
+"""How long a strike waits for the next save or upload; some come by while training goes on."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class Fault:
 
 
 def _strike_all(scene: Scene) -> bool:
-    workload = scene.workload()
-    struck = kill(scene.agent())
+    return _kill_both(scene.agent(), scene.workload())
+
+
+def _kill_both(agent: psutil.Process | None, workload: psutil.Process | None) -> bool:
+    struck = kill(agent)
     kill(workload)
     return struck
 
@@ -51,12 +59,22 @@ def _claimed_and_restoring(scene: Scene) -> bool:
     return attempt is not None and attempt.number > 1 and attempt.claim is not None and attempt.start is None
 
 
-def _saving(scene: Scene) -> bool:
-    return scene.training() and any(scene.partial_folders())
+def _strike_in_save(scene: Scene) -> bool:
+    workload, checkpoints = scene.workload(), scene.local_checkpoints()
+    return _comes(lambda: any(checkpoints.glob("*.partial"))) and kill(workload)
 
 
-def _uploading(scene: Scene) -> bool:
-    return bool(scene.uploads_without_manifest())
+def _strike_in_upload(scene: Scene) -> bool:
+    agent, workload, upload_under_way = scene.agent(), scene.workload(), scene.upload_watch()
+    return _comes(upload_under_way) and _kill_both(agent, workload)
+
+
+def _comes(holds: Callable[[], bool]) -> bool:
+    """Wait for a moment that passes within milliseconds: whoever looks must have looked everything else up before."""
+    deadline = time.monotonic() + MOMENT_SECONDS
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return held
 
 
 LOCAL_FAULTS = [
@@ -70,19 +88,11 @@ LOCAL_FAULTS = [
     Fault("kill-workload", "SIGKILL to the trainer", lambda scene: kill(scene.workload())),
     Fault("kill-agent", "SIGKILL to the agent", lambda scene: kill(scene.agent())),
     Fault("kill-all", "SIGKILL to agent and trainer at once", _strike_all),
-    Fault(
-        "kill-in-save",
-        "SIGKILL to the trainer while it writes a checkpoint",
-        lambda scene: any(scene.partial_folders()) and kill(scene.workload()),
-        ready=_saving,
-        look_seconds=0.002,
-    ),
+    Fault("kill-in-save", "SIGKILL to the trainer while it writes a checkpoint", _strike_in_save),
     Fault(
         "kill-in-upload",
         "SIGKILL to agent and trainer while a checkpoint is on its way to the store",
-        _strike_all,
-        ready=_uploading,
-        look_seconds=0.002,
+        _strike_in_upload,
     ),
     Fault(
         "kill-in-restore",

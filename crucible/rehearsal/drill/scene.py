@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,20 +67,28 @@ class Scene:
         record = State.load(self.home).services.get("server")
         return record.find() if record else None
 
-    def partial_folders(self) -> Iterator[Path]:
-        """Checkpoint folders that the workload is writing at this moment."""
+    def local_checkpoints(self) -> Path:
+        """Where the current attempt's workload writes its checkpoints."""
         attempt = self.attempt
-        if attempt is not None:
-            here = f"{self.job.job_id}-*/attempt-{attempt.number:04d}/checkpoints/*.partial"
-            yield from (self.home.root / "scratch").glob(here)
+        number = attempt.number if attempt else 0
+        here = f"{self.job.job_id}-*/attempt-{number:04d}/checkpoints"
+        return next((self.home.root / "scratch").glob(here), self.home.root / "none")
 
-    def uploads_without_manifest(self) -> list[str]:
-        """Checkpoints of the current attempt that are on their way to the store."""
+    def upload_watch(self) -> Callable[[], bool]:
+        """A quick look at whether a checkpoint of the current attempt is on its way to the store."""
         attempt = self.attempt
-        if attempt is None:
-            return []
-        names = [n for n in self.job.store.folders(FOLDER) if n.endswith(f"attempt-{attempt.number:04d}")]
-        return [name for name in names if not self.job.store.exists(f"{FOLDER}/{name}/manifest.json")]
+        suffix = f"attempt-{attempt.number:04d}" if attempt else "none"
+        committed: set[str] = set()
+
+        def under_way() -> bool:
+            for name in self.job.store.folders(FOLDER):
+                if name.endswith(suffix) and name not in committed:
+                    if not self.job.store.exists(f"{FOLDER}/{name}/manifest.json"):
+                        return True
+                    committed.add(name)
+            return False
+
+        return under_way
 
 
 def kill(process: psutil.Process | None, number: signal.Signals = signal.SIGKILL) -> bool:
