@@ -13,9 +13,10 @@ from pathlib import Path
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
-from crucible.agent.attempt import AttemptPlan, Scratch, run_attempt
+from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice, sources_of_this_machine
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
+from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
 from crucible.aws.prices import spot_price
 from crucible.datasets.fetch import fetch_dataset

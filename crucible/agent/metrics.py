@@ -1,13 +1,16 @@
-"""Reads what the workload reports: JSON lines in its metrics file, or a pattern over what it prints."""
+"""What the workload reports, in its metrics file or by a pattern over what it prints, carried to the records."""
 
 from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from crucible.jobs import Attempt
 
 NANOGPT_PATTERN = (
     r"(?:iter (?P<step>\d+): loss (?P<train_loss>[\d.naif]+))|"
@@ -42,6 +45,28 @@ class MetricsFile:
             if isinstance(values, dict):
                 found.append((values, line))
         return found
+
+
+class MetricsRelay:
+    """Carries metrics lines to the attempt's records, in order, from whichever thread comes round to it."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self._unsent: list[bytes] = []
+        self._sequence = 0
+        self._sending = threading.Lock()
+
+    def add(self, line: bytes) -> None:
+        self._unsent.append(line)
+
+    def send(self) -> None:
+        """Raises `StoreError` when the store does not take them; they are kept for the next time."""
+        with self._sending:
+            count = len(self._unsent)
+            if count:
+                self._attempt.append_metrics(self._sequence, b"\n".join(self._unsent[:count]) + b"\n")
+                self._sequence += 1
+                del self._unsent[:count]
 
 
 def numbers(values: dict[str, Any]) -> dict[str, float]:

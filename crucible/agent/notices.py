@@ -11,10 +11,11 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from crucible.records import EndReason
+from crucible.records import EndReason, Limits, now
 
 STOP_FILE_VARIABLE = "CRUCIBLE_STOP_FILE"
 """Names the file through which `crucible.agent.init` passes a stop request on."""
@@ -73,6 +74,16 @@ class MachineLifetime:
         if time.time() < self.ends_at - self.margin_seconds:
             return None
         return Notice(source="lifetime", reason="the pool's lifetime limit is near", deadline=self.ends_at)
+
+
+def limit_reached(limits: Limits, spent_usd: float, created_at: datetime) -> Notice | None:
+    """The job's own money or time is used up. `spent_usd`: by all its attempts, and by the save that is to come."""
+    if limits.max_cost_usd is not None and spent_usd >= limits.max_cost_usd:
+        reason = f"the job's budget of ${limits.max_cost_usd:g} is used up"
+        return Notice("budget", reason, end_reason=EndReason.BUDGET)
+    if limits.max_hours is not None and (now() - created_at).total_seconds() >= limits.max_hours * 3600:
+        return Notice("deadline", f"the job's {limits.max_hours:g} hours are over", end_reason=EndReason.BUDGET)
+    return None
 
 
 def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from crucible.records import Heartbeat
+from crucible.agent.notices import Notice
+from crucible.checkpoints import Checkpoint
+from crucible.records import Heartbeat, Notification
 
 
 class Observer(Protocol):
@@ -47,3 +50,37 @@ class Guarded:
             tell()
         except Exception as error:  # noqa: BLE001 - whatever it is, it is only about showing
             self._on_trouble("observer", f"what happens cannot be shown: {error!r}")
+
+
+class Journal:
+    """What happens in an attempt: told to the observer, and kept for the outcome where a person has to know it."""
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = Guarded(observer, self.trouble)
+        self.notifications: list[Notification] = []
+        self._troubles: set[str] = set()
+
+    def notice(self, notice: Notice) -> None:
+        self._keep(notice.source, notice.reason, notice.deadline)
+        self.observer.event("notice", notice.reason, source=notice.source, deadline=notice.deadline, stop=notice.stop)
+
+    def committed(self, checkpoint: Checkpoint, seconds: float) -> None:
+        self._troubles.discard("store")
+        self.observer.event(
+            "commit",
+            f"step {checkpoint.step} committed ({checkpoint.bytes / 1e6:.1f} MB in {seconds:.1f} s)",
+            step=checkpoint.step,
+            bytes=checkpoint.bytes,
+            seconds=round(seconds, 3),
+        )
+
+    def trouble(self, source: str, message: str) -> None:
+        """Tell once, until it is over, what does not go as it should."""
+        if source not in self._troubles:
+            self._troubles.add(source)
+            self._keep(source, message)
+            self.observer.event("trouble", message, source=source)
+
+    def _keep(self, source: str, reason: str, deadline: float | None = None) -> None:
+        when = datetime.fromtimestamp(deadline, UTC) if deadline is not None else None
+        self.notifications.append(Notification(source=source, reason=reason, deadline=when))

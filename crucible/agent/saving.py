@@ -20,8 +20,8 @@ from pathlib import Path
 
 from crucible.checkpoints import Checkpoint, Checkpoints, finished_folders, step_of
 from crucible.errors import CheckpointError, FencedOut, StoreError
+from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 from crucible.jobs import Attempt
-from crucible.routing.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 
 LOOK_SECONDS = 0.25
 FIRST_INTERVAL_SECONDS = 15.0

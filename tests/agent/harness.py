@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from crucible.agent.attempt import AttemptPlan, Scratch, run_attempt
+from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
+from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
 from crucible.checkpoints import Checkpoint, Checkpoints
 from crucible.jobs import Attempt, Job

@@ -20,10 +20,11 @@ from typing import Any
 
 from crucible.agent import saving
 from crucible.agent.attempt import run_attempt
+from crucible.deciding import Patience, Placement
 from crucible.jobs import Job
 from crucible.records import Heartbeat, Launch, Outcome
 from crucible.store import Store
-from crucible.supervision import Hint, Patience, Placement, PoolSays, Supervision
+from crucible.supervision import Hint, PoolSays, Supervision
 from tests.agent.harness import Recorder, plan, scripted
 
 PROJECT = Path(__file__).parents[2]

@@ -15,9 +15,10 @@ import pytest
 
 import crucible.agent.attempt as attempt_module
 import crucible.agent.saving as saving_module
-from crucible.agent.attempt import Scratch, run_attempt
+from crucible.agent.attempt import run_attempt
 from crucible.agent.metrics import NANOGPT_PATTERN
 from crucible.agent.notices import Notice
+from crucible.agent.plan import Scratch
 from crucible.errors import CheckpointError, FencedOut, StoreError
 from crucible.jobs import Job
 from crucible.records import Claim, EndReason, Launch, Limits, Outcome, StopRequest

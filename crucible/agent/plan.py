@@ -1,0 +1,96 @@
+"""What has to be known to run an attempt on this machine, and the environment that its workload finds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from crucible.agent.notices import Notice, NoticeSource
+from crucible.agent.saving import SavePolicy
+from crucible.jobs import Attempt
+from crucible.records import Claim, Launch
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The attempt's folder on this machine; nothing in it outlives the attempt."""
+
+    root: Path
+
+    @classmethod
+    def of(cls, parent: Path, attempt: Attempt) -> Scratch:
+        """Jobs of one name in two stores get two folders."""
+        job = attempt.job
+        place = f"{job.job_id}-{hashlib.sha256(job.root.uri.encode()).hexdigest()[:8]}"
+        return cls(parent / place / f"attempt-{attempt.number:04d}")
+
+    def clear(self) -> None:
+        """Start empty, and remove what killed attempts of this job left on this machine."""
+        shutil.rmtree(self.root.parent, ignore_errors=True)
+        self.checkpoints.mkdir(parents=True)
+
+    def leave_word(self, notice: Notice) -> None:
+        """Tell the workload why it is asked to stop; it stops without that as well. Raises OSError."""
+        self.stop_reason_file.parent.mkdir(parents=True, exist_ok=True)
+        word = {"source": notice.source, "reason": notice.reason, "deadline": notice.deadline}
+        self.stop_reason_file.write_text(json.dumps(word))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def control_file(self) -> Path:
+        return self.root / "control.json"
+
+    @property
+    def stop_reason_file(self) -> Path:
+        return self.root / "stop-reason.json"
+
+
+@dataclass
+class AttemptPlan:
+    """How to run an attempt here."""
+
+    prepare: Callable[[Scratch], Sequence[str]]
+    """Gets the machine ready (datasets, config files) and returns the workload's command."""
+    scratch: Path
+    launch: Launch
+    save: SavePolicy = field(default_factory=SavePolicy)
+    sources: Sequence[NoticeSource] = ()
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    cwd: Path = field(default_factory=Path.cwd)
+    claim: Callable[[], Claim] | None = None
+    total_steps: int | None = None
+    printed_metrics: str | None = None
+    interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
+    """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""
+    on_interrupt: Callable[[], Notice] = lambda: Notice("signal", "this process was asked to stop")
+    beat_seconds: float = 5.0
+    look_seconds: float = 1.0
+
+    def workload_environment(self, job_id: str, scratch: Scratch, resume_from: Path | None) -> dict[str, str]:
+        """Everything the contract between agent and workload says about files and names."""
+        contract = {
+            "CRUCIBLE_JOB_ID": job_id,
+            "CRUCIBLE_ATTEMPT": str(self.launch.number),
+            "CRUCIBLE_CHECKPOINT_DIR": str(scratch.checkpoints),
+            "CRUCIBLE_METRICS_FILE": str(scratch.metrics_file),
+            "CRUCIBLE_CONTROL_FILE": str(scratch.control_file),
+            "CRUCIBLE_STOP_REASON_FILE": str(scratch.stop_reason_file),
+        }
+        if resume_from:
+            contract["CRUCIBLE_RESUME_FROM"] = str(resume_from)
+        if self.launch.stop_at_step is not None:
+            contract["CRUCIBLE_STOP_AT_STEP"] = str(self.launch.stop_at_step)
+        own = {key: value for key, value in self.environment.items() if key != "CRUCIBLE_RESUME_FROM"}
+        return own | contract
