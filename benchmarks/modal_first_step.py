@@ -27,10 +27,10 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.results import write_result
+from crucible.job_status import JobState, status_of
 from crucible.jobs import Attempt, Job
 from crucible.local.state import State
 from crucible.rehearsal.modal.drill import ModalStage, modal_stage
-from crucible.supervision import JobState, status_of
 
 COMMANDS = {
     "runner": None,

@@ -20,7 +20,7 @@ def now() -> datetime:
 
 
 class EndReason(StrEnum):
-    """Why an attempt ended. What follows from it is decided in one place: `crucible.supervision`."""
+    """Why an attempt ended. What follows from it is decided in one place: `crucible.deciding`."""
 
     COMPLETED = "completed"
     INTERRUPTED = "interrupted"

@@ -24,7 +24,9 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import DatasetMeta, require_block_size
+from crucible.deciding import Patience, Placement
 from crucible.errors import CrucibleError, FencedOut
+from crucible.job_status import JobState, JobStatus
 from crucible.jobs import Job
 from crucible.presence import Presence
 from crucible.records import JobSpec, Limits
@@ -32,7 +34,7 @@ from crucible.routing.history import remember_plan
 from crucible.routing.learning import remember_job
 from crucible.routing.recommend import Preferences
 from crucible.store import Store
-from crucible.supervision import JobState, JobStatus, Patience, Placement, Supervision
+from crucible.supervision import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
+from crucible.deciding import Placement
 from crucible.errors import ConfigError
 from crucible.records import Limits
 from crucible.routing.auto import recommend_for
@@ -19,7 +20,6 @@ from crucible.routing.interruptions import observed_mtbf_seconds
 from crucible.routing.placements import placements, planned
 from crucible.routing.recommend import Preferences, Recommendation
 from crucible.store import Store
-from crucible.supervision import Placement
 from tasks.costs import budget_limits
 from tasks.recommendation import pool_states
 

@@ -18,23 +18,13 @@ from typing import Any
 import pytest
 
 from crucible.checkpoints import Checkpoints
+from crucible.deciding import LOST_SECONDS, Ended, Patience, Placement, decide
 from crucible.errors import FencedOut, ServiceError, StoreError
+from crucible.job_status import JobState, JobStatus, status_of
 from crucible.jobs import Attempt, Job
 from crucible.records import Claim, EndReason, Heartbeat, Launch, Limits, Outcome, Start
 from crucible.store import Store
-from crucible.supervision import (
-    LOST_SECONDS,
-    Ended,
-    Hint,
-    JobState,
-    JobStatus,
-    Patience,
-    Placement,
-    PoolSays,
-    Supervision,
-    decide,
-    status_of,
-)
+from crucible.supervision import Hint, PoolSays, Supervision
 from tests.agent.harness import newest
 from tests.agent.runner import QUICK, ProcessPool, Silent, alive, python
 from tests.agent.scripted import weights_after

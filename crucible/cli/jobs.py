@@ -165,8 +165,8 @@ def stop(
 ) -> None:
     """Ask the running attempt to save and stop; the job can be started again later."""
     from crucible.errors import ConfigError
+    from crucible.job_status import JobState, status_of
     from crucible.records import EndReason, StopRequest
-    from crucible.supervision import JobState, status_of
 
     found = open_job(open_store(store), job)
     attempts = found.attempts()

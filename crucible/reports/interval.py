@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 from crucible.reports.figures import duration
 from crucible.reports.summary import AttemptSummary
-from crucible.routing.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 
 NEARLY = 0.1
 """The agent follows the measured costs lazily, so that an interval this near its optimum is its optimum."""

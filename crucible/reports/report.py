@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crucible.checkpoints import Checkpoints
+from crucible.job_status import JobState
 from crucible.jobs import Job
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.figures import duration, usd
@@ -11,7 +12,6 @@ from crucible.reports.metrics import Metrics
 from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 from crucible.reports.tables import attempts_table, checkpoints_table, settings_table
-from crucible.supervision import JobState
 
 _STATES = {
     None: "Not started",

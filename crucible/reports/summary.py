@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from crucible.job_status import JobState, status_of
 from crucible.jobs import Attempt, Job
 from crucible.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.reports.metrics import Metrics, Row
-from crucible.supervision import JobState, status_of
 
 RATE_ROWS = 50
 """How many of the latest rows the time left is estimated from: it should follow a machine that gets slower."""

@@ -11,8 +11,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
+from crucible.intervals import checkpoint_interval_seconds, lost_share
 from crucible.routing.catalog import Offer
-from crucible.routing.intervals import checkpoint_interval_seconds, lost_share
 from crucible.routing.speed import Speed
 
 _STORE_BYTES_PER_SECOND = 90e6  # one stream to or from S3 (assumed)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from crucible.deciding import Placement
 from crucible.errors import ConfigError
 from crucible.routing.history import PlannedCost
 from crucible.routing.recommend import Ranked, Recommendation, in_words, money, why_nothing_fits
-from crucible.supervision import Placement
 
 
 def placements(recommendation: Recommendation, per_pool: int = 2, most: int = 6) -> list[Placement]:

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
+from crucible.job_status import JobState
 from crucible.records import EndReason
 from crucible.store import Store
-from crucible.supervision import JobState
 from tests.reports.history import Past, interrupted_twice
 
 Run = Callable[..., Any]

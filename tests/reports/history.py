@@ -11,10 +11,10 @@ from pathlib import Path
 
 from crucible.checkpoints import Checkpoint, Checkpoints
 from crucible.config import TrainConfig
+from crucible.job_status import JobState, JobStatus
 from crucible.jobs import Attempt, Job
 from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Notification, Outcome, Start
 from crucible.store import Store
-from crucible.supervision import JobState, JobStatus
 
 BEGAN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 SECONDS_PER_STEP = 0.1

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from PIL import Image
 
+from crucible.job_status import JobState
 from crucible.records import EndReason, Limits, Outcome
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
 from crucible.reports.summary import summarise
 from crucible.reports.tables import markdown_table
 from crucible.store import Store
-from crucible.supervision import JobState
 from tests.reports.history import Past, interrupted_twice
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from crucible.job_status import JobState
 from crucible.records import EndReason, Limits
 from crucible.reports import Metrics, summarise
 from crucible.store import Store
-from crucible.supervision import JobState
 from tests.reports.history import SECONDS_PER_STEP, Past, interrupted_twice, loss
 
 

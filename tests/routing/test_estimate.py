@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from crucible.config import TrainConfig
+from crucible.intervals import checkpoint_interval_seconds
 from crucible.routing import history
 from crucible.routing.estimate import billed_seconds, estimate
-from crucible.routing.intervals import checkpoint_interval_seconds
 from crucible.routing.needs import Needs, needs_of
 from crucible.routing.speed import Speed, gpus_used, modelled_seconds_per_step, speed_on, speed_record
 from crucible.store import Store

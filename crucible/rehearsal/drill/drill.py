@@ -19,12 +19,12 @@ from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ServiceError
+from crucible.job_status import JobState, status_of
 from crucible.jobs import Attempt, Job
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.plan import make_plan
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
-from crucible.supervision import JobState, status_of
 
 WEIGHTS = "model.safetensors"
 CHECKPOINT_SECONDS = 1.0

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from crucible.errors import ConfigError
-from crucible.routing.intervals import checkpoint_interval_seconds, lost_share
+from crucible.intervals import checkpoint_interval_seconds, lost_share
 
 
 def simulated_loss(interval: float, save: float, mtbf: float, restart: float, lives: int = 4000) -> float:
