@@ -17,7 +17,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
@@ -35,6 +35,14 @@ T = TypeVar("T")
 PARALLEL_TRANSFERS = 4
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
+MODELS = "models"
+"""Evaluated models and their cards lie in folders of this, named by their step."""
+
+
+def step_name(step: int) -> str:
+    """The folder of a checkpoint on a machine, and of the model made from it in the store."""
+    return f"step-{step:08d}"
+
 
 Pause = Callable[[float], bool]
 """Waits that many seconds; True when waiting must end (the machine is going)."""
@@ -68,7 +76,7 @@ class Checkpoint(Record):
 
     @property
     def name(self) -> str:
-        return f"step-{self.step:08d}.attempt-{self.attempt:04d}"
+        return f"{step_name(self.step)}.attempt-{self.attempt:04d}"
 
     @property
     def bytes(self) -> int:
@@ -220,7 +228,7 @@ class Checkpoints:
             checkpoint, problem = next(found, (None, None))
             if checkpoint is None:
                 return None
-            target = into / f"step-{checkpoint.step:08d}"
+            target = into / step_name(checkpoint.step)
             problem = problem or self._fetch_and_verify(checkpoint, target)
             if problem is None:
                 return checkpoint, target
@@ -251,15 +259,16 @@ class Checkpoints:
         with ThreadPoolExecutor(PARALLEL_TRANSFERS, thread_name_prefix="download") as pool:
             list(pool.map(fetch, checkpoint.files))
 
-    def retain(self, *, keep_last: int = 3, named: Iterable[int] = ()) -> Sequence[Checkpoint]:
+    def retain(self, *, keep_last: int = 3) -> Sequence[Checkpoint]:
         """Delete what need not be kept; returns what was deleted.
 
-        Kept are the newest `keep_last` that count, the best by validation loss, and every step a report names. The
-        manifest goes first, so that no half-deleted checkpoint is ever found.
+        Kept are the newest `keep_last` that count, the best by validation loss, and every step that has a model card.
+        The manifest goes first, so that no half-deleted checkpoint is ever found.
         """
         checkpoints = self.list()
         kept = {c.name for c in checkpoints[:keep_last]}
-        kept |= {c.name for c in checkpoints if c.step in set(named)}
+        reported = set(self.job.store.folders(MODELS))
+        kept |= {c.name for c in checkpoints if step_name(c.step) in reported}
         scored = [c for c in checkpoints if c.val_loss is not None]
         if scored:
             kept.add(min(scored, key=lambda c: (c.val_loss, -c.step)).name)

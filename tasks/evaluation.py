@@ -19,7 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.utilities.annotations import quote
 
 from crucible.agent.workload import Workload
-from crucible.checkpoints import Checkpoint, Checkpoints
+from crucible.checkpoints import MODELS, Checkpoint, Checkpoints, step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import CheckpointError, ConfigError, CrucibleError
@@ -155,7 +155,7 @@ def upload_model(job: Job, out: Path) -> dict[str, Any]:
     While an earlier evaluation of the same step is replaced, there is no `metrics.json`: the model is not whole.
     """
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
-    prefix = f"models/step-{metrics['step']:08d}"
+    prefix = f"{MODELS}/{step_name(metrics['step'])}"
     files = sorted(path for path in out.rglob("*") if path.is_file() and path != out / METRICS)
     job.store.delete(f"{prefix}/{METRICS}")
 
@@ -185,7 +185,7 @@ def _newest_whole(checkpoints: Checkpoints, there: Sequence[Checkpoint], work: P
 
 def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, work: Path) -> tuple[Path, str | None]:
     """A checkpoint's folder here, and what is wrong with it, or None."""
-    folder = work / f"step-{checkpoint.step:08d}"
+    folder = work / step_name(checkpoint.step)
     problem = checkpoints.verify(checkpoint)
     if problem is None:
         checkpoints.download(checkpoint, folder)

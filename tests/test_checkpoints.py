@@ -383,16 +383,17 @@ def test_a_truncated_upload_is_noticed_and_repeated(s3_endpoint: str, scratch: P
 # Retention
 
 
-def test_retention_keeps_the_last_the_best_and_the_named(job: Job, scratch: Path) -> None:
+def test_retention_keeps_the_last_the_best_and_the_evaluated(job: Job, scratch: Path) -> None:
     attempt = running(job, 1)
     losses = {10: 3.0, 20: 2.0, 30: 1.0, 40: 1.5, 50: 1.2, 60: None, 70: 1.1, 80: float("nan")}
     for step, loss in losses.items():
         commit(attempt, scratch, step, val_loss=loss)
-    deleted = Checkpoints(job).retain(keep_last=2, named=[10, 999])
+    job.store.write("models/step-00000010/README.md", b"a model card")
+    deleted = Checkpoints(job).retain(keep_last=2)
     assert [c.step for c in deleted] == [60, 50, 40, 20]
     assert [c.step for c in Checkpoints(job).list()] == [80, 70, 30, 10]
     assert len(job.store.folders("checkpoints")) == 4
-    assert Checkpoints(job).retain(keep_last=2, named=[10]) == []
+    assert Checkpoints(job).retain(keep_last=2) == []
 
 
 @pytest.mark.parametrize("losses", [["n/a", 1.0, 2.0], [float("nan"), 1.0, 2.0], [None, 1.0, True], [3.0, 1.0, "inf"]])

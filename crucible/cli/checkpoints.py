@@ -12,7 +12,7 @@ import typer
 from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json, print_table
 
 if TYPE_CHECKING:
-    from crucible.checkpoints import Checkpoint, Checkpoints
+    from crucible.checkpoints import Checkpoint, Checkpoints, step_name
 
 StepOption = Annotated[int | None, typer.Option(help="Only the checkpoint of this step.", min=0)]
 
@@ -91,7 +91,7 @@ def get(
     if not chosen:
         raise CheckpointError(f"job {job} has saved nothing yet")
     checkpoint = chosen[0]
-    target = folder / f"step-{checkpoint.step:08d}"
+    target = folder / step_name(checkpoint.step)
     if target.exists():
         raise ConfigError(f"DIR: {target} is there already; remove it or name another folder")
     partial = target.with_name(target.name + ".partial")
