@@ -161,7 +161,7 @@ class Job:
             job.store.create_json("job.json", spec.model_dump(mode="json"))
         except ObjectExists:
             existing = job.spec
-            differing = _differences(
+            differing = differences(
                 existing.model_dump(exclude={"created_at"}), spec.model_dump(exclude={"created_at"})
             )
             if differing:
@@ -291,13 +291,13 @@ def _read(store: Store, key: str, kind: type[R]) -> R | None:
         raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
     """Dotted names of the fields whose values differ."""
     found: list[str] = []
     for key in sorted(before.keys() | after.keys()):
         a, b = before.get(key), after.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += _differences(a, b, f"{prefix}{key}.")
+            found += differences(a, b, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key} ({a!r}, not {b!r})")
     return found
