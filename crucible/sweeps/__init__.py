@@ -1,0 +1,20 @@
+"""Sweeps: a search over configurations whose trials are jobs.
+
+    space.py        what may be changed, and everything that can be wrong with it
+    sampling.py     the values of a trial
+    schedules.py    rungs: who is trained further
+    planner.py      what comes next, as a function of the results
+    records.py      the records in the store
+    trials.py       where a trial stands, from its job's records
+    sweep.py        all of it together
+    leaderboard.py  the table of trials
+
+Nothing here knows Prefect; Optuna and pandas are imported only where they are used.
+"""
+
+from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
+from crucible.sweeps.space import Space
+from crucible.sweeps.sweep import Sweep
+from crucible.sweeps.trials import Trial
+
+__all__ = ["Space", "Sweep", "SweepLimits", "SweepSpec", "SweepStatus", "Trial", "TrialRecord"]

@@ -1,0 +1,65 @@
+"""The leaderboard in plain values: for tables, JSON, CSV and DataFrames."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from crucible.job_status import JobState
+from crucible.sweeps.trials import Trial
+
+if TYPE_CHECKING:
+    from crucible.sweeps.sweep import Sweep
+
+_BEFORE = ("rank", "trial")
+_AFTER = ("step", "val_loss", "state", "cost_usd", "seconds", "attempts", "failure", "job")
+_DISTURBED = {"cost_usd", "seconds", "attempts", "failure"}
+"""What depends on how often a trial was interrupted; of a failure the words do."""
+
+
+def columns(settings: Sequence[str]) -> list[str]:
+    """The table's columns: rank and number, what was searched, what came out."""
+    return [*_BEFORE, *settings, *_AFTER]
+
+
+def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
+    """A row for each trial, in the order given; settings that a trial does not have are None."""
+    status = sweep.status
+    over = status is not None and status.state is JobState.COMPLETED
+    return [_row(place, trial, sweep.space.names, over) for place, trial in enumerate(ranked, start=1)]
+
+
+def digest(rows_: Sequence[dict[str, Any]]) -> str:
+    """sha256 of what no interruption may change in a leaderboard: all but times, costs, attempts and words of failure."""
+    kept = [{name: value for name, value in row.items() if name not in _DISTURBED} for row in rows_]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def as_csv(rows_: Sequence[dict[str, Any]], settings: Sequence[str]) -> str:
+    """The leaderboard as CSV with a line of headings."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns(settings), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows_)
+    return text.getvalue()
+
+
+def _row(rank: int, trial: Trial, settings: Sequence[str], over: bool) -> dict[str, Any]:
+    state = "stopped early" if over and trial.state == "waiting" else trial.state
+    return {
+        "rank": rank,
+        "trial": trial.number,
+        **{name: trial.values.get(name) for name in settings},
+        "step": trial.step,
+        "val_loss": trial.loss,
+        "state": state,
+        "cost_usd": round(trial.cost_usd, 6),
+        "seconds": round(trial.seconds, 1),
+        "attempts": trial.attempts,
+        "failure": trial.failure,
+        "job": trial.job_id,
+    }

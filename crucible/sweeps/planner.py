@@ -1,0 +1,100 @@
+"""What a sweep does next: a function of its spec and of the results so far, whatever the order they arrived in.
+
+Real trials finish in whatever order machines, kills and restarts make of it. Decisions are therefore made in a time of
+their own: a sweep is played by virtual workers, for whom training lasts as long as it has FLOPs. The play stops at the
+first virtual end whose real result is not there yet, and goes on when it is. So the same results always lead to the
+same decisions, a sweep that was killed and played again makes those it would have made, and nothing about decisions
+needs to be kept.
+
+There are twice as many virtual workers as real ones: while the play waits for one result, there is other work. Where
+no decision depends on a result (a grid or random search without rungs, say) nothing is ever waited for.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from crucible.sweeps.sampling import Sampler, Seen
+from crucible.sweeps.schedules import FAILED, Piece, Schedule
+from crucible.sweeps.space import Values
+
+AHEAD = 2
+"""Virtual workers for each real one."""
+
+Results = Mapping[Piece, float]
+"""The validation loss of every piece of work that is done, `FAILED` where it never will be."""
+
+
+@dataclass
+class Planner:
+    """Plays a sweep; `work` says what remains to be trained given all results so far."""
+
+    schedule: Schedule
+    sampler: Sampler
+    ladder: list[int]
+    """The rungs, in steps."""
+    max_trials: int
+    workers: int | None
+    """Virtual workers; None: as many as there is work for."""
+    step_cost: Callable[[Values], float]
+    """What a step of a trial with these values costs in virtual time; infinite values make a trial that cannot be."""
+    known: dict[int, Values] = field(default_factory=dict)
+    """Values of the trials that were drawn before; the others are drawn when they begin."""
+
+    trials: dict[int, Values] = field(init=False, default_factory=dict)
+    """Every trial that has begun so far."""
+    _reached: dict[int, int] = field(init=False, default_factory=dict)
+    """Trial → the highest rung it was measured at, in virtual time."""
+    _losses: dict[int, float] = field(init=False, default_factory=dict)
+    _busy: list[tuple[float, int, Piece]] = field(init=False, default_factory=list)
+    _clock: float = field(init=False, default=0.0)
+    _begun: int = field(init=False, default=0)
+
+    def work(self, results: Results) -> list[Piece]:
+        """The pieces to be trained now, in the order in which they should be; empty when the sweep is done.
+
+        Call it again with more results; those given before must not change.
+        """
+        while True:
+            self._keep_busy()
+            if not self._busy:
+                return []
+            end, _, piece = self._busy[0]
+            if (loss := results.get(piece)) is None:
+                waiting = [piece for _, _, piece in sorted(self._busy, key=lambda busy: busy[1])]
+                return sorted((p for p in waiting if p not in results), key=lambda p: -p.rung)
+            heapq.heappop(self._busy)
+            self._clock = end
+            self._reached[piece.trial] = piece.rung
+            self._losses[piece.trial] = loss
+            self.schedule.told(piece, loss)
+
+    def _keep_busy(self) -> None:
+        while self.workers is None or len(self._busy) < self.workers:
+            piece = self.schedule.next(len(self.trials), self.max_trials, idle=not self._busy)
+            if piece is None:
+                return
+            if piece.trial not in self.trials:
+                self.trials[piece.trial] = self.known.get(piece.trial) or self._draw(piece.trial)
+            self._begun += 1
+            heapq.heappush(self._busy, (self._clock + self._duration(piece), self._begun, piece))
+
+    def _draw(self, number: int) -> Values:
+        return self.sampler.suggest(number, [self._seen(trial) for trial in sorted(self.trials)])
+
+    def _seen(self, trial: int) -> Seen:
+        rung, loss = self._reached.get(trial), self._losses.get(trial)
+        return Seen(
+            values=self.trials[trial],
+            step=0 if rung is None else self.ladder[rung],
+            loss=math.nan if loss == FAILED else loss,
+            complete=rung == len(self.ladder) - 1,
+        )
+
+    def _duration(self, piece: Piece) -> float:
+        reached = self._reached.get(piece.trial)
+        steps = self.ladder[piece.rung] - (0 if reached is None else self.ladder[reached])
+        return steps * self.step_cost(self.trials[piece.trial])

@@ -1,0 +1,78 @@
+"""The records of a sweep in the store; everything else about it is derived from the records of its trials, which are
+jobs.
+
+    sweeps/<id>/sweep.json            the spec, create-only
+                limits/0001.json …    trials, money and time allowed; the newest counts
+                starts/<flow run>.json  which flow runs have worked on it
+                trials/0001.json …    what a trial changes, and its job; create-only
+                status.json           where the sweep stands, for people
+    jobs/<id>-0001/…                  the trial's job: attempts, metrics, checkpoints
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from crucible.job_status import JobState
+from crucible.records import Record, now
+from crucible.sweeps.sampling import SamplerName
+from crucible.sweeps.schedules import ScheduleName
+from crucible.sweeps.space import Values
+
+
+class SweepSpec(Record):
+    """What is searched, and how. It never changes: another spec is another sweep."""
+
+    sweep_id: str
+    space: dict[str, Any]
+    """As `Space.as_json` gives it."""
+    sampler: SamplerName
+    schedule: ScheduleName
+    ladder: list[int]
+    """The rungs in steps, ascending; the last one is the whole training."""
+    reduction_factor: int = 3
+    seed: int = 0
+    parallelism: int = 1
+    """Trials at a time. Part of the spec, since it decides how much is known when a trial is chosen."""
+    config: dict[str, Any]
+    """The complete `TrainConfig` that trials change."""
+    dataset: str = ""
+    vocab_size: int = 1
+    pool: str = "local"
+    command: list[str] = Field(default_factory=list)
+    """The trials' command line; empty for Crucible's own trainer."""
+    project: str = "default"
+    owner: str = ""
+    created_at: datetime = Field(default_factory=now)
+
+
+class SweepLimits(Record):
+    """How much a sweep may use before a person is asked."""
+
+    max_trials: int = Field(ge=1)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0)
+    """Since the sweep was made."""
+    finish_by: datetime | None = None
+
+
+class TrialRecord(Record):
+    """One trial: its number, what it changes in the configuration, and the job that trains it."""
+
+    number: int
+    values: Values
+    job_id: str
+    problem: str = ""
+    """Why there can be no such training; empty for all but values that do not go together."""
+
+
+class SweepStatus(Record):
+    """Where a sweep stands, as its last flow run put it."""
+
+    state: JobState
+    reason: str
+    flow_run_id: str = ""
+    at: datetime = Field(default_factory=now)

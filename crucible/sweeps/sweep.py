@@ -1,0 +1,243 @@
+"""A sweep: its records, its trials, and what comes next.
+
+sweep = crucible.sweep("tune-3f2a91c0")
+sweep.trials()          # a pandas DataFrame, best trial first
+sweep.best().values     # {'learning_rate': 0.001, …}
+"""
+
+from __future__ import annotations
+
+import functools
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from crucible.config import TrainConfig
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
+from crucible.jobs import Job, checked_job_id, differences
+from crucible.records import JobSpec
+from crucible.routing.needs import flops_per_token
+from crucible.store import Store
+from crucible.sweeps.planner import AHEAD, Planner
+from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
+from crucible.sweeps.sampling import make_sampler
+from crucible.sweeps.schedules import make_schedule
+from crucible.sweeps.space import Space, Values, trial_config
+from crucible.sweeps.trials import Trial, read_trial
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PARALLEL_READS = 8
+LONGEST_ID = 58
+"""Of a job's 63 characters five are the trial's number."""
+
+
+class Sweep:
+    """One sweep's records under `sweeps/<sweep_id>/` of a store."""
+
+    def __init__(self, store: Store, sweep_id: str) -> None:
+        self.sweep_id = _checked_id(sweep_id)
+        self.root = store
+        self.store = store.child(f"sweeps/{sweep_id}")
+
+    def __repr__(self) -> str:
+        return f"Sweep({self.sweep_id!r})"
+
+    @classmethod
+    def create(cls, store: Store, spec: SweepSpec) -> Sweep:
+        """Record a new sweep, or find it there with the same spec.
+
+        Raises `ConfigError` naming the fields that differ when the id is taken by another spec.
+        """
+        sweep = cls(store, spec.sweep_id)
+        try:
+            sweep.store.create_json("sweep.json", spec.model_dump(mode="json"))
+        except ObjectExists:
+            before, after = (s.model_dump(mode="json", exclude={"created_at"}) for s in (sweep.spec, spec))
+            if differing := differences(before, after):
+                raise ConfigError(
+                    f"sweep: {spec.sweep_id!r} already exists with another {', '.join(differing)}; a sweep's spec "
+                    f"never changes, so continue it with the same values or choose a new name"
+                ) from None
+            sweep.__dict__.pop("spec", None)
+        return sweep
+
+    @classmethod
+    def open(cls, store: Store, sweep_id: str) -> Sweep:
+        """A sweep that exists. Raises `ConfigError` when it does not."""
+        sweep = cls(store, sweep_id)
+        if not sweep.exists():
+            raise ConfigError(
+                f"sweep: there is no sweep {sweep_id!r} in {store.uri}; `crucible sweeps ls` lists what there is"
+            )
+        return sweep
+
+    @classmethod
+    def ids(cls, store: Store) -> list[str]:
+        """The ids of all sweeps in a store."""
+        return store.folders("sweeps")
+
+    def exists(self) -> bool:
+        return self.store.exists("sweep.json")
+
+    # Records
+
+    @functools.cached_property
+    def spec(self) -> SweepSpec:
+        return SweepSpec.model_validate(self.store.read_json("sweep.json"))
+
+    @functools.cached_property
+    def space(self) -> Space:
+        return Space.parse(self.spec.space)
+
+    @functools.cached_property
+    def base(self) -> TrainConfig:
+        """The configuration that trials change."""
+        return TrainConfig.parse(self.spec.config)
+
+    @property
+    def limits(self) -> SweepLimits:
+        """The limits in force: the newest that were set. Raises `ObjectMissing` before any were."""
+        numbers = self._limit_numbers()
+        if not numbers:
+            raise ObjectMissing(f"{self.store.uri}/limits is empty")
+        return SweepLimits.model_validate(self.store.read_json(f"limits/{numbers[-1]:04d}.json"))
+
+    def set_limits(self, limits: SweepLimits) -> None:
+        """Change the limits; a running sweep heeds them within seconds."""
+        numbers = self._limit_numbers()
+        if numbers and limits == self.limits:
+            return
+        while True:
+            number = max(numbers, default=0) + 1
+            try:
+                self.store.create_json(f"limits/{number:04d}.json", limits.model_dump(mode="json"))
+            except ObjectExists:
+                numbers = self._limit_numbers()
+                continue
+            return
+
+    def first_start(self, flow_run_id: str) -> bool:
+        """Whether this flow run works on the sweep for the first time, rather than being brought back after it died."""
+        try:
+            self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
+        except ObjectExists:
+            return False
+        return True
+
+    @property
+    def status(self) -> SweepStatus | None:
+        """What its last flow run said of it; None before there was one."""
+        try:
+            return SweepStatus.model_validate(self.store.read_json("status.json"))
+        except ObjectMissing:
+            return None
+
+    def set_status(self, status: SweepStatus) -> None:
+        self.store.write_json("status.json", status.model_dump(mode="json"))
+
+    def trial_records(self) -> list[TrialRecord]:
+        """Every trial that was begun, by number."""
+        keys = [info.key for info in self.store.list("trials")]
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
+            read = list(pool.map(self.store.read_json, keys))
+        try:
+            return sorted((TrialRecord.model_validate(entry) for entry in read), key=lambda record: record.number)
+        except ValidationError as error:
+            raise StoreError(f"{self.store.uri}/trials is damaged: {error}") from error
+
+    def record_trial(self, number: int, values: Values) -> TrialRecord:
+        """Begin a trial: its values, then its job. Doing it again finds both."""
+        record = TrialRecord(number=number, values=values, job_id=f"{self.sweep_id}-{number:04d}")
+        try:
+            config = trial_config(self.base, values)
+        except ConfigError as error:
+            record.problem = str(error)
+        try:
+            self.store.create_json(f"trials/{number:04d}.json", record.model_dump(mode="json"))
+        except ObjectExists:
+            record = TrialRecord.model_validate(self.store.read_json(f"trials/{number:04d}.json"))
+        if not record.problem:
+            Job.create(self.root, self._job_spec(record, config))
+        return record
+
+    # What follows from them
+
+    def planner(self) -> Planner:
+        """What decides what comes next, at the beginning of the play."""
+        spec = self.spec
+        independent = spec.sampler != "tpe" and (spec.schedule != "asha" or len(spec.ladder) == 1)
+        return Planner(
+            schedule=make_schedule(spec.schedule, len(spec.ladder), spec.reduction_factor),
+            sampler=make_sampler(spec.sampler, self.space, spec.seed),
+            ladder=spec.ladder,
+            max_trials=self.limits.max_trials,
+            workers=None if independent else AHEAD * spec.parallelism,
+            step_cost=self._step_cost,
+            known={record.number: record.values for record in self.trial_records()},
+        )
+
+    def job(self, number: int) -> Job:
+        """The job of a trial."""
+        return Job(self.root, f"{self.sweep_id}-{number:04d}")
+
+    def read(self, records: Iterable[TrialRecord] | None = None) -> list[Trial]:
+        """All trials, or those of the given records, as they stand now, by number."""
+        records = list(self.trial_records() if records is None else records)
+        with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
+            return list(pool.map(lambda r: read_trial(r, self.job(r.number), self.spec.ladder), records))
+
+    def ranked(self) -> list[Trial]:
+        """The leaderboard: trained furthest first, then by validation loss; failed trials last."""
+        return sorted(self.read(), key=lambda trial: trial.rank_key)
+
+    def best(self) -> Trial | None:
+        """The first of the leaderboard, once one was measured."""
+        return next((trial for trial in self.ranked() if trial.losses and not trial.failure), None)
+
+    def trials(self) -> pd.DataFrame:
+        """The leaderboard as a table: a row for each trial, a column for each setting; empty cells where a setting was
+        not searched (`when`) or something is not known yet."""
+        import pandas as pd
+
+        from crucible.sweeps.leaderboard import columns, rows
+
+        return pd.DataFrame(rows(self, self.ranked()), columns=columns(self.space.names))
+
+    def _job_spec(self, record: TrialRecord, config: TrainConfig) -> JobSpec:
+        spec = self.spec
+        return JobSpec(
+            job_id=record.job_id,
+            config=config.model_dump(mode="json"),
+            config_digest=config.digest(),
+            dataset=spec.dataset,
+            command=spec.command,
+            project=spec.project,
+            owner=spec.owner,
+        )
+
+    def _step_cost(self, values: Values) -> float:
+        try:
+            config = trial_config(self.base, values)
+        except ConfigError:
+            return 1.0  # it fails at once, whatever it would have cost
+        tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
+        return tokens * flops_per_token(config, self.spec.vocab_size)
+
+    def _limit_numbers(self) -> list[int]:
+        names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list("limits")]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _checked_id(sweep_id: str) -> str:
+    try:
+        checked_job_id(sweep_id)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("job:", "sweep:", 1)) from None
+    if len(sweep_id) > LONGEST_ID:
+        raise ConfigError(f"sweep: {sweep_id!r} is too long; use up to {LONGEST_ID} characters")
+    return sweep_id
