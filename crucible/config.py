@@ -6,7 +6,6 @@ The defaults are those of the `cpu-small` preset: a run that finishes on a lapto
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -15,12 +14,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, model_validator
 
 from crucible.errors import ConfigError
+from crucible.settings import Settings, invalid
 
-__all__ = ["NOT_IN_DIGEST", "TrainConfig", "explain_validation_error", "preset_names"]
+__all__ = ["NOT_IN_DIGEST", "TrainConfig", "preset_names"]
 
 NOT_IN_DIGEST = frozenset(
     {
@@ -41,10 +40,10 @@ NOT_IN_DIGEST = frozenset(
 """Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """Everything that describes a training run except its data."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="Training configuration")
+    model_config = ConfigDict(title="Training configuration")
 
     # Model
     n_layer: int = Field(4, ge=1, le=256, description="Number of transformer blocks.")
@@ -97,47 +96,28 @@ class TrainConfig(BaseModel):
     )
     keep_checkpoints: int = Field(3, ge=1, description="Local checkpoints kept when the trainer runs on its own.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
-                    raise _invalid(f"{key} = {data[key]!r} is not a known setting; {mend}")
-        return data
-
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:
         if self.n_embd % self.n_head:
             below = self.n_embd - self.n_embd % self.n_head
             choices = f"{below} or {below + self.n_head}" if below else str(self.n_head)
-            raise _invalid(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}; use {choices}")
+            raise invalid(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}; use {choices}")
         if self.warmup_iters > self.max_iters:
-            raise _invalid(
+            raise invalid(
                 f"warmup_iters = {self.warmup_iters} is more than max_iters = {self.max_iters}; "
                 f"lower it to at most {self.max_iters}"
             )
         if self.decay_lr and self.min_lr > self.learning_rate:
-            raise _invalid(
+            raise invalid(
                 f"min_lr = {self.min_lr} is above learning_rate = {self.learning_rate}; lower it to at most "
                 f"{self.learning_rate} or set decay_lr = false"
             )
         if self.decay_lr and self.lr_decay_iters is not None and self.lr_decay_iters < self.warmup_iters:
-            raise _invalid(
+            raise invalid(
                 f"lr_decay_iters = {self.lr_decay_iters} is less than warmup_iters = {self.warmup_iters}; "
                 f"leave it empty to mean max_iters = {self.max_iters}"
             )
         return self
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str = "") -> TrainConfig:
-        """Build a config from a mapping; raises ConfigError with one message, naming `source` if given."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise ConfigError(explain_validation_error(error, source)) from None
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
@@ -188,30 +168,3 @@ def preset_names() -> list[str]:
     """Names that `TrainConfig.preset` accepts, sorted."""
     folder = resources.files("crucible") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-
-
-def explain_validation_error(error: ValidationError, source: str = "") -> str:
-    """One line for a person: each wrong field with its value and what would be right, for any pydantic model."""
-    sentences = []
-    for detail in error.errors(include_url=False):
-        place = ".".join(str(part) for part in detail["loc"])
-        message = detail["msg"].removeprefix("Value error, ")
-        if detail["type"] == _OWN_SENTENCE:
-            sentences.append(f"{place}: {message}" if place else message)
-        elif detail["type"] == "missing":
-            sentences.append(f"{place} is missing; give it a value")
-        elif detail["type"] == "extra_forbidden":
-            sentences.append(f"{place} = {detail['input']!r} is not a known setting; remove it")
-        else:
-            mend = message.removeprefix("Input ").replace("should be", "it must be", 1)
-            sentences.append(f"{place} = {detail['input']!r} is not valid; {mend}")
-    text = "; ".join(sentences)
-    return f"{source}: {text}" if source else text
-
-
-_OWN_SENTENCE = "crucible_config"
-
-
-def _invalid(sentence: str) -> PydanticCustomError:
-    # The sentence goes in as a value: pydantic would read braces in a template.
-    return PydanticCustomError(_OWN_SENTENCE, "{sentence}", {"sentence": sentence})

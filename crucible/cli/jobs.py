@@ -199,9 +199,9 @@ def limits(
     """Show or change what may be spent on a job; a running attempt heeds a change within seconds."""
     from pydantic import ValidationError
 
-    from crucible.config import explain_validation_error
     from crucible.errors import ConfigError
     from crucible.records import Limits
+    from crucible.settings import explain_validation_error
 
     found = open_job(open_store(store), job)
     given = {

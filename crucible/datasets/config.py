@@ -5,16 +5,12 @@ One model serves the command line, the job records and the Prefect form.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field, model_validator
 
-from crucible.config import explain_validation_error
-from crucible.errors import ConfigError
+from crucible.settings import Settings, invalid
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -25,10 +21,10 @@ SMALLEST_BPE = 257
 """256 bytes and the end-of-text token."""
 
 
-class DatasetConfig(BaseModel):
+class DatasetConfig(Settings):
     """Which text to train on, and how it becomes token ids."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, title="Dataset")
+    model_config = ConfigDict(title="Dataset")
 
     source: str = Field(
         "python-stdlib",
@@ -81,51 +77,27 @@ class DatasetConfig(BaseModel):
         64 << 20, ge=1 << 10, le=4 << 30, description="Text per shard in bytes; a shard is one task of the flow."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _suggest_known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
-                    raise _invalid(f"{key} = {data[key]!r} is not a known setting; {mend}")
-        return data
-
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:
         scheme = urlsplit(self.source).scheme
         if scheme == "https" and self.sha256 is None:
-            raise _invalid(
+            raise invalid(
                 f"sha256 is missing for source = {self.source!r}; give the file's sha256, so that every machine trains "
                 f"on the same text"
             )
         if "://" in self.source and scheme not in ("https", "s3", "file"):
-            raise _invalid(f"source = {self.source!r} cannot be read; use https://, s3:// or a local path")
+            raise invalid(f"source = {self.source!r} cannot be read; use https://, s3:// or a local path")
         if scheme == "s3" and self.sha256 is not None:
-            raise _invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
+            raise invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
         if (self.tokenizer == "file") != (self.tokenizer_file is not None):
-            raise _invalid(
+            raise invalid(
                 f"tokenizer = {self.tokenizer!r} and tokenizer_file = {self.tokenizer_file!r} do not go together; "
                 f"tokenizer = 'file' needs a tokenizer_file, and no other tokenizer takes one"
             )
         if self.tokenizer == "bpe" and self.vocab_size is not None and self.vocab_size < SMALLEST_BPE:
-            raise _invalid(f"vocab_size = {self.vocab_size} is too small for bpe; it must be at least {SMALLEST_BPE}")
+            raise invalid(f"vocab_size = {self.vocab_size} is too small for bpe; it must be at least {SMALLEST_BPE}")
         if self.tokenizer not in ("bpe", "char") and self.vocab_size is not None:
-            raise _invalid(
+            raise invalid(
                 f"vocab_size = {self.vocab_size} has no meaning for tokenizer = {self.tokenizer!r}; leave it empty"
             )
         return self
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any], source: str = "") -> DatasetConfig:
-        """Build a config from a mapping; raises ConfigError with one message, naming `source` if given."""
-        try:
-            return cls.model_validate(dict(values))
-        except ValidationError as error:
-            raise ConfigError(explain_validation_error(error, source)) from None
-
-
-def _invalid(sentence: str) -> PydanticCustomError:
-    # The sentence goes in as a value: pydantic would read braces in a template.
-    return PydanticCustomError("crucible_config", "{sentence}", {"sentence": sentence})

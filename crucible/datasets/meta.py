@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from crucible.config import explain_validation_error
 from crucible.errors import ConfigError, DataError
+from crucible.settings import explain_validation_error
 
 META_FILE = "meta.json"
 SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")

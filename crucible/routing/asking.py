@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from crucible.config import TrainConfig, explain_validation_error, preset_names
+from crucible.config import TrainConfig, preset_names
 from crucible.errors import ConfigError, StoreError
 from crucible.routing import history
 from crucible.routing.catalog import Offer, load_catalog, stale_warning
@@ -20,6 +20,7 @@ from crucible.routing.needs import Needs, needs_of
 from crucible.routing.recommend import PoolState, Preferences, Recommendation, recommend, why_nothing_fits
 from crucible.routing.script import ScriptNeeds, read_script, script_needs
 from crucible.routing.speed import Speed, speed_record
+from crucible.settings import explain_validation_error
 from crucible.store import Store, default_store_uri
 
 _GPT2_VOCABULARY, _CHARACTERS = 50257, 65
