@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crucible.errors import ConfigError
+from crucible.workers import registration
 
 SPOT, ON_DEMAND = "ec2-spot", "ec2-on-demand"
 PROVIDER_OUTPUTS = {SPOT: "SpotProvider", ON_DEMAND: "OnDemandProvider"}
@@ -19,12 +20,7 @@ SIZE_PARAMETERS = {SPOT: "MaxSpotInstances", ON_DEMAND: "MaxOnDemandInstances"}
 CONTAINER = "prefect"  # the name by which the worker's observer finds the container that counts
 INIT = ["python", "-m", "crucible.agent.init", "--"]
 STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
-FLOW = "train"
 STORE_BLOCK = "crucible-store"
-TEMPLATE_DEPLOYMENT = "local"
-"""`train/local`, which `crucible up` deploys, is what `train/<pool>` takes its parameters from."""
-PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
-"""The image's own working directory; without any step Prefect would copy all of it first."""
 
 
 @dataclass(frozen=True)
@@ -160,61 +156,19 @@ def register(
     With `deploy`, `train/<pool>` is deployed to each, its code taken from the image's working directory. Raises
     `ConfigError` if `train/local`, which it is modelled on, has not been deployed.
     """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
-    from prefect.exceptions import ObjectNotFound
-
-    names = []
-    with get_client(sync_client=True) as client:
-        for pool in (SPOT, ON_DEMAND):
-            name = options.prefix + pool
-            template = pool_template(pool, outputs, options)
-            limit = int(parameters.get(SIZE_PARAMETERS[pool], "0")) or None
-            description = (
-                f"GPU training on EC2 {pool.removeprefix('ec2-')} through ECS cluster {outputs['ClusterArn']}."
-            )
-            try:
-                client.read_work_pool(name)
-                update = WorkPoolUpdate(
-                    base_job_template=template, description=description, concurrency_limit=limit, is_paused=False
-                )
-                client.update_work_pool(name, update)
-            except ObjectNotFound:
-                create = WorkPoolCreate(
-                    name=name,
-                    type="ecs",
-                    base_job_template=template,
-                    description=description,
-                    concurrency_limit=limit,
-                )
-                client.create_work_pool(create)
-            if deploy:
-                _deploy(client, name)
-            names.append(name)
-    return names
-
-
-def _deploy(client: Any, pool: str) -> None:
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        model = client.read_deployment_by_name(f"{FLOW}/{TEMPLATE_DEPLOYMENT}")
-    except ObjectNotFound as error:
-        raise ConfigError(
-            f"{FLOW}/{TEMPLATE_DEPLOYMENT} is not deployed on this Prefect server: run `crucible up` (or `prefect "
-            "deploy --all`) first, then `crucible aws pools`"
-        ) from error
-    client.create_deployment(  # an upsert by flow and name
-        flow_id=model.flow_id,
-        name=pool,
-        description=f"One attempt at a job on {pool}; started by train-nanogpt.",
-        work_pool_name=pool,
-        entrypoint=model.entrypoint,
-        pull_steps=PULL_STEPS,
-        parameter_openapi_schema=model.parameter_openapi_schema,
-        enforce_parameter_schema=True,
-        tags=model.tags,
-    )
+    return [
+        registration.register(
+            options.prefix + pool,
+            "ecs",
+            runs=f"on {options.prefix}{pool}",
+            deploy=deploy,
+            base_job_template=pool_template(pool, outputs, options),
+            description=f"GPU training on EC2 {pool.removeprefix('ec2-')} through ECS cluster {outputs['ClusterArn']}.",
+            concurrency_limit=int(parameters.get(SIZE_PARAMETERS[pool], "0")) or None,
+            is_paused=False,
+        )
+        for pool in (SPOT, ON_DEMAND)
+    ]
 
 
 def save_store_block(name: str, data: Mapping[str, Any]) -> None:

@@ -1,0 +1,64 @@
+"""Work pools beyond this machine, each with its deployment `train/<pool>`, on a Prefect server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crucible.errors import ConfigError
+
+FLOW = "train"
+MODEL = "local"
+"""`train/local`, which `crucible up` deploys, is what every `train/<pool>` takes its parameters from."""
+PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
+"""The code is in the image's working directory; without this step Prefect would first copy all of it."""
+
+
+def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings: Any) -> str:
+    """Create or update a pool on the server that `PREFECT_API_URL` names, deploy `train/<name>` to it; returns the name.
+
+    Args:
+        kind: the type of worker that serves it.
+        runs: what the deployment's description says of an attempt there, like "in a container".
+        deploy: False leaves the deployment out.
+        settings: the pool's other fields: `base_job_template`, `description`, `concurrency_limit`, `is_paused`. A field
+            that is not named keeps its value.
+
+    Raises:
+        ConfigError: `train/local`, which the deployment is modelled on, is not there.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        model = _model(client) if deploy else None
+        try:
+            client.read_work_pool(name)
+            client.update_work_pool(name, WorkPoolUpdate(**settings))
+        except ObjectNotFound:
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind, **settings))
+        if model is not None:
+            client.create_deployment(  # an upsert by flow and name
+                flow_id=model.flow_id,
+                name=name,
+                description=f"One attempt at a job {runs}; started by train-nanogpt.",
+                work_pool_name=name,
+                entrypoint=model.entrypoint,
+                pull_steps=PULL_STEPS,
+                parameter_openapi_schema=model.parameter_openapi_schema,
+                enforce_parameter_schema=True,
+                tags=model.tags,
+            )
+    return name
+
+
+def _model(client: Any) -> Any:
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        return client.read_deployment_by_name(f"{FLOW}/{MODEL}")
+    except ObjectNotFound as error:
+        raise ConfigError(
+            f"{FLOW}/{MODEL} is not deployed on this Prefect server: run `crucible up` (or `prefect --no-prompt deploy "
+            "--all`) first"
+        ) from error
