@@ -57,8 +57,11 @@ def train_attempt(job: Job, number: int) -> Outcome:
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
 
 
-def prepare(job: Job, spec: JobSpec, scratch: Scratch) -> Sequence[str]:
-    """Bring the dataset here (once per machine), write the config, and return the trainer's command line."""
+def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) -> Sequence[str]:
+    """Bring the dataset here (once per machine), write the config, and return the trainer's command line.
+
+    `gpus`: how many the training may use; None: all that this machine has.
+    """
     if spec.command:
         return spec.command
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
@@ -66,7 +69,8 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch) -> Sequence[str]:
     config.write_text(json.dumps(spec.config))
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
     # As many as share the micro-batches evenly; the estimate counts on the same number.
-    processes = math.gcd(len(nvidia_gpus()), int(spec.config.get("gradient_accumulation_steps", 1)))
+    gpus = len(nvidia_gpus()) if gpus is None else gpus
+    processes = math.gcd(gpus, int(spec.config.get("gradient_accumulation_steps", 1)))
     return [*command, "--processes", str(processes)] if processes > 1 else command
 
 
