@@ -13,7 +13,6 @@ from crucible.errors import ConfigError
 from crucible.workers.modal_credentials import ModalCredentials
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
-LIFETIME_VARIABLE = "CRUCIBLE_MACHINE_ENDS_AT"
 
 # The worker's own Prefect settings that a flow run needs too: how to reach the API, and how to behave. All others stay
 # here; among them are the folder, database and password of a server that shares the worker's environment.

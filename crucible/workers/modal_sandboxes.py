@@ -16,9 +16,10 @@ from modal import exception as errors
 from modal.config import config as modal_settings
 
 import crucible
+from crucible.agent.notices import LIFETIME_VARIABLE
 from crucible.errors import ConfigError
 from crucible.workers import modal_failures as failures
-from crucible.workers.modal_configuration import LIFETIME_VARIABLE, ModalJobConfiguration
+from crucible.workers.modal_configuration import ModalJobConfiguration
 from crucible.workers.modal_ends import End
 from crucible.workers.modal_reach import obstacle
 

@@ -14,7 +14,7 @@ PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": 
 
 
 def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings: Any) -> str:
-    """Create or update a pool on the server that `PREFECT_API_URL` names, deploy `train/<name>` to it; returns the name.
+    """Create or update a pool on the server of `PREFECT_API_URL` and deploy `train/<name>` to it; returns the name.
 
     Args:
         kind: the type of worker that serves it.

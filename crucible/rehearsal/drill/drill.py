@@ -153,7 +153,7 @@ class Drill:
             threads=1,
         )
         _, _, self._steps_per_second = self._bare(config, data)
-        seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS
+        seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS + sum(fault.training_seconds for fault in self.plan)
         return config.with_overrides({"max_iters": max(int(seconds * self._steps_per_second), 10 * PROBE_STEPS)})
 
     def _bare(self, config: TrainConfig, data: Path) -> tuple[str, float, float]:

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crucible.errors import ServiceError
-from crucible.local.state import PROJECT
+from crucible.local.state import PROJECT, Home, State
 from crucible.rehearsal.drill.faults import NOTICE_SECONDS
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.faults import modal_faults
 from crucible.rehearsal.modal.worker_process import WorkerProcess
 from crucible.workers.modal_pool import POOL
+from crucible.workers.registration import FLOW
 
 STORE_SECRET = "store"
+DEPLOYMENT = f"{FLOW}/{POOL}"
 _END_SECONDS = 60.0
 
 
@@ -55,9 +57,21 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
         worker = WorkerProcess(POOL, environment, local.home.log("modal-worker"))
         worker.start()
         try:
-            faults = modal_faults(modal, worker)
+            faults = modal_faults(modal, worker, lambda seconds: _let_live(local.home, seconds))
             yield ModalStage(
                 local.home, local.environment, local.store, faults, {"pool": POOL}, local.metadata, modal=modal
             )
         finally:
             worker.stop()
+
+
+def _let_live(home: Home, seconds: float | None) -> None:
+    """How long the sandboxes of attempts to come may live; None: as long as the pool lets them."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    variables = {} if seconds is None else {"timeout_seconds": int(seconds)}
+    with temporary_settings({PREFECT_API_URL: State.load(home).api_url}), get_client(sync_client=True) as client:
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
+        client.update_deployment(deployment.id, DeploymentUpdate(job_variables=variables))

@@ -5,23 +5,32 @@ Nothing here goes by process ids on record: a sandbox has process ids of its own
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
+from crucible.agent.notices import LIFETIME_MARGIN_SECONDS, LIFETIME_VARIABLE
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
+from crucible.rehearsal.modal.cloud import SandboxView
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.worker_process import WorkerProcess
 
+SHORT_LIFE_SECONDS = 30.0
+"""From the start of a short-lived sandbox to the notice, and after that the margin that the agent saves in."""
 
-def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
+LetLive = Callable[[float | None], None]
+"""Give the sandboxes that are still to come so many seconds of life; None: what the pool gives."""
+
+
+def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> list[Fault]:
     """All faults of the pool, for a drill's plan to choose from."""
 
     def on_sandbox(strike: Callable[[str], None]) -> Callable[[Scene], bool]:
         def find_and_strike(scene: Scene) -> bool:
-            sandbox_id = _sandbox(modal, scene)
-            if sandbox_id is None:
+            sandbox = _sandbox(modal, scene)
+            if sandbox is None:
                 return False
-            strike(sandbox_id)
+            strike(sandbox.id)
             return True
 
         return find_and_strike
@@ -36,10 +45,31 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
         modal.lose_host(sandbox_id)
         worker.start()
 
+    def reach_lifetime(scene: Scene) -> bool:
+        """The lifetime is fixed when a sandbox is made: this one makes way for a short-lived one, which is let be."""
+        sandbox = _sandbox(modal, scene)
+        if sandbox is None:
+            return False
+        lifetime = SHORT_LIFE_SECONDS + LIFETIME_MARGIN_SECONDS
+        if sandbox.timeout_seconds > lifetime:
+            let_live(lifetime)
+            modal.preempt(sandbox.id)
+            return False
+        let_live(None)
+        notice_at = float(sandbox.env[LIFETIME_VARIABLE]) - LIFETIME_MARGIN_SECONDS
+        time.sleep(max(0.0, notice_at - time.time()))
+        return True
+
     return [
         Fault("preempt", "Modal preempts the sandbox", on_sandbox(modal.preempt), with_notice=True),
         Fault("lose-host", "the sandbox's machine is lost", on_sandbox(modal.lose_host)),
-        Fault("reach-lifetime", "the sandbox's lifetime is over", on_sandbox(modal.reach_lifetime)),
+        Fault(
+            "reach-lifetime",
+            "the sandbox comes near the end of its lifetime",
+            reach_lifetime,
+            with_notice=True,
+            training_seconds=SHORT_LIFE_SECONDS,
+        ),
         Fault("out-of-memory", "the sandbox runs out of memory", on_sandbox(modal.run_out_of_memory)),
         Fault("freeze", "the sandbox freezes", on_sandbox(modal.freeze)),
         Fault("restart-worker", "SIGKILL to the worker, and a new one", restart_worker, ends_attempt=False),
@@ -51,10 +81,10 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess) -> list[Fault]:
     ]
 
 
-def _sandbox(modal: FakeModal, scene: Scene) -> str | None:
+def _sandbox(modal: FakeModal, scene: Scene) -> SandboxView | None:
     """The running sandbox of the current attempt."""
     attempt = scene.attempt
     if attempt is None:
         return None
     tags = {"job": scene.job.job_id, "attempt": str(attempt.number)}
-    return next((view.id for view in modal.running() if tags.items() <= view.tags.items()), None)
+    return next((view for view in modal.running() if tags.items() <= view.tags.items()), None)
