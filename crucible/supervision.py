@@ -15,12 +15,14 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
 from crucible.checkpoints import Checkpoints
-from crucible.deciding import LOOK_SECONDS, Decision, Ended, Patience, Placement, decide
+from crucible.course import Course, Try
+from crucible.deciding import LOOK_SECONDS, SUPERVISOR, Decision, Ended, Patience, Placement, decide, pause_seconds
 from crucible.errors import CrucibleError, ObjectMissing, StoreError
 from crucible.job_status import JobState, JobStatus, status_of
 from crucible.jobs import Attempt, Job
@@ -88,9 +90,13 @@ class Supervision:
     listener: Listener
     flow_run_id: str = ""
     stop_at_step: int | None = None
+    course: Course | None = None
+    """What knows better than the order of the placements where to go, if anything does."""
     patience: Patience = field(default_factory=Patience)
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
+    wall_clock: Callable[[], datetime] = now
+    """For the records; how long something takes is told by `clock`."""
 
     def run(self) -> JobStatus:
         """Launch and watch attempts until the job ends; the status returned is also on record.
@@ -138,24 +144,44 @@ class Supervision:
 
     def _decide(self) -> Decision:
         attempts = self.job.attempts()
-        ended = []
-        for attempt in attempts[self._bygone :]:
-            if (outcome := attempt.outcome) is not None:
-                start = attempt.start
-                ended.append(Ended(outcome, start.step if start else outcome.committed_step))
+        tries = [self._try(attempt) for attempt in attempts]
+        ended = [entry.ended for entry in tries[self._bygone :] if entry.ended is not None]
+        counted = [entry for entry in ended if not (entry.missed and entry.pool in self._waits_for)]
         last = ended[-1].outcome if ended else None
         wanted = self.stop_at_step or 0
         if last and last.end_reason is EndReason.PAUSED and last.committed_step < wanted:
             return Decision(JobState.RUNNING, f"goes on to step {wanted}")
-        age = now() - self.job.spec.created_at
-        return decide(
-            ended,
+        age = self.wall_clock() - self.job.spec.created_at
+        decision = decide(
+            counted,
             self.job.limits,
-            len(self.placements),
-            attempts=len(attempts),
+            [place.pool for place in self.placements],
+            attempts=len(attempts) - len(ended) + len(counted),
             spent_usd=self.job.cost_usd(),
             age_hours=age.total_seconds() / 3600,
             patience=self.patience,
+        )
+        if self.course is None or decision.state is not JobState.RUNNING:
+            return decision
+        if ended and ended[-1].missed:  # not at once, lest a pool that refuses be asked without end
+            decision = replace(decision, pause_seconds=max(decision.pause_seconds, pause_seconds(1, self.patience)))
+        return self.course.next(tries[self._bygone :], decision)
+
+    @property
+    def _waits_for(self) -> frozenset[str]:
+        return self.course.waits_for if self.course else frozenset()
+
+    def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> Try:
+        launch, start, outcome = attempt.launch, attempt.start, attempt.outcome
+        assert launch is not None
+        ended = Ended(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
+        return Try(
+            pool=launch.pool,
+            launched_at=launch.decided_at,
+            start_step=start.step if start else 0,
+            claimed=claimed,
+            heartbeat=heartbeat,
+            ended=ended,
         )
 
     def _launch(self, number: int, decision: Decision) -> None:
@@ -170,6 +196,7 @@ class Supervision:
                     mtbf_seconds=placement.mtbf_seconds,
                     reason=decision.reason,
                     stop_at_step=self.stop_at_step,
+                    decided_at=self.wall_clock(),
                     decided_by=f"supervisor {self._supervisor.number}",
                 )
             )
@@ -182,6 +209,7 @@ class Supervision:
         assert launch is not None
         self._bring_to_life(attempt, launch)
         silence = _Silence(self.clock)
+        self._ask_course_at = self.clock() + self.patience.course
         while (outcome := self._look(attempt, launch, silence)) is None:
             self.sleep(self.patience.look)
         self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
@@ -197,7 +225,7 @@ class Supervision:
         except CrucibleError as error:
             if self._unless_store_fails(lambda: attempt.claim) is not None:
                 return  # it runs already; only the pool's hints about it are missing
-            outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by="supervisor")
+            outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by=SUPERVISOR)
             self._unless_store_fails(lambda: attempt.end(self._with_progress(outcome)))
 
     def _look(self, attempt: Attempt, launch: Launch, silence: _Silence) -> Outcome | None:
@@ -214,8 +242,11 @@ class Supervision:
         seconds = silence.seconds(heartbeat.sequence if heartbeat else -1, claimed)
         self._show(lambda: self.listener.watched(self.job, heartbeat))
         hint = self.launcher.hint(self.job, launch)
+        leave = self._why_leave(attempt, heartbeat, claimed)
         if not claimed:
-            return self._unclaimed(attempt, hint, seconds)
+            return self._unclaimed(attempt, launch, hint, seconds, leave)
+        if leave is not None:
+            self._ask_to_leave(attempt, leave)
         ended = hint.says is PoolSays.ENDED and seconds > self.patience.ended_and_silent
         if not ended and seconds <= self.patience.lost:
             return None
@@ -223,21 +254,45 @@ class Supervision:
             end_reason=EndReason.CANCELLED if hint.cancelled else EndReason.LOST,
             message=f"no sign of life for {seconds:.0f} s"
             + (f"; the pool said: {hint.message}" if hint.message else ""),
-            decided_by="supervisor",
+            decided_by=SUPERVISOR,
+            ended_at=self.wall_clock(),
         )
         return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict, heartbeat, launch)))
 
-    def _unclaimed(self, attempt: Attempt, hint: Hint, seconds: float) -> Outcome | None:
+    def _why_leave(self, attempt: Attempt, heartbeat: Heartbeat | None, claimed: bool) -> str | None:
+        """The course's answer, asked every so often."""
+        if self.course is None or self.clock() < self._ask_course_at:
+            return None
+        self._ask_course_at = self.clock() + self.patience.course
+        try:
+            before = [
+                self._try(other) for other in self.job.attempts()[self._bygone :] if other.number < attempt.number
+            ]
+            return self.course.why_leave([*before, self._try(attempt, heartbeat, claimed)])
+        except StoreError:
+            return None  # later, then
+
+    def _ask_to_leave(self, attempt: Attempt, reason: str) -> None:
+        if self._unless_store_fails(lambda: attempt.stop_request) is None:
+            request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
+            self._unless_store_fails(lambda: attempt.request_stop(request))
+            self._tell(f"attempt {attempt.number} is asked to save and stop: {reason}")
+
+    def _unclaimed(
+        self, attempt: Attempt, launch: Launch, hint: Hint, seconds: float, leave: str | None
+    ) -> Outcome | None:
         """A launched attempt that no machine has taken up yet."""
         if hint.says is PoolSays.ENDED and seconds > 2.0:
             reason = EndReason.FAILED if hint.permanent else EndReason.NOT_STARTED
             reason = EndReason.CANCELLED if hint.cancelled else reason
             message = hint.message or "the run ended before a machine took it up"
-        elif seconds > self.patience.start:
+        elif leave is not None:
+            reason, message = EndReason.NOT_STARTED, leave
+        elif seconds > self.patience.start and launch.pool not in self._waits_for:
             reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.patience.start:.0f} s"
         else:
             return None
-        verdict = Outcome(end_reason=reason, message=message, decided_by="supervisor")
+        verdict = Outcome(end_reason=reason, message=message, decided_by=SUPERVISOR, ended_at=self.wall_clock())
         return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict)))
 
     def _with_progress(

@@ -9,7 +9,6 @@ started again, it finds its job and carries on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from prefect import flow
@@ -24,12 +23,14 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import DatasetMeta, require_block_size
-from crucible.deciding import Patience, Placement
+from crucible.deciding import Patience
 from crucible.errors import CrucibleError, FencedOut
 from crucible.job_status import JobState, JobStatus
 from crucible.jobs import Job
 from crucible.presence import Presence
-from crucible.records import JobSpec, Limits
+from crucible.records import JobSpec, Limits, now
+from crucible.routing.asking import moment_to_come
+from crucible.routing.choice import Choice, choice_of, remember_choice
 from crucible.routing.history import remember_plan
 from crucible.routing.learning import remember_job
 from crucible.routing.recommend import Preferences
@@ -40,7 +41,7 @@ from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
-from tasks.placing import choose
+from tasks.placing import choose, course_of, saved_share
 from tasks.storage import open_store
 from tasks.training import beat_seconds
 
@@ -72,6 +73,9 @@ def train_nanogpt(
     max_hours: float | None = Field(
         None, gt=0, description="Stop, saved, so many hours after the start. Empty: no cap."
     ),
+    finish_by: str = Field(
+        "", description="Be done by then: a time with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+    ),
     run_evaluation: bool = Field(True, description="Evaluate and export the model at the end."),
     project: str = Field("default", description="Whose money it is: shown in cost reports."),
     owner: str = Field("", description="Who started it: shown in cost reports."),
@@ -82,15 +86,20 @@ def train_nanogpt(
         limits = Limits(max_attempts=max_attempts, max_cost_usd=max_cost_usd, max_hours=max_hours)
         spec = JobSpec(job_id=job_name(), project=project, owner=owner)
         placed = open_store(store)
+        # Of a flow run that is brought back, the choice is on record, and its deadline may have passed.
+        choice = choice_of(Job(placed, spec.job_id), flow_run.id or "")
+        deadline = moment_to_come(finish_by, None if choice else now()) if finish_by else None
         with Presence(placed, flow_run.id or "", spec.job_id) as presence:
             resolved = resolve(preset, config)
             record, meta = _prepare(spec, limits, resolved, dataset, placed, store)
-            choice = choose(
-                placed, resolved, meta, pool, limits, Preferences(optimize_for=optimize_for), project, owner
-            )
+            if choice is None:
+                wishes = Preferences(optimize_for=optimize_for)
+                saved = saved_share(record, resolved.max_iters)
+                choice = choose(placed, resolved, meta, pool, limits, wishes, project, owner, deadline, saved)
+                remember_choice(record, flow_run.id or "", choice)
             if choice.planned:
                 remember_plan(record, choice.planned)
-            status = _supervise(record, choice.placements, store, presence)
+            status = _supervise(record, choice, resolved, store, presence)
             if status.state is JobState.COMPLETED:
                 remember_job(record)
                 if run_evaluation:
@@ -129,14 +138,15 @@ def _prepare(
     return job, meta
 
 
-def _supervise(job: Job, placements: Sequence[Placement], store: str, presence: Presence) -> JobStatus:
+def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presence: Presence) -> JobStatus:
     spec = job.spec
     supervision = Supervision(
         job,
         PrefectLauncher(store, spec.project, spec.owner),
-        placements,
+        choice.placements,
         JobListener(),
         flow_run_id=str(flow_run.id or ""),
+        course=course_of(choice, job, config),
         patience=Patience(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
     )
     try:

@@ -11,6 +11,8 @@ from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import StateType, WorkerStatus
 
 from crucible.routing.asking import Answer
+from crucible.routing.capacity import spot_capacity
+from crucible.routing.catalog import load_catalog
 from crucible.routing.recommend import PoolState
 from crucible.routing.report import recommendation_report
 
@@ -19,8 +21,8 @@ _QUEUE_LOOK = 200  # runs waiting in a pool that are counted at most
 
 
 @task(retries=2, retry_delay_seconds=[2, 5], retry_jitter_factor=0.5)
-def pool_states() -> dict[str, PoolState]:
-    """Of every work pool on the server: whether it is paused, its workers online, the runs waiting in its queue."""
+def pool_states(ask_capacity: bool = True) -> dict[str, PoolState]:
+    """Of every work pool on the server: whether it is paused, its workers online, its queue, and spot capacity."""
     waiting = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED, StateType.PENDING]}}})
     soon = datetime.now(UTC) + timedelta(minutes=1)
     states = {}
@@ -36,6 +38,7 @@ def pool_states() -> dict[str, PoolState]:
                 workers_online=sum(worker.status is WorkerStatus.ONLINE for worker in workers),
                 queued=sum(run.expected_start_time is None or run.expected_start_time <= soon for run in queued),
                 paused=pool.is_paused,
+                capacity=spot_capacity(load_catalog()) if ask_capacity and pool.name == "ec2-spot" else {},
             )
     return states
 
@@ -56,6 +59,7 @@ def publish(found: Answer) -> None:
                 "USD low": round(entry.estimate.usd.low, 4),
                 "USD high": round(entry.estimate.usd.high, 4),
                 "speed from": entry.estimate.speed.source,
+                "availability": entry.availability,
                 "for": ", ".join(entry.pros),
                 "against": ", ".join(entry.cons),
             }

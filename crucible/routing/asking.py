@@ -160,6 +160,23 @@ def hours_until(deadline: str, now: datetime) -> float:
     return hours
 
 
+def moment_to_come(deadline: str, now: datetime | None) -> datetime:
+    """The moment that `deadline` names, an ISO time with its zone; later than `now`, if that is given.
+
+    Raises ConfigError for anything else.
+    """
+    wanted = "give a time with its zone, such as 2026-05-07T18:00+02:00 or 2026-05-07T16:00Z"
+    try:
+        moment = datetime.fromisoformat(deadline.strip())
+    except ValueError:
+        raise ConfigError(f"finish_by is {deadline!r}, which is no time; {wanted}") from None
+    if moment.tzinfo is None:
+        raise ConfigError(f"finish_by is {deadline!r}, which says no time zone; {wanted}")
+    if now is not None and moment <= now:
+        raise ConfigError(f"finish_by is {deadline!r}, which is over (it is {now:%Y-%m-%dT%H:%MZ} now); {wanted}")
+    return moment.astimezone(UTC)
+
+
 def moment_ago(text: str, now: datetime) -> datetime:
     """The moment `7d`, `24h` or `90min` before `now`, or a date or time (UTC if it says none). Raises ConfigError."""
     if match := re.fullmatch(_DURATION, text.strip()):

@@ -55,4 +55,6 @@ def _placement(entry: Ranked, place: int) -> Placement:
         usd_per_hour=offer.usd_per_hour,
         mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
         reason=reason,
+        startup_seconds=round(estimate.breakdown.startup, 1),
+        hours=estimate.hours.likely,
     )

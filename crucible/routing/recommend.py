@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,6 +20,7 @@ from crucible.routing.speed import Speed, gpus_used, speed_on
 
 _RESERVED_DISCOUNT = 0.37  # one year, nothing upfront, G and P types; assumed, AWS prices it per type
 _STEADY_HOURS = 24.0
+UNKNOWN = "unknown"
 
 
 class Preferences(BaseModel):
@@ -52,8 +53,19 @@ class PoolState:
     paused: bool = False
     waiting_seconds: float = 0.0
     """Expected time in its queue."""
-    has_capacity: bool | None = None
-    """Answer of a capacity probe; None: not asked."""
+    capacity: Mapping[str, bool] = field(default_factory=dict)
+    """Answers of a capacity probe by machine type; what is not in it is not known."""
+
+    def has_room(self, instance: str = "") -> bool:
+        """Whether a run that is sent there would begin at once, as far as is known."""
+        ready = self.workers_online > 0 and not self.paused and not self.queued
+        return ready and self.capacity.get(instance) is not False
+
+    def availability(self, instance: str) -> str:
+        """For people."""
+        known = {True: "likely", False: "none now", None: "unknown"}[self.capacity.get(instance)]
+        paused = "paused, " if self.paused else ""
+        return f"{paused}workers online: {self.workers_online}, runs waiting: {self.queued}, capacity: {known}"
 
 
 @dataclass(frozen=True)
@@ -64,6 +76,8 @@ class Ranked:
     score: float
     pros: tuple[str, ...]
     cons: tuple[str, ...]
+    availability: str = UNKNOWN
+    """Workers online, queue, capacity; `unknown` where the pools were not asked."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +104,13 @@ class Recommendation:
         """For `--json`."""
         return {
             "ranked": [
-                {**entry.estimate.to_dict(), "rank": place, "pros": list(entry.pros), "cons": list(entry.cons)}
+                {
+                    **entry.estimate.to_dict(),
+                    "rank": place,
+                    "pros": list(entry.pros),
+                    "cons": list(entry.cons),
+                    "availability": entry.availability,
+                }
                 for place, entry in enumerate(self.ranked, 1)
             ],
             "rejected": [{"offer": entry.offer.key, "reason": entry.reason} for entry in self.rejected],
@@ -118,7 +138,7 @@ def recommend(
     fitting: list[Estimate] = []
     rejected: list[Rejected] = []
     for offer in offers:
-        state = None if pools is None else pools.get(offer.pool, PoolState(workers_online=0))
+        state = None if pools is None else _state(pools, offer)
         measured = (probed or {}).get(offer.key)
         found = _estimate_or_reason(needs, offer, preferences, records, measured, state, only_ready)
         if isinstance(found, str):
@@ -127,7 +147,12 @@ def recommend(
             fitting.append(found)
     fitting.sort(key=lambda found: (_score(found, preferences), found.usd.likely, found.hours.likely, found.offer.key))
     ranked = tuple(
-        Ranked(found, _score(found, preferences), *_pros_and_cons(needs, found, fitting, preferences, pools))
+        Ranked(
+            found,
+            _score(found, preferences),
+            *_pros_and_cons(needs, found, fitting, preferences, pools),
+            UNKNOWN if pools is None else _state(pools, found.offer).availability(found.offer.instance),
+        )
         for found in fitting
     )
     return Recommendation(ranked, tuple(rejected), _advice(fitting[0]) if fitting else ())
@@ -164,7 +189,7 @@ def _estimate_or_reason(
     reason = why_it_does_not_fit(needs, offer) if isinstance(needs, Needs) else needs.why_it_does_not_fit(offer)
     if reason is not None:
         return reason
-    if only_ready and state is not None and (reason := _not_ready(offer.pool, state)) is not None:
+    if only_ready and state is not None and (reason := _not_ready(offer, state)) is not None:
         return reason
     speed = speed_on(offer, needs, records, probed) if isinstance(needs, Needs) else needs.speed_on(offer)
     if speed is None:
@@ -187,13 +212,17 @@ def _too_long_or_dear(found: Estimate, preferences: Preferences) -> str | None:
     return None
 
 
-def _not_ready(pool: str, state: PoolState) -> str | None:
+def _state(pools: Mapping[str, PoolState], offer: Offer) -> PoolState:
+    return pools.get(offer.pool, PoolState(workers_online=0))
+
+
+def _not_ready(offer: Offer, state: PoolState) -> str | None:
     if state.paused:
-        return f"pool {pool} is paused"
+        return f"pool {offer.pool} is paused"
     if state.workers_online == 0:
-        return f"pool {pool} has no worker online"
-    if state.has_capacity is False:
-        return f"pool {pool} has no capacity for it now"
+        return f"pool {offer.pool} has no worker online"
+    if state.capacity.get(offer.instance) is False:
+        return f"pool {offer.pool} has no capacity for {offer.instance} now"
     return None
 
 
@@ -249,8 +278,8 @@ def _pros_and_cons(
     if preferences.finish_within_hours is not None and entry.hours.high > preferences.finish_within_hours:
         cons.append("may be late")
     if pools is not None:
-        state = pools.get(offer.pool, PoolState(workers_online=0))
-        if (reason := _not_ready(offer.pool, state)) is not None:
+        state = _state(pools, offer)
+        if (reason := _not_ready(offer, state)) is not None:
             cons.append(reason)
         elif state.queued:
             cons.append(f"{state.queued} runs wait in its queue")

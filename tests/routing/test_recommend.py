@@ -81,7 +81,7 @@ def test_pros_and_cons_are_the_offers_own() -> None:
 
 def test_pools_that_cannot_start_now() -> None:
     pools = {"ec2-spot": PoolState(0), "modal": PoolState(1, paused=True), "local": PoolState(1, queued=3)}
-    pools["ec2-on-demand"] = PoolState(2, has_capacity=False)
+    pools["ec2-on-demand"] = PoolState(2, capacity={"g.small": False, "g.big": False})
     shown = ranking(pools=pools)
     assert len(shown.ranked) == len(ALL), "otherwise it is only a con"
     cons = {entry.estimate.offer.key: entry.cons for entry in shown.ranked}
@@ -90,7 +90,11 @@ def test_pools_that_cannot_start_now() -> None:
     ready = ranking(pools=pools, only_ready=True)
     assert order(ready) == [LOCAL.key]
     assert reasons(ready)[MODAL.key] == "pool modal is paused"
-    assert reasons(ready)[BIG.key] == "pool ec2-on-demand has no capacity for it now"
+    assert reasons(ready)[BIG.key] == "pool ec2-on-demand has no capacity for g.big now"
+    known = {entry.estimate.offer.key: entry.availability for entry in shown.ranked}
+    assert known[BIG.key] == "workers online: 2, runs waiting: 0, capacity: none now"
+    assert known[LOCAL.key] == "workers online: 1, runs waiting: 3, capacity: unknown"
+    assert {entry.availability for entry in ranking().ranked} == {"unknown"}
     nothing_set_up = ranking(pools={"local": PoolState(1)}, only_ready=True)
     assert order(nothing_set_up) == [LOCAL.key]
 

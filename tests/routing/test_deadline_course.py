@@ -1,0 +1,188 @@
+"""A live job with a deadline: where it goes, when it moves, and that it says why; by a clock of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from crucible.deciding import Patience, Placement
+from crucible.job_status import JobState
+from crucible.jobs import Attempt, Job
+from crucible.records import Claim, EndReason, Heartbeat, Launch, Notification, Outcome, Start
+from crucible.routing.deadline import DeadlineCourse
+from crucible.store import Store
+from crucible.supervision import Hint, PoolSays, Supervision
+from tests.faults.small_jobs import new_job
+from tests.faults.world import Listening, World
+
+HOUR = 3600.0
+SPOT = Placement("ec2-spot", "g6.xlarge", 0.4, mtbf_seconds=10 * HOUR, startup_seconds=240.0, hours=10.0)
+STEADY = Placement("ec2-on-demand", "g6.xlarge", 1.2, startup_seconds=240.0, hours=10.0)
+PLACES = (SPOT, STEADY)
+STEPS = 3600
+STEP_SECONDS = 10.0
+"""Ten hours of work."""
+
+
+@pytest.fixture(autouse=True)
+def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night is a thousand records that nobody will need after a power cut."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
+@dataclass
+class Market:
+    """A launcher: on-demand machines are always there, spot ones when `spot(hour)` says so. They train, save, obey."""
+
+    world: World
+    spot: Callable[[float], bool]
+    step_seconds: float = STEP_SECONDS
+    committed: int = 0
+    pools: list[str] = field(default_factory=list)
+
+    def launch(self, job: Job, launch: Launch) -> None:
+        self.pools.append(launch.pool)
+        self.world.after(60, lambda: self._offer(job.attempt(launch.number), launch))
+
+    def hint(self, job: Job, launch: Launch) -> Hint:
+        return Hint(PoolSays.UNKNOWN)
+
+    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
+        """The run is over."""
+
+    def there(self, pool: str) -> bool:
+        return pool != SPOT.pool or self.spot(self.world.time / HOUR)
+
+    def _offer(self, attempt: Attempt, launch: Launch) -> None:
+        if attempt.outcome is not None:
+            return
+        if not self.there(launch.pool):
+            self.world.after(60, lambda: self._offer(attempt, launch))
+            return
+        attempt.take(Claim(number=attempt.number))
+        attempt.begin(Start(step=self.committed))
+        self._train(attempt, launch, self.world.time, self.committed, 0)
+
+    def _train(self, attempt: Attempt, launch: Launch, began: float, first: int, sequence: int) -> None:
+        seconds = self.world.time - began
+        step = min(STEPS, first + int(seconds / self.step_seconds))
+        figures: dict[str, Any] = {
+            "step": step,
+            "committed_step": step,
+            "seconds": seconds,
+            "cost_usd": seconds / HOUR * launch.usd_per_hour,
+            "first_step_after_seconds": self.step_seconds if step > first else None,
+        }
+        request = attempt.stop_request
+        if step == STEPS:
+            self._end(attempt, EndReason.COMPLETED, "done", figures)
+        elif request is not None:
+            self._end(attempt, request.end_reason, request.reason, figures, "supervisor")
+        elif not self.there(launch.pool):
+            self._end(attempt, EndReason.INTERRUPTED, "the market took it", figures, "ec2")
+        else:
+            attempt.beat(Heartbeat(sequence=sequence, phase="training", total_steps=STEPS, **figures))
+            self.world.after(120, lambda: self._train(attempt, launch, began, first, sequence + 1))
+
+    def _end(
+        self, attempt: Attempt, reason: EndReason, message: str, figures: dict[str, Any], source: str = ""
+    ) -> None:
+        self.committed = figures["step"]
+        told = [Notification(source=source, reason=message)] if source else []
+        attempt.end(
+            Outcome(end_reason=reason, message=message, notifications=told, ended_at=self.world.now(), **figures)
+        )
+
+
+@dataclass
+class Night:
+    """How a job with a deadline went."""
+
+    state: JobState
+    hours: float
+    pools: list[str]
+    told: list[str]
+
+
+def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: Any) -> Night:
+    """Ten hours of work to be done within `hours`; the world's clock begins at 0."""
+    world = World()
+    world.time = 0.0
+    market = Market(world, spot, **{k: v for k, v in fields.items() if k == "step_seconds"})
+    capacity = fields.get("capacity", lambda hour: None)
+    course = DeadlineCourse(
+        places=PLACES,
+        spot=0,
+        steady=1,
+        finish_by=world.now() + timedelta(hours=hours),
+        total_steps=STEPS,
+        seconds_per_step=STEP_SECONDS,
+        capacity=lambda: capacity(world.time / HOUR),
+        clock=world.now,
+    )
+    listener = Listening()
+    status = Supervision(
+        new_job(store),
+        market,
+        PLACES,
+        listener,
+        course=course,
+        patience=Patience(lost=600.0, look=120.0, course=60.0),
+        sleep=world.sleep,
+        clock=world.clock,
+        wall_clock=world.now,
+    ).run()
+    return Night(status.state, world.time / HOUR, market.pools, listener.messages)
+
+
+def told(night: Night, *words: str) -> bool:
+    return any(all(word in message for word in words) for message in night.told)
+
+
+def test_spot_to_the_end_while_there_is_some(store: Store) -> None:
+    went = night(store, lambda hour: True, 12.0)
+    assert (went.state, went.pools) == (JobState.COMPLETED, ["ec2-spot"])
+    assert told(went, "attempt 1 goes to ec2-spot: on spot: 10.5 h of work left, 12.0 h until finish_by")
+
+
+def test_an_outage_is_waited_out_with_time_to_spare_and_bridged_without(store: Store) -> None:
+    """The same outage of four hours, begun in the third hour."""
+    there = lambda hour: not 3 <= hour < 7  # noqa: E731
+    patient = night(store.child("patient"), there, 20.0)
+    assert (patient.state, set(patient.pools)) == (JobState.COMPLETED, {"ec2-spot"})
+    assert told(patient, "attempt 2 goes to ec2-spot: waits for spot: 7."), patient.told
+    pressed = night(store.child("pressed"), there, 12.0)
+    assert pressed.state is JobState.COMPLETED
+    assert pressed.hours <= 12.0
+    assert "ec2-on-demand" in pressed.pools
+    assert told(pressed, "goes to ec2-on-demand: on on-demand:", "of work left", "until finish_by")
+
+
+def test_spot_that_never_comes_is_not_waited_for_too_long(store: Store) -> None:
+    went = night(store, lambda hour: False, 12.0)
+    assert went.state is JobState.COMPLETED
+    assert went.hours <= 12.0
+    assert went.pools[-1] == "ec2-on-demand"
+    assert told(went, "attempt 1 never started", "no spot machine for", "moved to on-demand: 10.5 h of work left")
+
+
+def test_a_job_slower_than_estimated_leaves_spot_while_it_can_still_make_it(store: Store) -> None:
+    went = night(store, lambda hour: True, 12.7, step_seconds=1.2 * STEP_SECONDS)
+    assert (went.state, went.pools[0]) == (JobState.COMPLETED, "ec2-spot")
+    assert went.hours <= 12.7
+    moves = [message for message in went.told if "is asked to save and stop: moved to on-demand" in message]
+    assert len(moves) <= 1
+
+
+def test_back_to_spot_when_the_probe_sees_some(store: Store) -> None:
+    there = lambda hour: hour >= 3  # noqa: E731
+    blind = night(store.child("blind"), there, 11.5)
+    assert blind.pools[-1] == "ec2-on-demand"
+    went = night(store.child("seeing"), there, 11.5, capacity=there)
+    assert (went.state, went.pools[-1]) == (JobState.COMPLETED, "ec2-spot")
+    assert went.hours <= 11.5
+    assert told(went, "moved back to spot:", "of work left")
