@@ -13,7 +13,7 @@ from crucible.reports.metrics import Row
 MOST_POINTS = 300
 """Of the training loss; of a longer history each is the mean of its neighbours, which shows more than noise would."""
 
-_drawing = threading.Lock()  # matplotlib's font cache and text engine are not made for threads
+drawing = threading.Lock()  # matplotlib's font cache and text engine are not made for threads
 
 
 def loss_curve(rows: Sequence[Row], attempt_starts: Mapping[int, int] | None = None) -> bytes:
@@ -21,7 +21,7 @@ def loss_curve(rows: Sequence[Row], attempt_starts: Mapping[int, int] | None = N
 
     `rows` as in `Metrics.rows`; `attempt_starts` maps attempt numbers to the steps they resumed from.
     """
-    with _drawing:
+    with drawing:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def loss_curve(rows: Sequence[Row], attempt_starts: Mapping[int, int] | None = N
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
         canvas: Any = FigureCanvasAgg(figure)
         canvas.draw()
-        return _png(canvas)
+        return png(canvas)
 
 
 def data_uri(png: bytes) -> str:
@@ -88,8 +88,8 @@ def _mark_attempts(axes: Any, starts: Mapping[int, int]) -> None:
         )
 
 
-def _png(canvas: Any) -> bytes:
-    """A palette of 64 colours halves the size and cannot be told from the full picture."""
+def png(canvas: Any) -> bytes:
+    """The drawn canvas as PNG. A palette of 64 colours halves the size and cannot be told from the full picture."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -34,7 +34,7 @@ def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def digest(rows_: Sequence[dict[str, Any]]) -> str:
-    """sha256 of what no interruption may change in a leaderboard: all but times, costs, attempts and words of failure."""
+    """sha256 of what no interruption may change: all but times, costs, attempts and the words of a failure."""
     kept = [{name: value for name, value in row.items() if name not in _DISTURBED} for row in rows_]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 

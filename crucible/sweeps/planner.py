@@ -6,8 +6,10 @@ first virtual end whose real result is not there yet, and goes on when it is. So
 same decisions, a sweep that was killed and played again makes those it would have made, and nothing about decisions
 needs to be kept.
 
-There are twice as many virtual workers as real ones: while the play waits for one result, there is other work. Where
-no decision depends on a result (a grid or random search without rungs, say) nothing is ever waited for.
+Real workers need not idle while the play waits. Where trials are drawn without regard to results, every one of them
+will be begun sooner or later, so the next ones may be begun ahead of their time. TPE does regard results; there are
+twice as many virtual workers as real ones, so that other work is there. And where no decision depends on a result at
+all (no rungs, or full ones), there are as many virtual workers as there is work.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from crucible.sweeps.space import Values
 
 AHEAD = 2
 """Virtual workers for each real one."""
+START = 0.5
+"""What beginning a piece lasts, as a share of the first rung with the base configuration."""
 
 Results = Mapping[Piece, float]
 """The validation loss of every piece of work that is done, `FAILED` where it never will be."""
@@ -40,7 +44,11 @@ class Planner:
     workers: int | None
     """Virtual workers; None: as many as there is work for."""
     step_cost: Callable[[Values], float]
-    """What a step of a trial with these values costs in virtual time; infinite values make a trial that cannot be."""
+    """How long a step of a trial with these values lasts in virtual time."""
+    start_cost: float = 0.0
+    """How long it takes to start training, in the same unit."""
+    ahead: int = 0
+    """How many trials may be begun ahead of their time; 0 where drawing them depends on results."""
     known: dict[int, Values] = field(default_factory=dict)
     """Values of the trials that were drawn before; the others are drawn when they begin."""
 
@@ -65,12 +73,26 @@ class Planner:
             end, _, piece = self._busy[0]
             if (loss := results.get(piece)) is None:
                 waiting = [piece for _, _, piece in sorted(self._busy, key=lambda busy: busy[1])]
-                return sorted((p for p in waiting if p not in results), key=lambda p: -p.rung)
+                return sorted((p for p in waiting if p not in results), key=lambda p: -p.rung) + self._early(results)
             heapq.heappop(self._busy)
             self._clock = end
             self._reached[piece.trial] = piece.rung
             self._losses[piece.trial] = loss
             self.schedule.told(piece, loss)
+
+    def values(self, trial: int) -> Values:
+        """The values of a trial that there is work for."""
+        return self.trials.get(trial) or self.known[trial]
+
+    def _early(self, results: Results) -> list[Piece]:
+        early: list[Piece] = []
+        for trial in range(len(self.trials) + 1, self.max_trials + 1):
+            if len(early) == self.ahead:
+                break
+            if (piece := Piece(trial, 0)) not in results:
+                self.known[trial] = self.known.get(trial) or self.sampler.suggest(trial, [])
+                early.append(piece)
+        return early
 
     def _keep_busy(self) -> None:
         while self.workers is None or len(self._busy) < self.workers:
@@ -97,4 +119,4 @@ class Planner:
     def _duration(self, piece: Piece) -> float:
         reached = self._reached.get(piece.trial)
         steps = self.ladder[piece.rung] - (0 if reached is None else self.ladder[reached])
-        return steps * self.step_cost(self.trials[piece.trial])
+        return self.start_cost + steps * self.step_cost(self.trials[piece.trial])

@@ -42,6 +42,8 @@ class SweepSpec(Record):
     dataset: str = ""
     vocab_size: int = 1
     pool: str = "local"
+    threads: int | None = None
+    """CPU threads of a trial where it shares its machine with others."""
     command: list[str] = Field(default_factory=list)
     """The trials' command line; empty for Crucible's own trainer."""
     project: str = "default"

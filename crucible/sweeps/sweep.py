@@ -21,7 +21,7 @@ from crucible.jobs import Job, checked_job_id, differences
 from crucible.records import JobSpec
 from crucible.routing.needs import flops_per_token
 from crucible.store import Store
-from crucible.sweeps.planner import AHEAD, Planner
+from crucible.sweeps.planner import AHEAD, START, Planner
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
 from crucible.sweeps.sampling import make_sampler
 from crucible.sweeps.schedules import make_schedule
@@ -107,6 +107,9 @@ class Sweep:
             raise ObjectMissing(f"{self.store.uri}/limits is empty")
         return SweepLimits.model_validate(self.store.read_json(f"limits/{numbers[-1]:04d}.json"))
 
+    def has_limits(self) -> bool:
+        return bool(self._limit_numbers())
+
     def set_limits(self, limits: SweepLimits) -> None:
         """Change the limits; a running sweep heeds them within seconds."""
         numbers = self._limit_numbers()
@@ -170,14 +173,17 @@ class Sweep:
     def planner(self) -> Planner:
         """What decides what comes next, at the beginning of the play."""
         spec = self.spec
-        independent = spec.sampler != "tpe" and (spec.schedule != "asha" or len(spec.ladder) == 1)
+        free_draws = spec.sampler != "tpe"
+        never_waits = free_draws and (spec.schedule != "asha" or len(spec.ladder) == 1)
         return Planner(
             schedule=make_schedule(spec.schedule, len(spec.ladder), spec.reduction_factor),
             sampler=make_sampler(spec.sampler, self.space, spec.seed),
             ladder=spec.ladder,
             max_trials=self.limits.max_trials,
-            workers=None if independent else AHEAD * spec.parallelism,
+            workers=None if never_waits else AHEAD * spec.parallelism,
             step_cost=self._step_cost,
+            start_cost=START * spec.ladder[0] * self._step_cost({}),
+            ahead=spec.parallelism if free_draws and not never_waits else 0,
             known={record.number: record.values for record in self.trial_records()},
         )
 

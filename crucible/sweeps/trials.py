@@ -44,6 +44,11 @@ class Trial:
     """Saved so far."""
 
     @property
+    def record(self) -> TrialRecord:
+        """What is on record of it from its beginning."""
+        return TrialRecord(number=self.number, values=dict(self.values), job_id=self.job_id)
+
+    @property
     def step(self) -> int:
         """The highest rung at which it was measured; 0 before the first."""
         return max(self.losses, default=0)

@@ -1,0 +1,115 @@
+"""The report of a sweep: one markdown page that carries its own picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+
+import yaml
+
+from crucible.reports.evaluation import evaluation_summary, read_evaluation
+from crucible.reports.figures import duration, usd
+from crucible.reports.metrics import Metrics
+from crucible.reports.picture import data_uri
+from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
+from crucible.reports.tables import UNKNOWN, markdown_table
+from crucible.sweeps.space import trial_config
+from crucible.sweeps.sweep import Sweep
+from crucible.sweeps.trials import Trial
+
+MOST_ROWS = 200
+"""Of the leaderboard on the page; the command line has all of them."""
+
+
+@dataclass
+class Curves:
+    """The validation losses of trials over their steps; read again only for those that went on."""
+
+    sweep: Sweep
+    _known: MutableMapping[int, tuple[tuple[int, int], Curve]] = field(default_factory=dict, repr=False)
+
+    def of(self, trials: Sequence[Trial]) -> dict[int, Curve]:
+        """A curve for each trial that reported a loss."""
+        for trial in trials:
+            stamp = (trial.attempts, trial.steps)
+            if trial.attempts and (trial.number not in self._known or self._known[trial.number][0] != stamp):
+                rows = Metrics(self.sweep.job(trial.number)).rows()
+                self._known[trial.number] = stamp, [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+        return {number: curve for number, (_, curve) in self._known.items() if curve}
+
+
+def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = None) -> str:
+    """The page, from the trials as they are now (best first). Whoever calls again gives the same `curves`."""
+    shown = (curves or Curves(sweep)).of(ranked[:MOST_LINES])
+    parts = [f"# Sweep {sweep.sweep_id}", headline(sweep, ranked)]
+    if (status := sweep.status) is not None and status.reason:
+        parts.append(status.reason)
+    if any(trial.losses for trial in ranked):
+        picture = sweep_picture(ranked, sweep.space.dimensions, shown)
+        parts.append(f"![settings and losses of the trials, and their learning curves]({data_uri(picture)})")
+    best = next((trial for trial in ranked if trial.losses and not trial.failure), None)
+    if best is not None:
+        parts += ["## Best so far", _best(sweep, best)]
+    if ranked:
+        parts += ["## Leaderboard", leaderboard_table(sweep, ranked[:MOST_ROWS])]
+    if len(ranked) > MOST_ROWS:
+        parts.append(f"The first {MOST_ROWS} of {len(ranked):,}; `crucible sweeps show {sweep.sweep_id}` has all.")
+    return "\n\n".join(parts) + "\n"
+
+
+def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
+    """State, trials, steps, time and cost on one line of markdown."""
+    status, limits = sweep.status, sweep.limits
+    steps, whole = sum(trial.steps for trial in trials), len(trials) * sweep.spec.ladder[-1]
+    failed = sum(bool(trial.failure) for trial in trials)
+    facts = [
+        f"**{status.state.value.capitalize() if status else 'Not started'}**",
+        f"{len(trials)} of {limits.max_trials} trials" + (f", {failed} failed" if failed else ""),
+        f"{steps:,} steps" + (f" ({steps / whole:.0%} of training all to the end)" if whole else ""),
+        f"{duration(sum(trial.seconds for trial in trials))} of machine time",
+        usd(sum(t.cost_usd for t in trials)) + (f" of {usd(limits.max_cost_usd)}" if limits.max_cost_usd else ""),
+    ]
+    return " · ".join(facts)
+
+
+def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
+    """The trials as a markdown table."""
+    names = sweep.space.names
+    rows = [
+        [
+            str(place),
+            str(trial.number),
+            *(_value(trial.values, name) for name in names),
+            f"{trial.step:,}",
+            UNKNOWN if trial.loss is None else f"{trial.loss:.4f}",
+            f"{trial.state}: {trial.failure}" if trial.failure else trial.state,
+            usd(trial.cost_usd),
+            f"`{trial.job_id}`",
+        ]
+        for place, trial in enumerate(ranked, start=1)
+    ]
+    headings = ["rank", "trial", *names, "step", "val loss", "state", "cost", "job"]
+    return markdown_table(headings, rows, numbers=(0, 1, len(names) + 2, len(names) + 3, len(names) + 5))
+
+
+def best_config_yaml(sweep: Sweep, best: Trial) -> str:
+    """The complete configuration of a trial as YAML, as `--config` of the trainer takes it."""
+    config = trial_config(sweep.base, best.values).model_dump(mode="json", exclude_none=True)
+    return yaml.safe_dump(config, sort_keys=False)
+
+
+def _best(sweep: Sweep, best: Trial) -> str:
+    parts = [
+        f"Trial {best.number} (job `{best.job_id}`): validation loss {best.loss:.4f} at step {best.step:,}, "
+        f"{usd(best.cost_usd)}.",
+        f"```yaml\n{best_config_yaml(sweep, best)}```",
+    ]
+    evaluation = read_evaluation(sweep.job(best.number))
+    if evaluation is not None:
+        parts.append(evaluation_summary(evaluation))
+    return "\n\n".join(parts)
+
+
+def _value(values: Mapping[str, object], name: str) -> str:
+    value = values.get(name, UNKNOWN)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

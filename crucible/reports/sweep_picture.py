@@ -1,0 +1,137 @@
+"""A sweep as one PNG: which settings led to which loss, and how the losses went down."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from crucible.reports.picture import drawing, png
+from crucible.sweeps.space import Dimension, Value
+from crucible.sweeps.trials import Trial
+
+Curve = Sequence[tuple[float, float]]
+"""Step and validation loss."""
+
+MOST_LINES = 120
+"""Trials that are drawn, the best first: more lines than that hide each other."""
+COLOURS = "viridis_r"
+BEST = "#c8431f"
+
+
+def sweep_picture(ranked: Sequence[Trial], dimensions: Sequence[Dimension], curves: Mapping[int, Curve]) -> bytes:
+    """Parallel coordinates of the trials (best first in `ranked`) beside their learning curves, as PNG."""
+    with drawing:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 4), dpi=80, layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+        shown = [trial for trial in ranked if trial.loss is not None][:MOST_LINES]
+        if shown:
+            colours = _colours(shown)
+            _parallel(left, shown, dimensions, colours)
+            _learning(right, shown, curves, colours)
+        else:
+            for axes in (left, right):
+                axes.text(0.5, 0.5, "no trial was measured yet", ha="center", color="#666666")
+                axes.set_axis_off()
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        return png(canvas)
+
+
+def _colours(shown: Sequence[Trial]) -> dict[int, Any]:
+    """A colour for each trial by its loss; a rank, rather than the loss, so that one bad trial leaves some contrast."""
+    from matplotlib import colormaps
+
+    by_loss = sorted(shown, key=lambda trial: trial.loss or 0.0)
+    shades = {t.number: colormaps[COLOURS](0.95 * i / max(1, len(by_loss) - 1)) for i, t in enumerate(by_loss)}
+    return shades | {shown[0].number: BEST}
+
+
+def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension], colours: Mapping[int, Any]) -> None:
+    """One upright axis for each setting and one for the loss, all drawn from 0 to 1, with their own numbers beside."""
+    places = [_Axis.of(dimension) for dimension in dimensions]
+    losses = [trial.loss for trial in shown if trial.loss is not None]
+    low, high = min(losses), max(losses)
+    for place in range(len(places) + 1):
+        axes.axvline(place, color="#999999", linewidth=0.8)
+    for trial in reversed(shown):  # the best one last, on top of the others
+        heights = [axis.height(trial.values.get(axis.name)) for axis in places]
+        assert trial.loss is not None
+        heights.append((trial.loss - low) / (high - low) if high > low else 0.5)
+        best = trial is shown[0]
+        axes.plot(
+            range(len(heights)),
+            heights,
+            color=colours[trial.number],
+            linewidth=2.2 if best else 1.0,
+            alpha=1.0 if best else 0.7,
+            marker="o",
+            markersize=3,
+        )
+    for place, axis in enumerate(places):
+        for height, label in axis.marks():
+            axes.annotate(label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+    for height, loss in ((0.0, low), (1.0, high)):
+        axes.annotate(
+            f"{loss:.3f}", (len(places), height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center"
+        )
+    axes.set_xticks(range(len(places) + 1), [*(axis.name for axis in places), "val loss"], fontsize=8)
+    axes.set_xlim(-0.1, len(places) + 0.35)
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_title("settings and validation loss (red: best)", fontsize=9)
+
+
+def _learning(axes: Any, shown: Sequence[Trial], curves: Mapping[int, Curve], colours: Mapping[int, Any]) -> None:
+    for trial in reversed(shown):
+        points = curves.get(trial.number) or sorted(trial.losses.items())
+        best = trial is shown[0]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colours[trial.number],
+            linewidth=2.2 if best else 1.0,
+            alpha=1.0 if best else 0.7,
+        )
+        axes.plot(trial.step, trial.loss, marker="o", markersize=3.5, color=colours[trial.number])
+    axes.set_xlabel("step")
+    axes.set_ylabel("validation loss (nats per token)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
+    axes.set_title("learning curves", fontsize=9)
+
+
+class _Axis:
+    """Where the values of a setting lie between 0 and 1."""
+
+    def __init__(self, name: str, values: Sequence[Value], spread: tuple[float, float] | None, log: bool) -> None:
+        self.name, self._values, self._spread, self._log = name, values, spread, log
+
+    @classmethod
+    def of(cls, dimension: Dimension) -> _Axis:
+        if dimension.kind == "choice":
+            values = list(dimension.values)
+            if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+                values.sort(key=lambda v: float(v))  # type: ignore[arg-type]
+            return cls(dimension.name, values, None, False)
+        return cls(dimension.name, dimension.ends, (dimension.low, dimension.high), dimension.kind == "loguniform")
+
+    def height(self, value: Value) -> float:
+        """A setting that a trial does not have is drawn below the axis."""
+        if value is None and None not in self._values:
+            return -0.08
+        if self._spread is None:
+            return self._values.index(value) / max(1, len(self._values) - 1) if len(self._values) > 1 else 0.5
+        low, high = self._spread
+        assert isinstance(value, int | float)
+        if low == high:
+            return 0.5
+        if self._log:
+            return math.log(value / low) / math.log(high / low)
+        return (value - low) / (high - low)
+
+    def marks(self) -> list[tuple[float, str]]:
+        labels = [f"{value:g}" if isinstance(value, float) else str(value) for value in self._values]
+        return [(self.height(value), label) for value, label in zip(self._values, labels, strict=True)]

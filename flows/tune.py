@@ -1,0 +1,288 @@
+"""`tune-nanogpt`: search for the best configuration, whatever happens to the machines in between.
+
+    prefect deployment run tune-nanogpt --params '{"preset": "debug", "space": {"learning_rate": [3e-4, 1e-3, 3e-3]}}'
+    python -m flows.tune SPACE.yaml [SWEEP]      # the same without a deployment, against the current server
+
+Every trial is a job that trains to a rung, waits there with its checkpoint, and goes on if it is promoted. Killed and
+started again with the same sweep, this flow trains no rung twice and decides as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any, Literal
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.exceptions import Abort, TerminationSignal
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
+from pydantic import Field
+
+from crucible.config import TrainConfig
+from crucible.datasets.build import resolve_dataset
+from crucible.datasets.config import DatasetConfig
+from crucible.datasets.meta import require_block_size
+from crucible.deciding import Patience, Placement
+from crucible.errors import ConfigError, CrucibleError, FencedOut
+from crucible.job_status import JobState
+from crucible.presence import Presence
+from crucible.records import Limits
+from crucible.routing.asking import moment_to_come
+from crucible.routing.recommend import Preferences
+from crucible.store import Store
+from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus
+from crucible.sweeps.sampling import SamplerName
+from crucible.sweeps.schedules import ScheduleName, hyperband_brackets, ladder
+from crucible.sweeps.space import EXAMPLE, Space, trial_config
+from crucible.sweeps.sweep import Sweep
+from flows.evaluate import evaluate
+from flows.parameters import Pool, Preset, TrainOverrides, resolve
+from flows.preprocess import preprocess
+from tasks.launching import PrefectLauncher, being_cancelled
+from tasks.observing import add_tags
+from tasks.placing import choose
+from tasks.storage import open_store
+from tasks.sweep_reporting import SweepBoard
+from tasks.sweeping import SweepRun
+from tasks.training import beat_seconds
+from tasks.trials import HereLauncher, Machine, threads_per_trial
+
+MOST_PARALLEL = 64
+SOME_TRIALS = 30
+"""Where the space has no end and nobody said how many."""
+HERE = "local"
+LOOK_HERE_SECONDS = 0.2
+
+
+def sweep_name() -> str:
+    """The sweep's id: as given, or after the flow run, so that a flow run that is started again finds its sweep."""
+    return flow_run.parameters.get("sweep") or f"tune-{flow_run.id[:8]}"
+
+
+@flow(
+    name="tune-nanogpt",
+    flow_run_name=sweep_name,
+    # At most the sweep's parallelism of these threads is ever used.
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_PARALLEL),
+)
+def tune_nanogpt(
+    space: dict[str, Any] | str = Field(
+        {},
+        description="What to search, by nanoGPT's key names; JSON or YAML. A list is a choice, a range is "
+        f"{{uniform | loguniform | int: [low, high]}}. Example: {EXAMPLE}",
+    ),
+    space_file: str = Field("", description="Path of a YAML or JSON file with the space, instead."),
+    sampler: SamplerName = Field(
+        "random", description="grid: every combination of lists. random: independent draws. tpe: learns from results."
+    ),
+    schedule: ScheduleName = Field(
+        "asha",
+        description="Who is trained further. asha: the best of a rung, without waiting. halving: the best of a full "
+        "rung. hyperband: several halvings, from many short trials to few long ones. none: every trial to the end.",
+    ),
+    max_trials: int | None = Field(
+        None, ge=1, le=10_000, description=f"Trials in all. Empty: the whole grid, hyperband's brackets, {SOME_TRIALS}."
+    ),
+    min_steps: int | None = Field(
+        None, ge=1, description="Steps of the first rung at least. Empty: a ninth of max_iters."
+    ),
+    reduction_factor: int = Field(3, ge=2, le=100, description="One in so many trials goes on to the next rung."),
+    seed: int = Field(0, ge=0, description="Decides which trials are drawn, and in which order."),
+    parallelism: int | None = Field(
+        None, ge=1, le=MOST_PARALLEL, description="Trials at a time. Empty: one per core on local (8 at most), else 4."
+    ),
+    preset: Preset = Field("cpu-small", description="Which shipped configuration trials change."),
+    config: TrainOverrides = Field(  # type: ignore[valid-type]
+        TrainOverrides(), description="What differs from the preset in every trial, by nanoGPT's key names."
+    ),
+    dataset: DatasetConfig = Field(DatasetConfig(), description="The text to train on and its tokenizer."),
+    pool: Pool | Literal["auto"] = Field(
+        "local",
+        description="Where to train. local: inside this flow, on its own machine. auto: for each trial the best of "
+        "the pools that are ready.",
+    ),
+    optimize_for: Literal["cost", "time", "balanced"] = Field("balanced", description="What comes first, for auto."),
+    sweep: str = Field(
+        "", description="The sweep's name. Empty: a new one. An existing one is continued; its space may be left out."
+    ),
+    max_cost_usd: float | None = Field(
+        None, gt=0, description="Stop, saved, before the whole sweep costs more. Empty: no cap."
+    ),
+    max_hours: float | None = Field(None, gt=0, description="Stop, saved, so many hours after the start."),
+    finish_by: str = Field(
+        "", description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+    ),
+    run_evaluation: bool = Field(True, description="Evaluate and export the best model at the end."),
+    project: str = Field("default", description="Whose money it is: shown in cost reports."),
+    owner: str = Field("", description="Who started it: shown in cost reports."),
+    store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
+) -> State:
+    """Search for the best configuration by training many jobs, most of them not for long."""
+    name = sweep_name()
+    try:
+        placed = open_store(store)
+        found = Sweep(placed, name)
+        with Presence(placed, flow_run.id or "", name) as presence:
+            add_tags(f"sweep:{name}", "stage:tune", f"project:{project}")
+            if not (found.exists() and not space and not space_file):
+                wanted = _space(space, space_file, name)
+                base = resolve(preset, config)
+                wanted.require_valid_trials(base, sampler)
+                steps = _ladder(schedule, base, min_steps, reduction_factor)
+                spec = SweepSpec(
+                    sweep_id=name,
+                    space=wanted.as_json(),
+                    sampler=sampler,
+                    schedule=schedule,
+                    ladder=steps,
+                    reduction_factor=reduction_factor,
+                    seed=seed,
+                    config=base.model_dump(mode="json"),
+                    pool=pool,
+                    project=project,
+                    owner=owner,
+                )
+                found = _recorded(placed, spec, wanted, base, parallelism, preprocess(dataset=dataset, store=store))
+            deadline = moment_to_come(finish_by, None) if finish_by else None
+            _set_limits(found, max_trials, max_cost_usd, max_hours, deadline)
+            status = _carry_out(found, optimize_for, store, presence)
+            if status.state is JobState.COMPLETED and run_evaluation and (best := found.best()) is not None:
+                evaluate(job=best.job_id, store=store)
+                SweepBoard(found).publish(found.read())
+    except FencedOut as error:
+        if (newest := found.status) is not None and newest.flow_run_id == flow_run.id:
+            raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
+        return Cancelled(name="Superseded", message=str(error))
+    except CrucibleError as error:
+        get_run_logger().error(str(error))
+        return Failed(message=str(error))
+    return as_state(status)
+
+
+def _space(space: dict[str, Any] | str, space_file: str, name: str) -> Space:
+    if space and space_file:
+        raise ConfigError("space and space_file are both given; give one of them")
+    if not space and not space_file:
+        raise ConfigError(
+            f"space is empty, and there is no sweep {name!r} to continue; name at least one setting to search, such "
+            f"as {EXAMPLE}"
+        )
+    return Space.from_file(space_file) if space_file else Space.parse(space)
+
+
+def _ladder(schedule: ScheduleName, base: TrainConfig, min_steps: int | None, eta: int) -> list[int]:
+    if schedule == "none":
+        return [base.max_iters]
+    return ladder(base.max_iters, min(min_steps or max(1, base.max_iters // 9), base.max_iters), eta)
+
+
+def _recorded(
+    store: Store, spec: SweepSpec, space: Space, base: TrainConfig, parallelism: int | None, digest: str
+) -> Sweep:
+    """The sweep on record, its dataset in the store; what was left open is filled in once and for all."""
+    meta = resolve_dataset(store, digest).meta
+    for values in space.corners():
+        require_block_size(meta, trial_config(base, values).block_size)
+    before = Sweep(store, spec.sweep_id)
+    known = before.spec if before.exists() else None
+    if parallelism is None:
+        own = min(8, threads_per_trial(1)) if spec.pool == HERE else 4
+        parallelism = known.parallelism if known else own
+    threads = threads_per_trial(parallelism) if spec.pool == HERE and base.threads is None else None
+    found = {
+        "dataset": digest,
+        "vocab_size": meta.vocab_size,
+        "parallelism": parallelism,
+        "threads": known.threads if known else threads,
+    }
+    return Sweep.create(store, spec.model_copy(update=found))
+
+
+def _set_limits(
+    sweep: Sweep,
+    max_trials: int | None,
+    max_cost_usd: float | None,
+    max_hours: float | None,
+    finish_by: datetime | None,
+) -> None:
+    """The limits given with this start; those that a person set since are left alone, as are those not given."""
+    if not sweep.first_start(flow_run.id or ""):
+        return
+    spec = sweep.spec
+    given = {
+        "max_trials": max_trials,
+        "max_cost_usd": max_cost_usd,
+        "max_hours": max_hours,
+        "finish_by": finish_by,
+    }
+    before = sweep.limits.model_dump() if sweep.has_limits() else {"max_trials": _all_trials(spec, sweep.space)}
+    limits = SweepLimits.model_validate(before | {name: value for name, value in given.items() if value is not None})
+    if spec.sampler == "grid" and limits.max_trials > (points := len(sweep.space.grid())):
+        limits.max_trials = points
+    sweep.set_limits(limits)
+
+
+def _all_trials(spec: SweepSpec, space: Space) -> int:
+    if spec.sampler == "grid":
+        return len(space.grid())
+    if spec.schedule == "hyperband":
+        return sum(b.trials or 0 for b in hyperband_brackets(len(spec.ladder), spec.reduction_factor))
+    return SOME_TRIALS
+
+
+def _carry_out(
+    sweep: Sweep, optimize_for: Literal["cost", "time", "balanced"], store: str, presence: Presence
+) -> SweepStatus:
+    spec, here = sweep.spec, sweep.spec.pool == HERE
+    meta = resolve_dataset(sweep.root, spec.dataset).meta
+    machine = Machine(spec.parallelism, spec.threads)
+    patience = Patience(ended_and_silent=2 * beat_seconds(sweep.root) + 2.0)
+    if here:  # an attempt whose process is gone is over, and one that has ended has an outcome
+        patience = Patience(ended_and_silent=0.0, look=LOOK_HERE_SECONDS)
+
+    @cache
+    def places(config: TrainConfig) -> Sequence[Placement]:
+        limits = Limits(max_cost_usd=sweep.limits.max_cost_usd)
+        wishes = Preferences(optimize_for=optimize_for)
+        return choose(sweep.root, config, meta, spec.pool, limits, wishes, spec.project, spec.owner).placements
+
+    base = places(sweep.base)
+    run = SweepRun(
+        sweep,
+        make_launcher=lambda job: HereLauncher(machine) if here else PrefectLauncher(store, spec.project, spec.owner),
+        places=(lambda config: base) if here else places,
+        here=here,
+        patience=patience,
+    )
+    try:
+        return run.run()
+    except TerminationSignal:
+        cancelled = being_cancelled()
+        if cancelled:
+            presence.leave()
+        run.leave("cancelled in Prefect" if cancelled else "the flow run was asked to stop (SIGTERM)", cancelled)
+        raise
+
+
+def as_state(status: SweepStatus) -> State:
+    """How the sweep's end shows in the Prefect UI."""
+    match status.state:
+        case JobState.COMPLETED:
+            return Completed(message=status.reason)
+        case JobState.BUDGET_STOP:
+            return Cancelled(name="BudgetStop", message=status.reason)
+        case JobState.CANCELLED:
+            return Cancelled(message=status.reason)
+        case _:
+            return Failed(message=status.reason)
+
+
+if __name__ == "__main__":
+    import sys
+
+    tune_nanogpt(space_file=sys.argv[1], sweep=sys.argv[2] if len(sys.argv) > 2 else "")

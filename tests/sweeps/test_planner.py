@@ -1,0 +1,173 @@
+"""Decisions of a sweep as a function of its results: whoever finishes first, whoever is killed, the same ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from crucible.errors import ConfigError
+from crucible.sweeps.planner import Planner
+from crucible.sweeps.sampling import make_sampler
+from crucible.sweeps.schedules import FAILED, Piece, hyperband_brackets, ladder, make_schedule
+from crucible.sweeps.space import Space, Values
+
+SPACE = Space.parse(
+    {"learning_rate": {"loguniform": [1e-4, 1e-2]}, "n_embd": [32, 64, 128], "n_layer": {"int": [1, 4]}}
+)
+GRID = Space.parse({"learning_rate": [1e-4, 1e-3, 1e-2], "n_embd": [32, 64, 128], "dropout": [0.0, 0.1, 0.2]})
+
+
+def loss_of(values: Values, piece: Piece) -> float:
+    """A loss that improves from rung to rung; the smallest rates fail."""
+    rate = float(values["learning_rate"])  # type: ignore[arg-type]
+    if rate < 2e-4 and piece.rung > 0:
+        return FAILED
+    return abs(math.log10(rate) + 3) + 10 / float(values["n_embd"]) + 1 / (1 + piece.rung)  # type: ignore[arg-type]
+
+
+def planner(schedule: str, sampler: str, trials: int = 20, workers: int | None = 4, **fields: object) -> Planner:
+    space = GRID if sampler == "grid" else SPACE
+    rungs = [900] if schedule == "none" else ladder(900, 100, 3)
+    return Planner(
+        schedule=make_schedule(schedule, len(rungs), 3),  # type: ignore[arg-type]
+        sampler=make_sampler(sampler, space, seed=7),  # type: ignore[arg-type]
+        ladder=rungs,
+        max_trials=trials,
+        workers=workers,
+        step_cost=lambda values: float(values["n_embd"]),  # type: ignore[arg-type]
+        start_cost=10.0,
+        ahead=0 if sampler == "tpe" or schedule != "asha" else 3,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def play(plan: Planner, choose: Callable[[list[Piece]], int], slots: int = 2) -> dict[Piece, float]:
+    """Train what the planner wants, `slots` at a time; `choose` says which of the running pieces ends next."""
+    results: dict[Piece, float] = {}
+    running: list[Piece] = []
+    while work := plan.work(results):
+        running += [piece for piece in work if piece not in running][: slots - len(running)]
+        piece = running.pop(choose(running))
+        results[piece] = loss_of(plan.values(piece.trial), piece)
+    assert not running
+    return results
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random", "tpe"])
+@pytest.mark.parametrize("schedule", ["none", "asha", "halving", "hyperband"])
+@settings(max_examples=6, deadline=None)
+@given(order=st.randoms(use_true_random=False))
+def test_the_order_in_which_results_arrive_decides_nothing(schedule: str, sampler: str, order: random.Random) -> None:
+    undisturbed = planner(schedule, sampler)
+    expected = play(undisturbed, lambda running: 0)
+    shuffled = planner(schedule, sampler)
+
+    assert play(shuffled, lambda running: order.randrange(len(running)), slots=order.randint(1, 5)) == expected
+    assert shuffled.trials == undisturbed.trials
+
+
+@settings(max_examples=15, deadline=None)
+@given(order=st.randoms(use_true_random=False), sampler=st.sampled_from(["tpe", "random"]))
+def test_a_sweep_played_again_from_its_records_goes_on_as_if_never_killed(order: random.Random, sampler: str) -> None:
+    undisturbed = planner("asha", sampler)
+    expected = play(undisturbed, lambda running: 0)
+    results: dict[Piece, float] = {}
+    known: dict[int, Values] = {}
+    done = False
+    while not done:  # killed after every few results; what a trial draws is on record as soon as it begins
+        plan = planner("asha", sampler, known=dict(known))
+        for _ in range(order.randint(1, 6)):
+            work = plan.work(results)
+            known |= plan.trials | plan.known
+            if done := not work:
+                break
+            piece = order.choice(work)
+            results[piece] = loss_of(plan.values(piece.trial), piece)
+    assert results == expected
+
+
+def test_values_on_record_are_not_drawn_again() -> None:
+    other = {"learning_rate": 0.005, "n_embd": 32, "n_layer": 3}
+    plan = planner("none", "random", trials=2, known={1: other})
+    plan.work({})
+    assert plan.trials[1] == other
+
+
+def test_asha_trains_a_third_of_the_grid_and_its_best_to_the_end() -> None:
+    plan = planner("asha", "grid", trials=27)
+    results = play(plan, lambda running: 0)
+    steps = sum(plan.ladder[max(p.rung for p in results if p.trial == trial)] for trial in plan.trials)
+    assert steps <= 0.4 * 27 * 900
+    best = min((loss_of(values, Piece(trial, 2)), trial) for trial, values in plan.trials.items())[1]
+    assert Piece(best, 2) in results
+
+
+@pytest.mark.parametrize("schedule", ["asha", "halving"])
+def test_a_rung_that_nobody_passes_still_sends_its_best_to_the_end(schedule: str) -> None:
+    plan = planner(schedule, "random", trials=2)
+    results = play(plan, lambda running: 0)
+    assert max(piece.rung for piece in results) == 2
+
+
+@pytest.mark.parametrize("schedule", ["none", "asha", "halving", "hyperband"])
+def test_a_sweep_of_failures_ends(schedule: str) -> None:
+    plan = planner(schedule, "random", trials=9)
+    results: dict[Piece, float] = {}
+    while work := plan.work(results):
+        results[work[0]] = FAILED
+    assert len(results) == 9
+
+
+def test_halving_promotes_the_best_third_of_a_full_rung() -> None:
+    plan = planner("halving", "random", trials=9, workers=None)
+    results: dict[Piece, float] = {piece: float(piece.trial) for piece in plan.work({})[:8]}
+    assert plan.work(results) == [Piece(9, 0)]
+    results[Piece(9, 0)] = 0.5
+    assert plan.work(results) == [Piece(9, 1), Piece(1, 1), Piece(2, 1)]
+
+
+def test_nothing_waits_where_no_decision_depends_on_a_result() -> None:
+    assert len(planner("none", "random", trials=20, workers=None).work({})) == 20
+
+
+def test_promotions_come_before_new_trials() -> None:
+    plan = planner("asha", "tpe", workers=4)
+    results = {piece: float(piece.trial) for piece in plan.work({})}
+    first, *others = plan.work(results)
+    assert first.rung == 1
+    assert others
+    assert all(piece.rung == 0 for piece in others)
+
+
+def test_while_the_play_waits_trials_that_come_anyway_are_begun() -> None:
+    plan = planner("asha", "random", workers=4)
+    waiting = plan.work({})
+    assert waiting == [Piece(trial, 0) for trial in range(1, 8)]
+    early = {piece: 1.0 for piece in waiting[4:]}
+    assert plan.work(early) == [*waiting[:4], Piece(8, 0), Piece(9, 0), Piece(10, 0)]
+
+
+def test_raising_the_number_of_trials_changes_none_that_were_begun() -> None:
+    few, many = planner("asha", "tpe", trials=12), planner("asha", "tpe", trials=20)
+    play(few, lambda running: 0)
+    play(many, lambda running: 0)
+    assert {number: many.trials[number] for number in few.trials} == few.trials
+
+
+def test_ladder() -> None:
+    assert ladder(900, 100, 3) == [100, 300, 900]
+    assert ladder(1000, 300, 3) == [333, 1000]
+    assert ladder(10, 10, 2) == [10]
+    with pytest.raises(ConfigError, match=r"min_steps = 20 .* max_iters = 10"):
+        ladder(10, 20, 3)
+    with pytest.raises(ConfigError, match="reduction_factor = 1"):
+        ladder(10, 1, 1)
+
+
+def test_hyperband_brackets_are_those_of_the_paper() -> None:
+    assert [(b.first_rung, b.trials) for b in hyperband_brackets(5, 3)] == [(0, 81), (1, 34), (2, 15), (3, 8), (4, 5)]
