@@ -123,6 +123,8 @@ class Supervision:
         status = self._unless_store_fails(lambda: status_of(self.job))
         if status is None or status.state in _NOT_BYGONE:
             return status.bygone if status else 0
+        if status.state is JobState.PAUSED and self.stop_at_step is not None:
+            return status.bygone  # it goes on to its next rung, if it is not there already
         return len(self._unless_store_fails(self.job.attempts))
 
     def _pause(self, seconds: float) -> None:
