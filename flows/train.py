@@ -14,6 +14,7 @@ from pydantic import Field
 from crucible.errors import FencedOut
 from crucible.jobs import Job
 from crucible.records import EndReason, Outcome
+from tasks.ending import end_as
 from tasks.storage import open_store
 from tasks.training import train_attempt
 
@@ -28,8 +29,8 @@ def train(
     try:
         outcome = train_attempt(Job.open(open_store(store), job), attempt)
     except FencedOut as error:
-        return Cancelled(name="Superseded", message=str(error))
-    return as_state(outcome)
+        return end_as(Cancelled(name="Superseded", message=str(error)))
+    return end_as(as_state(outcome))
 
 
 def as_state(outcome: Outcome) -> State:
@@ -51,9 +52,3 @@ def as_state(outcome: Outcome) -> State:
         case _:
             # Not FAILED (nothing is wrong with the work) and not COMPLETED (it is not done).
             return State(type=StateType.CANCELLED, name="Interrupted", message=message)
-
-
-if __name__ == "__main__":
-    import sys
-
-    train(job=sys.argv[1], attempt=int(sys.argv[2]))
