@@ -14,9 +14,12 @@ from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.modal.cloud import SandboxView
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.worker_process import WorkerProcess
+from crucible.workers.modal_configuration import LONGEST_LIFETIME_SECONDS
 
-SHORT_LIFE_SECONDS = 30.0
-"""From the start of a short-lived sandbox to the notice, and after that the margin that the agent saves in."""
+SHORT_LIFE = 1.5
+"""From the start of a short-lived sandbox to its notice, in times of what the one before needed to get to a commit."""
+SHORT_TRAINING_SECONDS = 10.0
+"""About what is left of that for training."""
 
 LetLive = Callable[[float | None], None]
 """Give the sandboxes that are still to come so many seconds of life; None: what the pool gives."""
@@ -50,9 +53,8 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> 
         sandbox = _sandbox(modal, scene)
         if sandbox is None:
             return False
-        lifetime = SHORT_LIFE_SECONDS + LIFETIME_MARGIN_SECONDS
-        if sandbox.timeout_seconds > lifetime:
-            let_live(lifetime)
+        if sandbox.timeout_seconds == LONGEST_LIFETIME_SECONDS:
+            let_live(SHORT_LIFE * (time.time() - sandbox.started_at) + LIFETIME_MARGIN_SECONDS)
             modal.preempt(sandbox.id)
             return False
         let_live(None)
@@ -68,7 +70,7 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> 
             "the sandbox comes near the end of its lifetime",
             reach_lifetime,
             with_notice=True,
-            training_seconds=SHORT_LIFE_SECONDS,
+            training_seconds=SHORT_TRAINING_SECONDS,
         ),
         Fault("out-of-memory", "the sandbox runs out of memory", on_sandbox(modal.run_out_of_memory)),
         Fault("freeze", "the sandbox freezes", on_sandbox(modal.freeze)),
