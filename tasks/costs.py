@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Literal
 
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 
@@ -13,11 +13,24 @@ from blocks.budget import Budget
 from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts
 from crucible.routing.catalog import load_catalog
 from crucible.routing.cost_report import cost_report
-from crucible.routing.costs import MICRO, AttemptCost, as_csv, attempt_costs, total_micro_usd
+from crucible.routing.costs import MICRO, AttemptCost, as_csv, as_rows, attempt_costs, total_micro_usd
 from crucible.store import Store
 
 Period = Literal["day", "week", "month"]
 _DAYS = {"day": 1, "week": 7, "month": 30}
+_SHOWN = (
+    "job",
+    "attempt",
+    "pool",
+    "instance",
+    "project",
+    "owner",
+    "started_at",
+    "seconds",
+    "usd_per_hour",
+    "usd",
+    "end_reason",
+)
 
 
 def period_costs(store: Store, period: Period, now: datetime) -> list[AttemptCost]:
@@ -31,6 +44,11 @@ def publish_costs(store: Store, period: Period, now: datetime) -> float:
     costs = period_costs(store, period, now)
     title = f"Costs of the last {period}, until {now:%Y-%m-%d %H:%M} UTC"
     create_markdown_artifact(cost_report(costs, title), key=f"cost-report-{period}", description=title)
+    create_table_artifact(
+        [{name: row[name] for name in _SHOWN} for row in as_rows(costs)],
+        key=f"cost-attempts-{period}",
+        description=f"{title}: every attempt",
+    )
     return total_micro_usd(costs) / MICRO
 
 

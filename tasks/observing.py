@@ -21,9 +21,10 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.errors import StoreError
-from crucible.jobs import Job
+from crucible.jobs import Attempt, Job
 from crucible.records import Heartbeat
 from crucible.reports import Metrics
+from crucible.reports.figures import usd
 from tasks.reporting import artifact_key, publish_report
 
 BURST_LINES = 60
@@ -105,6 +106,8 @@ class AttemptObserver:
         self._limit = LineLimit()
         self._progress_due = Throttle(PROGRESS_SECONDS)
         self._progress_id: UUID | None = None
+        self._spent_before: float | None = None
+        self._first_beat: Heartbeat | None = None
 
     def log(self, line: str) -> None:
         shown = self._limit.pass_on(line)
@@ -122,6 +125,8 @@ class AttemptObserver:
     def event(self, kind: str, message: str, **details: Any) -> None:
         level = self._logger.warning if kind in ("notice", "damaged", "trouble") else self._logger.info
         level(message)
+        if kind == "ended":
+            self._tag_cost()
         details = {name: value for name, value in details.items() if value is not None}
         emit(kind, self.job.job_id, message, attempt=self.number, **details)
 
@@ -129,12 +134,43 @@ class AttemptObserver:
         text = f"step {heartbeat.step} of {heartbeat.total_steps}"
         if "train_loss" in heartbeat.metrics:
             text += f", loss {heartbeat.metrics['train_loss']:.4f}"
+        text += self._money(heartbeat)
         if self._progress_id is None:
             key = artifact_key("progress", self.job.job_id)
             created = create_progress_artifact(percent, key=key, description=text)
             self._progress_id = created if isinstance(created, UUID) else None
         else:
             update_progress_artifact(self._progress_id, percent, description=text)
+
+    def _money(self, heartbeat: Heartbeat) -> str:
+        """The job's cost so far, and to the end at this attempt's price and speed; nothing where it is free."""
+        if not heartbeat.cost_usd:
+            return ""
+        if self._spent_before is None:
+            try:
+                self._spent_before = sum(_cost(other) for other in self.job.attempts() if other.number != self.number)
+            except StoreError:
+                return ""
+        text = f", {usd(self._spent_before + heartbeat.cost_usd)} so far"
+        if heartbeat.first_step_after_seconds is None:
+            return text
+        self._first_beat = self._first_beat or heartbeat
+        steps, seconds = heartbeat.step - self._first_beat.step, heartbeat.seconds - self._first_beat.seconds
+        if steps <= 0 or not heartbeat.total_steps:
+            return text
+        left = (heartbeat.total_steps - heartbeat.step) * seconds / steps
+        return f"{text}, about {usd(left * heartbeat.cost_usd / heartbeat.seconds)} left"
+
+    def _tag_cost(self) -> None:
+        with suppress(StoreError):
+            outcome = self.job.attempt(self.number).outcome
+            if outcome is not None:
+                add_tags(f"cost-usd:{outcome.cost_usd:.2f}", replacing=("cost-usd:",))
+
+
+def _cost(attempt: Attempt) -> float:
+    record = attempt.outcome or attempt.heartbeat
+    return record.cost_usd if record else 0.0
 
 
 class JobListener:

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def cost(
     job: Annotated[str | None, typer.Argument(help="Only this job, attempt by attempt.")] = None,
     by: Annotated[
-        str | None, typer.Option(help="Sum by job, project, owner, stage, pool, instance, gpu, day or month.")
+        str | None, typer.Option(help="Sum by job, sweep, project, owner, stage, pool, instance, gpu, day or month.")
     ] = None,
     since: Annotated[str | None, typer.Option(help="Only attempts since 7d, 24h or 2026-05-01.")] = None,
     store: Annotated[str | None, typer.Option(help="Store with the jobs. Default: the local one.")] = None,

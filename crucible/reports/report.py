@@ -5,6 +5,7 @@ from __future__ import annotations
 from crucible.checkpoints import Checkpoints
 from crucible.job_status import JobState
 from crucible.jobs import Job
+from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.figures import duration, usd
 from crucible.reports.interval import interval_in_words
@@ -43,6 +44,8 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts += ["## Model", evaluation_summary(evaluation)]
     if summary.attempts:
         parts += ["## Attempts", attempts_table(summary.attempts), "\n".join(map(_story, summary.attempts))]
+    if summary.cost_usd:
+        parts += ["## Cost", bill(summary)]
     checkpoints = Checkpoints(job).list()
     fixed = summary.spec.config.get("checkpoint_interval_seconds")
     interval = interval_in_words(summary.attempts, fixed)
@@ -72,7 +75,8 @@ def headline(summary: JobSummary) -> str:
     elif summary.attempts:
         facts.append(f"{duration(summary.seconds)} in {_counted(len(summary.attempts), 'attempt')}")
     allowed = summary.limits.max_cost_usd
-    facts.append(usd(summary.cost_usd) + (f" of {usd(allowed)}" if allowed is not None else ""))
+    left = f", about {usd(summary.cost_left_usd)} left" if summary.cost_left_usd else ""
+    facts.append(usd(summary.cost_usd) + (f" of {usd(allowed)}" if allowed is not None else "") + left)
     return " · ".join(facts)
 
 

@@ -12,6 +12,7 @@ from crucible.job_status import JobState, status_of
 from crucible.jobs import Attempt, Job
 from crucible.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.reports.metrics import Metrics, Row
+from crucible.routing.history import plan_of
 
 RATE_ROWS = 50
 """How many of the latest rows the time left is estimated from: it should follow a machine that gets slower."""
@@ -62,6 +63,8 @@ class JobSummary:
     seconds: float
     """What all attempts together took."""
     cost_usd: float
+    cost_left_usd: float | None
+    """Likely, to the end of training: at the running attempt's speed and price, before that as estimated."""
     attempts: tuple[AttemptSummary, ...]
     limits: Limits
     spec: JobSpec
@@ -96,6 +99,8 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
     total = next((beat.total_steps for beat in reversed(beats) if beat.total_steps), spec.config.get("max_iters"))
     step = next((summary.to_step for summary in reversed(summaries) if summary.to_step is not None), 0)
     running = bool(summaries) and summaries[-1].end_reason is None
+    seconds_left = _seconds_left(rows, step, total) if running and isinstance(total, int) else None
+    spent = sum(summary.cost_usd for summary in summaries)
     return JobSummary(
         job_id=job.job_id,
         state=status.state if status else None,
@@ -105,9 +110,10 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
         committed_step=max((records.committed_step for records in read[-1:]), default=0),
         train_loss=_newest(rows, "train_loss"),
         val_loss=_newest(rows, "val_loss"),
-        seconds_left=_seconds_left(rows, step, total) if running and isinstance(total, int) else None,
+        seconds_left=seconds_left,
         seconds=sum(summary.seconds for summary in summaries),
-        cost_usd=sum(summary.cost_usd for summary in summaries),
+        cost_usd=spent,
+        cost_left_usd=_cost_left(job, summaries[-1], seconds_left, spent) if running else None,
         attempts=summaries,
         limits=job.limits,
         spec=spec,
@@ -188,6 +194,13 @@ class _AttemptRecords:
                 back = self.claim.claimed_at.timestamp() + record.first_step_after_seconds
                 return round(max(0.0, back - gone.timestamp()), 1)
         return None
+
+
+def _cost_left(job: Job, attempt: AttemptSummary, seconds_left: float | None, spent_usd: float) -> float | None:
+    if seconds_left is not None:
+        return seconds_left / 3600 * attempt.usd_per_hour
+    planned = plan_of(job)
+    return max(0.0, planned.usd - spent_usd) if planned else None
 
 
 def _newest_rows(job: Job, attempts: Sequence[Attempt]) -> list[Row]:

@@ -8,7 +8,7 @@ from crucible.reports.tables import markdown_table
 from crucible.routing.costs import MICRO, AttemptCost, advice, breakdown, saved_share, total_micro_usd
 from crucible.routing.recommend import in_words
 
-_SECTIONS = ("project", "owner", "stage", "pool", "gpu", "job")
+_SECTIONS = ("project", "owner", "stage", "pool", "gpu", "sweep", "job")
 _ROWS = 20
 
 
@@ -31,6 +31,8 @@ def cost_report(costs: Sequence[AttemptCost], title: str) -> str:
     if notes:
         lines += ["", *(f"- {note}" for note in notes)]
     for by in _SECTIONS:
+        if not any(getattr(cost, by) for cost in costs):
+            continue
         rows = [
             [
                 str(row[by]),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MICRO = 1_000_000
-GROUPS = ("job", "project", "owner", "stage", "pool", "instance", "gpu", "day", "month")
+GROUPS = ("job", "sweep", "project", "owner", "stage", "pool", "instance", "gpu", "day", "month")
 """What costs can be broken down by."""
 
 
@@ -49,6 +49,8 @@ class AttemptCost:
     """The same seconds at the on-demand price of the same machine."""
     idle_seconds: float
     """From the claim to the first new step: paid for and not trained."""
+    sweep: str = ""
+    """The sweep that the job is a trial of; empty for any other job."""
     gpus: int = 0
     unused_gpus: int = 0
     """GPUs of the machine that the job's micro-batches cannot be shared over."""
@@ -79,11 +81,12 @@ def attempt_costs(
     out.
     """
     jobs = [Job.open(store, job)] if job is not None else [Job(store, job_id) for job_id in Job.ids(store)]
+    sweeps = set(store.folders("sweeps"))
     costs = []
     for each in jobs:
         spec = each.spec
         for attempt in each.attempts():
-            cost = _cost(spec, attempt, offers)
+            cost = _cost(spec, attempt, offers, _sweep_of(spec.job_id, sweeps))
             if cost is None or (since is not None and cost.started_at < since):
                 continue
             if until is None or cost.started_at < until:
@@ -194,16 +197,26 @@ def advice(costs: Sequence[AttemptCost]) -> list[str]:
     return sentences
 
 
-def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer]) -> AttemptCost | None:
+def _sweep_of(job_id: str, sweeps: set[str]) -> str:
+    """A trial is named after its sweep: `<sweep>-0001`."""
+    name, _, number = job_id.rpartition("-")
+    return name if number.isdecimal() and name in sweeps else ""
+
+
+def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> int:
+    """The same seconds on the same machine on demand; what was paid where that is more or nobody knows."""
+    price = offer.on_demand_usd_per_hour if offer is not None else None
+    return micro_usd if price is None else max(round(seconds / 3600 * price * MICRO), micro_usd)
+
+
+def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: str) -> AttemptCost | None:
     launch, claim, outcome = attempt.launch, attempt.claim, attempt.outcome
     record = outcome or attempt.heartbeat
     if launch is None or claim is None or record is None:
         return None
     instance = launch.instance or claim.instance
     offer = offers.get(f"{launch.pool}/{instance}")
-    on_demand = offer.on_demand_usd_per_hour if offer is not None else None
     micro = round(record.cost_usd * MICRO)
-    steady = micro if on_demand is None else max(round(record.seconds / 3600 * on_demand * MICRO), micro)
     gpus = offer.gpus if offer is not None else 0
     first_step = outcome.first_step_after_seconds if outcome is not None else None
     return AttemptCost(
@@ -220,8 +233,9 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer]) -> Attem
         seconds=record.seconds,
         usd_per_hour=launch.usd_per_hour,
         micro_usd=micro,
-        on_demand_micro_usd=steady,
+        on_demand_micro_usd=on_demand_micro_usd(record.seconds, micro, offer),
         idle_seconds=first_step or 0.0,
+        sweep=sweep,
         gpus=gpus,
         unused_gpus=gpus - math.gcd(gpus, spec.config.get("gradient_accumulation_steps", gpus)) if gpus else 0,
     )

@@ -1,0 +1,60 @@
+"""A job's bill in its report: attempt by attempt over all pools, what was saved, what interruptions took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from crucible.errors import ConfigError
+from crucible.reports.figures import duration
+from crucible.reports.summary import AttemptSummary, JobSummary
+from crucible.reports.tables import UNKNOWN, markdown_table
+from crucible.routing.catalog import Offer, load_catalog
+from crucible.routing.costs import MICRO, on_demand_micro_usd
+
+
+def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
+    """Markdown: a table whose lines add up to its last one, to the millionth of a dollar, and what to say of it.
+
+    `offers` by `pool/instance` tell the on-demand prices; those of the catalog if none are given.
+    """
+    known = _catalog() if offers is None else offers
+    rows, paid, on_demand, seconds = [], 0, 0, 0.0
+    for attempt in summary.attempts:
+        micro = round(attempt.cost_usd * MICRO)
+        paid += micro
+        on_demand += on_demand_micro_usd(attempt.seconds, micro, known.get(f"{attempt.pool}/{attempt.instance}"))
+        seconds += attempt.seconds
+        where = [str(attempt.number), attempt.pool or UNKNOWN, attempt.instance or UNKNOWN]
+        rows.append([*where, duration(attempt.seconds), f"{attempt.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
+    rows.append(["total", "", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
+    table = markdown_table(["attempt", "pool", "instance", "time", "USD/h", "USD"], rows, numbers=(0, 3, 4, 5))
+    remarks = [remark for remark in (_saved(paid, on_demand), _extra(summary.attempts), _left(summary)) if remark]
+    return "\n\n".join([table, *remarks])
+
+
+def _saved(paid: int, on_demand: int) -> str:
+    """As SageMaker counts the savings of managed spot training: 1 - paid / on-demand."""
+    if on_demand <= paid:
+        return ""
+    share = 1 - paid / on_demand
+    return f"{share:.0%} saved: the same time on demand would have cost ${on_demand / MICRO:.6f}."
+
+
+def _extra(attempts: tuple[AttemptSummary, ...]) -> str:
+    """What interruptions cost in time: until there was a new step again, and steps that were trained twice."""
+    recovering = sum(attempt.recovery_seconds or 0.0 for attempt in attempts)
+    repeated = sum(attempt.steps_lost for attempt in attempts)
+    if not recovering and not repeated:
+        return ""
+    return f"Interruptions took {duration(recovering)} until a new step each; {repeated:,} steps were trained twice."
+
+
+def _left(summary: JobSummary) -> str:
+    return f"About ${summary.cost_left_usd:.2f} more to the end." if summary.cost_left_usd else ""
+
+
+def _catalog() -> dict[str, Offer]:
+    try:
+        return {offer.key: offer for offer in load_catalog()}
+    except ConfigError:
+        return {}  # a user's own table that cannot be read: the estimate says so, the report goes without it
