@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _BEFORE = ("rank", "trial")
 _AFTER = ("step", "val_loss", "state", "cost_usd", "seconds", "attempts", "failure", "job")
-_DISTURBED = {"cost_usd", "seconds", "attempts", "failure"}
-"""What depends on how often a trial was interrupted; of a failure the words do."""
+_APART = {"cost_usd", "seconds", "attempts", "failure", "job"}
+"""What depends on how often a trial was interrupted (of a failure the words do), or on the sweep's name."""
 
 
 def columns(settings: Sequence[str]) -> list[str]:
@@ -34,8 +34,8 @@ def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
 
 
 def digest(rows_: Sequence[dict[str, Any]]) -> str:
-    """sha256 of what no interruption may change: all but times, costs, attempts and the words of a failure."""
-    kept = [{name: value for name, value in row.items() if name not in _DISTURBED} for row in rows_]
+    """sha256 of what no interruption may change: ranks, values, steps, losses to the last bit, states."""
+    kept = [{name: value for name, value in row.items() if name not in _APART} for row in rows_]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,0 +1,272 @@
+"""`crucible sweeps`: list, show, limit, stop and continue sweeps."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_facts, print_json, print_table
+
+if TYPE_CHECKING:
+    from crucible.store import Store
+    from crucible.sweeps import Sweep
+
+DEPLOYMENT = "tune-nanogpt"
+UNKNOWN = "–"
+
+SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's name.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the `sweeps` commands."""
+    group = typer.Typer(help="Sweeps: leaderboards, costs, limits; stop and continue.", no_args_is_help=True)
+    group.command("ls")(list_)
+    group.command()(show)
+    group.command()(stop)
+    group.command()(limits)
+    group.command("continue")(continue_)
+    app.add_typer(group, name="sweeps")
+
+
+def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """List the sweeps of the store, newest first."""
+    from crucible.reports.figures import usd
+    from crucible.sweeps import Sweep
+
+    opened = open_store(store)
+    found = [sweep for name in Sweep.ids(opened) if (sweep := Sweep(opened, name)).exists()]
+    lines = [_line(sweep) for sweep in sorted(found, key=lambda sweep: sweep.spec.created_at, reverse=True)]
+    if as_json:
+        print_json(lines)
+    elif not lines:
+        typer.echo(f"no sweeps in {opened.uri} yet; `prefect deployment run {DEPLOYMENT}` starts one")
+    else:
+        headings = ["sweep", "state", "trials", "best loss", "steps", "cost", "created"]
+        rows = [
+            [
+                line["sweep"],
+                line["state"] or "not started",
+                f"{line['trials']} of {line['max_trials']}",
+                UNKNOWN if line["val_loss"] is None else f"{line['val_loss']:.4f}",
+                f"{line['steps']:,}",
+                usd(line["cost_usd"]),
+                line["created_at"][:16].replace("T", " "),
+            ]
+            for line in lines
+        ]
+        print_table(headings, rows, numbers=(2, 3, 4, 5))
+
+
+def show(
+    sweep: SweepArgument,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print the leaderboard as CSV.")] = False,
+    page: Annotated[bool, typer.Option("--best", help="Print the best configuration as YAML, ready to copy.")] = False,
+) -> None:
+    """Show one sweep: where it stands, and its leaderboard, best trial first."""
+    from crucible.errors import ConfigError
+    from crucible.reports.sweep import best_config_yaml
+    from crucible.sweeps.leaderboard import as_csv as csv_of
+    from crucible.sweeps.leaderboard import digest, rows
+
+    found = open_sweep(open_store(store), sweep)
+    ranked = found.ranked()
+    table = rows(found, ranked)
+    if page:
+        best = found.best()
+        if best is None:
+            raise ConfigError(f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` tells more")
+        typer.echo(best_config_yaml(found, best), nl=False)
+    elif as_csv:
+        typer.echo(csv_of(table, found.space.names), nl=False)
+    elif as_json:
+        spec = found.spec.model_dump(mode="json", exclude={"schema_version"})
+        print_json({**_line(found), "spec": spec, "leaderboard_sha256": digest(table), "leaderboard": table})
+    else:
+        _print_sweep(found, table)
+
+
+def stop(
+    sweep: SweepArgument,
+    reason: Annotated[str, typer.Option(help="What the records shall say about it.")] = "stopped by a person",
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the running trials to save and stop; the sweep can be continued later."""
+    from crucible.errors import ConfigError
+    from crucible.records import EndReason, StopRequest
+
+    found = open_sweep(open_store(store), sweep)
+    asked = []
+    for trial in found.read():
+        attempts = found.job(trial.number).attempts() if trial.state == "running" else []
+        if attempts and attempts[-1].outcome is None:
+            attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+            asked.append(trial.number)
+    if not asked:
+        raise ConfigError(f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}` tells where it stands")
+    if as_json:
+        print_json({"sweep": sweep, "trials": asked, "reason": reason})
+    else:
+        numbers = ", ".join(map(str, asked))
+        typer.echo(f"trials {numbers} of {sweep} are asked to save and stop; the sweep ends when they have")
+
+
+def limits(
+    sweep: SweepArgument,
+    max_trials: Annotated[str | None, typer.Option(help="Trials in all.")] = None,
+    max_cost_usd: Annotated[str | None, typer.Option(help="Dollars over all trials, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Hours since the sweep was made, or none.")] = None,
+    finish_by: Annotated[str | None, typer.Option(help="A time with its zone, or none.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show or change what a sweep may use; a running one heeds a change within seconds."""
+    from pydantic import ValidationError
+
+    from crucible.settings import explain_validation_error
+    from crucible.errors import ConfigError
+    from crucible.routing.asking import moment_to_come
+    from crucible.sweeps import SweepLimits
+
+    found = open_sweep(open_store(store), sweep)
+    given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
+    changes: dict[str, object] = {
+        name: None if value.lower() == "none" else value for name, value in given.items() if value is not None
+    }
+    if isinstance(moment := changes.get("finish_by"), str):
+        changes["finish_by"] = moment_to_come(moment, None)
+    if changes:
+        try:
+            found.set_limits(SweepLimits.model_validate({**found.limits.model_dump(), **changes}))
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error)) from error
+    if as_json:
+        print_json(found.limits.model_dump(mode="json", exclude={"schema_version"}))
+    else:
+        typer.echo(f"{sweep}: {_limits_in_words(found)}")
+
+
+def continue_(sweep: SweepArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
+    """Start the flow that carries a sweep on, where it was stopped, killed or out of money."""
+    import os
+    import re
+    import subprocess
+    import sys
+
+    from crucible.errors import ServiceError
+
+    found = open_sweep(open_store(store), sweep)
+    parameters = {"sweep": sweep} | ({"store": store} if store else {})
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    created = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
+    if done.returncode or created is None:
+        reason = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
+        raise ServiceError(f"prefect deployment run {DEPLOYMENT} failed: {reason}; see crucible doctor")
+    if as_json:
+        print_json({"sweep": sweep, "flow_run": created[1]})
+    else:
+        typer.echo(f"{sweep} goes on in flow run {created[1]} ({_limits_in_words(found)})")
+
+
+def open_sweep(store: Store, name: str) -> Sweep:
+    """The sweep of that name. Raises `ConfigError` naming the nearest ones when there is none."""
+    import difflib
+
+    from crucible.errors import ConfigError
+    from crucible.sweeps import Sweep
+
+    found = Sweep(store, name)
+    if not found.exists():
+        names = Sweep.ids(store)
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
+        mend = f"did you mean {' or '.join(near)}?" if near else "`crucible sweeps ls` lists what there is"
+        raise ConfigError(f"sweep: there is no sweep {name!r} in {store.uri}; {mend}")
+    return found
+
+
+def _line(sweep: Sweep) -> dict[str, Any]:
+    """What `ls --json` says of a sweep."""
+    trials, status = sweep.read(), sweep.status
+    best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
+    return {
+        "sweep": sweep.sweep_id,
+        "state": status.state if status else None,
+        "reason": status.reason if status else "",
+        "trials": len(trials),
+        "max_trials": sweep.limits.max_trials if sweep.has_limits() else None,
+        "failed": sum(bool(trial.failure) for trial in trials),
+        "steps": sum(trial.steps for trial in trials),
+        "best_trial": best.number if best else None,
+        "val_loss": best.loss if best else None,
+        "cost_usd": sum(trial.cost_usd for trial in trials),
+        "created_at": sweep.spec.created_at.isoformat(),
+    }
+
+
+def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
+    from crucible.reports.figures import duration, usd
+
+    spec, status = sweep.spec, sweep.status
+    cost, seconds = (sum(row[name] for row in table) for name in ("cost_usd", "seconds"))
+    print_facts(
+        {
+            "sweep": sweep.sweep_id,
+            "state": f"{status.state}: {status.reason}" if status else "not started",
+            "search": f"{spec.sampler}, {spec.schedule}, rungs at step {', '.join(f'{s:,}' for s in spec.ladder)}",
+            "trials": f"{len(table)}, {spec.parallelism} at a time on {spec.pool}",
+            "time": f"{duration(seconds)} of machine time",
+            "cost": usd(cost),
+            "limits": _limits_in_words(sweep),
+            "records": sweep.store.uri,
+        }
+    )
+    if not table:
+        return
+    typer.echo()
+    names = sweep.space.names
+    headings = ["rank", "trial", *names, "step", "val loss", "state", "cost", "job"]
+    rows = [
+        [
+            str(row["rank"]),
+            str(row["trial"]),
+            *(_cell(row[name]) for name in names),
+            f"{row['step']:,}",
+            UNKNOWN if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+            f"{row['state']}: {row['failure']}" if row["failure"] else str(row["state"]),
+            usd(row["cost_usd"]),
+            str(row["job"]),
+        ]
+        for row in table
+    ]
+    print_table(headings, rows, numbers=(0, 1, *range(2, len(names) + 4), len(names) + 5))
+
+
+def _limits_in_words(sweep: Sweep) -> str:
+    from crucible.reports.figures import usd
+
+    if not sweep.has_limits():
+        return "none set yet"
+    limits = sweep.limits
+    words = [
+        f"{limits.max_trials} trials",
+        usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
+        f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
+    ]
+    words += [f"until {limits.finish_by:%Y-%m-%d %H:%M} UTC"] if limits.finish_by else []
+    return ", ".join(words)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return UNKNOWN
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
