@@ -127,9 +127,9 @@ def limits(
     """Show or change what a sweep may use; a running one heeds a change within seconds."""
     from pydantic import ValidationError
 
-    from crucible.settings import explain_validation_error
     from crucible.errors import ConfigError
     from crucible.routing.asking import moment_to_come
+    from crucible.settings import explain_validation_error
     from crucible.sweeps import SweepLimits
 
     found = open_sweep(open_store(store), sweep)
