@@ -148,7 +148,7 @@ def test_while_the_play_waits_trials_that_come_anyway_are_begun() -> None:
     plan = planner("asha", "random", workers=4)
     waiting = plan.work({})
     assert waiting == [Piece(trial, 0) for trial in range(1, 8)]
-    early = {piece: 1.0 for piece in waiting[4:]}
+    early = dict.fromkeys(waiting[4:], 1.0)
     assert plan.work(early) == [*waiting[:4], Piece(8, 0), Piece(9, 0), Piece(10, 0)]
 
 

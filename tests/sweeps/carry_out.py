@@ -1,0 +1,63 @@
+"""Sweeps of trials without torch, and a process that carries one out, to be killed.
+
+python -m tests.sweeps.carry_out STORE SWEEP [USD_PER_HOUR]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from crucible.config import TrainConfig
+from crucible.deciding import Patience, Placement
+from crucible.store import Store
+from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec, SweepStatus
+from tasks.sweeping import SweepRun
+from tasks.trials import HereLauncher, Machine
+
+WORKLOAD = Path(__file__).with_name("workload.py")
+LADDER = [2, 4, 8]
+
+
+def new_sweep(store: Store, name: str, trials: int = 8, options: dict[str, Any] | None = None, **spec: Any) -> Sweep:
+    """A sweep whose trials are processes that end at once."""
+    command = [sys.executable, "-S", "-E", str(WORKLOAD), json.dumps({"steps": LADDER[-1], **(options or {})})]
+    fields: dict[str, Any] = {
+        "space": Space.parse({"learning_rate": {"loguniform": [1e-3, 1e-2]}}).as_json(),
+        "sampler": "random",
+        "schedule": "asha",
+        "ladder": LADDER,
+        "reduction_factor": 2,
+        "parallelism": 2,
+        "config": TrainConfig.preset("debug", max_iters=LADDER[-1], warmup_iters=1).model_dump(mode="json"),
+        "command": command,
+    }
+    sweep = Sweep.create(store, SweepSpec(sweep_id=name, **(fields | spec)))
+    sweep.set_limits(SweepLimits(max_trials=trials))
+    return sweep
+
+
+@flow(name="carry-out", task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
+def carry_out(store: str, sweep: str, usd_per_hour: float = 0.0) -> None:
+    carry_on(Sweep.open(Store.open(store), sweep), usd_per_hour)
+
+
+def carry_on(sweep: Sweep, usd_per_hour: float = 0.0) -> SweepStatus:
+    """What `tune-nanogpt` does on its own machine; to be called in a flow."""
+    machine = Machine(sweep.spec.parallelism, threads=1)
+    return SweepRun(
+        sweep,
+        make_launcher=lambda job: HereLauncher(machine),
+        places=lambda config: [Placement("local", usd_per_hour=usd_per_hour)],
+        here=True,
+        patience=Patience(ended_and_silent=0.0, look=0.05),
+    ).run()
+
+
+if __name__ == "__main__":
+    carry_out(store=sys.argv[1], sweep=sys.argv[2], usd_per_hour=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
