@@ -100,10 +100,23 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         server.ensure(services.server(server.api_url))
         yield server
     finally:
+        _deliver_to(server)
         user.unlink()
         with home.locked():
             if not any(home.root.glob("user-*")):
                 up.stop_services(home, State.load(home), lambda part, status: None)
+
+
+def _deliver_to(server: PrefectServer) -> None:
+    """Send what flows of this process still have to tell while there is somebody to listen: at exit, Prefect would go
+    on trying for more than a minute."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: server.api_url}):
+        EventsWorker.drain_all(timeout=20)
+        APILogWorker.drain_all(timeout=20)
 
 
 @pytest.fixture
