@@ -141,12 +141,16 @@ def _or_blank(value: float | None) -> str:
 
 
 def _summary(verdict: Verdict) -> str:
+    from itertools import groupby
+
+    pools = " → ".join(pool for pool, _ in groupby(verdict.pools))
     same = "identical" if verdict.weights_sha256 == verdict.undisturbed_sha256 else "DIFFERENT"
     lines = [
         f"{verdict.struck} of {verdict.kills} faults over {verdict.attempts} attempts, seed {verdict.seed}, "
         f"pool {verdict.pool}, store {verdict.store}",
         f"committed steps lost: {verdict.committed_steps_lost}   steps repeated: {verdict.steps_repeated} "
         f"of {verdict.steps}   time: {verdict.seconds:.0f} s (undisturbed {verdict.undisturbed_seconds:.0f} s)",
+        f"cost of all attempts: ${verdict.cost_usd:.4f}   pools: {pools}",
         f"final weights: {same}",
         f"  disturbed   {verdict.weights_sha256 or 'none'}",
         f"  undisturbed {verdict.undisturbed_sha256}",

@@ -26,7 +26,7 @@ NOTICE_SECONDS = 30.0
 PROVISIONING_SECONDS = 3.0
 """ECS gives up on a waiting task after half an hour; a drill need not."""
 DROUGHT_SECONDS = 600.0
-"""The longest that no spot machine is to be had; it ends as soon as the job has found its way to on-demand."""
+"""The longest that no spot machine is to be had; it ends with the attempt that found its way to on-demand."""
 
 
 @dataclass
@@ -131,13 +131,14 @@ def ec2_faults(cloud: AwsRehearsal, *, spot: bool = True) -> list[Fault]:
     return [
         Fault("notice", "the machine is taken back after a notice", notice, with_notice=True),
         *faults,
-        Fault("drought", "all machines are lost, and no spot machine is to be had until the job is on-demand", drought),
+        Fault("drought", "all machines are lost, and no spot machine is to be had any more", drought, comes_last=True),
     ]
 
 
 def _end_drought(cloud: AwsRehearsal) -> None:
     with contextlib.suppress(RehearsalError, httpx.HTTPError):  # the drill may be over before
         cloud.wait_for(_runs_on_demand, "a task on an on-demand machine", DROUGHT_SECONDS)
+        cloud.wait_for(lambda state: not _runs_on_demand(state), "the end of that task", DROUGHT_SECONDS)
         cloud.fault("drought", on=False)
 
 

@@ -76,6 +76,10 @@ class Verdict:
     weights_sha256: str
     undisturbed_sha256: str
     state: str
+    pools: list[str]
+    """Where each attempt was sent, from the first to the last."""
+    cost_usd: float
+    """The job's one bill over all of them."""
     left_running: list[str]
     strikes: list[Strike] = field(default_factory=list)
 
@@ -256,6 +260,8 @@ class Drill:
             weights_sha256=next(f.sha256 for f in final.files if f.name == WEIGHTS) if final and finished else "",
             undisturbed_sha256=undisturbed_sha256,
             state=str(self._final_state() or "not ended"),
+            pools=[attempt.launch.pool for attempt in attempts.values() if attempt.launch],
+            cost_usd=round(self.job.cost_usd(), 6),
             left_running=self.stage.still_running(),
             strikes=self.strikes,
         )

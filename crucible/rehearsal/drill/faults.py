@@ -31,6 +31,8 @@ class Fault:
     ends_attempt: bool = True
     with_notice: bool = False
     """The attempt has the time to save: it must lose no step at all."""
+    comes_last: bool = False
+    """What it does shows in how the job goes on, if nothing else strikes then."""
     training_seconds: float = 0.0
     """How long the training goes on for this fault's sake alone; the job is made so much longer."""
 

@@ -10,7 +10,7 @@ from crucible.rehearsal.drill.faults import Fault
 
 
 def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
-    """`count` faults: every kind once, in random order, before any comes a second time.
+    """`count` faults: every kind once, in random order, before any comes a second time; `comes_last` ends its turn.
 
     Two faults in a row must not both leave an attempt without a commit of its own, or the supervisor would rightly
     stop the job for making no progress; a fault that strikes before training has begun is therefore put behind one
@@ -21,8 +21,8 @@ def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
     rng = Random(seed)
     plan: list[Fault] = []
     while len(plan) < count:
-        plan += rng.sample(faults, len(faults))
-    plan = plan[:count]
+        turn = rng.sample(faults, len(faults))[: count - len(plan)]
+        plan += sorted(turn, key=lambda fault: fault.comes_last)
     for index, fault in enumerate(plan):
         before = plan[index - 1] if index else None
         if _early(fault) and (before is None or _early(before) or not before.ends_attempt):
