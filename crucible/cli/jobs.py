@@ -1,4 +1,4 @@
-"""`crucible jobs`: list, show, stop and limit jobs, and read what they reported."""
+"""`crucible jobs`: list, show, stop, limit and continue jobs, and read what they reported."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from crucible.jobs import Job
+    from crucible.records import Limits
     from crucible.reports import AttemptSummary, JobSummary
     from crucible.store import Store
 
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
     group.command()(report)
     group.command()(stop)
     group.command()(limits)
+    group.command("continue")(continue_)
     app.add_typer(group, name="jobs")
 
 
@@ -197,12 +199,6 @@ def limits(
     as_json: JsonOption = False,
 ) -> None:
     """Show or change what may be spent on a job; a running attempt heeds a change within seconds."""
-    from pydantic import ValidationError
-
-    from crucible.errors import ConfigError
-    from crucible.records import Limits
-    from crucible.settings import explain_validation_error
-
     found = open_job(open_store(store), job)
     given = {
         "max_cost_usd": max_cost_usd,
@@ -210,16 +206,60 @@ def limits(
         "max_attempts": max_attempts,
         "max_attempts_without_progress": max_attempts_without_progress,
     }
-    changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
-    if changes:
-        try:
-            found.set_limits(Limits.model_validate({**found.limits.model_dump(), **changes}))
-        except ValidationError as error:
-            raise ConfigError(explain_validation_error(error)) from error
+    change_limits(found, given)
     if as_json:
         print_json(found.limits.model_dump(mode="json", exclude={"schema_version"}))
     else:
         typer.echo(f"{job}: {_limits_in_words(found)}")
+
+
+def continue_(
+    job: JobArgument,
+    max_cost_usd: Annotated[str | None, typer.Option(help="The new cap in dollars over all attempts, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Hours since the job was made, or none.")] = None,
+    max_attempts: Annotated[str | None, typer.Option(help="Attempts in all.")] = None,
+    finish_by: Annotated[str | None, typer.Option(help="A new deadline with its zone, or none.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a job again that stopped at its limits, was cancelled or failed; raise its limits first where given.
+
+    What it had saved is where it goes on.
+    """
+    from crucible.errors import ConfigError
+    from crucible.job_status import JobState, status_of
+    from crucible.local.continuing import start_again
+
+    found = open_job(open_store(store), job)
+    status = status_of(found)
+    if status is not None and status.state is JobState.RUNNING:
+        raise ConfigError(f"job {job} is running; `crucible jobs limits {job}` changes its limits while it does")
+    limits = change_limits(found, {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts})
+    changes: dict[str, Any] = limits.model_dump(include={"max_cost_usd", "max_hours", "max_attempts"})
+    if finish_by is not None:
+        changes["finish_by"] = "" if finish_by.lower() == "none" else finish_by
+    flow_run = start_again(found, changes)
+    if as_json:
+        print_json({"job": job, "flow_run": flow_run})
+    else:
+        typer.echo(f"{job} goes on in flow run {flow_run}")
+
+
+def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
+    """Set the limits that were typed (`none` lifts one), and return those in force. Raises `ConfigError`."""
+    from pydantic import ValidationError
+
+    from crucible.errors import ConfigError
+    from crucible.records import Limits
+    from crucible.settings import explain_validation_error
+
+    changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
+    if changes:
+        try:
+            job.set_limits(Limits.model_validate({**job.limits.model_dump(), **changes}))
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error)) from error
+    return job.limits
 
 
 def open_store(address: str | None) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,13 +12,21 @@ from uuid import UUID
 
 import httpx
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from crucible.deciding import Placement
+from crucible.job_status import JobState
 from crucible.jobs import Job
 from crucible.local.state import State
 from crucible.presence import present
-from crucible.records import EndReason
+from crucible.records import EndReason, JobSpec, Limits
 from crucible.rehearsal.drill.drill import Drill
 from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.supervision import Supervision
+from tasks.launching import PrefectLauncher
+from tests.agent.harness import SCRIPTED, newest
+from tests.agent.runner import Silent
+from tests.agent.scripted import weights_after
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -139,6 +148,50 @@ def test_drill_loses_nothing_and_ends_with_the_same_weights(stage: Stage) -> Non
     verdict = Drill(stage, kills=3, seed=seed).run()
     print(f"seed {seed}", json.dumps(verdict.as_json(), indent=1))
     assert verdict.passed, verdict.failures
+
+
+CAP = 0.05
+
+
+def require_within_cap(job: Job, number: int) -> None:
+    """What was spent when the attempt was told to stop is within the cap; after that there is one save."""
+    attempt = job.attempt(number)
+    outcome, launch = attempt.outcome, attempt.launch
+    assert outcome is not None
+    assert launch is not None
+    assert outcome.end_reason is EndReason.BUDGET
+    assert outcome.committed_step == outcome.step, "everything that was trained is saved"
+    (told,) = [notification for notification in outcome.notifications if notification.source == "budget"]
+    saving = (outcome.ended_at - told.at).total_seconds()
+    assert job.cost_usd() <= CAP + launch.usd_per_hour / 3600 * saving
+
+
+def test_a_capped_job_stops_saved_goes_on_when_raised_and_ends_with_the_same_weights(
+    stage: Stage, tmp_path: Path
+) -> None:
+    """At a price at which five cents are soon spent. The workload stands still in step 7 until the gate is there, so
+    that nothing but the cap can end it before."""
+    gate = tmp_path / "gate"
+    script = json.dumps({"steps": 12, "every": 3, "at": {"7": f"wait {gate}"}})
+    job = Job.create(stage.store, JobSpec(job_id="capped", command=[sys.executable, str(SCRIPTED), script]))
+    job.set_limits(Limits(max_cost_usd=CAP))
+    place = Placement("local", usd_per_hour=24.0)
+
+    def supervise() -> JobState:
+        with temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}):
+            launcher = PrefectLauncher(stage.store.uri, "default", "")
+            return Supervision(job, launcher, [place], Silent()).run().state
+
+    assert supervise() is JobState.BUDGET_STOP
+    require_within_cap(job, 1)
+    assert supervise() is JobState.BUDGET_STOP, "not without a higher cap"
+    gate.touch()
+    stage.crucible("jobs", "limits", "capped", "--max-cost-usd", "1")
+    assert supervise() is JobState.COMPLETED
+    assert [attempt.number for attempt in job.attempts()] == [1, 2]
+    found = newest(job, tmp_path)
+    assert found is not None
+    assert (found[0].step, found[1]) == (12, weights_after(12))
 
 
 @pytest.mark.slow
