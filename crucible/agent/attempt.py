@@ -13,7 +13,6 @@ import contextvars
 import itertools
 import math
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -119,7 +118,7 @@ class _AttemptRun:
         self._over.set()
         if self.workload:
             self.workload.kill()
-        shutil.rmtree(self.scratch.root, ignore_errors=True)
+        self.scratch.remove()
 
     # From the claim to the workload's end
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,8 +32,12 @@ class Scratch:
 
     def clear(self) -> None:
         """Start empty, and remove what killed attempts of this job left on this machine."""
-        shutil.rmtree(self.root.parent, ignore_errors=True)
+        _remove(self.root.parent)
         self.checkpoints.mkdir(parents=True)
+
+    def remove(self) -> None:
+        """Leave nothing behind."""
+        _remove(self.root)
 
     def leave_word(self, notice: Notice) -> None:
         """Tell the workload why it is asked to stop; it stops without that as well. Raises OSError."""
@@ -94,3 +99,8 @@ class AttemptPlan:
             contract["CRUCIBLE_STOP_AT_STEP"] = str(self.launch.stop_at_step)
         own = {key: value for key, value in self.environment.items() if key != "CRUCIBLE_RESUME_FROM"}
         return own | contract
+
+
+def _remove(folder: Path) -> None:
+    with suppress(OSError):  # an interrupt at the wrong moment makes rmtree close one descriptor twice
+        shutil.rmtree(folder, ignore_errors=True)

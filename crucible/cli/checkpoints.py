@@ -12,7 +12,7 @@ import typer
 from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json, print_table
 
 if TYPE_CHECKING:
-    from crucible.checkpoints import Checkpoint, Checkpoints, step_name
+    from crucible.checkpoints import Checkpoint, Checkpoints
 
 StepOption = Annotated[int | None, typer.Option(help="Only the checkpoint of this step.", min=0)]
 
@@ -84,6 +84,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
+    from crucible.checkpoints import step_name
     from crucible.errors import CheckpointError, ConfigError
 
     found = _open(store, job)
