@@ -1,0 +1,92 @@
+"""`crucible jobs continue` against a real server: the same parameters, the raised limits, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+import typer
+from prefect import flow
+from prefect.client.orchestration import get_client
+from typer.testing import CliRunner
+
+from crucible.cli import jobs as command
+from crucible.errors import ConfigError
+from crucible.job_status import JobState, JobStatus
+from crucible.jobs import Job
+from crucible.records import JobSpec, Limits
+from crucible.store import Store
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+GIVEN = {"preset": "debug", "project": "paper", "max_cost_usd": 0.05, "finish_by": "2026-01-01T00:00Z"}
+
+
+def supervised(store: Store, flow_name: str = "train-nanogpt", **status: Any) -> Job:
+    """A job that a run of a deployment has supervised."""
+
+    @flow(name=flow_name)
+    def supervise() -> None:
+        """Never run."""
+
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(supervise)
+        deployment = client.create_deployment(flow_id, name=f"tests-{uuid.uuid4().hex}", enforce_parameter_schema=False)
+        run = client.create_flow_run_from_deployment(deployment, parameters=GIVEN)
+    job = Job.create(store, JobSpec(job_id="stopped"))
+    job.set_limits(Limits(max_cost_usd=0.05, max_attempts=7))
+    job.supervise(str(run.id))
+    record = JobStatus(**{"state": JobState.BUDGET_STOP, "reason": "", "supervisor": 1, **status})
+    job.store.write_json("status.json", record.model_dump(mode="json"))
+    return job
+
+
+def run(job: Job, *arguments: str) -> Any:
+    app = typer.Typer()
+    command.register(app)
+    app.command("other")(lambda: None)
+    done = CliRunner().invoke(
+        app, ["jobs", "continue", job.job_id, "--store", job.root.uri, "--json", *arguments], catch_exceptions=False
+    )
+    return json.loads(done.stdout)
+
+
+def parameters(flow_run: str) -> dict[str, Any]:
+    with get_client(sync_client=True) as client:
+        return dict(client.read_flow_run(uuid.UUID(flow_run)).parameters)
+
+
+def test_it_goes_on_with_the_parameters_it_had_and_the_limits_that_were_raised(store: Store) -> None:
+    job = supervised(store)
+    found = parameters(run(job, "--max-cost-usd", "0.5", "--finish-by", "none")["flow_run"])
+    assert found == {
+        **GIVEN,
+        "job": "stopped",
+        "max_cost_usd": 0.5,
+        "max_hours": None,
+        "max_attempts": 7,
+        "finish_by": "",
+    }
+    assert job.limits.max_cost_usd == 0.5
+
+
+def test_limits_that_were_changed_meanwhile_are_kept(store: Store) -> None:
+    job = supervised(store)
+    job.set_limits(Limits(max_cost_usd=3.0))
+    assert parameters(run(job)["flow_run"])["max_cost_usd"] == 3.0
+
+
+def test_what_cannot_be_continued_says_why(store: Store) -> None:
+    with pytest.raises(ConfigError, match="is running; `crucible jobs limits stopped`"):
+        run(supervised(store.child("running"), state=JobState.RUNNING))
+    with pytest.raises(ConfigError, match="was started by tune-nanogpt"):
+        run(supervised(store.child("trial"), "tune-nanogpt"))
+    with pytest.raises(ConfigError, match="max_cost_usd"):
+        run(supervised(store.child("bad")), "--max-cost-usd", "-1")
+    alone = Job.create(store.child("alone"), JobSpec(job_id="stopped"))
+    with pytest.raises(ConfigError, match="was not started by a flow run"):
+        run(alone)
+    alone.supervise(str(uuid.uuid4()))
+    with pytest.raises(ConfigError, match="does not know the flow run"):
+        run(alone)
