@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_facts, 
 
 if TYPE_CHECKING:
     from crucible.store import Store
-    from crucible.sweeps import Sweep
+    from crucible.sweeps import Sweep, SweepLimits
 
 DEPLOYMENT = "tune-nanogpt"
 UNKNOWN = "–"
@@ -125,6 +124,51 @@ def limits(
     as_json: JsonOption = False,
 ) -> None:
     """Show or change what a sweep may use; a running one heeds a change within seconds."""
+    found = open_sweep(open_store(store), sweep)
+    given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
+    changed = change_limits(found, given)
+    if as_json:
+        print_json(changed.model_dump(mode="json", exclude={"schema_version"}))
+    else:
+        typer.echo(f"{sweep}: {_limits_in_words(found)}")
+
+
+def continue_(
+    sweep: SweepArgument,
+    max_trials: Annotated[str | None, typer.Option(help="Trials in all.")] = None,
+    max_cost_usd: Annotated[str | None, typer.Option(help="The new cap in dollars over all trials, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Hours since the sweep was made, or none.")] = None,
+    finish_by: Annotated[str | None, typer.Option(help="A new deadline with its zone, or none.")] = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Start a sweep again that stopped at its limits, was cancelled or is to have more trials; raise limits first.
+
+    Nothing is trained twice, and decisions are those it would have made without the stop.
+    """
+    from crucible.errors import ConfigError
+    from crucible.job_status import JobState
+    from crucible.local.continuing import run_again
+
+    found = open_sweep(open_store(store), sweep)
+    status = found.status
+    if status is not None and status.state is JobState.RUNNING:
+        raise ConfigError(
+            f"sweep {sweep} is running; `crucible sweeps limits {sweep}` changes its limits while it does"
+        )
+    given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
+    changed = change_limits(found, given)
+    parameters = changed.model_dump(mode="json", exclude={"schema_version"}) | {"sweep": sweep}
+    parameters["finish_by"] = parameters["finish_by"] or ""
+    flow_run = run_again(f"sweep {sweep}", status.flow_run_id if status else "", DEPLOYMENT, parameters)
+    if as_json:
+        print_json({"sweep": sweep, "flow_run": flow_run})
+    else:
+        typer.echo(f"{sweep} goes on in flow run {flow_run} ({_limits_in_words(found)})")
+
+
+def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
+    """Set the limits that were typed (`none` lifts one), and return those in force. Raises `ConfigError`."""
     from pydantic import ValidationError
 
     from crucible.errors import ConfigError
@@ -132,50 +176,21 @@ def limits(
     from crucible.settings import explain_validation_error
     from crucible.sweeps import SweepLimits
 
-    found = open_sweep(open_store(store), sweep)
-    given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
-    changes: dict[str, object] = {
+    if not sweep.has_limits():
+        raise ConfigError(
+            f"sweep {sweep.sweep_id} has not begun; start it again with `prefect deployment run tune-nanogpt`"
+        )
+    changes: dict[str, Any] = {
         name: None if value.lower() == "none" else value for name, value in given.items() if value is not None
     }
-    if isinstance(moment := changes.get("finish_by"), str):
-        changes["finish_by"] = moment_to_come(moment, None)
+    if changes.get("finish_by"):
+        changes["finish_by"] = moment_to_come(changes["finish_by"], None)
     if changes:
         try:
-            found.set_limits(SweepLimits.model_validate({**found.limits.model_dump(), **changes}))
+            sweep.set_limits(SweepLimits.model_validate({**sweep.limits.model_dump(), **changes}))
         except ValidationError as error:
             raise ConfigError(explain_validation_error(error)) from error
-    if as_json:
-        print_json(found.limits.model_dump(mode="json", exclude={"schema_version"}))
-    else:
-        typer.echo(f"{sweep}: {_limits_in_words(found)}")
-
-
-def continue_(sweep: SweepArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Start the flow that carries a sweep on, where it was stopped, killed or out of money."""
-    import os
-    import re
-    import subprocess
-    import sys
-
-    from crucible.errors import ServiceError
-
-    found = open_sweep(open_store(store), sweep)
-    parameters = {"sweep": sweep} | ({"store": store} if store else {})
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "deployment", "run", DEPLOYMENT, "--params", json.dumps(parameters)],
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    created = re.search(r"UUID: ([0-9a-f-]{36})", done.stdout)
-    if done.returncode or created is None:
-        reason = (done.stderr.strip() or done.stdout.strip() or "it printed nothing").splitlines()[-1]
-        raise ServiceError(f"prefect deployment run {DEPLOYMENT} failed: {reason}; see crucible doctor")
-    if as_json:
-        print_json({"sweep": sweep, "flow_run": created[1]})
-    else:
-        typer.echo(f"{sweep} goes on in flow run {created[1]} ({_limits_in_words(found)})")
+    return sweep.limits
 
 
 def open_sweep(store: Store, name: str) -> Sweep:

@@ -1,0 +1,38 @@
+"""A sweep carried out in a process of its own, whose memory can be watched: `no_work_flow STORE SWEEP [flow-runs]`.
+
+With `flow-runs` every attempt is a flow run of `train/local`, as it is on every pool that is not the sweep's own machine.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from crucible.deciding import Patience, Placement
+from crucible.job_status import JobState
+from crucible.store import Store
+from crucible.sweeps import Sweep
+from tasks.launching import PrefectLauncher
+from tasks.sweeping import SweepRun
+from tasks.trials import HereLauncher, Machine
+
+
+@flow(name="no-work", task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
+def no_work(store: str, sweep: str, here: bool) -> None:
+    """What `tune-nanogpt` does on its own machine, without preprocessing and evaluation."""
+    found = Sweep.open(Store.open(store), sweep)
+    machine = Machine(found.spec.parallelism, threads=1)
+    status = SweepRun(
+        found,
+        make_launcher=lambda job: HereLauncher(machine) if here else PrefectLauncher(store, "default", ""),
+        places=lambda config: [Placement("local")],
+        here=here,
+        patience=Patience(ended_and_silent=0.0, look=0.2) if here else Patience(),
+    ).run()
+    assert status.state is JobState.COMPLETED, status.reason
+
+
+if __name__ == "__main__":
+    no_work(store=sys.argv[1], sweep=sys.argv[2], here="flow-runs" not in sys.argv[3:])
