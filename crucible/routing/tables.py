@@ -18,6 +18,7 @@ from crucible.routing.recommend import Ranked, in_words, money
 
 _SHOWN = 15
 _EXPLAINED = 3
+_PIPE_WIDTH = 240
 _SHORT_SOURCES = {"history of other configurations": "other runs"}
 
 
@@ -26,7 +27,7 @@ def print_answer(found: Answer, everything: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    console = Console()
+    console = _console()
     console.print(_summary(found), highlight=False)
     ranked = found.recommendation.ranked
     shown = ranked if everything else ranked[:_SHOWN]
@@ -59,7 +60,7 @@ def print_accuracy(records: list[EstimateRecord], as_json: bool) -> None:
         jobs = [record.model_dump(mode="json") | {"hours_error": record.hours_error} for record in records]
         print(json.dumps({**together, "estimates": jobs}, indent=1))
         return
-    console = Console()
+    console = _console()
     if not records:
         console.print("no job with an estimate has ended yet")
         return
@@ -98,11 +99,19 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
             str(offer.as_of or ""),
             str(sources.index(offer.source) + 1),
         )
-    console = Console()
+    console = _console()
     console.print(table)
     console.print("? marks an assumed price")
     for number, source in enumerate(sources, 1):
         console.print(f"source {number}: {source}", markup=False, highlight=False)
+
+
+def _console() -> Console:
+    """Whole lines for a pipe, whatever it thinks its width is."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _PIPE_WIDTH
+    return console
 
 
 def _summary(found: Answer) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
+from crucible.course import Try
 from crucible.deciding import Patience, Placement
 from crucible.job_status import JobState
 from crucible.jobs import Attempt, Job
@@ -114,16 +115,8 @@ def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: A
     world.time = 0.0
     market = Market(world, spot, **{k: v for k, v in fields.items() if k == "step_seconds"})
     capacity = fields.get("capacity", lambda hour: None)
-    course = DeadlineCourse(
-        places=PLACES,
-        spot=0,
-        steady=1,
-        finish_by=world.now() + timedelta(hours=hours),
-        total_steps=STEPS,
-        seconds_per_step=STEP_SECONDS,
-        capacity=lambda: capacity(world.time / HOUR),
-        clock=world.now,
-    )
+    finish_by = world.now() + timedelta(hours=hours)
+    course = course_of(world, finish_by, lambda: capacity(world.time / HOUR))
     listener = Listening()
     status = Supervision(
         new_job(store),
@@ -137,6 +130,19 @@ def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: A
         wall_clock=world.now,
     ).run()
     return Night(status.state, world.time / HOUR, market.pools, listener.messages)
+
+
+def course_of(world: World, finish_by: datetime, capacity: Callable[[], bool | None] = lambda: None) -> DeadlineCourse:
+    return DeadlineCourse(
+        places=PLACES,
+        spot=0,
+        steady=1,
+        finish_by=finish_by,
+        total_steps=STEPS,
+        seconds_per_step=STEP_SECONDS,
+        capacity=capacity,
+        clock=world.now,
+    )
 
 
 def told(night: Night, *words: str) -> bool:
@@ -170,12 +176,25 @@ def test_spot_that_never_comes_is_not_waited_for_too_long(store: Store) -> None:
     assert told(went, "attempt 1 never started", "no spot machine for", "moved to on-demand: 10.5 h of work left")
 
 
-def test_a_job_slower_than_estimated_leaves_spot_while_it_can_still_make_it(store: Store) -> None:
-    went = night(store, lambda hour: True, 12.7, step_seconds=1.2 * STEP_SECONDS)
-    assert (went.state, went.pools[0]) == (JobState.COMPLETED, "ec2-spot")
-    assert went.hours <= 12.7
-    moves = [message for message in went.told if "is asked to save and stop: moved to on-demand" in message]
-    assert len(moves) <= 1
+@pytest.mark.parametrize(
+    ("slack_minutes", "leaves"),
+    [(60, False), (10, False), (8, True), (7, True), (5, False)],
+    ids=["plenty", "enough to lose spot and recover", "the last chance", "still in time", "too late to move"],
+)
+def test_a_job_slower_than_estimated_leaves_spot_while_on_demand_is_still_in_time(
+    slack_minutes: float, leaves: bool
+) -> None:
+    """Halfway at half the speed that was planned; a move costs six minutes."""
+    world = World()
+    began, step_seconds = world.now(), 20.0
+    seconds = STEPS / 2 * step_seconds
+    left = 1.05 * STEPS / 2 * step_seconds
+    course = course_of(world, began + timedelta(seconds=seconds + left + 60 * slack_minutes))
+    beat = Heartbeat(sequence=1, phase="training", step=STEPS // 2, seconds=seconds, first_step_after_seconds=20.0)
+    world.sleep(seconds)
+    why = course.why_leave([Try("ec2-spot", began, claimed=True, heartbeat=beat)])
+    assert (why is not None) is leaves
+    assert why is None or why.startswith("moved to on-demand: 10.5 h of work left, 10.6 h until finish_by")
 
 
 def test_back_to_spot_when_the_probe_sees_some(store: Store) -> None:
