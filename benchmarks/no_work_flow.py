@@ -1,6 +1,6 @@
 """A sweep carried out in a process of its own, whose memory can be watched: `no_work_flow STORE SWEEP [flow-runs]`.
 
-With `flow-runs` every attempt is a flow run of `train/local`, as it is on every pool that is not the sweep's own machine.
+With `flow-runs` every attempt is a flow run of `train/local`, as it is on every pool but the sweep's own machine.
 """
 
 from __future__ import annotations
