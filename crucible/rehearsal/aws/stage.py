@@ -23,7 +23,7 @@ from crucible.rehearsal.drill.stage import Stage
 from crucible.store import Store
 
 NOTICE_SECONDS = 30.0
-PROVISIONING_SECONDS = 3.0
+PROVISIONING_SECONDS = 8.0
 """ECS gives up on a waiting task after half an hour; a drill need not."""
 DROUGHT_SECONDS = 600.0
 """The longest that no spot machine is to be had; it ends with the attempt that found its way to on-demand."""
