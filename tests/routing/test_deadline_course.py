@@ -205,3 +205,15 @@ def test_back_to_spot_when_the_probe_sees_some(store: Store) -> None:
     assert (went.state, went.pools[-1]) == (JobState.COMPLETED, "ec2-spot")
     assert went.hours <= 11.5
     assert told(went, "moved back to spot:", "of work left")
+
+
+def test_speed_is_judged_by_enough_reports_from_the_first_one_on() -> None:
+    """The first report comes at step 10, half a minute after the start; a step takes one second."""
+
+    def running(step: int, seconds: float) -> Try:
+        beat = Heartbeat(sequence=1, phase="training", step=step, seconds=seconds, first_step_after_seconds=30.0)
+        return Try("ec2-spot", World().now(), claimed=True, heartbeat=beat)
+
+    assert running(210, 230.0).seconds_per_step(10) == 1.0
+    assert running(200, 220.0).seconds_per_step(10) is None
+    assert Try("ec2-spot", World().now()).seconds_per_step() is None
