@@ -38,7 +38,7 @@ from crucible.store import Store
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, hyperband_brackets, ladder
-from crucible.sweeps.space import EXAMPLE, Space, trial_config
+from crucible.sweeps.space import EXAMPLE, MOST_TRIALS, Space, trial_config
 from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
@@ -86,7 +86,10 @@ def tune_nanogpt(
         "rung. hyperband: several halvings, from many short trials to few long ones. none: every trial to the end.",
     ),
     max_trials: int | None = Field(
-        None, ge=1, le=10_000, description=f"Trials in all. Empty: the whole grid, hyperband's brackets, {SOME_TRIALS}."
+        None,
+        ge=1,
+        le=MOST_TRIALS,
+        description=f"Trials in all. Empty: the whole grid, hyperband's brackets, {SOME_TRIALS}.",
     ),
     min_steps: int | None = Field(
         None, ge=1, description="Steps of the first rung at least. Empty: a ninth of max_iters."

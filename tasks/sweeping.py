@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -29,7 +30,7 @@ from crucible.jobs import Job
 from crucible.records import EndReason, Limits, StopRequest, now
 from crucible.supervision import Launcher, Supervision
 from crucible.sweeps.planner import Planner
-from crucible.sweeps.records import SweepLimits, SweepStatus
+from crucible.sweeps.records import SweepLimits, SweepStatus, TrialRecord
 from crucible.sweeps.schedules import Piece
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
@@ -123,8 +124,9 @@ class SweepRun:
                 end_reason=EndReason.CANCELLED if cancelled else EndReason.INTERRUPTED, reason=reason
             )
             while self._running and time.monotonic() < deadline:
-                self._pass_on(self._stop)
-                self._collect(seconds=0.5)
+                with suppress(StoreError):
+                    self._pass_on(self._stop)
+                    self._collect(seconds=0.5)
         self.halt.waiting.set()
         if cancelled:
             self._set_status(JobState.CANCELLED, reason)
@@ -149,9 +151,22 @@ class SweepRun:
                     return Cancelled(name="Stopped", message="the sweep stops")
                 raise
             self._ended.put((piece, status))
-            return _as_state(status)
+            return self._as_state(self._trials[number].record, step, status)
 
         return train_trial
+
+    def _as_state(self, record: TrialRecord, step: int, status: JobStatus) -> State:
+        """How a piece of a trial shows in the Prefect UI."""
+        if status.state in (JobState.COMPLETED, JobState.PAUSED):
+            with suppress(StoreError):
+                [trial] = self.sweep.read([record])
+                if trial.failure:
+                    return Failed(message=trial.failure)
+                return Completed(message=f"validation loss {trial.losses[step]:.4f} at step {step:,}")
+            return Completed(message=status.reason)
+        if status.state is JobState.BUDGET_STOP:
+            return Cancelled(name="BudgetStop", message=status.reason)
+        return (Cancelled if status.state is JobState.CANCELLED else Failed)(message=status.reason)
 
     def _supervise(self, job: Job, step: int) -> JobStatus:
         job.set_limits(self._job_limits(job))
@@ -329,16 +344,3 @@ class SweepRun:
 
 
 _STOPPED = {EndReason.BUDGET: JobState.BUDGET_STOP, EndReason.CANCELLED: JobState.CANCELLED}
-
-
-def _as_state(status: JobStatus) -> State:
-    """How a piece of a trial shows in the Prefect UI."""
-    match status.state:
-        case JobState.COMPLETED | JobState.PAUSED:
-            return Completed(message=status.reason)
-        case JobState.BUDGET_STOP:
-            return Cancelled(name="BudgetStop", message=status.reason)
-        case JobState.CANCELLED:
-            return Cancelled(message=status.reason)
-        case _:
-            return Failed(message=status.reason)

@@ -20,7 +20,7 @@ from crucible.job_status import JobState
 from crucible.records import Record, now
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName
-from crucible.sweeps.space import Values
+from crucible.sweeps.space import MOST_TRIALS, Values
 
 
 class SweepSpec(Record):
@@ -54,7 +54,7 @@ class SweepSpec(Record):
 class SweepLimits(Record):
     """How much a sweep may use before a person is asked."""
 
-    max_trials: int = Field(ge=1)
+    max_trials: int = Field(ge=1, le=MOST_TRIALS)
     max_cost_usd: float | None = Field(default=None, gt=0)
     max_hours: float | None = Field(default=None, gt=0)
     """Since the sweep was made."""

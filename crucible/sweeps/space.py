@@ -34,7 +34,8 @@ Value = bool | int | float | str | None
 Values = dict[str, Value]
 """What one trial changes: setting → value. Settings whose `when` does not hold are absent."""
 
-MOST_GRID_POINTS = 10_000
+MOST_TRIALS = 9_999
+"""Of a sweep: their numbers have four digits."""
 MOST_CORNERS = 4_096
 """Combinations of lowest, highest and listed values that are judged before a sweep that does not list them all."""
 EXAMPLE = "learning_rate: {loguniform: [3e-4, 3e-3]}"
@@ -112,7 +113,7 @@ class Space:
     def grid(self) -> list[Values]:
         """Every combination, in the order they are written: the last setting changes fastest.
 
-        Raises `ConfigError` for a range of floats, and for more than `MOST_GRID_POINTS` combinations.
+        Raises `ConfigError` for a range of floats, and for more than `MOST_TRIALS` combinations.
         """
         for dimension in self.dimensions:
             if dimension.kind in ("uniform", "loguniform"):
@@ -120,10 +121,10 @@ class Space:
                     f"space: {dimension.name} = {json.dumps(dimension.as_json())} has no end of values, so there is no "
                     f"grid of it; list the values, or use sampler = random or tpe"
                 )
-        points = list(itertools.islice(self._combinations(every=True), MOST_GRID_POINTS + 1))
-        if len(points) > MOST_GRID_POINTS:
+        points = list(itertools.islice(self._combinations(every=True), MOST_TRIALS + 1))
+        if len(points) > MOST_TRIALS:
             raise ConfigError(
-                f"space: the grid has more than {MOST_GRID_POINTS:,} points; list fewer values, or use sampler = random"
+                f"space: the grid has more than {MOST_TRIALS:,} points; list fewer values, or use sampler = random"
             )
         return points
 

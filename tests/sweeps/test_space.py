@@ -9,7 +9,7 @@ import pytest
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.sweeps.space import MOST_GRID_POINTS, Space
+from crucible.sweeps.space import MOST_TRIALS, Space
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_grid_needs_values_that_can_be_listed() -> None:
     with pytest.raises(ConfigError, match=r"dropout .* has no end of values"):
         Space.parse({"dropout": {"uniform": [0, 0.5]}}).grid()
     assert len(Space.parse({"n_layer": {"int": [1, 4]}, "bias": [True, False]}).grid()) == 8
-    with pytest.raises(ConfigError, match=f"more than {MOST_GRID_POINTS:,} points"):
+    with pytest.raises(ConfigError, match=f"more than {MOST_TRIALS:,} points"):
         Space.parse({"seed": {"int": [1, 200]}, "n_embd": {"int": [1, 200]}}).grid()
 
 
