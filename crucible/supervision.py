@@ -97,6 +97,8 @@ class Supervision:
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], datetime] = now
     """For the records; how long something takes is told by `clock`."""
+    _over: dict[int, Try] = field(default_factory=dict, init=False, repr=False)
+    """Attempts that are over, read once: their records do not change any more."""
 
     def run(self) -> JobStatus:
         """Launch and watch attempts until the job ends; the status returned is also on record.
@@ -174,10 +176,12 @@ class Supervision:
         return self.course.waits_for if self.course else frozenset()
 
     def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> Try:
+        if attempt.number in self._over:
+            return self._over[attempt.number]
         launch, start, outcome = attempt.launch, attempt.start, attempt.outcome
         assert launch is not None
         ended = Ended(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
-        return Try(
+        found = Try(
             pool=launch.pool,
             launched_at=launch.decided_at,
             start_step=start.step if start else 0,
@@ -185,6 +189,9 @@ class Supervision:
             heartbeat=heartbeat,
             ended=ended,
         )
+        if ended is not None:
+            self._over[attempt.number] = found
+        return found
 
     def _launch(self, number: int, decision: Decision) -> None:
         placement = self.placements[decision.placement]

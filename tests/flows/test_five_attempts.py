@@ -1,0 +1,118 @@
+"""One job over five attempts on three pools with real workers, and its bill in every place that shows it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from crucible.course import Try
+from crucible.deciding import Decision, Placement
+from crucible.job_status import JobState
+from crucible.jobs import Job
+from crucible.local.state import PROJECT, State
+from crucible.records import JobSpec
+from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.supervision import Supervision
+from tasks.launching import PrefectLauncher
+from tasks.observing import JobListener
+from tests.agent.harness import SCRIPTED, newest
+from tests.agent.scripted import weights_after
+
+PLACES = (
+    Placement("ec2-spot", "g6.xlarge", 0.374),
+    Placement("ec2-on-demand", "g6.xlarge", 0.8048),
+    Placement("modal", "L4", 1.1342),
+)
+ROUTE = (0, 0, 1, 2, 0)
+"""Places of the five attempts."""
+PAUSES = (4, 8, 12, 16)
+"""Steps in which the workload stands still until it is moved."""
+
+
+@dataclass
+class Tour:
+    """A course that moves the job on as soon as an attempt has got somewhere."""
+
+    waits_for: frozenset[str] = frozenset()
+
+    def next(self, tries: Sequence[Try], decision: Decision) -> Decision:
+        return replace(decision, placement=ROUTE[min(len(tries), len(ROUTE) - 1)])
+
+    def why_leave(self, tries: Sequence[Try]) -> str | None:
+        beat, start = tries[-1].heartbeat, tries[-1].start_step
+        return "shown another pool" if beat is not None and beat.step in PAUSES and beat.step > start else None
+
+
+@contextmanager
+def pools(stage: Stage) -> Iterator[None]:
+    """The three pools, each with a worker that runs its attempts as processes here."""
+    workers = []
+    try:
+        for pool in {place.pool for place in PLACES}:
+            stage.prefect("work-pool", "create", pool, "--type", "process", "--overwrite")
+            stage.prefect("--no-prompt", "deploy", "flows/train.py:train", "--name", pool, "--pool", pool)
+            command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool]
+            workers.append(subprocess.Popen(command, cwd=PROJECT, env=dict(stage.environment)))
+        yield
+    finally:
+        for worker in workers:
+            worker.terminate()
+        for worker in workers:
+            worker.wait(60)
+
+
+def artifact(key: str) -> str:
+    with get_client(sync_client=True) as client:
+        (found,) = [entry for entry in client.read_artifacts() if entry.key == key][-1:]
+    return str(found.data)
+
+
+def cents(rows: list[dict[str, Any]]) -> list[int]:
+    return [round(float(row["usd"]) * 1e6) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "stage"))
+    with local_stage(tmp_path / "stage") as stage, pools(stage):
+        with temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}):
+            script = {"steps": 20, "every": 2, "at": {str(step): f"wait {tmp_path / 'never'}" for step in PAUSES}}
+            spec = JobSpec(job_id="tour", command=[sys.executable, str(SCRIPTED), json.dumps(script)])
+            job = Job.create(stage.store, spec)
+            launcher = PrefectLauncher(stage.store.uri, "default", "")
+            supervision = Supervision(job, launcher, PLACES, JobListener(), course=Tour())
+            supervision.patience.course = 1.0
+            assert supervision.run().state is JobState.COMPLETED
+            found = newest(job, tmp_path)
+            assert found is not None
+            assert found[1] == weights_after(20)
+
+            launches = [attempt.launch for attempt in job.attempts()]
+            assert [launch.pool for launch in launches if launch] == [PLACES[n].pool for n in ROUTE]
+            outcomes = [attempt.outcome for attempt in job.attempts()]
+            spent = [round(outcome.cost_usd * 1e6) for outcome in outcomes if outcome]
+            assert all(spent)
+
+            stage.prefect("deployment", "run", "cost-report/cost-report", "--watch")
+            assert cents(json.loads(artifact("cost-attempts-day"))) == spent
+            assert f"**${sum(spent) / 1e6:,.6f}** for 5 attempts of 1 jobs" in artifact("cost-report-day")
+            assert f"| {sum(spent) / 1e6:.6f} |" in artifact("job-tour")
+        (written,) = stage.store.list("reports/costs")
+        assert cents(list(csv.DictReader(io.StringIO(stage.store.read(written.key).decode())))) == spent
+        told = json.loads(stage.crucible("cost", "tour", "--json"))
+        assert cents(told["attempts"]) == spent
+        assert told["total_usd"] == f"{sum(spent) / 1e6:.6f}"
+        print(stage.crucible("cost", "tour"))
