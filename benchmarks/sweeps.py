@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -44,6 +46,8 @@ SPACE = {"learning_rate": [1e-3, 3e-3, 1e-2], "n_embd": [16, 32, 64], "dropout":
 ETA = 3
 AT_A_TIME = 2
 SECONDS_OF_TRAINING = 2.0
+ORDERS = 40
+"""In which Optuna meets the trials, besides that of the sweep: its steps depend on who comes first."""
 COMMON = {"fast_gemm": "off", "threads": 1, "eval_interval": 1_000_000}
 """One way to multiply and one thread: the recorded losses and those of the sweep must agree to the last bit."""
 
@@ -89,6 +93,9 @@ def _asha(stage: Stage, data: Path, steps: int) -> dict[str, Any]:
     assert best.loss is not None
     measured = [(trial.number, step, loss) for trial in found for step, loss in trial.losses.items()]
     grid_best = min(losses[-1] for losses in recorded)
+    in_other_orders = [
+        _optuna_steps(random.Random(seed).sample(recorded, len(recorded)), rungs) for seed in range(ORDERS)
+    ]
     return {
         "configurations": len(trials),
         "rungs": rungs,
@@ -96,6 +103,8 @@ def _asha(stage: Stage, data: Path, steps: int) -> dict[str, Any]:
         "asha_steps": sum(trial.steps for trial in found),
         "asha_share": round(sum(trial.steps for trial in found) / (steps * len(trials)), 3),
         "optuna_steps": _optuna_steps(recorded, rungs),
+        "optuna_steps_mean_of_orders": round(statistics.mean(in_other_orders)),
+        "optuna_steps_least_and_most": [min(in_other_orders), max(in_other_orders)],
         "grid_best_loss": grid_best,
         "asha_best_loss": best.loss,
         "best_loss_gap": best.loss - grid_best,

@@ -77,7 +77,11 @@ def make_schedule(name: ScheduleName, rungs: int, eta: int) -> Schedule:
 
 @dataclass
 class Asha:
-    """Asynchronous: nobody waits for a rung to fill, at the price of promoting a few that would not have made it."""
+    """Asynchronous: nobody waits for a rung to fill, at the price of promoting some that would not have made it.
+
+    Never more than 1/eta of a rung, though (the delay of D-ASHA, Li et al. 2022, "Hyper-Tune", section 4.2): whoever was
+    promoted early and is overtaken keeps its place, and no other one is promoted in its stead until the rung has grown.
+    """
 
     rungs: int
     eta: int
@@ -90,7 +94,10 @@ class Asha:
 
     def next(self, started: int, most: int, idle: bool) -> Piece | None:
         for rung in reversed(range(self.rungs - 1)):
-            best = _ranked(self.results[rung])[: len(self.results[rung]) // self.eta]
+            places = len(self.results[rung]) // self.eta
+            if len(self.promoted[rung]) >= places:
+                continue
+            best = _ranked(self.results[rung])[:places]
             if promotable := [trial for trial in best if trial not in self.promoted[rung]]:
                 return self._promote(promotable[0], rung)
         if started < most:

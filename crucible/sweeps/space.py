@@ -74,7 +74,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class Space:
-    """A checked search space; `dimensions` are ordered so that what a `when` asks for comes first."""
+    """A checked search space. Its `dimensions` are ordered by name, but what a `when` asks for comes first."""
 
     dimensions: tuple[Dimension, ...]
 
@@ -111,7 +111,7 @@ class Space:
         return {dimension.name: dimension.as_json() for dimension in self.dimensions}
 
     def grid(self) -> list[Values]:
-        """Every combination, in the order they are written: the last setting changes fastest.
+        """Every combination; the last dimension changes fastest.
 
         Raises `ConfigError` for a range of floats, and for more than `MOST_TRIALS` combinations.
         """
@@ -302,7 +302,9 @@ def _require_conditions(dimension: Dimension, parsed: Mapping[str, Dimension]) -
 def _conditions_first(parsed: Mapping[str, Dimension]) -> list[Dimension]:
     ordered: dict[str, Dimension] = {}
     while len(ordered) < len(parsed):
-        ready = [d for d in parsed.values() if d.name not in ordered and all(other in ordered for other in d.when)]
+        ready = [
+            d for _, d in sorted(parsed.items()) if d.name not in ordered and all(other in ordered for other in d.when)
+        ]
         if not ready:
             circle = ", ".join(name for name in parsed if name not in ordered)
             raise ConfigError(f"space: the conditions of {circle} wait for each other; remove one `when`")
