@@ -79,8 +79,8 @@ def make_schedule(name: ScheduleName, rungs: int, eta: int) -> Schedule:
 class Asha:
     """Asynchronous: nobody waits for a rung to fill, at the price of promoting some that would not have made it.
 
-    Never more than 1/eta of a rung, though (the delay of D-ASHA, Li et al. 2022, "Hyper-Tune", section 4.2): whoever was
-    promoted early and is overtaken keeps its place, and no other one is promoted in its stead until the rung has grown.
+    Never more than 1/eta of a rung, though (the delay of D-ASHA in "Hyper-Tune", Li et al. 2022): whoever was promoted
+    early and is overtaken keeps its place, and no other one is promoted in its stead until the rung has grown.
     """
 
     rungs: int
