@@ -153,10 +153,11 @@ def tune_nanogpt(
                 found = _recorded(placed, spec, wanted, base, parallelism, preprocess(dataset=dataset, store=store))
             deadline = moment_to_come(finish_by, None) if finish_by else None
             _set_limits(found, max_trials, max_cost_usd, max_hours, deadline)
-            status = _carry_out(found, optimize_for, store, presence)
+            board = SweepBoard(found)
+            status = _carry_out(found, optimize_for, store, presence, board)
             if status.state is JobState.COMPLETED and run_evaluation and (best := found.best()) is not None:
                 evaluate(job=best.job_id, store=store)
-                SweepBoard(found).publish(found.read())
+                board.publish(found.read())
     except FencedOut as error:
         if (newest := found.status) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
@@ -239,7 +240,7 @@ def _all_trials(spec: SweepSpec, space: Space) -> int:
 
 
 def _carry_out(
-    sweep: Sweep, optimize_for: Literal["cost", "time", "balanced"], store: str, presence: Presence
+    sweep: Sweep, optimize_for: Literal["cost", "time", "balanced"], store: str, presence: Presence, board: SweepBoard
 ) -> SweepStatus:
     spec, here = sweep.spec, sweep.spec.pool == HERE
     meta = resolve_dataset(sweep.root, spec.dataset).meta
@@ -261,6 +262,7 @@ def _carry_out(
         places=(lambda config: base) if here else places,
         here=here,
         patience=patience,
+        board=board,
     )
     try:
         return run.run()

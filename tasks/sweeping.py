@@ -59,6 +59,8 @@ class SweepRun:
     here: bool
     """Whether attempts live in this process, and die with it."""
     patience: Patience = field(default_factory=Patience)
+    board: SweepBoard | None = None
+    """Where to show the sweep; None: on one of its own."""
 
     halt: Halt = field(init=False, default_factory=Halt)
     _trials: dict[int, Trial] = field(init=False, default_factory=dict)
@@ -78,7 +80,7 @@ class SweepRun:
         """
         self._set_status(JobState.RUNNING, "")
         self._limits = self.sweep.limits
-        self._board = SweepBoard(self.sweep)
+        self._board = self.board or SweepBoard(self.sweep)
         for trial in self.sweep.read():
             self._take(trial)
         train, planner = self._task(), self.sweep.planner()

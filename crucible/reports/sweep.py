@@ -13,6 +13,7 @@ from crucible.reports.metrics import Metrics
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
 from crucible.reports.tables import UNKNOWN, markdown_table
+from crucible.sweeps.leaderboard import in_words, is_over
 from crucible.sweeps.space import trial_config
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
@@ -74,7 +75,7 @@ def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
     """The trials as a markdown table."""
-    names = sweep.space.names
+    names, over = sweep.space.names, is_over(sweep)
     rows = [
         [
             str(place),
@@ -82,7 +83,7 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
             *(_value(trial.values, name) for name in names),
             f"{trial.step:,}",
             UNKNOWN if trial.loss is None else f"{trial.loss:.4f}",
-            f"{trial.state}: {trial.failure}" if trial.failure else trial.state,
+            in_words(trial, over) + (f": {trial.failure}" if trial.failure else ""),
             usd(trial.cost_usd),
             f"`{trial.job_id}`",
         ]

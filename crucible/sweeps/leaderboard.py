@@ -28,9 +28,19 @@ def columns(settings: Sequence[str]) -> list[str]:
 
 def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
     """A row for each trial, in the order given; settings that a trial does not have are None."""
-    status = sweep.status
-    over = status is not None and status.state is JobState.COMPLETED
+    over = is_over(sweep)
     return [_row(place, trial, sweep.space.names, over) for place, trial in enumerate(ranked, start=1)]
+
+
+def is_over(sweep: Sweep) -> bool:
+    """Whether nothing remains to be trained: who waits at a rung then waits for good."""
+    status = sweep.status
+    return status is not None and status.state is JobState.COMPLETED
+
+
+def in_words(trial: Trial, over: bool) -> str:
+    """The trial's state as people read it."""
+    return "stopped early" if over and trial.state == "waiting" else trial.state
 
 
 def digest(rows_: Sequence[dict[str, Any]]) -> str:
@@ -49,14 +59,13 @@ def as_csv(rows_: Sequence[dict[str, Any]], settings: Sequence[str]) -> str:
 
 
 def _row(rank: int, trial: Trial, settings: Sequence[str], over: bool) -> dict[str, Any]:
-    state = "stopped early" if over and trial.state == "waiting" else trial.state
     return {
         "rank": rank,
         "trial": trial.number,
         **{name: trial.values.get(name) for name in settings},
         "step": trial.step,
         "val_loss": trial.loss,
-        "state": state,
+        "state": in_words(trial, over),
         "cost_usd": round(trial.cost_usd, 6),
         "seconds": round(trial.seconds, 1),
         "attempts": trial.attempts,
