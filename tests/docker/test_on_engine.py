@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 import docker
 import pytest
-from docker.errors import DockerException
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints import Checkpoints, file_sha256
+from crucible.config import TrainConfig
+from crucible.datasets.build import build_dataset
+from crucible.datasets.config import DatasetConfig
+from crucible.datasets.fetch import fetch_dataset
 from crucible.docker.configuration import DockerGpuJobConfiguration
 from crucible.docker.images import PROJECT, Recipe, build, context_files, find
+from crucible.docker.local_pool import bring_up
 from crucible.docker.own_engine import OwnEngine
 from crucible.docker.pool import PoolOptions, pool_template
 from crucible.docker.registry import push
 from crucible.docker.worker import DockerGpuWorker
 from crucible.errors import ConfigError
-from crucible.jobs import Job
+from crucible.jobs import Attempt, Job
+from crucible.records import EndReason, JobSpec, Launch
 from crucible.rehearsal.drill.docker_stage import docker_stage
 from crucible.rehearsal.drill.drill import Drill
+from crucible.store import Store
+from tasks.launching import PrefectLauncher
+from tests.conftest import PrefectServer
 from tests.docker.registry import Registry
+
+SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 32, "batch_size": 4, "eval_interval": 1_000_000}
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -135,23 +151,97 @@ def test_push_leaves_the_image_in_the_registry(engine: OwnEngine | None) -> None
         assert {layer["digest"] for layer in manifest["layers"]} <= registry.content.keys()
 
 
-def test_training_survives_docker_stop(engine: OwnEngine | None, image: str, tmp_path: Path) -> None:
-    """Through server, worker and pool: nothing committed is lost, and the weights are those of an undisturbed run."""
-    with docker_stage(tmp_path / "stage", image=image) as stage:
-        stage.faults = [fault for fault in stage.faults if fault.name == "docker-stop"]
-        verdict = Drill(stage, kills=1, seed=1).run()
-        assert verdict.failures == []
-        rows = {row["name"]: row for row in json.loads(stage.crucible("doctor", "--json"))}
-        assert rows["docker-gpu"]["ready"], rows["docker-gpu"]
-        assert "on the CPU" in rows["docker-gpu"]["found"]
-        job = Job(stage.store, "drill-1")
-        assert next(iter(Checkpoints(job).list())).step == verdict.steps
-        claim = job.attempt(1).claim
-        assert claim is not None
-        assert claim.environment["image"] == image
-        assert (stage.home.root / "logs" / "docker" / "drill-1-attempt-1.log").read_text()
-        with pytest.raises(DockerException):
-            docker.from_env().containers.get("drill-1-attempt-1")
+def test_training_goes_on_in_the_next_container_after_docker_stop(
+    image: str,
+    client: docker.DockerClient,
+    prefect_server: PrefectServer,
+    prefect_api: str,
+    store: Store,
+    tmp_path: Path,
+) -> None:
+    """On the pool of `crucible up --pool docker-gpu --gpus 0`, by attempts as the supervising flow launches them.
+
+    Nothing is lost, and the weights are those of a training that nobody stopped.
+    """
+    with get_client(sync_client=True) as prefect:
+        flow = prefect.create_flow_from_name("train")
+        prefect.create_deployment(flow_id=flow, name="local", entrypoint="flows/train.py:train")
+    bring_up(prefect_server.home, lambda part, status: None, gpus="0", image=image)
+
+    info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=20_000), store)
+    config = TrainConfig.preset("debug", max_iters=1_000_000, checkpoint_interval_seconds=0.2, threads=1, **SMALL)
+    name = f"contained-{uuid4().hex[:6]}"
+    job = Job.create(store, JobSpec(job_id=name, config=config.model_dump(mode="json"), dataset=info.digest))
+    launcher = PrefectLauncher(store.uri, "test", "")
+    run = attempt_of(job, launcher, 1)
+    committed(job.attempt(1))
+    client.containers.get(f"{name}-attempt-1").stop(timeout=60)
+    outcome = eventually(lambda: job.attempt(1).outcome)
+    assert outcome.end_reason is EndReason.INTERRUPTED
+    assert outcome.committed_step == outcome.step > 0
+    claim = job.attempt(1).claim
+    assert claim is not None
+    assert claim.environment["image"] == image
+
+    last = outcome.step + 20
+    attempt_of(job, launcher, 2, stop_at_step=last)
+    paused = eventually(lambda: job.attempt(2).outcome)
+    assert (paused.end_reason, paused.committed_step) == (EndReason.PAUSED, last)
+    start = job.attempt(2).start
+    assert start is not None
+    assert start.step == outcome.step
+    newest = next(iter(Checkpoints(job).list()))
+    weights = next(file.sha256 for file in newest.files if file.name == "model.safetensors")
+    assert weights == undisturbed(config, fetch_dataset(store, info.digest, tmp_path / "data"), last, tmp_path)
+
+    # What people see of it: a run that was interrupted, no trace of a crash, the log kept and the container gone.
+    assert eventually(lambda: final_state_of(run)) == "Interrupted"
+    gone = eventually(lambda: not client.containers.list(all=True, filters={"label": f"crucible.job={name}"}))
+    assert gone
+    log = (prefect_server.home.root / "logs" / "docker" / f"{name}-attempt-1.log").read_text()
+    assert "asked to stop" in log
+    assert "Traceback" not in log
+
+
+def attempt_of(job: Job, launcher: PrefectLauncher, number: int, **more: Any) -> UUID:
+    """Decide on an attempt and launch it; returns its flow run."""
+    launch = Launch(number=number, pool="docker-gpu", reason="test", **more)
+    job.decide(launch)
+    launcher.launch(job, launch)
+    return launcher._runs[number].id
+
+
+def committed(attempt: Attempt) -> None:
+    def once() -> bool:
+        assert attempt.outcome is None, attempt.outcome
+        return (beat := attempt.heartbeat) is not None and beat.committed_step > 0
+
+    eventually(once)
+
+
+def final_state_of(run: UUID) -> str | None:
+    with get_client(sync_client=True) as prefect:
+        state = prefect.read_flow_run(run).state
+    return state.name if state is not None and state.is_final() else None
+
+
+def undisturbed(config: TrainConfig, data: Path, last: int, folder: Path) -> str:
+    """The sha256 of the weights after `last` steps of the bare trainer, on this machine."""
+    (folder / "config.json").write_text(config.model_dump_json())
+    arguments = ["--config", str(folder / "config.json"), "--data", str(data)]
+    command = [sys.executable, "-m", "crucible.training", *arguments]
+    contract = {"CRUCIBLE_CHECKPOINT_DIR": str(folder / "checkpoints"), "CRUCIBLE_STOP_AT_STEP": str(last)}
+    done = subprocess.run(command, env={**os.environ, **contract}, capture_output=True, text=True, check=False)
+    assert done.returncode == 75, done.stderr
+    return file_sha256(folder / "checkpoints" / f"step-{last:08d}" / "model.safetensors")
+
+
+def eventually(holds: Callable[[], T | None], seconds: float = 300) -> T:
+    deadline = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
 
 
 @pytest.mark.slow
@@ -160,6 +250,9 @@ def test_training_survives_everything_docker_can_do(engine: OwnEngine | None, im
     with docker_stage(tmp_path / "stage", image=image) as stage:
         verdict = Drill(stage, kills=len(stage.faults), seed=2).run()
         assert verdict.failures == []
+        rows = {row["name"]: row for row in json.loads(stage.crucible("doctor", "--json"))}
+        assert rows["docker-gpu"]["ready"], rows["docker-gpu"]
+        assert "on the CPU" in rows["docker-gpu"]["found"]
 
 
 @pytest.mark.slow
