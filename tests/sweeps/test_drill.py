@@ -68,19 +68,22 @@ def completed(sweep: Sweep) -> bool:
 
 
 def running(sweep: Sweep) -> list[Attempt]:
-    """The attempts that train just now."""
+    """The attempts that train just now, in a process that lives."""
     if not sweep.exists():
         return []
     newest = [sweep.job(record.number).attempts()[-1:] for record in sweep.trial_records()]
     attempts = [attempt for last in newest for attempt in last]
-    return [a for a in attempts if a.outcome is None and (beat := a.heartbeat) and beat.phase == "training"]
+    training = [a for a in attempts if a.outcome is None and (beat := a.heartbeat) and beat.phase == "training"]
+    return [attempt for attempt in training if (claim := attempt.claim) and psutil.pid_exists(claim.pid)]
 
 
-def workload(attempt: Attempt) -> psutil.Process | None:
-    """The process that trains: its checkpoint folder is named after the job."""
+def victim_of(attempt: Attempt, kind: str) -> psutil.Process | None:
+    """The flow's process, or the one that trains, which is named after the job; None if it is gone, or not there yet."""
     claim = attempt.claim
     assert claim is not None
     try:
+        if kind == "flow":
+            return psutil.Process(claim.pid)
         for process in psutil.Process(claim.pid).children(recursive=True):
             line = " ".join(process.cmdline())
             if "crucible.training" in line and "tether" not in line and f"{attempt.job.job_id}-" in line:
@@ -130,8 +133,7 @@ def test_five_kills_of_the_flow_and_ten_of_its_trials_change_nothing(tmp_path: P
                 if not ready:
                     return False
                 attempt = chance.choice(ready)
-                assert attempt.claim is not None
-                process = psutil.Process(attempt.claim.pid) if victim == "flow" else workload(attempt)
+                process = victim_of(attempt, victim)
                 if process is None:
                     return False
                 hit = running(sweep) if victim == "flow" else [attempt]
