@@ -78,7 +78,7 @@ def running(sweep: Sweep) -> list[Attempt]:
 
 
 def victim_of(attempt: Attempt, kind: str) -> psutil.Process | None:
-    """The flow's process, or the one that trains, which is named after the job; None if it is gone, or not there yet."""
+    """The flow's process, or the one that trains, with the job's name; None if it is gone or not there yet."""
     claim = attempt.claim
     assert claim is not None
     try:
