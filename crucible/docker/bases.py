@@ -50,7 +50,7 @@ def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], No
                 client.images.pull(PUBLIC_BASE)
             except APIError as error:
                 hear(f"no registry answers ({error.explanation}): the base is made from this machine's own files")
-                return Base(ensure_host_base(client, requirements), has_packages=True)
+                return Base(ensure_host_base(client, requirements, hear), has_packages=True)
         return Base(PUBLIC_BASE)
     finally:
         client.close()

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -26,6 +26,7 @@ from crucible.errors import ServiceError
 if TYPE_CHECKING:
     from docker import DockerClient
 
+Hear = Callable[[str], None]
 REPOSITORY = "crucible-base"
 TOOLS = ("sh", "cat", "chmod", "cp", "env", "id", "ls", "mkdir", "rm", "sleep", "stat", "test", "touch")
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -54,21 +55,21 @@ _SETTINGS = (
 )
 
 
-def ensure_host_base(client: DockerClient, requirements: Path | None) -> str:
+def ensure_host_base(client: DockerClient, requirements: Path | None, hear: Hear = lambda line: None) -> str:
     """The reference of the base image, made unless the engine has it; without `requirements` it has no packages.
 
     With packages it takes some ten seconds and 1.2 GB, without them two seconds and 80 MB.
 
     Raises `ServiceError` on a system whose files this does not know, or where a package is missing.
     """
-    files = dict(_files(requirements))
+    files = dict(_files(requirements, hear))
     reference = f"{REPOSITORY}:{_digest(files)}"
     if not client.images.list(name=reference):
         _import(files, reference)
     return reference
 
 
-def _files(requirements: Path | None) -> Iterator[tuple[str, Path]]:
+def _files(requirements: Path | None, hear: Hear) -> Iterator[tuple[str, Path]]:
     """Path in the image → file here."""
     if sys.platform != "linux" or shutil.which("ldd") is None:
         raise ServiceError(
@@ -78,7 +79,7 @@ def _files(requirements: Path | None) -> Iterator[tuple[str, Path]]:
     programs = {tool: path for tool in TOOLS if (path := shutil.which(tool))}
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     stdlib = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
-    packages = dict(_packages(requirements)) if requirements else {}
+    packages = dict(_packages(requirements, hear)) if requirements else {}
     torch = Path(str(metadata.distribution("torch").locate_file("torch/lib"))).glob("*.so*")  # for the C++ runtime
     linked = [*map(Path, programs.values()), interpreter, *stdlib.glob("lib-dynload/*.so"), *torch]
     yield from _libraries(linked)
@@ -104,19 +105,24 @@ def _libraries(programs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         yield (name if path.name.startswith("ld-") else f"/usr/lib/{path.name}"), path.resolve()
 
 
-def _packages(requirements: Path) -> Iterator[tuple[str, Path]]:
-    """The files of every locked package, as installed here. Raises `ServiceError` when one is another version."""
+def _packages(requirements: Path, hear: Hear) -> Iterator[tuple[str, Path]]:
+    """The files of every locked package, as installed here. Raises `ServiceError` when one is missing.
+
+    Another version than the locked one is told and taken: such an image is for this machine, and what must be equal is
+    pinned in constraints.txt. Were it refused, a release of any package on the index would stop every build here.
+    """
     for name, version in locked(requirements):
         try:
             package = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             package = None
-        found = package.version if package else "not installed"
-        if package is None or found.partition("+")[0] != version:
+        if package is None:
             raise ServiceError(
-                f"no registry answers, and {name} {version} is {'installed as ' + found if package else found}: "
-                "pip install -c constraints.txt '.[aws,docker]', or name a base image with --base"
+                f"no registry answers, and {name} {version} is not installed: pip install -c constraints.txt "
+                "'.[aws,docker]', or name a base image with --base"
             )
+        if package.version.partition("+")[0] != version:
+            hear(f"{name} is taken as it is installed here, {package.version}; locked is {version}")
         site_packages = package.locate_file("")
         for file in package.files or ():
             if _NOT_NEEDED.match(name := str(file)):
