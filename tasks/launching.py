@@ -90,8 +90,11 @@ class PrefectLauncher:
         message = f"{run.state.name}: {run.state.message}" if run.state.message else run.state.name or ""
         if run.state.type in _ENDED:
             cancelled = run.state.type is StateType.CANCELLED
-            permanent = run.state.name in PERMANENT or (launch.pool in EC2_POOLS and diagnose(message).permanent)
-            return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=permanent)
+            if launch.pool in EC2_POOLS and (found := diagnose(message)).permanent:
+                # The observer's states say already what AWS means; a task that ECS would not take has AWS's words only.
+                told = message if found.summary in message else str(found)
+                return Hint(PoolSays.ENDED, told, cancelled=cancelled, permanent=True)
+            return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=run.state.name in PERMANENT)
         alive = run.state.type in (StateType.RUNNING, StateType.CANCELLING)
         return Hint(PoolSays.ALIVE if alive else PoolSays.WAITING, message)
 
