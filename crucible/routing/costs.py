@@ -214,8 +214,9 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
     record = outcome or attempt.heartbeat
     if launch is None or claim is None or record is None:
         return None
-    instance = launch.instance or claim.instance
-    offer = offers.get(f"{launch.pool}/{instance}")
+    # A pool may choose another machine than the one that was planned for.
+    instance = claim.instance or launch.instance
+    offer = offers.get(f"{launch.pool}/{instance}") or offers.get(f"{launch.pool}/{launch.instance}")
     micro = round(record.cost_usd * MICRO)
     gpus = offer.gpus if offer is not None else 0
     first_step = outcome.first_step_after_seconds if outcome is not None else None

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from crucible.course import Try
@@ -75,8 +76,9 @@ def pools(stage: Stage) -> Iterator[None]:
 
 def artifact(key: str) -> str:
     with get_client(sync_client=True) as client:
-        (found,) = [entry for entry in client.read_artifacts() if entry.key == key][-1:]
-    return str(found.data)
+        wanted = ArtifactFilter.model_validate({"key": {"any_": [key]}})
+        found = client.read_artifacts(artifact_filter=wanted)
+    return str(max(found, key=lambda entry: entry.created).data)  # type: ignore[arg-type, return-value]
 
 
 def cents(rows: list[dict[str, Any]]) -> list[int]:
