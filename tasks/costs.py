@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import Literal
 
+import httpx
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
+from prefect.exceptions import PrefectHTTPStatusError
 
 from blocks.budget import Budget
 from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts
@@ -60,9 +62,14 @@ def write_csv(store: Store, period: Period, now: datetime) -> str:
 
 
 def budget_limits() -> list[BudgetLimit]:
-    """Every `Budget` block that is saved on the server."""
-    with get_client(sync_client=True) as client:
-        documents = client.read_block_documents_by_type(Budget.get_block_type_slug())
+    """Every `Budget` block that is saved on the server; none where nobody has ever saved one."""
+    try:
+        with get_client(sync_client=True) as client:
+            documents = client.read_block_documents_by_type(Budget.get_block_type_slug())
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code == httpx.codes.NOT_FOUND:
+            return []
+        raise
     limits = []
     for document in documents:
         if document.name:

@@ -72,6 +72,8 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
     from crucible.routing.recommend import in_words
 
     console = Console()
+    if not console.is_terminal:
+        console.width = 240  # whole lines for a pipe
     if not found:
         console.print("no attempt has cost anything yet")
         return

@@ -1,0 +1,87 @@
+"""The choice of places for a job that is about to start: with a deadline, kept for whoever brings the flow back."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from crucible.config import TrainConfig
+from crucible.datasets.meta import DatasetMeta
+from crucible.deciding import Placement
+from crucible.errors import ConfigError
+from crucible.jobs import Job
+from crucible.records import JobSpec, Limits
+from crucible.routing.choice import Choice, choice_of, deadline_course, remember_choice
+from crucible.routing.deadline import DeadlineCourse
+from crucible.routing.overflow import Overflow
+from crucible.routing.recommend import Preferences
+from crucible.store import Store
+from tasks.placing import choose, course_of
+
+CONFIG = TrainConfig.preset("gpt2-124m", max_iters=2000, warmup_iters=10, lr_decay_iters=2000)
+SPOT = Placement("ec2-spot", "g6.xlarge", 0.4, mtbf_seconds=36_000.0, startup_seconds=240.0, hours=6.0)
+STEADY = Placement("ec2-on-demand", "g6.xlarge", 0.8, startup_seconds=240.0, hours=5.8)
+LOCAL = Placement("local", hours=50.0)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def meta() -> DatasetMeta:
+    shard = {"file": "a", "tokens": 10_000, "sha256": "0"}
+    split = {"tokens": 10_000, "bytes": 10_000, "shards": [shard]}
+    values = {"digest": "d", "source": {"kind": "text"}, "vocab_size": 50257, "dtype": "uint16"}
+    values |= {"tokenizer": {"kind": "gpt2", "file": "t", "sha256": "0"}, "splits": {"train": split, "val": split}}
+    return DatasetMeta.parse(values, "test")
+
+
+def within(hours: float) -> datetime:
+    return datetime.now(UTC) + timedelta(hours=hours)
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_deadline_chooses_offers_that_make_it_and_a_course_that_keeps_it(store: Store, meta: DatasetMeta) -> None:
+    def chosen(hours: float, saved_share: float = 0.0) -> Choice:
+        return choose(store, CONFIG, meta, "ec2-spot", Limits(), Preferences(), "p", "o", within(hours), saved_share)
+
+    job = Job.create(store, JobSpec(job_id="job"))
+    roomy = chosen(48.0)
+    assert [place.pool for place in roomy.placements] == ["ec2-spot", "ec2-on-demand"]
+    course = course_of(roomy, job, CONFIG)
+    assert isinstance(course, DeadlineCourse)
+    assert (course.spot, course.steady, course.total_steps) == (0, 1, 2000)
+    assert course.report_steps == CONFIG.log_interval
+    assert 0 < course.seconds_per_step * 2000 < roomy.placements[0].hours * 3600
+
+    with pytest.raises(ConfigError, match="longer than the"):
+        chosen(0.05)
+    assert chosen(0.5, saved_share=0.9).placements, "a tenth of the work is left"
+    assert isinstance(course_of(roomy.model_copy(update={"finish_by": None}), job, CONFIG), Overflow)
+
+
+def test_without_two_places_to_choose_between_there_is_no_course() -> None:
+    def course(*places: Placement) -> DeadlineCourse | None:
+        return deadline_course(Choice(placements=list(places), finish_by=within(9)), CONFIG, 0, lambda instance: None)
+
+    both = course(SPOT, LOCAL, STEADY)
+    assert both is not None
+    assert both.steady == 2, "one's own machine costs nothing, and is too slow to save the deadline"
+    assert course(SPOT) is None
+    assert course(SPOT, LOCAL) is None
+    assert course(STEADY, SPOT) is None, "nobody takes that away"
+    assert course(LOCAL, SPOT, STEADY) is None
+
+
+def test_the_choice_is_kept_for_the_flow_run_that_made_it(store: Store) -> None:
+    job = Job.create(store, JobSpec(job_id="job"))
+    choice = Choice(placements=[SPOT, STEADY], finish_by=within(9))
+    assert choice_of(job, "run-1") is None
+    remember_choice(job, "run-1", choice)
+    remember_choice(job, "run-1", Choice(placements=[LOCAL]))
+    assert choice_of(job, "run-1") == choice
+    assert choice_of(job, "run-2") is None
