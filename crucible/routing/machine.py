@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 from crucible.routing.catalog import Offer
@@ -46,6 +45,8 @@ def cpu_count() -> int:
 @cache
 def cpu_flops() -> float:
     """Multiply-add rate of this machine's CPUs in float32 FLOP/s, the best of a few products within 50 ms."""
+    import numpy as np  # a quarter of the imports of an attempt's flow, which never measures
+
     rng = np.random.default_rng(0)
     left, right = rng.random((2, _SIDE, _SIDE), dtype=np.float32)
     best, until = float("inf"), time.perf_counter() + 0.05
