@@ -31,9 +31,8 @@ def test_the_page_has_the_leaderboard_the_best_config_and_what_it_cost(sweep: Sw
     assert "$1.25" in page
     assert "learning_rate: 0.002\n" in page
     lines = [line for line in page.splitlines() if "`rates-000" in line and line.startswith("|")]
-    assert ["complete" in lines[0], "stopped early" in lines[1], "failed: the validation loss" in lines[2]] == [
-        True
-    ] * 3
+    for line, state in zip(lines, ["complete", "stopped early", "failed: the validation loss"], strict=True):
+        assert state in line
     assert "data:image/png;base64," in page
 
 
