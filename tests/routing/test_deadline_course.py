@@ -30,9 +30,10 @@ STEP_SECONDS = 10.0
 
 
 @pytest.fixture(autouse=True)
-def _no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A night is a thousand records that nobody will need after a power cut."""
+def _simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night is a thousand records that nobody will need after a power cut, and the same every time."""
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
+    monkeypatch.setattr("random.uniform", lambda low, high: 1.0)
 
 
 @dataclass
