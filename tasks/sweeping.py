@@ -72,6 +72,7 @@ class SweepRun:
     _stop: StopRequest | None = field(init=False, default=None)
     _failure: BaseException | None = field(init=False, default=None)
     _limits: SweepLimits = field(init=False)
+    _begun: datetime = field(init=False)
 
     def run(self) -> SweepStatus:
         """Train what remains to be trained; the status returned is also on record.
@@ -79,7 +80,7 @@ class SweepRun:
         Raises `FencedOut` when another run of the sweep has taken over, and what else ended a trial's supervision.
         """
         self._set_status(JobState.RUNNING, "")
-        self._limits = self.sweep.limits
+        self._limits, self._begun = self.sweep.limits, now()
         self._board = self.board or SweepBoard(self.sweep)
         for trial in self.sweep.read():
             self._take(trial)
@@ -244,9 +245,15 @@ class SweepRun:
         if status.state is JobState.BUDGET_STOP:
             self._ask_to_stop(EndReason.BUDGET, status.reason)
         elif status.state is JobState.CANCELLED:
-            self._ask_to_stop(EndReason.CANCELLED, f"trial {piece.trial} was stopped: {status.reason}")
+            if not self._asked_before(piece.trial):
+                self._ask_to_stop(EndReason.CANCELLED, f"trial {piece.trial} was stopped: {status.reason}")
         else:
             self._failure = self._failure or ServiceError(f"trial {piece.trial}: {status.reason}")
+
+    def _asked_before(self, number: int) -> bool:
+        """Whether the trial heeded a request from before this run, as an attempt elsewhere may that stopped late."""
+        request = self.sweep.job(number).attempts()[-1].stop_request
+        return request is not None and request.at < self._begun
 
     def _take(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
