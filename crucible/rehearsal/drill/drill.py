@@ -110,8 +110,16 @@ class Verdict:
 class Drill:
     """`Drill(stage, kills, seed).run()`; `told` hears of every change, for a live table."""
 
-    def __init__(self, stage: Stage, kills: int, seed: int, told: Told = lambda drill: None) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        kills: int,
+        seed: int,
+        told: Told = lambda drill: None,
+        seconds_between_faults: float = SECONDS_BETWEEN_FAULTS,
+    ) -> None:
         self.stage, self.seed, self._told = stage, seed, told
+        self._seconds_between_faults = seconds_between_faults
         self.plan = make_plan(stage.faults, kills, seed)
         self.strikes = [Strike(fault.name, fault.words) for fault in self.plan]
         self.phase = "setting up"
@@ -156,7 +164,9 @@ class Drill:
             threads=1,
         )
         _, _, self._steps_per_second = self._bare(config, data)
-        seconds = (len(self.plan) + 2) * SECONDS_BETWEEN_FAULTS + sum(fault.training_seconds for fault in self.plan)
+        seconds = (len(self.plan) + 2) * self._seconds_between_faults + sum(
+            fault.training_seconds for fault in self.plan
+        )
         return config.with_overrides({"max_iters": max(int(seconds * self._steps_per_second), 10 * PROBE_STEPS)})
 
     def _bare(self, config: TrainConfig, data: Path) -> tuple[str, float, float]:
