@@ -39,6 +39,7 @@ from crucible.supervision import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
+from tasks.ending import end_as
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
 from tasks.placing import choose, course_of, saved_share
@@ -112,7 +113,7 @@ def train_nanogpt(
     except CrucibleError as error:
         get_run_logger().error(str(error))
         return Failed(message=str(error))
-    return as_state(status)
+    return end_as(as_state(status))
 
 
 def _prepare(

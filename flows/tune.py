@@ -43,6 +43,7 @@ from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
+from tasks.ending import end_as
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import add_tags
 from tasks.placing import choose
@@ -165,7 +166,7 @@ def tune_nanogpt(
     except CrucibleError as error:
         get_run_logger().error(str(error))
         return Failed(message=str(error))
-    return as_state(status)
+    return end_as(as_state(status))
 
 
 def _space(space: dict[str, Any] | str, space_file: str, name: str) -> Space:
