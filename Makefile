@@ -6,8 +6,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Some of the tests wait for other processes most of the time, so two at once pay even on two cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 15
+# Most of the long tests wait for other processes, so three at once pay even on two cores; the longest come early.
+PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
 
 .PHONY: quickstart test test-slow lint bench drill clean
