@@ -31,7 +31,7 @@ SECONDS_BETWEEN_FAULTS = 4.0
 """Of training: enough for a commit, the patience drawn, and some steps to lose."""
 PROBE_STEPS = 60
 STRIKE_TIMEOUT_SECONDS = 240.0
-END_TIMEOUT_SECONDS = 300.0
+STANDSTILL_SECONDS = 240.0
 WENT_ON = "went on"
 
 Told = Callable[["Drill"], None]
@@ -145,7 +145,7 @@ class Drill:
             if not self._strike(scene, fault, strike):
                 break
         self._say("waiting for the job's end")
-        self._until(lambda: self._final_state() is not None, END_TIMEOUT_SECONDS)
+        self._await_end()
         return self._verdict(began, undisturbed_seconds, undisturbed_sha256)
 
     def _sized(self, data: Path) -> TrainConfig:
@@ -237,6 +237,13 @@ class Drill:
         else:
             strike.end_reason = WENT_ON
         return True
+
+    def _await_end(self) -> None:
+        """However many steps are left, as long as it gets on with them."""
+        before = -1
+        while self._final_state() is None and (committed := self._committed_step()) > before:
+            before = committed
+            self._until(lambda: self._final_state() is not None, STANDSTILL_SECONDS)
 
     def _committed_step(self) -> int:
         newest = next(iter(Checkpoints(self.job).list()), None)
