@@ -1,6 +1,6 @@
 """Take the pictures of the Prefect UI that the documentation shows.
 
-    python scripts/screenshots.py JOB [--out docs/images] [--api-url http://127.0.0.1:4200/api]
+    python scripts/screenshots.py JOB [--sweep SWEEP] [--out docs/images] [--api-url http://127.0.0.1:4200/api]
 
 Needs a server with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
 is driven over its DevTools protocol: a page is taken once the text that matters is really there.
@@ -144,8 +144,8 @@ def _smaller(picture: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def take_all(api_url: str, job: str, out: Path) -> None:
-    """The pipeline's run, the job's report, its evaluation, and the list of its runs."""
+def take_all(api_url: str, job: str, sweep: str | None, out: Path) -> None:
+    """The pipeline's run, the job's report, its evaluation, the list of its runs, and a sweep's page."""
     ui = api_url.removesuffix("/api") + "/v2"
     tag = f"job:{job}"
     with httpx.Client(base_url=api_url, trust_env=False) as api:
@@ -154,6 +154,7 @@ def take_all(api_url: str, job: str, out: Path) -> None:
             raise CrucibleError(f"job: {api_url} has no run of a pipeline with the tag {tag!r}")
         report = _newest_artifact(api, artifact_key("job", job))
         evaluation = _newest_artifact(api, artifact_key("evaluation", job))
+        searched = _newest_artifact(api, artifact_key("sweep", sweep)) if sweep else None
     out.mkdir(parents=True, exist_ok=True)
     with chromium() as page:
         page.take(f"{ui}/runs?tags={quote(tag)}", runs[0]["name"], out / "runs.png", 1080)
@@ -162,6 +163,8 @@ def take_all(api_url: str, job: str, out: Path) -> None:
             page.take(f"{ui}/artifacts/artifact/{report}", "img[src^='data:image/png']", out / "report.png", 1750)
         if evaluation:
             page.take(f"{ui}/artifacts/artifact/{evaluation}", "perplexity", out / "evaluation.png", 1750)
+        if searched:
+            page.take(f"{ui}/artifacts/artifact/{searched}", "img[src^='data:image/png']", out / "sweep.png", 1750)
 
 
 def _newest_artifact(api: httpx.Client, key: str) -> str | None:
@@ -181,11 +184,12 @@ def main() -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", help="name of a finished job")
+    parser.add_argument("--sweep", help="name of a finished sweep, for a picture of its page")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
     parser.add_argument("--api-url", default="http://127.0.0.1:4200/api", help="the Prefect server's API")
     options = parser.parse_args()
     try:
-        take_all(options.api_url.rstrip("/"), options.job, options.out)
+        take_all(options.api_url.rstrip("/"), options.job, options.sweep, options.out)
     except (CrucibleError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
