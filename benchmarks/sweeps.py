@@ -63,9 +63,11 @@ def main() -> None:
         digest = build_dataset(DATASET, stage.store).digest
         data = fetch_dataset(stage.store, digest, stage.home.root / "cache" / "datasets")
         result: dict[str, Any] = {"asha": _asha(stage, data, steps=54 if quick else 270)}
+        result |= {name: result["asha"][name] for name in ("grid_steps", "asha_steps", "optuna_steps", "best_loss_gap")}
+        write_result("sweeps", result)  # each part takes its minutes: what is there is kept
         result["orchestration"] = _orchestration(stage, data, trials=8 if quick else 64)
+        write_result("sweeps", result)
         result["no_work"] = _no_work(stage, trials=60 if quick else 1000, flow_runs=4 if quick else 12)
-    result |= {name: result["asha"][name] for name in ("grid_steps", "asha_steps", "optuna_steps", "best_loss_gap")}
     print(json.dumps(result, indent=2))
     write_result("sweeps", result)
 
