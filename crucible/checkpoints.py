@@ -177,10 +177,13 @@ class Checkpoints:
 
         def carry(path: Path) -> StoredFile:
             nonlocal carried
-            before = _stamp(path)
-            stored = StoredFile(
-                name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=file_sha256(path)
-            )
+            try:
+                before = _stamp(path)
+                stored = StoredFile(
+                    name=path.relative_to(folder).as_posix(), size=path.stat().st_size, sha256=file_sha256(path)
+                )
+            except FileNotFoundError as error:
+                raise CheckpointError(f"{path} vanished before it was carried to the store") from error
             self._upload(path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, wait)
             if _stamp(path) != before:
                 raise CheckpointError(

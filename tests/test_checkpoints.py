@@ -182,6 +182,21 @@ def test_a_folder_that_vanishes_on_its_way_ends_the_commit(store: Store, scratch
     assert tries == 0
 
 
+def test_a_file_that_vanishes_before_it_is_read_ends_the_commit(
+    store: Store, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt = running(new_job(store), 1)
+    folder = checkpoint_folder(scratch, 3)
+
+    def vanished(path: Path) -> str:
+        path.unlink()
+        return path.read_text()
+
+    monkeypatch.setattr("crucible.checkpoints.file_sha256", vanished)
+    with pytest.raises(CheckpointError, match="vanished"):
+        Checkpoints(attempt.job).commit(attempt, folder)
+
+
 # Death and failures at every point
 
 
