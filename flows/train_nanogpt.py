@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Failed
 from pydantic import Field
 
 from crucible.config import TrainConfig
@@ -39,7 +39,7 @@ from crucible.supervision import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.ending import end_as
+from tasks.ending import as_prefect_state, end_as
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
 from tasks.placing import choose, course_of, saved_share
@@ -113,7 +113,7 @@ def train_nanogpt(
     except CrucibleError as error:
         get_run_logger().error(str(error))
         return Failed(message=str(error))
-    return end_as(as_state(status))
+    return end_as(as_prefect_state(status.state, status.reason))
 
 
 def _prepare(
@@ -159,21 +159,6 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presen
             presence.leave()
             supervision.cancel("cancelled in Prefect", CANCEL_PATIENCE_SECONDS)
         raise
-
-
-def as_state(status: JobStatus) -> State:
-    """How the job's end shows in the Prefect UI."""
-    match status.state:
-        case JobState.COMPLETED:
-            return Completed(message=status.reason)
-        case JobState.PAUSED:
-            return Completed(name="Paused at step", message=status.reason)
-        case JobState.BUDGET_STOP:
-            return Cancelled(name="BudgetStop", message=status.reason)
-        case JobState.CANCELLED:
-            return Cancelled(message=status.reason)
-        case _:
-            return Failed(message=status.reason)
 
 
 if __name__ == "__main__":

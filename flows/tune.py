@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelled, Completed, Failed
+from prefect.states import Cancelled, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
@@ -43,7 +43,7 @@ from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.ending import end_as
+from tasks.ending import as_prefect_state, end_as
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import add_tags
 from tasks.placing import choose
@@ -166,7 +166,7 @@ def tune_nanogpt(
     except CrucibleError as error:
         get_run_logger().error(str(error))
         return Failed(message=str(error))
-    return end_as(as_state(status))
+    return end_as(as_prefect_state(status.state, status.reason))
 
 
 def _space(space: dict[str, Any] | str, space_file: str, name: str) -> Space:
@@ -273,19 +273,6 @@ def _carry_out(
             presence.leave()
         run.leave("cancelled in Prefect" if cancelled else "the flow run was asked to stop (SIGTERM)", cancelled)
         raise
-
-
-def as_state(status: SweepStatus) -> State:
-    """How the sweep's end shows in the Prefect UI."""
-    match status.state:
-        case JobState.COMPLETED:
-            return Completed(message=status.reason)
-        case JobState.BUDGET_STOP:
-            return Cancelled(name="BudgetStop", message=status.reason)
-        case JobState.CANCELLED:
-            return Cancelled(message=status.reason)
-        case _:
-            return Failed(message=status.reason)
 
 
 if __name__ == "__main__":

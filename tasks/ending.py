@@ -8,7 +8,10 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
 from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.engine import propose_state_sync
+
+from crucible.job_status import JobState
 
 
 class Ended(Abort):
@@ -30,3 +33,18 @@ def end_as(state: State) -> State:
         return state
     with get_client(sync_client=True) as client:
         raise Ended(propose_state_sync(client, state, flow_run_id=UUID(flow_run.id or "")))
+
+
+def as_prefect_state(state: JobState, reason: str) -> State:
+    """How the end of a job or a sweep shows in the Prefect UI."""
+    match state:
+        case JobState.COMPLETED:
+            return Completed(message=reason)
+        case JobState.PAUSED:
+            return Completed(name="Paused at step", message=reason)
+        case JobState.BUDGET_STOP:
+            return Cancelled(name="BudgetStop", message=reason)
+        case JobState.CANCELLED:
+            return Cancelled(message=reason)
+        case _:
+            return Failed(message=reason)
