@@ -8,6 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# Its functions have the default group of the moment of their definition for a default argument. Imported later, as the
+# optimizer does by way of torch._dynamo, they keep the group alive beyond `close`, and a thread of gloo's that frees a
+# tensor while the interpreter ends aborts the process.
+import torch.distributed.nn.functional
 from torch import Tensor
 
 __all__ = ["Processes"]

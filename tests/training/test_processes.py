@@ -33,7 +33,9 @@ def main(folder: Path, data: Path) -> None:
     processes.close()
 
     if processes.first:
-        (folder / "results.json").write_text(json.dumps({"smooth": vars(smooth), "whole": vars(whole)}))
+        threads = [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
+        results = {"smooth": vars(smooth), "whole": vars(whole), "threads": threads}
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 def torchrun(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,6 +72,7 @@ def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_fo
     generators = json.loads((finished(checkpoints)[-1] / "rng.json").read_text())["ranks"]
     assert generators[0]["torch"] != generators[1]["torch"]
     assert parts["weights_sha256"] == results["whole"]["weights_sha256"]
+    assert not [name for name in results["threads"] if "gloo" in name], "the group outlived its end"
 
 
 def test_accumulation_must_divide_among_the_processes(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
