@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_sandbox] = sandbox
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "CRUCIBLE_"))]:
         del os.environ[name]
+    # `make test &` in a script runs with SIGINT ignored; whatever the tests start would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PREFECT_HOME"] = str(sandbox / "prefect")
     os.environ["CRUCIBLE_HOME"] = str(sandbox / "crucible")
 
