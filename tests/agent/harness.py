@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,12 +22,12 @@ from tests.agent.scripted import weights_after
 from tests.faults.small_jobs import launched
 
 SCRIPTED = Path(__file__).with_name("scripted.py")
+LONG_ENOUGH = 20.0
+"""Seconds that a test waits for something before it gives up."""
 
 
 def scripted(**options: Any) -> list[str]:
     """The command line of the scripted workload."""
-    import json
-
     return [sys.executable, "-S", "-E", str(SCRIPTED), json.dumps(options)]
 
 
@@ -123,3 +125,12 @@ def in_background(attempt: Attempt, plan: AttemptPlan, observer: Recorder) -> tu
     thread = threading.Thread(target=work)
     thread.start()
     return thread, ends
+
+
+def committed(job: Job, scratch: Path) -> int:
+    found = newest(job, scratch)
+    return found[0].step if found else 0
+
+
+def stop(reason: str = "the machine goes", seconds: float | None = None, **fields: Any) -> Notice:
+    return Notice("test", reason, None if seconds is None else time.time() + seconds, **fields)

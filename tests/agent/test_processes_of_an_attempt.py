@@ -20,10 +20,9 @@ from crucible.agent.workload import Workload
 from crucible.checkpoints import Checkpoints
 from crucible.jobs import Job
 from crucible.records import EndReason
-from crucible.store import Store
 from tests.agent.harness import scripted
 from tests.agent.runner import PROJECT, alive, python
-from tests.faults.small_jobs import launched, new_job
+from tests.faults.small_jobs import launched
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
 
@@ -33,11 +32,6 @@ def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.01)
-
-
-@pytest.fixture
-def job(store: Store) -> Job:
-    return new_job(store)
 
 
 @pytest.fixture

@@ -11,18 +11,12 @@ from typing import Any
 
 import pytest
 
-import crucible.agent.saving as saving_module
 from crucible.agent.saving import SavePolicy, Saving
 from crucible.checkpoints import Checkpoints
 from crucible.jobs import Job
 from crucible.store import Store
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job, running
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving_module, "LOOK_SECONDS", 0.01)
 
 
 class Carrier:

@@ -1,0 +1,20 @@
+"""Fixtures of the agent's tests."""
+
+from __future__ import annotations
+
+import pytest
+
+import crucible.agent.saving as saving_module
+from crucible.jobs import Job
+from crucible.store import Store
+from tests.faults.small_jobs import new_job
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving_module, "LOOK_SECONDS", 0.02)
+
+
+@pytest.fixture
+def job(store: Store) -> Job:
+    return new_job(store)

@@ -1,0 +1,98 @@
+"""Exceptions raised into the thread that runs an attempt, at any point: the outcome is never lost."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+from crucible.agent.attempt import run_attempt
+from crucible.jobs import Job
+from crucible.records import Claim, EndReason
+from crucible.store import Store
+from tests.agent.harness import Recorder, committed, plan, scripted
+from tests.faults.faulty_store import FaultyStore
+from tests.faults.small_jobs import launched, new_job
+
+
+class RaisesAt:
+    """Raises KeyboardInterrupt in the main thread at its n-th touch of the store or the observer, and maybe again."""
+
+    def __init__(self, touches: set[int]) -> None:
+        self.touches, self.count, self.raised = touches, itertools.count(), 0
+        self.armed = True
+
+    def __call__(self, *_about: Any) -> None:
+        if self.armed and threading.current_thread() is threading.main_thread() and next(self.count) in self.touches:
+            self.raised += 1
+            raise KeyboardInterrupt
+
+
+class Touchy(Recorder):
+    """An observer in which an interrupt can strike."""
+
+    def __init__(self, touch: RaisesAt) -> None:
+        super().__init__()
+        self.touch = touch
+
+    def event(self, kind: str, message: str, **details: Any) -> None:
+        self.touch()
+        super().event(kind, message, **details)
+        self.touch()
+
+
+def test_interrupts_at_any_point_never_lose_the_outcome(store: Store, tmp_path: Path) -> None:
+    """Ctrl-C, or Prefect's SIGTERM, comes as an exception wherever the main thread happens to be; some come twice."""
+    chance = random.Random(5)
+    for point in itertools.count():
+        job = new_job(store, f"job-{point}")
+        launched(job, 1)
+        touch = RaisesAt({point} | ({point + chance.randrange(1, 4)} if point % 2 else set()))
+        shaky = Job(FaultyStore(store, touch, touch), job.job_id)
+        command = scripted(steps=4, every=2)
+        claim = Claim(number=1)
+        outcome = run_attempt(shaky.attempt(1), plan(tmp_path, command, claim=lambda claim=claim: claim), Touchy(touch))
+        touch.armed = False
+        standing = job.attempt(1).outcome
+        assert standing == outcome, f"interrupt at touch {point}"
+        assert outcome.end_reason in (EndReason.INTERRUPTED, EndReason.COMPLETED)
+        assert outcome.committed_step == committed(job, tmp_path / job.job_id)
+        if not touch.raised:
+            assert point > 25
+            assert outcome.end_reason is EndReason.COMPLETED
+            return
+
+
+def test_interrupts_at_random_moments_never_lose_the_outcome(store: Store, tmp_path: Path) -> None:
+    chance = random.Random(17)
+    for round_number in range(8):
+        job = new_job(store, f"job-{round_number}")
+        launched(job, 1)
+        over = threading.Event()
+        moments = [chance.random() * 0.35 for _ in range(1 + round_number % 3)]
+
+        def strike(moments: list[float] = moments, over: threading.Event = over) -> None:
+            for moment in moments:
+                if over.wait(moment):
+                    return
+                signal.raise_signal(signal.SIGINT)
+
+        striker = threading.Thread(target=strike)
+        began = threading.Event()
+        observer = Recorder(reactions={"claimed": lambda message, details, began=began: began.set()})
+
+        def await_claim(began: threading.Event = began, striker: threading.Thread = striker) -> None:
+            began.wait()
+            striker.start()
+
+        threading.Thread(target=await_claim).start()
+        try:
+            outcome = run_attempt(job.attempt(1), plan(tmp_path, scripted(steps=10, every=3, seconds=0.01)), observer)
+        finally:
+            over.set()
+            striker.join()
+        assert job.attempt(1).outcome == outcome, f"round {round_number}"
+        assert outcome.committed_step == committed(job, tmp_path / job.job_id)
