@@ -32,9 +32,10 @@ class ProcessRecord(BaseModel):
         """The live process, or None if it ended or its pid now belongs to another one."""
         try:
             process = psutil.Process(self.pid)
+            command = process.cmdline() or self.command  # Linux shows none yet just after the start of a program
             same = (
                 abs(process.create_time() - self.created) < CREATED_TOLERANCE_SECONDS
-                and process.cmdline()[1:] == self.command[1:]
+                and command[1:] == self.command[1:]
             )
         except (psutil.NoSuchProcess, psutil.AccessDenied):  # ours we may always look at
             return None

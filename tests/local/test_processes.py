@@ -75,6 +75,15 @@ def test_a_pid_that_was_given_to_another_process_is_not_ours(start: Callable[[st
     assert earlier.find() is None
 
 
+def test_a_process_that_shows_no_command_line_yet_is_found(
+    start: Callable[[str], ProcessRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux lets the parent go on a moment before the child's arguments can be read."""
+    record = start("import time; time.sleep(600)")
+    monkeypatch.setattr(psutil.Process, "cmdline", lambda self: [])
+    assert record.find() is not None
+
+
 def test_a_process_that_ended_is_not_found(start: Callable[[str], ProcessRecord]) -> None:
     record = start("")
     eventually(lambda: record.find() is None)
