@@ -184,7 +184,7 @@ class Checkpoints:
                 )
             except FileNotFoundError as error:
                 raise CheckpointError(f"{path} vanished before it was carried to the store") from error
-            self._upload(path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, wait)
+            self._upload(attempt, path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, wait)
             if _stamp(path) != before:
                 raise CheckpointError(
                     f"{path} changed while it was carried to the store; a workload must leave a checkpoint folder "
@@ -329,13 +329,17 @@ class Checkpoints:
 
         return newest
 
-    def _upload(self, path: Path, key: str, size: int, pause: Pause) -> None:
+    def _upload(self, attempt: Attempt, path: Path, key: str, size: int, pause: Pause) -> None:
         def send() -> None:
             _stamp(path)  # a file that is gone is no store that does not answer
-            if self.job.store.exists(key) and self.job.store.size(key) == size:
-                return
-            self.job.store.upload(path, key)
-            stored = self.job.store.size(key)
+            try:
+                if self.job.store.exists(key) and self.job.store.size(key) == size:
+                    return
+                self.job.store.upload(path, key)
+                stored = self.job.store.size(key)
+            except ObjectMissing:
+                attempt.require_current()  # it was cleared away, and only a successor does that
+                raise
             if stored != size:
                 raise StoreError(f"store {self.job.store.uri}: {key} arrived with {stored} of {size} bytes")
 

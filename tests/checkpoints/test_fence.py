@@ -53,6 +53,25 @@ def test_a_manifest_written_while_the_successor_begins_is_not_acknowledged(store
     assert restored_step(job, scratch / "restore") == 10
 
 
+def test_an_upload_that_the_successor_clears_away_ends_the_commit(store: Store, scratch: Path) -> None:
+    job = new_job(store)
+
+    operations: list[str] = []
+
+    def supersede(operation: str, key: str) -> None:
+        if key.endswith("model.bin"):
+            operations.append(operation)
+            if operations[-2:] == ["upload", "size"]:
+                successor = running(job, 2)
+                Checkpoints(successor.job).retain()
+
+    running(job, 1)
+    late = Job(FaultyStore(store, supersede), job.job_id).attempt(1)
+    with pytest.raises(FencedOut):
+        commit(late, scratch, 10)
+    assert Checkpoints(job).list() == []
+
+
 def test_an_attempt_declared_lost_commits_nothing_more(job: Job, scratch: Path) -> None:
     first = running(job, 1)
     first.end(Outcome(end_reason=EndReason.LOST, message="silent", decided_by="supervisor"))
