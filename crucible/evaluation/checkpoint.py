@@ -29,6 +29,12 @@ class TrainedModel:
         return int(self.state["step"])
 
     @property
+    def full_val_loss(self) -> float | None:
+        """The loss over the whole validation split, if the trainer has measured it of these weights."""
+        loss = self.state.get("full_val_loss")
+        return None if loss is None else float(loss)
+
+    @property
     def weights_sha256(self) -> str:
         """The sha256 of the checkpoint's weights file."""
         return str(_read(self.folder / CHECKSUMS)["files"][MODEL]["sha256"])

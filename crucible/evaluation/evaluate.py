@@ -71,8 +71,7 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
         trained = load_trained(folder)
         _require_dataset(trained, meta)
         trained.model.to(device)
-        say(f"step {trained.step}: reading {dataset.val.tokens:,} validation tokens")
-        losses[trained.step] = full_loss(trained.model, dataset, "val")
+        losses[trained.step] = _val_loss(trained, dataset, say)
         say(f"step {trained.step}: validation loss {losses[trained.step]:.4f}")
         if best is None or losses[trained.step] < losses[best.step]:
             best = trained
@@ -104,6 +103,14 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
     }
     _write(request, best, tokenizer, meta, metrics, texts, say)
     return metrics
+
+
+def _val_loss(trained: TrainedModel, dataset: Dataset, say: Callable[[str], None]) -> float:
+    """Over the whole split, which the trainer has already read at its end; here there may be no GPU to do it again."""
+    if trained.full_val_loss is not None:
+        return trained.full_val_loss
+    say(f"step {trained.step}: reading {dataset.val.tokens:,} validation tokens")
+    return full_loss(trained.model, dataset, "val")
 
 
 def figures(val_loss: float, meta: DatasetMeta) -> dict[str, Any]:

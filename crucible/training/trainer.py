@@ -108,6 +108,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.losses: dict[str, float] = {}  # of exactly this step, if they are known
+        self.full_val_loss: float | None = None  # of this step over the whole split, which is known at the end only
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm_sum = torch.zeros((), device=self.device)
         self._summed = 0
@@ -215,6 +216,7 @@ class Trainer:
         except EvaluationStopped:
             return False
         self.losses = {"train_loss": train_loss, "val_loss": val_loss}
+        self.full_val_loss = val_loss
         self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
         return True
 
@@ -367,6 +369,7 @@ class Trainer:
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             **self.losses,
+            "full_val_loss": self.full_val_loss,
             "best": self.best,
             "updates": self.optimizer.updates,
             "scaler": self.scaler.state_dict() or None,

@@ -14,7 +14,7 @@ from torch.nn import functional
 from crucible.datasets.meta import load_meta
 from crucible.errors import CheckpointError, ConfigError
 from crucible.evaluation.__main__ import main
-from crucible.evaluation.checkpoint import load_trained
+from crucible.evaluation.checkpoint import TrainedModel, load_trained
 from crucible.evaluation.evaluate import Request, evaluate, figures
 from crucible.training.data import Dataset
 from tests.evaluation.conftest import Trained
@@ -48,8 +48,15 @@ def test_the_better_of_two_checkpoints_is_measured_sampled_and_exported(example:
     }
 
 
-def test_the_loss_is_the_mean_over_every_token_of_the_split(example: Trained, tmp_path: Path) -> None:
-    metrics = evaluate(Request(example.checkpoints[-1:], example.data, tmp_path, formats=(), samples=0))
+@pytest.mark.parametrize("by", ["the trainer, at its end", "the evaluation"])
+def test_the_loss_is_the_mean_over_every_token_of_the_split(
+    example: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "the evaluation":
+        monkeypatch.setattr(TrainedModel, "full_val_loss", None)
+    said: list[str] = []
+    metrics = evaluate(Request(example.checkpoints[-1:], example.data, tmp_path, formats=(), samples=0), said.append)
+    assert any("reading" in line for line in said) == (by == "the evaluation"), "read twice, or not at all"
 
     model = load_trained(example.checkpoints[-1]).model
     val = Dataset(example.data).val
