@@ -20,9 +20,9 @@ from prefect.states import Cancelled, Failed
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.datasets.build import resolve_dataset
+from crucible.datasets.build import DatasetInfo, resolve_dataset
 from crucible.datasets.config import DatasetConfig
-from crucible.datasets.meta import DatasetMeta, require_block_size
+from crucible.datasets.meta import require_block_size
 from crucible.deciding import Patience
 from crucible.errors import CrucibleError, FencedOut
 from crucible.job_status import JobState, JobStatus
@@ -88,15 +88,20 @@ def train_nanogpt(
         spec = JobSpec(job_id=job_name(), project=project, owner=owner)
         placed = open_store(store)
         # Of a flow run that is brought back, the choice is on record, and its deadline may have passed.
-        choice = choice_of(Job(placed, spec.job_id), flow_run.id or "")
+        record = Job(placed, spec.job_id)
+        choice = choice_of(record, flow_run.id or "")
         deadline = moment_to_come(finish_by, None if choice else now()) if finish_by else None
         with Presence(placed, flow_run.id or "", spec.job_id) as presence:
             resolved = resolve(preset, config)
-            record, meta = _prepare(spec, limits, resolved, dataset, placed, store)
+            data = _prepare(spec.job_id, project, resolved, dataset, placed, store)
+            first_choice = choice is None
             if choice is None:
                 wishes = Preferences(optimize_for=optimize_for)
                 saved = saved_share(record, resolved.max_iters)
-                choice = choose(placed, resolved, meta, pool, limits, wishes, project, owner, deadline, saved)
+                choice = choose(placed, resolved, data.meta, pool, limits, wishes, project, owner, deadline, saved)
+            # Not before: a run that is refused leaves no job behind whose name is taken.
+            _put_on_record(spec, limits, resolved, data.digest, placed)
+            if first_choice:
                 remember_choice(record, flow_run.id or "", choice)
             if choice.planned:
                 remember_plan(record, choice.planned)
@@ -117,26 +122,21 @@ def train_nanogpt(
 
 
 def _prepare(
-    spec: JobSpec, limits: Limits, config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str
-) -> tuple[Job, DatasetMeta]:
-    """The job on record, its dataset in the store."""
-    add_tags(f"job:{spec.job_id}", "stage:pipeline", f"project:{spec.project}")
-    digest = preprocess(dataset=dataset, store=store)
-    meta = resolve_dataset(placed, digest).meta
-    require_block_size(meta, config.block_size)
-    job = Job.create(
-        placed,
-        spec.model_copy(
-            update={
-                "config": config.model_dump(mode="json"),
-                "config_digest": config.digest(),
-                "dataset": digest,
-            }
-        ),
-    )
+    job_id: str, project: str, config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str
+) -> DatasetInfo:
+    """The job's dataset, in the store."""
+    add_tags(f"job:{job_id}", "stage:pipeline", f"project:{project}")
+    data = resolve_dataset(placed, preprocess(dataset=dataset, store=store))
+    require_block_size(data.meta, config.block_size)
+    return data
+
+
+def _put_on_record(spec: JobSpec, limits: Limits, config: TrainConfig, dataset: str, placed: Store) -> None:
+    """The job, new or as it is there already."""
+    trained = {"config": config.model_dump(mode="json"), "config_digest": config.digest(), "dataset": dataset}
+    job = Job.create(placed, spec.model_copy(update=trained))
     if job.first_start(flow_run.id or ""):
         job.set_limits(limits)
-    return job, meta
 
 
 def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presence: Presence) -> JobStatus:

@@ -121,10 +121,13 @@ class DeadlineCourse:
         """On spot, with too little slack to survive its loss if the move to on-demand is not made now.
 
         The policy's rules never get here by themselves, for they start spot with slack to spare; a job that turns out
-        slower than it was planned does. Past the last chance, or near the end, staying is the better bet.
+        slower than it was planned does. Past the last chance, or near the end, staying is the better bet. But a machine
+        that has not come yet is no bet at all: for the policy, which knows of no booting, it is held already.
         """
         work_left, changeover = self._work_left(tries), self._changeover
         slack = time_left - work_left
+        if not tries[-1].claimed:
+            return slack < changeover + TICK_SECONDS
         return changeover <= slack < 1.5 * changeover and work_left > changeover
 
     def _planned(self, tries: Sequence[Try], moment: datetime) -> _Plan:

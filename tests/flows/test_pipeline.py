@@ -109,8 +109,9 @@ def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage) -> Non
         ({"config": {"n_embd": 30, "n_head": 4}}, ["n_embd", "30", "n_head"]),
         ({"config": {"block_size": 4096}}, ["block_size", "4096"]),
         ({"dataset": {"source": "/nowhere/at/all.txt"}}, ["/nowhere/at/all.txt"]),
+        ({"config": {"max_iters": 10**8}, "finish_by": "2999-01-01T00:00+00:00", "max_hours": 1}, ["no offer fits"]),
     ],
-    ids=["fields that disagree", "block longer than the data", "missing file"],
+    ids=["fields that disagree", "block longer than the data", "missing file", "nowhere to go"],
 )
 def test_bad_input_fails_with_its_reason_before_anything_is_launched(
     stage: Stage, parameters: dict[str, Any], words: list[str]
@@ -121,7 +122,7 @@ def test_bad_input_fails_with_its_reason_before_anything_is_launched(
     assert state["type"] == "FAILED"
     for word in words:
         assert word in state["message"]
-    assert Job(stage.store, job).attempts() == []
+    assert job not in Job.ids(stage.store), "its name is taken by a job that never was"
     assert not present(stage.store)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -196,6 +196,19 @@ def test_a_job_slower_than_estimated_leaves_spot_while_on_demand_is_still_in_tim
     why = course.why_leave([Try("ec2-spot", began, claimed=True, heartbeat=beat)])
     assert (why is not None) is leaves
     assert why is None or why.startswith("moved to on-demand: 10.5 h of work left, 10.6 h until finish_by")
+
+
+def test_a_machine_that_does_not_come_is_given_up_while_on_demand_is_still_in_time() -> None:
+    """A job of four seconds: the thirteen minutes it has are less than spot machines may take to boot."""
+    world = World()
+    began = world.now()
+    course = replace(course_of(world, began + timedelta(minutes=13)), total_steps=1, seconds_per_step=4.0)
+    waited = 0
+    while (why := course.why_leave([Try("ec2-spot", began)])) is None:
+        world.sleep(30)
+        waited += 30
+    assert 240 < waited <= 13 * 60 - 6 * 60 - 4
+    assert why.startswith("no spot machine for 6 min; moved to on-demand: 4 s of work left, 7 min until finish_by")
 
 
 def test_back_to_spot_when_the_probe_sees_some(store: Store) -> None:
