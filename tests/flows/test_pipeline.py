@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,6 +32,7 @@ from tests.agent.scripted import weights_after
 pytestmark = pytest.mark.timeout(900)
 
 DATASET = {"source": "python-stdlib", "max_bytes": 300_000}
+IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
 SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "threads": 1}
 
 
@@ -109,7 +111,7 @@ def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage) -> Non
         ({"config": {"n_embd": 30, "n_head": 4}}, ["n_embd", "30", "n_head"]),
         ({"config": {"block_size": 4096}}, ["block_size", "4096"]),
         ({"dataset": {"source": "/nowhere/at/all.txt"}}, ["/nowhere/at/all.txt"]),
-        ({"config": {"max_iters": 10**8}, "finish_by": "2999-01-01T00:00+00:00", "max_hours": 1}, ["no offer fits"]),
+        ({"config": {"max_iters": 10**8}, "pool": "auto", "finish_by": IN_AN_HOUR}, ["no offer fits"]),
     ],
     ids=["fields that disagree", "block longer than the data", "missing file", "nowhere to go"],
 )
