@@ -72,6 +72,7 @@ class SweepRun:
     _stop: StopRequest | None = field(init=False, default=None)
     _failure: BaseException | None = field(init=False, default=None)
     _limits: SweepLimits = field(init=False)
+    _planner: Planner = field(init=False)
     _begun: datetime = field(init=False)
 
     def run(self) -> SweepStatus:
@@ -84,10 +85,10 @@ class SweepRun:
         self._board = self.board or SweepBoard(self.sweep)
         for trial in self.sweep.read():
             self._take(trial)
-        train, planner = self._task(), self.sweep.planner()
-        while self._running or (not self._ending and planner.work(self._results)):
+        train, self._planner = self._task(), self.sweep.planner()
+        while self._running or (not self._ending and self._planner.work(self._results)):
             try:
-                self._turn(train, planner)
+                self._turn(train)
             except ObjectMissing:
                 raise
             except StoreError as error:
@@ -101,10 +102,10 @@ class SweepRun:
             raise self._failure
         return status
 
-    def _turn(self, train: Task[[int, int, str], State], planner: Planner) -> None:
+    def _turn(self, train: Task[[int, int, str], State]) -> None:
         self._heed_limits()
         if not self._ending:
-            self._submit(train, planner)
+            self._submit(train)
         self._collect()
         if self._stop is not None:
             self._pass_on(self._stop)
@@ -186,17 +187,17 @@ class SweepRun:
         )
         return supervision.run()
 
-    def _submit(self, train: Task[[int, int, str], State], planner: Planner) -> None:
+    def _submit(self, train: Task[[int, int, str], State]) -> None:
         """Begin as much of the work as there is room for, as one mapped task."""
         room = self.sweep.spec.parallelism - len(self._running)
         chosen: list[Piece] = []
-        for piece in planner.work(self._results) if room else []:
+        for piece in self._planner.work(self._results) if room else []:
             if len(chosen) >= room:
                 break
             if piece.trial in self._running:
                 continue
             if piece.trial not in self._trials:
-                record = self.sweep.record_trial(piece.trial, planner.values(piece.trial))
+                record = self.sweep.record_trial(piece.trial, self._planner.values(piece.trial))
                 self._take(self.sweep.read([record])[0])
                 if record.problem:
                     get_run_logger().warning("trial %d failed: %s", piece.trial, record.problem)
@@ -265,6 +266,7 @@ class SweepRun:
         limits = self.sweep.limits
         if limits != self._limits:
             self._limits = limits
+            self._planner = self.sweep.planner()  # of so many trials; it plays all that is known again
             for number in self._running:
                 job = self.sweep.job(number)
                 job.set_limits(self._job_limits(job))

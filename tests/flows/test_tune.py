@@ -183,6 +183,25 @@ def test_a_budget_pauses_with_everything_saved_and_goes_on_exactly_when_raised(
     assert leaderboard(sweep) == leaderboard(undisturbed)
 
 
+def test_more_trials_are_taken_up_while_a_sweep_runs(
+    prefect_server: PrefectServer, prefect_api: str, store: Store, tmp_path: Path
+) -> None:
+    undisturbed = new_sweep(store, "more", trials=4)
+    carry_out(store=store.uri, sweep="more")
+
+    sweep = new_sweep(store, "few", trials=2, options={"hold": str(tmp_path)})
+    with in_a_process(prefect_server, sweep) as process:
+        for trial in (1, 2):
+            eventually(lambda trial=trial: (tmp_path / f"{trial}.pid").exists(), f"trial {trial}")
+        sweep.set_limits(SweepLimits(max_trials=4))
+        for trial in range(1, 5):
+            (tmp_path / f"{trial}.go").touch()
+        process.wait(120)
+    assert sweep.status is not None
+    assert sweep.status.state is JobState.COMPLETED
+    assert leaderboard(sweep) == leaderboard(undisturbed)
+
+
 def test_another_spec_under_the_same_name_is_refused(store: Store) -> None:
     new_sweep(store, "taken")
     assert new_sweep(store, "taken").spec.seed == 0
