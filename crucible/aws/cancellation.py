@@ -65,7 +65,6 @@ async def _stop_waiting_tasks(worker: Any, stopped: set[UUID]) -> None:
     from prefect.client.schemas.filters import (
         FlowRunFilter,
         FlowRunFilterExpectedStartTime,
-        FlowRunFilterStartTime,
         FlowRunFilterState,
         FlowRunFilterStateType,
         WorkPoolFilter,
@@ -77,12 +76,13 @@ async def _stop_waiting_tasks(worker: Any, stopped: set[UUID]) -> None:
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[worker._work_pool_name])),
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])),
-            start_time=FlowRunFilterStartTime(is_null_=True),
             expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - LOOK_BACK),
         ),
     )
     for run in runs:
-        if run.id in stopped:
+        # Of a run that goes straight from Pending to Cancelled, Prefect says it started at that moment.
+        started = run.start_time is not None and run.start_time != run.end_time
+        if run.id in stopped or started:
             continue
         if run.state_type == StateType.CANCELLING:
             await worker._cancel_run(run.id)  # stops the task and says so on the run; tried again if it fails

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 import psutil
-from prefect.states import Cancelling, Crashed
+from prefect.states import Cancelled, Cancelling, Crashed
 
 from crucible.aws import brake
 from crucible.aws.brake import running_tasks
@@ -105,6 +105,12 @@ def test_a_run_that_waits_for_a_machine_can_be_cancelled_and_status_says_why_it_
         pool.client.set_flow_run_state(run.id, Cancelling())
         pool.wait_for_state(run, "Cancelled")
         pool.wait_for_task(run, "STOPPED")
+
+        given_up = pool.submit(SLEEP)  # as the supervisor does when it moves the job to another pool
+        pool.wait_for_task(given_up, "PROVISIONING")
+        wait_until(lambda: pool.client.read_flow_run(given_up.id).infrastructure_pid)
+        pool.client.set_flow_run_state(given_up.id, Cancelled())
+        pool.wait_for_task(given_up, "STOPPED")
     finally:
         pool.cloud.fault("drought", on=False)
 
