@@ -6,10 +6,7 @@ from pathlib import Path
 
 from crucible.checkpoints import Checkpoint, Checkpoints
 from crucible.jobs import Attempt, Job
-from tests.faults.small_jobs import (
-    checkpoint_folder,
-    is_whole,
-)
+from tests.faults.small_jobs import checkpoint_folder, is_whole
 
 
 def commit(attempt: Attempt, scratch: Path, step: int, **state: object) -> Checkpoint:

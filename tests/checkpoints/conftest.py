@@ -9,9 +9,7 @@ import pytest
 import crucible.store
 from crucible.jobs import Job
 from crucible.store import Store
-from tests.faults.small_jobs import (
-    new_job,
-)
+from tests.faults.small_jobs import new_job
 
 
 @pytest.fixture

@@ -17,14 +17,7 @@ from crucible.jobs import Job
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
-from tests.faults.small_jobs import (
-    checkpoint_folder,
-    claimed,
-    is_whole,
-    new_job,
-    running,
-    weights,
-)
+from tests.faults.small_jobs import checkpoint_folder, claimed, is_whole, new_job, running, weights
 
 
 def test_a_commit_is_restored_as_it_was(job: Job, scratch: Path) -> None:

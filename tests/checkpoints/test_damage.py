@@ -15,12 +15,7 @@ from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step, stored
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.s3_proxy import S3Proxy
-from tests.faults.small_jobs import (
-    checkpoint_folder,
-    is_whole,
-    new_job,
-    running,
-)
+from tests.faults.small_jobs import checkpoint_folder, is_whole, new_job, running
 
 
 def damage(store: Store, key: str, kind: str, chance: random.Random) -> None:

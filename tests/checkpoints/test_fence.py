@@ -18,14 +18,7 @@ from crucible.records import EndReason, Launch, Outcome, Start
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import FaultyStore
-from tests.faults.small_jobs import (
-    History,
-    claimed,
-    history_of,
-    launched,
-    new_job,
-    running,
-)
+from tests.faults.small_jobs import History, claimed, history_of, launched, new_job, running
 
 
 def test_late_commits_of_a_superseded_attempt_do_not_count(job: Job, scratch: Path) -> None:

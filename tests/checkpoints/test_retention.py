@@ -15,10 +15,7 @@ from crucible.jobs import Job
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
-from tests.faults.small_jobs import (
-    new_job,
-    running,
-)
+from tests.faults.small_jobs import new_job, running
 
 
 def test_retention_keeps_the_last_the_best_and_the_evaluated(job: Job, scratch: Path) -> None:
