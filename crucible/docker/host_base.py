@@ -31,7 +31,7 @@ REPOSITORY = "crucible-base"
 TOOLS = ("sh", "cat", "chmod", "cp", "env", "id", "ls", "mkdir", "rm", "sleep", "stat", "test", "touch")
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
 _STDLIB, _PACKAGES = f"/usr/local/lib/{PYTHON}", f"/opt/venv/lib/{PYTHON}/site-packages"
-_LEFT_OUT = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3"}
+_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "lib2to3"}
 _NOT_NEEDED = re.compile(r"torch/(include|share|test)/|.*/tests/")
 """A third of all files: headers for building extensions, and the packages' own tests."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -89,7 +89,8 @@ def _files(requirements: Path | None, hear: Hear) -> Iterator[tuple[str, Path]]:
         folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith("config-")]
         for name in names:
             file = Path(folder, name)
-            yield f"{_STDLIB}/{file.relative_to(stdlib)}", file
+            if not name.endswith((".opt-1.pyc", ".opt-2.pyc")):
+                yield f"{_STDLIB}/{file.relative_to(stdlib)}", file
     yield from packages.items()
     yield str(_CERTIFICATES), _CERTIFICATES
 
@@ -190,7 +191,9 @@ def _write_tar(files: dict[str, Path], stream: IO[bytes]) -> None:
                 continue
             entry = _entry(name, 0o755 if os.access(path, os.X_OK) else 0o644)
             with path.open("rb") as file:
-                entry.size = os.fstat(file.fileno()).st_size
+                status = os.fstat(file.fileno())
+                # Bytecode counts only for a source with the time it was compiled from; else every start compiles anew.
+                entry.size, entry.mtime = status.st_size, int(status.st_mtime)
                 tar.addfile(entry, file)
 
 

@@ -96,6 +96,14 @@ def test_a_container_writes_nowhere_but_where_it_may(client: docker.DockerClient
     assert output.decode().strip() == "10001 ['/tmp']"
 
 
+def test_no_start_compiles_python_anew(client: docker.DockerClient, image: str) -> None:
+    """Bytecode that does not fit its source costs every process of every container four seconds of CPU."""
+    command = ["python", "-v", "-c", "import prefect, torch"]
+    said = client.containers.run(image, command, entrypoint="", stderr=True, remove=True).decode()
+    assert "pyc matches" in said
+    assert [line for line in said.splitlines() if "stale" in line] == []
+
+
 def configuration(image: str, **variables: Any) -> DockerGpuJobConfiguration:
     """One flow run's, without a job."""
     template = pool_template(PoolOptions(image=image))
