@@ -12,8 +12,11 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 POLL_SECONDS = 3.0
 LOOK_BACK = timedelta(hours=1)
@@ -71,6 +74,7 @@ async def _stop_waiting_tasks(worker: Any, stopped: set[UUID]) -> None:
         WorkPoolFilterName,
     )
     from prefect.client.schemas.objects import StateType
+    from prefect.exceptions import InfrastructureNotFound
 
     runs = await worker.client.read_flow_runs(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[worker._work_pool_name])),
@@ -84,16 +88,30 @@ async def _stop_waiting_tasks(worker: Any, stopped: set[UUID]) -> None:
         started = run.start_time is not None and run.start_time != run.end_time
         if run.id in stopped or started:
             continue
-        if run.state_type == StateType.CANCELLING:
-            await worker._cancel_run(run.id)  # stops the task and says so on the run; tried again if it fails
-        elif run.infrastructure_pid:
-            configuration = await worker.job_configuration.resolve_for_flow_run(
-                run,
-                client=worker.client,
-                work_pool=worker.work_pool,
-                worker_name=worker.name,
-                worker_id=worker.backend_id,
-            )
-            await worker.kill_infrastructure(run.infrastructure_pid, configuration)
+        try:
+            await _stop_task(worker, run)
+        except InfrastructureNotFound:
+            pass  # ECS forgets a task an hour after its end
+        except Exception as error:  # noqa: BLE001 - the other runs' tasks cost money too
+            logger.warning("the task of cancelled flow run %s is not stopped yet: %s", run.id, error)
+            continue
+        if run.state_type == StateType.CANCELLED and run.infrastructure_pid:
             stopped.add(run.id)
-            logger.info("stopped the task of flow run %s, which was cancelled before it started", run.id)
+
+
+async def _stop_task(worker: Any, run: FlowRun) -> None:
+    """Raises InfrastructureNotFound if ECS does not know the task."""
+    from prefect.client.schemas.objects import StateType
+
+    if run.state_type == StateType.CANCELLING:
+        await worker._cancel_run(run.id)  # stops the task and says so on the run; tried again if it fails
+    elif run.infrastructure_pid:
+        configuration = await worker.job_configuration.resolve_for_flow_run(
+            run,
+            client=worker.client,
+            work_pool=worker.work_pool,
+            worker_name=worker.name,
+            worker_id=worker.backend_id,
+        )
+        await worker.kill_infrastructure(run.infrastructure_pid, configuration)
+        logger.info("stopped the task of flow run %s, which was cancelled before it started", run.id)

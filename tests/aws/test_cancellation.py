@@ -1,0 +1,85 @@
+"""Which tasks the ECS worker's watch over cancelled runs stops; on the pool itself it is tried in test_ecs_pool."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import InfrastructureNotFound
+from prefect.states import Cancelled, Cancelling
+
+from crucible.aws.cancellation import _stop_waiting_tasks
+
+
+class Worker:
+    """What the watch asks of Prefect's ECS worker, with an ECS that forgot some tasks and refuses to stop others."""
+
+    _work_pool_name, name, backend_id, work_pool = "ec2-spot", "worker", None, None
+
+    def __init__(self, *runs: FlowRun) -> None:
+        self.runs, self.stopped, self.asked = runs, list[str](), list[str]()
+        self.client = SimpleNamespace(read_flow_runs=self._read)
+        self.job_configuration = SimpleNamespace(resolve_for_flow_run=self._resolve)
+
+    async def _read(self, **filters: Any) -> tuple[FlowRun, ...]:
+        return self.runs
+
+    async def _resolve(self, run: FlowRun, **more: Any) -> None:
+        return None
+
+    async def _cancel_run(self, run: UUID) -> None:
+        self.stopped.append(str(run))
+
+    async def kill_infrastructure(self, identifier: str, configuration: None) -> None:
+        self.asked.append(identifier)
+        if identifier == "forgotten":
+            raise InfrastructureNotFound(identifier)
+        if identifier == "refused":
+            raise PermissionError("not authorized to perform ecs:StopTask")
+        self.stopped.append(identifier)
+
+    def turn(self, stopped: set[UUID]) -> None:
+        asyncio.run(_stop_waiting_tasks(self, stopped))
+
+
+def cancelled(task: str | None) -> FlowRun:
+    """A run that was cancelled before it started, while it waited as that task."""
+    at = datetime.now(UTC)
+    times = {"start_time": at, "end_time": at}  # as Prefect sets them
+    return ended(Cancelled(), infrastructure_pid=task, **times)
+
+
+def ended(state: State[Any], **more: Any) -> FlowRun:
+    return FlowRun(id=uuid4(), flow_id=uuid4(), state=state, state_type=state.type, **more)
+
+
+def test_a_task_that_cannot_be_stopped_keeps_no_other_one_alive(caplog: pytest.LogCaptureFixture) -> None:
+    cancelling = ended(Cancelling())
+    worker = Worker(cancelled("refused"), cancelled("forgotten"), cancelled("waiting"), cancelling)
+    stopped: set[UUID] = set()
+    worker.turn(stopped)
+    assert worker.stopped == ["waiting", str(cancelling.id)]
+    assert "not authorized to perform ecs:StopTask" in caplog.text
+    worker.turn(stopped)
+    assert worker.asked == ["refused", "forgotten", "waiting", "refused"]  # only what may still run
+
+
+def test_a_run_cancelled_before_its_task_is_known_is_looked_at_again() -> None:
+    run, stopped = cancelled(None), set[UUID]()
+    Worker(run).turn(stopped)
+    worker = Worker(run.model_copy(update={"infrastructure_pid": "waiting"}))
+    worker.turn(stopped)
+    assert worker.stopped == ["waiting"]
+
+
+def test_a_run_that_has_started_ends_by_its_own_agent() -> None:
+    run = cancelled("running")
+    assert run.start_time is not None
+    worker = Worker(run.model_copy(update={"start_time": run.start_time.replace(year=2020)}))
+    worker.turn(set())
+    assert worker.asked == []
