@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,8 +81,9 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
 
     found = open_job(open_store(store), job)
     summary = summarise(found, Metrics(found).rows())
+    deadline = _deadline(found)
     if as_json:
-        print_json(summary.as_json())
+        print_json({**summary.as_json(), "finish_by": deadline.isoformat() if deadline else None})
         return
     saved = Checkpoints(found).list()
     facts = {
@@ -94,6 +96,7 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
         + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
         "cost": usd(summary.cost_usd),
         "limits": _limits_in_words(found),
+        **({"finish by": f"{deadline:%Y-%m-%d %H:%M} UTC"} if deadline else {}),
         "dataset": summary.spec.dataset or UNKNOWN,
         "records": found.store.uri,
     }
@@ -361,6 +364,15 @@ def _limits_in_words(job: Job) -> str:
             f"{limits.max_attempts_without_progress} in a row without progress",
         ]
     )
+
+
+def _deadline(job: Job) -> datetime | None:
+    """The `finish_by`, in UTC, of the flow run that decides for the job now or did last."""
+    from crucible.routing.choice import choice_of
+
+    supervisor = job.newest_supervisor()
+    choice = choice_of(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None
+    return choice.finish_by.astimezone(UTC) if choice and choice.finish_by else None
 
 
 def _loss(value: float | None) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
 from crucible.job_status import JobState
 from crucible.records import EndReason
+from crucible.routing.choice import Choice, remember_choice
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice
 
@@ -57,6 +59,18 @@ def test_show_tells_where_a_job_stands_and_what_every_attempt_lost(run: Run, sto
     text = run("jobs", "show", "shakespeare")
     assert "600 → 1,300" in text
     assert "lost (no sign of life)" in text
+
+
+def test_show_tells_the_deadline_of_the_run_that_decides(run: Run, store: Store, tmp_path: Path) -> None:
+    past = interrupted_twice(store, tmp_path)
+    assert run("jobs", "show", past.job_id, "--json")["finish_by"] is None
+    for flow_run, hour in (("earlier", 8), ("latest", 20)):
+        deadline = datetime(2026, 5, 7, hour, tzinfo=timezone(timedelta(hours=2)))
+        remember_choice(past.job, flow_run, Choice(placements=[], finish_by=deadline))
+        past.job.supervise(flow_run)
+
+    assert run("jobs", "show", past.job_id, "--json")["finish_by"] == "2026-05-07T18:00:00+00:00"
+    assert "2026-05-07 18:00 UTC" in run("jobs", "show", past.job_id)
 
 
 def test_metrics_prints_the_merged_history(run: Run, store: Store, tmp_path: Path) -> None:
