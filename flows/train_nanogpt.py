@@ -39,7 +39,7 @@ from crucible.supervision import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.ending import as_prefect_state, end_as
+from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import JobListener, add_tags
 from tasks.placing import choose, course_of, saved_share
@@ -109,7 +109,8 @@ def train_nanogpt(
             if status.state is JobState.COMPLETED:
                 remember_job(record)
                 if run_evaluation:
-                    evaluate(job=record.job_id, store=store)
+                    with without_heartbeat():
+                        evaluate(job=record.job_id, store=store)
     except FencedOut as error:
         newest = Job(placed, spec.job_id).newest_supervisor()
         if newest is not None and newest.flow_run_id == flow_run.id:
@@ -126,7 +127,8 @@ def _prepare(
 ) -> DatasetInfo:
     """The job's dataset, in the store."""
     add_tags(f"job:{job_id}", "stage:pipeline", f"project:{project}")
-    data = resolve_dataset(placed, preprocess(dataset=dataset, store=store))
+    with without_heartbeat():
+        data = resolve_dataset(placed, preprocess(dataset=dataset, store=store))
     require_block_size(data.meta, config.block_size)
     return data
 

@@ -43,7 +43,7 @@ from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.ending import as_prefect_state, end_as
+from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher, being_cancelled
 from tasks.observing import add_tags
 from tasks.placing import choose
@@ -151,13 +151,16 @@ def tune_nanogpt(
                     project=project,
                     owner=owner,
                 )
-                found = _recorded(placed, spec, wanted, base, parallelism, preprocess(dataset=dataset, store=store))
+                with without_heartbeat():
+                    digest = preprocess(dataset=dataset, store=store)
+                found = _recorded(placed, spec, wanted, base, parallelism, digest)
             deadline = moment_to_come(finish_by, None) if finish_by else None
             _set_limits(found, max_trials, max_cost_usd, max_hours, deadline)
             board = SweepBoard(found)
             status = _carry_out(found, optimize_for, store, presence, board)
             if status.state is JobState.COMPLETED and run_evaluation and (best := found.best()) is not None:
-                evaluate(job=best.job_id, store=store)
+                with without_heartbeat():
+                    evaluate(job=best.job_id, store=store)
                 board.publish(found.read())
     except FencedOut as error:
         if (newest := found.status) is not None and newest.flow_run_id == flow_run.id:
