@@ -6,7 +6,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-# Most of the long tests wait for other processes, so three at once pay even on two cores; the longest come early.
+# Most of the long tests wait for other processes, so three at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
 

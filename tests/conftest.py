@@ -20,6 +20,17 @@ from crucible.local import services, up
 from crucible.local.state import PROJECT, Home, State
 from crucible.store import Store
 
+LONGEST_FIRST = (
+    "tests/flows/test_pipeline.py",
+    "tests/local/test_up.py",
+    "tests/docker/test_on_engine.py",
+    "tests/flows/test_tune.py",
+    "tests/aws/test_ecs_pool.py",
+    "tests/training/test_interruptions.py",
+    "tests/training/test_processes.py",
+)
+"""Files that take minutes: begun late, one of them would be all that still runs at the end."""
+
 _sandbox = pytest.StashKey[Path]()
 
 
@@ -38,6 +49,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_sandbox], ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """xdist hands out the files in the order of their first tests."""
+    place = {name: number for number, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))
 
 
 def unused_port() -> int:
