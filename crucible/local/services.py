@@ -65,7 +65,7 @@ class Service:
 def server(api_url: str) -> Service:
     """The Prefect server: API, scheduler and UI in one process, on SQLite."""
     port = str(httpx.URL(api_url).port)
-    command = (sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", port)
+    command = (sys.executable, "-m", "crucible.local.server", "server", "start", "--host", HOST, "--port", port)
     # Another server may have taken the port while ours was starting; its answer is not ours.
     return Service(
         "server", "Prefect server", command, lambda record: listens(record, int(port)) and server_answers(api_url)

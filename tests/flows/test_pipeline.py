@@ -45,7 +45,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
     url = State.load(stage.home).api_url
-    response = httpx.request(method, f"{url}{path}", timeout=30, **arguments)
+    response = httpx.request(method, f"{url}{path}", timeout=120, **arguments)
     response.raise_for_status()
     return response.json()
 
