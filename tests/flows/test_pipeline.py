@@ -45,7 +45,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
     url = State.load(stage.home).api_url
-    response = httpx.request(method, f"{url}{path}", timeout=120, **arguments)
+    response = httpx.request(method, f"{url}{path}", timeout=60, **arguments)
     response.raise_for_status()
     return response.json()
 
@@ -119,17 +119,8 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.fixture(scope="module")
 def bad_runs(stage: Stage) -> dict[str, str]:
     """A flow run of each kind of bad input, by its job's name; all at once, because each takes its ten seconds."""
-    deployment = api(stage, "GET", "/deployments/name/train-nanogpt/train-nanogpt")["id"]
-    common = {"preset": "debug", "dataset": {"source": "python-stdlib", "max_bytes": 20_000}}
-    return {
-        job: api(
-            stage,
-            "POST",
-            f"/deployments/{deployment}/create_flow_run",
-            json={"parameters": {**common, "job": job, **parameters}},
-        )["id"]
-        for job, (parameters, _) in BAD.items()
-    }
+    small = {"source": "python-stdlib", "max_bytes": 20_000}
+    return {job: start(stage, job, **{"dataset": small, **parameters}) for job, (parameters, _) in BAD.items()}
 
 
 @pytest.mark.parametrize("job", BAD)
