@@ -85,10 +85,26 @@ class Checkpoint(Record):
     @property
     def val_loss(self) -> float | None:
         """Validation loss in nats per token at this step, when the workload reported a finite one."""
-        value = self.state.get("val_loss")
+        return self._loss("val_loss")
+
+    @property
+    def compared_loss(self) -> float | None:
+        """The validation loss by which checkpoints are compared: the estimate over the same batches for each of them,
+        where the workload tells it apart from a `val_loss` that it measured more thoroughly at the end."""
+        estimate = self._loss("estimated_val_loss")
+        return self.val_loss if estimate is None else estimate
+
+    def _loss(self, name: str) -> float | None:
+        value = self.state.get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             return None
         return float(value)
+
+
+def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The one with the lowest validation loss, the later of two equals; None when none was scored."""
+    scored = [(c.compared_loss, -c.step, c) for c in checkpoints if c.compared_loss is not None]
+    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
 
 
 def _step_and_attempt(name: str) -> tuple[int, int] | tuple[None, None]:
@@ -272,9 +288,8 @@ class Checkpoints:
         kept = {c.name for c in checkpoints[:keep_last]}
         reported = set(self.job.store.folders(MODELS))
         kept |= {c.name for c in checkpoints if step_name(c.step) in reported}
-        scored = [c for c in checkpoints if c.val_loss is not None]
-        if scored:
-            kept.add(min(scored, key=lambda c: (c.val_loss, -c.step)).name)
+        if (best := best_checkpoint(checkpoints)) is not None:
+            kept.add(best.name)
         deleted = [c for c in checkpoints if c.name not in kept]
         for checkpoint in deleted:
             self._delete(checkpoint.name)

@@ -19,7 +19,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.utilities.annotations import quote
 
 from crucible.agent.workload import Workload
-from crucible.checkpoints import MODELS, Checkpoint, Checkpoints, step_name
+from crucible.checkpoints import MODELS, Checkpoint, Checkpoints, best_checkpoint, step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import CheckpointError, ConfigError, CrucibleError
@@ -27,7 +27,6 @@ from crucible.jobs import Job
 from crucible.reports import Metrics, loss_curve, summarise
 from crucible.reports.evaluation import EVALUATION, evaluation_page
 from crucible.reports.picture import data_uri
-from crucible.reports.tables import best_checkpoint
 from crucible.store import crucible_home
 from tasks.datasets import network_failed
 from tasks.reporting import artifact_key, publish_report

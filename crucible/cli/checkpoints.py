@@ -28,8 +28,9 @@ def register(app: typer.Typer) -> None:
 
 def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List a job's checkpoints, newest first."""
+    from crucible.checkpoints import best_checkpoint
     from crucible.reports.figures import size
-    from crucible.reports.tables import UNKNOWN, best_checkpoint
+    from crucible.reports.tables import loss_cell
 
     checkpoints = _open(store, job).list()
     best = best_checkpoint(checkpoints)
@@ -42,7 +43,7 @@ def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fal
             [
                 f"{checkpoint.step:,}",
                 str(checkpoint.attempt),
-                UNKNOWN if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4f}",
+                loss_cell(checkpoint),
                 size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S}",
                 "best" if checkpoint is best else "",
@@ -144,6 +145,7 @@ def _line(checkpoint: Checkpoint) -> dict[str, Any]:
         "step": checkpoint.step,
         "attempt": checkpoint.attempt,
         "val_loss": checkpoint.val_loss,
+        "compared_loss": checkpoint.compared_loss,
         "bytes": checkpoint.bytes,
         "files": [file.name for file in checkpoint.files],
         "committed_at": checkpoint.committed_at.isoformat(),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.errors import ConfigError, CrucibleError
+from crucible.training.stop import leave
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,4 +86,4 @@ def _say(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crucible.checkpoints import Checkpoint
+from crucible.checkpoints import Checkpoint, best_checkpoint
 from crucible.reports.figures import duration, size, usd
 from crucible.reports.summary import AttemptSummary
 
@@ -50,7 +50,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
             [
                 _number(checkpoint.step),
                 str(checkpoint.attempt),
-                f"{checkpoint.val_loss:.4f}" if checkpoint.val_loss is not None else UNKNOWN,
+                loss_cell(checkpoint),
                 size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
                 ", ".join(marks),
@@ -58,6 +58,14 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
         )
     headings = ["step", "attempt", "validation loss", "size", "committed", ""]
     return markdown_table(headings, rows, numbers=(0, 1, 2, 3))
+
+
+def loss_cell(checkpoint: Checkpoint) -> str:
+    """The loss by which checkpoints are compared, and beside it that over the whole split, where it was measured."""
+    compared, whole = checkpoint.compared_loss, checkpoint.val_loss
+    if compared is None:
+        return UNKNOWN
+    return f"{compared:.4f}" if whole is None or whole == compared else f"{compared:.4f} (whole split {whole:.4f})"
 
 
 def settings_table(settings: Mapping[str, Any]) -> str:
@@ -72,12 +80,6 @@ def fenced(text: str) -> str:
     while fence in text:
         fence += "`"
     return f"{fence}text\n{text}\n{fence}"
-
-
-def best_checkpoint(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
-    """The one with the lowest validation loss, the later of two equals; None when none was scored."""
-    scored = [(c.val_loss, -c.step, c) for c in checkpoints if c.val_loss is not None]
-    return min(scored, key=lambda entry: entry[:2])[2] if scored else None
 
 
 def _number(value: int | None) -> str:

@@ -29,7 +29,7 @@ from crucible.training import gemm
 from crucible.training.folders import STATE, newest_sound
 from crucible.training.launch import launch
 from crucible.training.lock import lock_folder
-from crucible.training.stop import EXIT_SAVED, StopRequest
+from crucible.training.stop import EXIT_SAVED, StopRequest, leave
 
 if TYPE_CHECKING:
     from crucible.training.trainer import Result
@@ -194,4 +194,4 @@ def _silent(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

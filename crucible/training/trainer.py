@@ -24,7 +24,7 @@ from torch import Tensor
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError, TrainingError
 from crucible.training.clock import CheckpointClock
-from crucible.training.data import TRAIN_STREAM, Dataset
+from crucible.training.data import TRAIN_STREAM, Dataset, SplitName
 from crucible.training.device import choose_device, choose_precision, may_compile
 from crucible.training.evaluate import EvaluationStopped, estimate_loss, full_loss
 from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, prune, safetensors_header
@@ -108,6 +108,7 @@ class Trainer:
         self.step = 0
         self.best: dict[str, float] | None = None
         self.losses: dict[str, float] = {}  # of exactly this step, if they are known
+        self.estimated_val_loss: float | None = None  # likewise; what the best step is chosen by
         self.full_val_loss: float | None = None  # of this step over the whole split, which is known at the end only
         self._loss_sum = torch.zeros((), device=self.device)
         self._norm_sum = torch.zeros((), device=self.device)
@@ -135,7 +136,7 @@ class Trainer:
             self._norm_sum += norm
         self._summed += 1
         self.step += 1
-        self.losses = {}
+        self.losses, self.estimated_val_loss = {}, None
 
     def _batch(self, micro_step: int) -> tuple[Tensor, Tensor]:
         size = self.config.batch_size
@@ -213,6 +214,7 @@ class Trainer:
         try:
             train_loss = estimate_loss(self.model, self.dataset, "train", self.config.eval_iters)
             val_loss = full_loss(self.model, self.dataset, "val", stop=stop)
+            self._compare(self._estimate("val"))
         except EvaluationStopped:
             return False
         self.losses = {"train_loss": train_loss, "val_loss": val_loss}
@@ -225,17 +227,21 @@ class Trainer:
         if not self.processes.first:
             return False
         with self._progress.aside():
-            estimates = {
-                split: estimate_loss(self.model, self.dataset, split, self.config.eval_iters, self.autocast)
-                for split in ("train", "val")
-            }
-        val_loss = estimates["val"]
+            train_loss, val_loss = self._estimate("train"), self._estimate("val")
         self.losses = {"val_loss": val_loss}
-        self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=estimates["train"])
-        self.say(f"step {self.step}: train loss {estimates['train']:.4f}, val loss {val_loss:.4f}")
-        if self.best is not None and not val_loss < self.best["val_loss"]:
+        self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
+        self.say(f"step {self.step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
+        return self._compare(val_loss)
+
+    def _estimate(self, split: SplitName) -> float:
+        return estimate_loss(self.model, self.dataset, split, self.config.eval_iters, self.autocast)
+
+    def _compare(self, estimated_val_loss: float) -> bool:
+        """Whether this step is the best so far."""
+        self.estimated_val_loss = estimated_val_loss
+        if self.best is not None and not estimated_val_loss < self.best["val_loss"]:
             return False
-        self.best = {"step": self.step, "val_loss": val_loss}
+        self.best = {"step": self.step, "val_loss": estimated_val_loss}
         return True
 
     def _report(self) -> None:
@@ -279,7 +285,7 @@ class Trainer:
         if state["scaler"] and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.best = state["step"], state["best"]
-        self.losses = {}
+        self.losses, self.estimated_val_loss = {}, None
         before, now = state["environment"], self.environment
         changed = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
         self.say(f"resumed at step {self.step} from {folder}")
@@ -369,6 +375,7 @@ class Trainer:
             "schema_version": SCHEMA_VERSION,
             "step": self.step,
             **self.losses,
+            "estimated_val_loss": self.estimated_val_loss,
             "full_val_loss": self.full_val_loss,
             "best": self.best,
             "updates": self.optimizer.updates,

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints import Checkpoints, best_checkpoint
 from crucible.jobs import Job
+from crucible.reports.tables import loss_cell
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
@@ -29,6 +30,18 @@ def test_retention_keeps_the_last_the_best_and_the_evaluated(job: Job, scratch: 
     assert [c.step for c in Checkpoints(job).list()] == [80, 70, 30, 10]
     assert len(job.store.folders("checkpoints")) == 4
     assert Checkpoints(job).retain(keep_last=2) == []
+
+
+def test_the_best_is_found_by_what_was_measured_alike(job: Job, scratch: Path) -> None:
+    attempt = running(job, 1)
+    commit(attempt, scratch, 10, val_loss=1.5, estimated_val_loss=1.5)
+    commit(attempt, scratch, 20, val_loss=1.6, estimated_val_loss=1.4)  # the end: 1.6 over the whole split
+    assert (best := best_checkpoint(Checkpoints(job).list())) is not None
+    assert best.step == 20
+    assert loss_cell(best) == "1.4000 (whole split 1.6000)"
+    commit(attempt, scratch, 30, val_loss=1.7, estimated_val_loss=1.7)  # a person raised max_iters
+    Checkpoints(job).retain(keep_last=1)
+    assert [c.step for c in Checkpoints(job).list()] == [30, 20]
 
 
 @pytest.mark.parametrize("losses", [["n/a", 1.0, 2.0], [float("nan"), 1.0, 2.0], [None, 1.0, True], [3.0, 1.0, "inf"]])

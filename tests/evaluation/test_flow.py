@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints import MANIFEST, Checkpoints
 from crucible.errors import ConfigError, StoreError
 from crucible.jobs import Job
 from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
@@ -55,6 +55,24 @@ def test_a_job_is_evaluated_and_its_model_is_in_the_store(prefect_api: str, job:
     assert "data:image/png;base64," in artifacts["evaluation-evaluated"]
     assert "## Model" in artifacts["job-evaluated"]
     assert f"{evaluation['perplexity']:.3f}" in job_report(job)
+
+
+def test_an_earlier_checkpoint_is_read_only_if_it_looked_better(prefect_api: str, job: Job) -> None:
+    newest = Checkpoints(job).list()[0]
+    assert newest.state["best"]["step"] == newest.step == 6
+    assert [entry["step"] for entry in evaluate(job="evaluated", store=job.root.uri, samples=0)["candidates"]] == [6]
+
+    manifest = f"checkpoints/{newest.name}/{MANIFEST}"
+    record = job.store.read_json(manifest)
+    record["state"]["estimated_val_loss"] = 1e3
+    earlier = f"checkpoints/{Checkpoints(job).list()[1].name}/{MANIFEST}"
+    before = job.store.read_json(earlier)
+    before["state"]["val_loss"] = 1e2
+    job.store.write_json(manifest, record)
+    job.store.write_json(earlier, before)
+    evaluation = evaluate(job="evaluated", store=job.root.uri, samples=0)
+    assert [entry["step"] for entry in evaluation["candidates"]] == [6, 0]
+    assert evaluation["step"] == 6, "the estimate was wrong: over the whole split the newest is better"
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(prefect_api: str, job: Job) -> None:

@@ -13,8 +13,10 @@ import pytest
 
 from crucible.training.__main__ import main
 from crucible.training.data import Dataset
+from crucible.training.evaluate import estimate_loss
 from crucible.training.folders import finished
 from crucible.training.lock import lock_folder
+from crucible.training.model import load_model
 from tests.training.conftest import TINY, train_in, write_dataset
 
 
@@ -91,6 +93,14 @@ def test_agent_contract(tmp_path: Path, data_folder: Path, config_file: Path, mo
     saves = [line for line in lines if "checkpoint_bytes" in line]
     assert {"checkpoint_stall_seconds", "checkpoint_write_seconds"} <= set(saves[-1])
     assert [line["val_loss"] for line in lines if "val_loss" in line][-1] == ended["val_loss"]
+
+    trained, _ = load_model(tmp_path / "second" / "step-00000030")
+    estimate = estimate_loss(trained, Dataset(data_folder), "val", TINY.eval_iters)
+    assert ended["estimated_val_loss"] == pytest.approx(estimate)  # as at every evaluation before
+    assert ended["estimated_val_loss"] != ended["val_loss"]
+    losses = {line["step"]: line["val_loss"] for line in lines if "val_loss" in line}
+    losses |= {12: paused["estimated_val_loss"], 30: ended["estimated_val_loss"]}
+    assert ended["best"] == {"step": (best := min(losses, key=lambda step: losses[step])), "val_loss": losses[best]}
 
 
 @contextmanager
