@@ -250,12 +250,14 @@ class Supervision:
         # Before anything that may take its time: a pool that is slow to answer is no silence of the attempt.
         seconds = silence.seconds(heartbeat.sequence if heartbeat else -1, claimed)
         self._show(lambda: self.listener.watched(self.job, heartbeat))
-        hint = self.launcher.hint(self.job, launch)
         leave = self._why_leave(attempt, heartbeat, claimed)
         if not claimed:
-            return self._unclaimed(attempt, launch, hint, seconds, leave)
+            return self._unclaimed(attempt, launch, self.launcher.hint(self.job, launch), seconds, leave)
         if leave is not None:
             self._ask_to_leave(attempt, leave)
+        if seconds <= min(self.patience.ended_and_silent, self.patience.lost):
+            return None  # it speaks for itself, so the pool need not be asked every second
+        hint = self.launcher.hint(self.job, launch)
         ended = hint.says is PoolSays.ENDED and seconds > self.patience.ended_and_silent
         if not ended and seconds <= self.patience.lost:
             return None

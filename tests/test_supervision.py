@@ -112,10 +112,18 @@ def test_what_cannot_be_mended_by_trying_again_ends_the_job(job: Job, world: Wor
 def test_a_slow_pool_is_no_silence(job: Job, world: World) -> None:
     """The server restarts, and each question to it takes longer than a silence may last."""
     slow = LOST_SECONDS + 20
-    pool = Pool(world, {1: alive_for(600, (601, ends("completed")))})
+    life = [entry for entry in alive_for(600, (601, ends("completed"))) if not 100 < entry[0] < 130]
+    pool = Pool(world, {1: life})
     pool.hint_takes = lambda: slow if 1102.5 < world.time < 1400 else 0.0
     assert supervision(job, world, pool).run().state is JobState.COMPLETED
     assert pool.born == [1]
+    assert pool.questions > 1, "it was silent for long enough to be asked about"
+
+
+def test_a_pool_is_not_asked_about_an_attempt_that_speaks_for_itself(job: Job, world: World) -> None:
+    pool = Pool(world, {1: alive_for(600, (601, ends("completed")))})
+    assert supervision(job, world, pool).run().state is JobState.COMPLETED
+    assert pool.questions < 5, "asked once more after its claim; every question costs the pool's server a request"
 
 
 def test_a_store_that_cannot_be_read_is_no_silence(job: Job, world: World) -> None:

@@ -59,6 +59,7 @@ class Pool:
     asked: list[tuple[int, str]] = field(default_factory=list)
     born: list[int] = field(default_factory=list)
     retired: list[tuple[int, EndReason]] = field(default_factory=list)
+    questions: int = 0
 
     def launch(self, job: Job, launch: Launch) -> None:
         self.asked.append((launch.number, launch.pool))
@@ -72,6 +73,7 @@ class Pool:
             self.world.after(seconds, lambda act=act: act(job.attempt(launch.number)))
 
     def hint(self, job: Job, launch: Launch) -> Hint:
+        self.questions += 1
         self.world.sleep(self.hint_takes())
         return self.hints.get(launch.number, Hint(PoolSays.ALIVE))
 
