@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from crucible.config import TrainConfig
 
@@ -32,8 +33,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 class FlatAdamW:
     """nanoGPT's AdamW: weight decay on matrices and embeddings, none on biases and normalisation.
 
-    Takes over the model's parameters: afterwards they are views of `weights`, and their gradients of `gradients`.
+    Takes over the model's parameters: afterwards they are views of `weights`, and their gradients of `gradients`. The
+    update is torch's function, not its `Optimizer`, which loads the compiler with the first step: a second at the
+    start of every attempt. For `torch.amp.GradScaler` it is an optimizer that skips a step by itself.
     """
+
+    _step_supports_amp_scaling = True
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
         # Matrices first, so that each of the two groups is one piece.
@@ -51,38 +58,54 @@ class FlatAdamW:
             parameter.grad = self.gradients[piece].view(parameter.shape)
             offset = piece.stop
 
-        groups = []
-        for piece, decay in ((slice(0, decayed), config.weight_decay), (slice(decayed, None), 0.0)):
-            flat = nn.Parameter(self.weights[piece])
-            flat.grad = self.gradients[piece]
-            groups.append({"params": [flat], "weight_decay": decay})
-        self.adamw = torch.optim.AdamW(
-            groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), fused=device.type in ("cpu", "cuda")
-        )
         # The moments, flat like the weights, exist from the start, so that a checkpoint has one shape at every step.
         self.first_moment = torch.zeros_like(self.weights)
         self.second_moment = torch.zeros_like(self.weights)
-        for group, piece in zip(self.adamw.param_groups, (slice(0, decayed), slice(decayed, None)), strict=True):
-            self.adamw.state[group["params"][0]] = {
-                "step": torch.zeros((), dtype=torch.float32, device=device if device.type == "cuda" else "cpu"),
-                "exp_avg": self.first_moment[piece],
-                "exp_avg_sq": self.second_moment[piece],
-            }
+        self.rate, self.betas = config.learning_rate, (config.beta1, config.beta2)
+        self.groups = [(slice(0, decayed), config.weight_decay), (slice(decayed, None), 0.0)]
+        self._counts = [
+            torch.zeros((), dtype=torch.float32, device=device if device.type == "cuda" else "cpu") for _ in self.groups
+        ]
+
+    def step(self) -> None:
+        """One update of the weights from the gradients, unless a gradient scaler found them infinite."""
+        with torch.no_grad():
+            for (piece, decay), count in zip(self.groups, self._counts, strict=True):
+                adamw(
+                    [self.weights[piece]],
+                    [self.gradients[piece]],
+                    [self.first_moment[piece]],
+                    [self.second_moment[piece]],
+                    [],
+                    [count],
+                    fused=self.weights.device.type in ("cpu", "cuda"),
+                    grad_scale=self.grad_scale,
+                    found_inf=self.found_inf,
+                    amsgrad=False,
+                    beta1=self.betas[0],
+                    beta2=self.betas[1],
+                    lr=self.rate,
+                    weight_decay=decay,
+                    eps=1e-8,
+                    maximize=False,
+                )
+
+    @property
+    def param_groups(self) -> list[dict[str, list[nn.Parameter]]]:
+        """What a gradient scaler unscales."""
+        flat = nn.Parameter(self.weights)
+        flat.grad = self.gradients
+        return [{"params": [flat]}]
 
     @property
     def updates(self) -> int:
         """How many updates AdamW has made: fewer than steps if a gradient scaler skipped some."""
-        return int(next(iter(self.adamw.state.values()))["step"].item())
+        return int(self._counts[0].item())
 
     @updates.setter
     def updates(self, count: int) -> None:
-        for state in self.adamw.state.values():
-            state["step"].fill_(count)
-
-    def set_learning_rate(self, rate: float) -> None:
-        """The rate of the next update."""
-        for group in self.adamw.param_groups:
-            group["lr"] = rate
+        for counted in self._counts:
+            counted.fill_(count)
 
     def clip(self, largest_norm: float) -> Tensor:
         """Scale the gradients down to `largest_norm` (0: leave them); returns the norm they had, on their device."""

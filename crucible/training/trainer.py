@@ -119,7 +119,7 @@ class Trainer:
     def train_step(self) -> None:
         """One optimizer step, the (self.step + 1)th."""
         optimizer, config = self.optimizer, self.config
-        optimizer.set_learning_rate(learning_rate(config, self.step))
+        optimizer.rate = learning_rate(config, self.step)
         optimizer.gradients.zero_()
         for micro_step in range(self.micro_steps):
             inputs, targets = self._batch(micro_step)
@@ -128,9 +128,9 @@ class Trainer:
             self.scaler.scale(loss / self.micro_steps).backward()  # type: ignore[no-untyped-call]
             self._loss_sum += loss.detach() / self.micro_steps
         self.processes.average(optimizer.gradients)
-        self.scaler.unscale_(optimizer.adamw)
+        self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.clip(config.grad_clip)
-        self.scaler.step(optimizer.adamw)
+        self.scaler.step(optimizer)  # type: ignore[arg-type]
         self.scaler.update()
         if not self.scaler.is_enabled():  # with a scaler, an infinite norm now and then is its way to find the scale
             self._norm_sum += norm

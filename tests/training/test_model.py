@@ -85,10 +85,26 @@ def test_weight_decay_spares_vectors() -> None:
     model = GPT(config, VOCABULARY)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = FlatAdamW(model, config)
-    optimizer.adamw.step()  # no gradients: only decay acts
+    optimizer.step()  # no gradients: only decay acts
     for name, parameter in model.named_parameters():
         expected = before[name] * (1 - 0.1 * 0.5) if parameter.dim() >= 2 else before[name]
         assert torch.allclose(parameter, expected), name
+
+
+def test_a_step_that_overflows_is_skipped_and_not_counted() -> None:
+    optimizer = FlatAdamW(GPT(TINY, VOCABULARY), TINY)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = optimizer.weights.clone()
+    outcomes = []
+    for gradient in (math.inf, 1.0):
+        scaler.scale(torch.zeros(()))
+        optimizer.gradients.fill_(gradient)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        outcomes.append((optimizer.updates, torch.equal(optimizer.weights, before), scaler.get_scale()))
+    assert outcomes == [(0, True, 2.0), (1, False, 2.0)]
+    assert optimizer.gradients[0].item() == 0.5, "unscaled in place, as clipping needs it"
 
 
 def test_gradients_are_clipped_to_one_norm() -> None:
