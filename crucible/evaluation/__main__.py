@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.errors import ConfigError, CrucibleError
+from crucible.training import gemm
 from crucible.training.stop import leave
 
 
@@ -22,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        if "torch" not in sys.modules:  # nothing can be chosen any more where it is
+            gemm.choose("auto", device=options.device)
         from crucible.evaluation.evaluate import Request, evaluate  # torch takes seconds: usage is told before
 
         request = Request(

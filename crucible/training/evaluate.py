@@ -16,6 +16,7 @@ from crucible.training.model import GPT
 __all__ = ["EvaluationStopped", "estimate_loss", "full_loss"]
 
 _TOKENS_AT_ONCE = 1 << 15
+_TOKENS_AT_ONCE_ON_A_CPU = 1 << 12  # what its cache holds of a small model: 1.6 times as fast
 _LOGITS_AT_ONCE = 1 << 26
 
 
@@ -35,8 +36,9 @@ def full_loss(
     tokens = dataset.split(split)
     block = model.config.block_size
     predicted = tokens.tokens - 1
-    rows = max(1, min(_TOKENS_AT_ONCE // block, _LOGITS_AT_ONCE // (block * model.vocab_size)))
     device = next(model.parameters()).device
+    at_once = _TOKENS_AT_ONCE_ON_A_CPU if device.type == "cpu" else _TOKENS_AT_ONCE
+    rows = max(1, min(at_once // block, _LOGITS_AT_ONCE // (block * model.vocab_size)))
     total = 0.0
     with _inference(model):
         start = 0
