@@ -5,7 +5,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+# pip would compile what it installs on one core.
+INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
 # Most of the long tests wait for other processes, so three at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
@@ -44,11 +46,13 @@ $(VENV)/torch: constraints.txt | $(VENV)/made
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "Installing Crucible ..."
 	@$(INSTALL) --editable .
+	@$(COMPILE) || true # templates and examples in some packages are no valid Python
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "Installing Crucible with everything its tests use ..."
 	@$(INSTALL) --editable '.[dev]'
+	@$(COMPILE) || true
 	@touch $@ $(VENV)/installed
 
 # The first of these that is a Python this project runs on makes the environment; PYTHON=… puts another one first.
