@@ -93,6 +93,8 @@ class Supervision:
     course: Course | None = None
     """What knows better than the order of the placements where to go, if anything does."""
     patience: Patience = field(default_factory=Patience)
+    cancelled: Callable[[], bool] = lambda: False
+    """Asked between two looks: whether a person has cancelled the job. A signal may say so as well, see `cancel`."""
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], datetime] = now
@@ -108,6 +110,12 @@ class Supervision:
         self._supervisor = self._unless_store_fails(lambda: self.job.supervise(self.flow_run_id))
         self._bygone = self._attempts_before_this_start()
         self._record(JobState.RUNNING, "supervised")
+        try:
+            return self._to_the_end()
+        except _Cancelled:
+            return self.cancel("cancelled by a person", self.patience.lost)
+
+    def _to_the_end(self) -> JobStatus:
         while True:
             self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
             attempts = self._unless_store_fails(self.job.attempts)
@@ -133,10 +141,10 @@ class Supervision:
         """Sleep, but not through another supervisor's start."""
         end = self.clock() + seconds
         while (left := end - self.clock()) > 0:
-            self.sleep(min(left, LOOK_SECONDS))
+            self._sleep(min(left, LOOK_SECONDS))
             self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
 
-    def cancel(self, reason: str, patience_seconds: float) -> None:
+    def cancel(self, reason: str, patience_seconds: float) -> JobStatus:
         """End the job for now: ask the running attempt to save and stop, and wait that long for it at most."""
         attempts = self.job.attempts()
         if attempts and attempts[-1].outcome is None:
@@ -144,7 +152,13 @@ class Supervision:
             deadline = self.clock() + patience_seconds
             while self.clock() < deadline and attempts[-1].outcome is None:
                 self.sleep(0.5)
-        self._record(JobState.CANCELLED, reason)
+        return self._record(JobState.CANCELLED, reason)
+
+    def _sleep(self, seconds: float) -> None:
+        """Raises `_Cancelled` where a person has cancelled the job meanwhile."""
+        self.sleep(seconds)
+        if self.cancelled():
+            raise _Cancelled
 
     def _decide(self) -> Decision:
         attempts = self.job.attempts()
@@ -220,7 +234,7 @@ class Supervision:
         silence = _Silence(self.clock)
         self._ask_course_at = self.clock() + self.patience.course
         while (outcome := self._look(attempt, launch, silence)) is None:
-            self.sleep(self.patience.look)
+            self._sleep(self.patience.look)
         self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
         self.launcher.retire(self.job, launch, outcome)
         self._tell(
@@ -358,6 +372,10 @@ class Supervision:
                     self._tell(f"the store does not answer, waiting: {error}")
                     told = True
                 self.sleep(2.0)
+
+
+class _Cancelled(Exception):
+    """The job is to end for now."""
 
 
 class _Silence:

@@ -39,8 +39,9 @@ from crucible.supervision import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
+from tasks.cancelling import CancellationWatch, being_cancelled
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
-from tasks.launching import PrefectLauncher, being_cancelled
+from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags
 from tasks.placing import choose, course_of, saved_share
 from tasks.storage import open_store
@@ -151,6 +152,7 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presen
         flow_run_id=str(flow_run.id or ""),
         course=course_of(choice, job, config),
         patience=Patience(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
+        cancelled=CancellationWatch(being_cancelled).noticed,
     )
     try:
         return supervision.run()

@@ -43,8 +43,9 @@ from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
+from tasks.cancelling import CancellationWatch, being_cancelled
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
-from tasks.launching import PrefectLauncher, being_cancelled
+from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
 from tasks.placing import choose
 from tasks.storage import open_store
@@ -267,6 +268,7 @@ def _carry_out(
         here=here,
         patience=patience,
         board=board,
+        cancelled=CancellationWatch(being_cancelled).noticed,
     )
     try:
         return run.run()

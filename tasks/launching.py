@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 from typing import Any
-from uuid import UUID
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.runtime import flow_run
 from prefect.states import Cancelled, Cancelling, Crashed
 
 from crucible.aws.diagnosis import diagnose
@@ -138,13 +136,3 @@ class PrefectLauncher:
         except (httpx.HTTPError, PrefectException):
             return False
         return True
-
-
-def being_cancelled() -> bool:
-    """Whether a person cancelled the flow run this code is in; False when the server cannot be asked."""
-    try:
-        with get_client(sync_client=True) as client:
-            state = client.read_flow_run(UUID(flow_run.id or "")).state
-    except (httpx.HTTPError, PrefectException, ValueError):
-        return False
-    return state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED)

@@ -62,6 +62,8 @@ class SweepRun:
     board: SweepBoard | None = None
     """Where to show the sweep; None: on one of its own."""
 
+    cancelled: Callable[[], bool] = lambda: False
+    """Whether a person has cancelled the sweep, where no signal says so."""
     halt: Halt = field(init=False, default_factory=Halt)
     _trials: dict[int, Trial] = field(init=False, default_factory=dict)
     _results: dict[Piece, float] = field(init=False, default_factory=dict)
@@ -104,6 +106,8 @@ class SweepRun:
 
     def _turn(self, train: Task[[int, int, str], State]) -> None:
         self._heed_limits()
+        if self._stop is None and self.cancelled():
+            self._ask_to_stop(EndReason.CANCELLED, "cancelled by a person")
         if not self._ending:
             self._submit(train)
         self._collect()

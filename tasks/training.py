@@ -25,7 +25,7 @@ from crucible.jobs import Job
 from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.routing.machine import nvidia_gpus
 from crucible.store import Store, crucible_home
-from tasks.launching import being_cancelled
+from tasks.cancelling import being_cancelled
 from tasks.observing import AttemptObserver
 
 WORKER_GRACE_SECONDS = 25.0

@@ -17,6 +17,7 @@ from crucible.jobs import Attempt, Job
 from crucible.records import Claim, EndReason, Heartbeat, Limits
 from crucible.store import Store
 from crucible.supervision import Hint, PoolSays, Supervision
+from tasks.cancelling import CancellationWatch
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job
 from tests.faults.world import Listening, Pool, World, alive_for, claims, ends
@@ -99,6 +100,27 @@ def test_a_person_cancelling_the_run_in_the_pool_cancels_the_job(job: Job, world
     pool = Pool(world, {1: alive_for(10)}, hints={1: Hint(PoolSays.ENDED, "Cancelled by ada", cancelled=True)})
     assert supervision(job, world, pool).run().state is JobState.CANCELLED
     assert pool.born == [1]
+
+
+@pytest.mark.parametrize("life", [alive_for(600), []], ids=["it trains", "no machine has taken it up"])
+def test_a_job_cancelled_without_a_signal_is_asked_to_save_and_ends(job: Job, world: World, life: Any) -> None:
+    pool = Pool(world, {1: life}, hints={1: Hint(PoolSays.WAITING)})
+    status = supervision(job, world, pool, cancelled=lambda: world.time > 1030).run()
+    assert (status.state, status_of(job)) == (JobState.CANCELLED, status)
+    request = job.attempt(1).stop_request
+    assert request is not None
+    assert request.end_reason is EndReason.CANCELLED
+    assert pool.born == [1]
+
+
+def test_a_cancellation_is_noticed_when_the_worker_has_had_its_time() -> None:
+    time, cancelled = 0.0, False
+    watch = CancellationWatch(lambda: cancelled, clock=lambda: time)
+    noticed = []
+    for moment in range(60):
+        time, cancelled = float(moment), moment >= 25
+        noticed += [moment] if watch.noticed() else []
+    assert noticed == [40, 50]  # seen at 30
 
 
 def test_what_cannot_be_mended_by_trying_again_ends_the_job(job: Job, world: World) -> None:

@@ -140,10 +140,27 @@ def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
         start(stage, "unknown-key", config={"n_layers": 3})
 
 
-def test_cancel_in_prefect_saves_first(stage: Stage) -> None:
-    run = start(stage, "cancelled", config={"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL})
-    job = Job(stage.store, "cancelled")
+@pytest.fixture
+def worker_gone(stage: Stage) -> Iterator[Callable[[], None]]:
+    """Kills the worker when called; another one is there in the end."""
+
+    def kill() -> None:
+        process = State.load(stage.home).services["worker"].find()
+        assert process is not None
+        process.kill()
+
+    yield kill
+    stage.crucible("up")
+
+
+@pytest.mark.parametrize("told_by", ["the worker", "nobody"])
+def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], None], told_by: str) -> None:
+    name = f"cancelled-by-{told_by.split()[-1]}"
+    run = start(stage, name, config={"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL})
+    job = Job(stage.store, name)
     eventually(lambda: (beat := job.attempt(1).heartbeat) and beat.committed_step > 0, "a commit")
+    if told_by == "nobody":
+        worker_gone()
     stage.prefect("flow-run", "cancel", run)
     outcome = eventually(lambda: job.attempt(1).outcome, "the attempt's end")
     assert outcome.end_reason is EndReason.CANCELLED

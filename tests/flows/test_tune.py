@@ -13,7 +13,9 @@ from typing import Any
 
 import psutil
 import pytest
+from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.task_runners import ThreadPoolTaskRunner
 
 import crucible
 from crucible.errors import ConfigError
@@ -26,7 +28,7 @@ from flows.parameters import TrainOverrides
 from flows.tune import tune_nanogpt
 from tests.conftest import PrefectServer
 from tests.flows.test_pipeline import eventually
-from tests.sweeps.carry_out import LADDER, carry_out, new_sweep
+from tests.sweeps.carry_out import LADDER, carry_on, carry_out, new_sweep
 
 PROJECT = Path(__file__).parents[2]
 DATASET = {"source": "python-stdlib", "max_bytes": 20_000}
@@ -179,6 +181,33 @@ def test_a_budget_pauses_with_everything_saved_and_goes_on_exactly_when_raised(
         (tmp_path / f"{trial}.go").touch()
     sweep.set_limits(SweepLimits(max_trials=4, max_cost_usd=1000.0))
     carry_out(store=store.uri, sweep="poor")
+    assert sweep.status.state is JobState.COMPLETED
+    assert leaderboard(sweep) == leaderboard(undisturbed)
+
+
+def test_a_sweep_that_is_cancelled_without_a_signal_saves_and_can_go_on(
+    prefect_api: str, store: Store, tmp_path: Path
+) -> None:
+    undisturbed = new_sweep(store, "undisturbed", trials=4)
+    carry_out(store=store.uri, sweep="undisturbed")
+
+    sweep = new_sweep(store, "cancelled", trials=4, options={"hold": str(tmp_path)})
+
+    @flow(task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
+    def cancelled_while_two_run() -> None:
+        carry_on(sweep, cancelled=lambda: all((tmp_path / f"{trial}.pid").exists() for trial in (1, 2)))
+
+    cancelled_while_two_run()
+    assert sweep.status is not None
+    assert sweep.status.state is JobState.CANCELLED
+    assert sweep.status.reason.startswith("cancelled by a person; ")
+    stopped = [sweep.job(number).attempt(1).outcome for number in (1, 2)]
+    assert all(outcome and outcome.end_reason is EndReason.CANCELLED for outcome in stopped)
+    assert all(outcome and outcome.committed_step == outcome.step == 2 for outcome in stopped)
+
+    for trial in range(1, 5):
+        (tmp_path / f"{trial}.go").touch()
+    carry_out(store=store.uri, sweep="cancelled")
     assert sweep.status.state is JobState.COMPLETED
     assert leaderboard(sweep) == leaderboard(undisturbed)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def carry_out(store: str, sweep: str, usd_per_hour: float = 0.0) -> None:
     carry_on(Sweep.open(Store.open(store), sweep), usd_per_hour)
 
 
-def carry_on(sweep: Sweep, usd_per_hour: float = 0.0) -> SweepStatus:
+def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bool] = lambda: False) -> SweepStatus:
     """What `tune-nanogpt` does on its own machine; to be called in a flow."""
     machine = Machine(sweep.spec.parallelism, threads=1)
     return SweepRun(
@@ -56,6 +57,7 @@ def carry_on(sweep: Sweep, usd_per_hour: float = 0.0) -> SweepStatus:
         places=lambda config: [Placement("local", usd_per_hour=usd_per_hour)],
         here=True,
         patience=Patience(ended_and_silent=0.0, look=0.05),
+        cancelled=cancelled,
     ).run()
 
 
