@@ -1,6 +1,6 @@
 """Take the pictures of the Prefect UI that the documentation shows.
 
-    python scripts/screenshots.py JOB [--sweep SWEEP] [--out docs/images] [--api-url http://127.0.0.1:4200/api]
+    python -m scripts.screenshots JOB [--sweep SWEEP] [--out docs/images] [--api-url http://127.0.0.1:4200/api]
 
 Needs a server with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
 is driven over its DevTools protocol: a page is taken once the text that matters is really there.
