@@ -180,7 +180,9 @@ def test_a_store_away_when_something_must_be_decided_is_waited_for(job: Job, wor
     assert any("the store does not answer, waiting: connection refused" in said for said in listener.messages)
 
 
-def test_a_listener_that_raises_is_not_missed(job: Job, world: World) -> None:
+def test_a_listener_that_raises_is_not_missed_and_its_error_is_told(
+    job: Job, world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken:
         def changed(self, job: Job, message: str) -> None:
             raise RuntimeError("no artifact")
@@ -190,6 +192,8 @@ def test_a_listener_that_raises_is_not_missed(job: Job, world: World) -> None:
 
     pool = Pool(world, {1: alive_for(10, (11, ends("completed")))})
     assert supervision(job, world, pool, listener=Broken()).run().state is JobState.COMPLETED
+    assert f"job {job.job_id}: what happens cannot be shown" in caplog.text
+    assert "RuntimeError: no artifact" in caplog.text
 
 
 def test_a_crash_loop_stops_with_an_explanation(job: Job, world: World) -> None:
