@@ -13,6 +13,7 @@ from prefect import flow
 from pydantic import Field
 
 from crucible.jobs import Job
+from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.observing import add_tags
 from tasks.storage import open_store
@@ -40,6 +41,7 @@ def evaluate(
     prompt: Annotated[str, Field(description="What they begin with; may be empty.")] = "",
 ) -> dict[str, Any]:
     """Full validation loss, perplexity, bits per byte, samples, a model card, and exports of a job's model."""
+    outlive_the_console()
     add_tags(f"job:{job}", "stage:evaluate")
     return evaluate_job(Job.open(open_store(store), job), Wanted(step, export, samples, prompt))
 

@@ -11,6 +11,7 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.datasets.config import DatasetConfig
+from tasks.console import outlive_the_console
 from tasks.datasets import prepare_dataset
 from tasks.observing import add_tags
 from tasks.storage import open_store
@@ -29,6 +30,7 @@ def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str = "default")
         dataset: Which text, and how it becomes tokens.
         store: Name of a Store block, or an address (file://…, s3://…).
     """
+    outlive_the_console()
     add_tags("stage:preprocess")
     return prepare_dataset(dataset, open_store(store)).digest
 

@@ -14,6 +14,7 @@ from pydantic import Field
 from crucible.errors import FencedOut
 from crucible.jobs import Job
 from crucible.records import EndReason, Outcome
+from tasks.console import outlive_the_console
 from tasks.ending import end_as
 from tasks.storage import open_store
 from tasks.training import train_attempt
@@ -26,6 +27,7 @@ def train(
     store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
 ) -> State:
     """Run one attempt: restore, train, commit, record how it ended."""
+    outlive_the_console()
     try:
         outcome = train_attempt(Job.open(open_store(store), job), attempt)
     except FencedOut as error:

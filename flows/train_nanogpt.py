@@ -40,6 +40,7 @@ from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.cancelling import CancellationWatch, being_cancelled
+from tasks.console import outlive_the_console
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags
@@ -84,6 +85,7 @@ def train_nanogpt(
     store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
 ) -> State:
     """Train a GPT to the end of its configuration, over as many machines as it takes."""
+    outlive_the_console()
     try:
         limits = Limits(max_attempts=max_attempts, max_cost_usd=max_cost_usd, max_hours=max_hours)
         spec = JobSpec(job_id=job_name(), project=project, owner=owner)

@@ -44,6 +44,7 @@ from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
 from tasks.cancelling import CancellationWatch, being_cancelled
+from tasks.console import outlive_the_console
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
@@ -128,6 +129,7 @@ def tune_nanogpt(
     store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
 ) -> State:
     """Search for the best configuration by training many jobs, most of them not for long."""
+    outlive_the_console()
     name = sweep_name()
     try:
         placed = open_store(store)

@@ -28,7 +28,10 @@ class Observer(Protocol):
 
 
 class Guarded:
-    """An observer whose errors end with it: they are told, once, and training, saving and beating go on."""
+    """An observer whose errors end with it: they are told, once, and training, saving and beating go on.
+
+    So does its wish to exit: rich's console has it when nobody reads any more, and it would end any one of the threads.
+    """
 
     def __init__(self, observer: Observer, on_trouble: Callable[[str, str], None]) -> None:
         self._observer, self._on_trouble = observer, on_trouble
@@ -48,7 +51,7 @@ class Guarded:
     def _pass_on(self, tell: Callable[[], None]) -> None:
         try:
             tell()
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is only about showing
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is only about showing
             self._on_trouble("observer", f"what happens cannot be shown: {error!r}")
 
 

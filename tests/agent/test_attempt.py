@@ -103,19 +103,20 @@ def test_a_working_folder_that_is_not_there_is_on_record(job: Job, tmp_path: Pat
 # Trouble around the workload
 
 
-def test_observers_that_raise_disturb_nothing(job: Job, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RuntimeError("no artifact"), SystemExit(1)], ids=repr)
+def test_observers_that_raise_disturb_nothing(job: Job, tmp_path: Path, error: BaseException) -> None:
     class Broken(Recorder):
         def log(self, line: str) -> None:
-            raise RuntimeError("no logger")
+            raise error
 
         def metrics(self, step: int, values: dict[str, float]) -> None:
-            raise RuntimeError("no plot")
+            raise error
 
         def beat(self, heartbeat: Any) -> None:
-            raise RuntimeError("no artifact")
+            raise error
 
         def event(self, kind: str, message: str, **details: Any) -> None:
-            raise RuntimeError("no event")
+            raise error
 
     # More lines than a pipe holds: were nobody reading any more, the workload would hang.
     at = {str(step): "shout" for step in range(1, 41)}

@@ -161,6 +161,8 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
     eventually(lambda: (beat := job.attempt(1).heartbeat) and beat.committed_step > 0, "a commit")
     if told_by == "nobody":
         worker_gone()
+        saved = job.attempt(1).heartbeat.committed_step
+        eventually(lambda: job.attempt(1).heartbeat.committed_step > saved, "a commit without the worker")
     stage.prefect("flow-run", "cancel", run)
     outcome = eventually(lambda: job.attempt(1).outcome, "the attempt's end")
     assert outcome.end_reason is EndReason.CANCELLED
