@@ -91,6 +91,7 @@ class Saving:
         self._attempt, self._checkpoints = attempt, Checkpoints(attempt.job)
         self._control_file = control_file
         self._on_commit, self._on_trouble = on_commit, on_trouble
+        self._choosing = threading.Lock()
         self._finishing = threading.Event()
         self._deadline = math.inf
         context = contextvars.copy_context()
@@ -105,6 +106,7 @@ class Saving:
         """Hear from the workload what its last save cost."""
         self.figures.stall_seconds.append(stall_seconds)
         self.figures.write_seconds.append(write_seconds)
+        self._choose_interval()
 
     def finish(self, deadline: float, leave_at: float = math.inf) -> None:
         """Carry what is still to be carried; waits for it.
@@ -176,6 +178,11 @@ class Saving:
         return time.monotonic() > self._deadline
 
     def _choose_interval(self) -> None:
+        """By the newest figures: the interval and its reason are shown to people side by side."""
+        with self._choosing:  # a commit and a measurement come from different threads
+            self._publish_interval(self._wanted_interval())
+
+    def _wanted_interval(self) -> float:
         if self.policy.fixed_seconds is not None:
             wanted = self.policy.fixed_seconds
         else:
@@ -193,7 +200,7 @@ class Saving:
                 f"the interval grows to {durable * 1.5:.1f} s",
             )
             wanted = durable * 1.5
-        self._publish_interval(wanted)
+        return wanted
 
     def _publish_interval(self, seconds: float) -> None:
         if abs(seconds - self.figures.interval_seconds) < 0.05 * self.figures.interval_seconds and (

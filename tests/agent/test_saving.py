@@ -136,7 +136,16 @@ def test_how_often(
     assert holds(carrier.interval), carrier.interval
     assert carrier.saving.figures.as_record()["interval_seconds"] == pytest.approx(carrier.interval, abs=1e-3)
     slow = [said for said in carrier.troubles if "longer than the interval" in said]
-    assert len(slow) == (write > (policy.fixed_seconds or 1e9))
+    assert bool(slow) == (write > (policy.fixed_seconds or 1e9))
+
+
+def test_a_measurement_that_comes_after_its_commit_counts(job: Job, tmp_path: Path) -> None:
+    carrier = Carrier(job, tmp_path, SavePolicy(mtbf_seconds=4 * 3600))
+    carrier.saving.start(0)
+    checkpoint_folder(carrier.folder, 1)
+    carrier.saving.finish(time.monotonic() + 20)
+    carrier.saving.measured(0.5, 0.1)
+    assert carrier.interval == pytest.approx(120, rel=0.05)
 
 
 def test_whatever_goes_wrong_the_next_one_is_carried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
