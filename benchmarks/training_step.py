@@ -3,15 +3,19 @@
     python -m benchmarks.training_step [--quick]
 
 Each way runs in a process of its own (kernels are chosen before torch is imported); they take turns, a few steps each,
-in an order that is reversed every round, so that a noisy machine is noisy for all of them. A speed-up is the ratio of
-the median step times; that of the fastest steps, which other processes disturb least, is given too. All float32 ways
-see the same batches: the largest difference of their losses is given beside.
+in an order that is reversed every round, so that a noisy machine is noisy for all of them. A speed-up is the median
+over the rounds of the ratio of median step times: a machine whose speed drifts is compared with itself. That of the
+fastest steps, which other processes disturb least, is given too. All float32 ways see the same batches: the largest
+difference of their losses is given beside. The plain loop's share of matrix products, attention's included, says what
+is left to gain around them while torch multiplies as it does.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -40,6 +44,8 @@ GPU_WAYS = {"plain": {}, "trainer": {"compile": True, "dtype": "auto", "device":
 PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "A10G": 70, "L4": 121, "T4": 65}
 """Dense bfloat16 (T4: float16) by the makers' data sheets."""
 
+PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm"}
+
 CPU_SMALL = TrainConfig.preset("cpu-small")
 WIDER = CPU_SMALL.with_overrides({"n_layer": 6, "n_head": 6, "n_embd": 384, "block_size": 256, "batch_size": 8})
 
@@ -57,8 +63,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_dataset(folder)
-        sizes = [("cpu-small", CPU_SMALL, 3 if options.quick else 12, 10 if options.quick else 40)]
-        sizes += [("L6 D384 T256 B8", WIDER, 2 if options.quick else 8, 1 if options.quick else 3)]
+        sizes = [("cpu-small", CPU_SMALL, 3 if options.quick else 20, 10 if options.quick else 40)]
+        sizes += [("L6 D384 T256 B8", WIDER, 2 if options.quick else 12, 1 if options.quick else 3)]
         for size, config, rounds, steps in sizes:
             figures[size] = compare(WAYS, config, folder, rounds, steps)
             show(size, figures[size])
@@ -74,28 +80,32 @@ def main() -> None:
 def compare(ways: dict[str, dict[str, Any]], base: TrainConfig, folder: Path, rounds: int, steps: int) -> Any:
     """Median step time, speed-up and loss difference of each way."""
     workers = {way: Worker(way, base.with_overrides(changes), folder) for way, changes in ways.items()}
-    times: dict[str, list[float]] = {way: [] for way in ways}
+    times: dict[str, list[list[float]]] = {way: [] for way in ways}
     losses: dict[str, list[float]] = {way: [] for way in ways}
     for worker in workers.values():
         worker.run(steps)  # warm up, and compile where asked
     for number in range(rounds):
         for way in list(ways) if number % 2 == 0 else reversed(ways):
             answer = workers[way].run(steps)
-            times[way] += answer["seconds"]
+            times[way].append(answer["seconds"])
             losses[way] += answer["losses"]
+    share = workers["plain"].matmul_share()
     for worker in workers.values():
         worker.close()
     tokens = base.batch_size * base.block_size
-    median = {way: statistics.median(values) for way, values in times.items()}
+    medians = {way: [statistics.median(turn) for turn in turns] for way, turns in times.items()}
+    median = {way: statistics.median(itertools.chain.from_iterable(turns)) for way, turns in times.items()}
+    fastest = {way: min(map(min, turns)) for way, turns in times.items()}
     return {
         way: {
-            "speedup": round(median["plain"] / median[way], 3),
-            "speedup_of_fastest": round(min(times["plain"]) / min(times[way]), 3),
+            "speedup": round(statistics.median(a / b for a, b in zip(medians["plain"], medians[way], strict=True)), 3),
+            "speedup_of_fastest": round(fastest["plain"] / fastest[way], 3),
             "median_ms": round(1e3 * median[way], 3),
             "tokens_per_second": round(tokens / median[way]),
             "largest_loss_difference": max(abs(a - b) for a, b in zip(losses[way], losses["plain"], strict=True)),
             "kernels": workers[way].kernels,
         }
+        | ({"matmul_share": share} if way == "plain" else {})
         for way in ways
     }
 
@@ -106,20 +116,31 @@ class Worker:
     def __init__(self, way: str, config: TrainConfig, folder: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.training_step", "--worker", way, config.model_dump_json()]
         self.process = subprocess.Popen(
-            [*command, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [*command, str(folder)],
+            env={**os.environ, "KINETO_LOG_LEVEL": "99"},  # the profiler would say on stderr that it starts and stops
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.kernels = str(self._answer()["kernels"])
 
     def run(self, steps: int) -> Any:
         """Let it train `steps` steps and wait; seconds and loss of each."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{steps}\n")
-        self.process.stdin.flush()
-        return self._answer()
+        return self._ask(str(steps))
+
+    def matmul_share(self) -> float:
+        """The share of a step's time that goes into matrix products, by torch's profiler."""
+        return float(self._ask("profile")["matmul_share"])
 
     def close(self) -> None:
         """End the process."""
         self.process.communicate()
+
+    def _ask(self, line: str) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        return self._answer()
 
     def _answer(self) -> Any:
         assert self.process.stdout is not None
@@ -141,12 +162,28 @@ def work(way: str, config: TrainConfig, folder: Path) -> None:
         step = trainer_step(config, folder, kernels)
     print(json.dumps({"kernels": kernels}), flush=True)
     for line in sys.stdin:
+        if line.strip() == "profile":
+            print(json.dumps({"matmul_share": matmul_share(step)}), flush=True)
+            continue
         seconds, losses = [], []
         for _ in range(int(line)):
             began = time.perf_counter()
             losses.append(step())
             seconds.append(time.perf_counter() - began)
         print(json.dumps({"seconds": seconds, "losses": losses}), flush=True)
+
+
+def matmul_share(step: Callable[[], float]) -> float:
+    """Of the operators' own time in ten steps. Attention on a CPU calls the same products block by block."""
+    import torch
+
+    device = "device" if torch.cuda.is_available() else "cpu"
+    with torch.profiler.profile() as profile:
+        for _ in range(10):
+            step()
+    own = {event.key: float(getattr(event, f"self_{device}_time_total")) for event in profile.key_averages()}
+    products = [name for name in own if name in PRODUCTS or name.startswith("aten::_scaled_dot_product")]
+    return round(sum(own[name] for name in products) / sum(own.values()), 3)
 
 
 def plain_step(config: TrainConfig, folder: Path) -> Callable[[], float]:
@@ -205,7 +242,8 @@ def write_dataset(folder: Path) -> None:
 
 def show(size: str, rows: Any) -> None:
     """Print one table."""
-    print(f"\n{size}")
+    share = rows["plain"]["matmul_share"]
+    print(f"\n{size}: {share:.1%} of the plain step are matrix products: {1 / share:.2f}x if all else were free")
     for way, row in rows.items():
         print(
             f"  {way:28s} {row['speedup']:5.2f}x (fastest steps {row['speedup_of_fastest']:.2f}x)  "

@@ -95,6 +95,8 @@ class Supervision:
     patience: Patience = field(default_factory=Patience)
     cancelled: Callable[[], bool] = lambda: False
     """Asked between two looks: whether a person has cancelled the job. A signal may say so as well, see `cancel`."""
+    logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
+    """Where an error of the listener is told."""
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], datetime] = now
@@ -357,7 +359,7 @@ class Supervision:
         try:
             tell()
         except Exception:
-            logger.exception("job %s: what happens cannot be shown", self.job.job_id)
+            self.logger.exception("job %s: what happens cannot be shown", self.job.job_id)
 
     def _unless_store_fails(self, action: Callable[[], T]) -> T:
         """Do it; while the store cannot be reached, say so and try again: without records nothing can be decided."""

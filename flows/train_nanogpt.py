@@ -155,6 +155,7 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presen
         course=course_of(choice, job, config),
         patience=Patience(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
         cancelled=CancellationWatch(being_cancelled).noticed,
+        logger=get_run_logger(),
     )
     try:
         return supervision.run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -191,8 +192,11 @@ def test_a_listener_that_raises_is_not_missed_and_its_error_is_told(
             raise RuntimeError("no artifact")
 
     pool = Pool(world, {1: alive_for(10, (11, ends("completed")))})
-    assert supervision(job, world, pool, listener=Broken()).run().state is JobState.COMPLETED
-    assert f"job {job.job_id}: what happens cannot be shown" in caplog.text
+    run_logger = logging.getLogger("the run's")
+    assert supervision(job, world, pool, listener=Broken(), logger=run_logger).run().state is JobState.COMPLETED
+    assert ("the run's", f"job {job.job_id}: what happens cannot be shown") in {
+        (record.name, record.getMessage()) for record in caplog.records
+    }
     assert "RuntimeError: no artifact" in caplog.text
 
 
