@@ -5,9 +5,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# pip would compile what it installs on one core.
+# pip would compile what it installs on one core, and also what nobody imports.
 INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
-COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 # Most of the long tests wait for other processes, so three at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
@@ -39,6 +39,7 @@ clean:
 
 # Torch comes first and alone: it is by far the largest download, and stays installed when a later step fails.
 $(VENV)/torch: constraints.txt | $(VENV)/made
+	@$(INSTALL) pip
 	@echo "Installing torch (large; once) ..."
 	@$(INSTALL) torch
 	@touch $@

@@ -173,8 +173,8 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
 
 
 def test_drill_loses_nothing_and_ends_with_the_same_weights(stage: Stage) -> None:
-    seed = 11
-    verdict = Drill(stage, kills=3, seed=seed).run()
+    seed = 3
+    verdict = Drill(stage, kills=2, seed=seed, seconds_between_faults=2.5).run()
     print(f"seed {seed}", json.dumps(verdict.as_json(), indent=1))
     assert verdict.passed, verdict.failures
 
