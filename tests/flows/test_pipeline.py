@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from crucible.jobs import Job
 from crucible.local.state import State
 from crucible.presence import present
 from crucible.records import EndReason, JobSpec, Limits
-from crucible.rehearsal.drill.drill import Drill
+from crucible.rehearsal.drill.drill import Drill, Verdict
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.supervision import Supervision
 from tasks.launching import PrefectLauncher
@@ -41,6 +42,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """A set-up of its own, brought up by `crucible up`; shared by the tests of this file."""
     with local_stage(tmp_path_factory.mktemp("stage")) as stage:
         yield stage
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drill(stage: Stage) -> Iterator[Future[Verdict]]:
+    """A drill beside the first tests: it spends most of its time waiting."""
+    with ThreadPoolExecutor(1) as executor:
+        yield executor.submit(Drill(stage, kills=2, seed=3, seconds_between_faults=2.5).run)
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
@@ -116,9 +124,10 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def bad_runs(stage: Stage) -> dict[str, str]:
-    """A flow run of each kind of bad input, by its job's name; all at once, because each takes its ten seconds."""
+    """A flow run of each kind of bad input, by its job's name; all at once, because each takes its ten seconds,
+    and beside the drill."""
     small = {"source": "python-stdlib", "max_bytes": 20_000}
     return {job: start(stage, job, **{"dataset": small, **parameters}) for job, (parameters, _) in BAD.items()}
 
@@ -127,17 +136,24 @@ def bad_runs(stage: Stage) -> dict[str, str]:
 def test_bad_input_fails_with_its_reason_before_anything_is_launched(
     stage: Stage, bad_runs: dict[str, str], job: str
 ) -> None:
-    state = final_state(stage, bad_runs[job])
+    run = bad_runs[job]
+    state = final_state(stage, run)
     assert state["type"] == "FAILED"
     for word in BAD[job][1]:
         assert word in state["message"]
     assert job not in Job.ids(stage.store), "its name is taken by a job that never was"
-    eventually(lambda: not present(stage.store), "the end of its supervision")
+    eventually(lambda: run not in {presence.flow_run_id for presence in present(stage.store)}, "its last sign of life")
 
 
 def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
     with pytest.raises(Exception, match="n_layers"):
         start(stage, "unknown-key", config={"n_layers": 3})
+
+
+def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[Verdict]) -> None:
+    verdict = drill.result()
+    print(f"seed {verdict.seed}", json.dumps(verdict.as_json(), indent=1))
+    assert verdict.passed, verdict.failures
 
 
 @pytest.fixture
@@ -168,15 +184,8 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
     assert outcome.end_reason is EndReason.CANCELLED
     assert outcome.committed_step == outcome.step > 0
     assert final_state(stage, run)["type"] == "CANCELLED"
-    eventually(lambda: not present(stage.store), "the end of its supervision")
+    eventually(lambda: run not in {presence.flow_run_id for presence in present(stage.store)}, "its last sign of life")
     assert len(job.attempts()) == 1
-
-
-def test_drill_loses_nothing_and_ends_with_the_same_weights(stage: Stage) -> None:
-    seed = 3
-    verdict = Drill(stage, kills=2, seed=seed, seconds_between_faults=2.5).run()
-    print(f"seed {seed}", json.dumps(verdict.as_json(), indent=1))
-    assert verdict.passed, verdict.failures
 
 
 CAP = 0.05
