@@ -27,7 +27,7 @@ from crucible.agent.notices import Notice
 DEFAULT_ENDPOINT = "http://169.254.169.254"
 TOKEN_TTL_SECONDS = 21600  # the longest IMDS allows
 REQUEST_TIMEOUT_SECONDS = 0.9  # the service is on the host: an answer takes milliseconds, or there is none
-OFF_EC2_RETRY_SECONDS = 60.0  # a machine that never answered is most likely not on EC2
+OFF_EC2_RETRY_SECONDS = 60.0  # a machine that never answers is most likely not on EC2
 
 # Neither proxies nor redirects belong between an instance and its own metadata.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -50,6 +50,7 @@ class Ec2MetadataNotices:
         self._disabled = os.environ.get("AWS_EC2_METADATA_DISABLED", "").lower() == "true"
         self._token = ""
         self._answered = False
+        self._retry_seconds = interval_seconds
         self._next_look = 0.0
         self._standing: Notice | None = None
 
@@ -62,7 +63,9 @@ class Ec2MetadataNotices:
             self._standing = self._look() or self._standing
             self._next_look = now + self.interval_seconds
         except (OSError, ValueError):  # unreachable, or an answer that is no answer: ask again at the next turn
-            self._next_look = now + (self.interval_seconds if self._answered else OFF_EC2_RETRY_SECONDS)
+            if not self._answered:  # or a machine so busy with its start that nothing answers in time
+                self._retry_seconds = min(2 * self._retry_seconds, OFF_EC2_RETRY_SECONDS)
+            self._next_look = now + (self.interval_seconds if self._answered else self._retry_seconds)
         return self._standing
 
     def instance_identity(self) -> dict[str, Any] | None:

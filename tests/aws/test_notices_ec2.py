@@ -61,6 +61,15 @@ def test_an_expired_token_is_replaced_without_missing_the_notice(metadata: Metad
     assert notices.poll() is not None
 
 
+def test_a_service_that_does_not_answer_at_first_is_asked_again_soon(metadata: MetadataService) -> None:
+    notices = watch(metadata)
+    metadata.remove_instance(INSTANCE)
+    assert notices.poll() is None
+    metadata.add_instance(INSTANCE, instance_type="g5.xlarge", zone="us-east-1b", lifecycle="spot")
+    metadata.announce_reclaim(INSTANCE, time.time() + 120)
+    assert notices.poll() is not None
+
+
 def test_identity_names_machine_zone_and_market(metadata: MetadataService) -> None:
     identity = watch(metadata).instance_identity()
     assert identity == {
