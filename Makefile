@@ -5,8 +5,9 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# pip would compile what it installs on one core, and also what nobody imports.
-INSTALL := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# pip would compile what it installs on one core, and also what nobody imports. setuptools would warn of what an editable
+# installation always is.
+INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 # Most of the long tests wait for other processes, so three at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15

@@ -1,10 +1,11 @@
 """What the pipeline around a training costs: `python -m benchmarks.orchestration [--quick]`.
 
-Times the same training bare (`python -m crucible.training`) and as a newcomer runs it, from `prefect deployment run
-train-nanogpt` to the end of its supervision, evaluation and export included, on a server and worker that are up: bare,
-pipeline, pipeline, bare, so that a machine that gets slower meanwhile favours neither. Prints the ratio, the seconds of
-the pipeline around the trainer's steps, and from the records of a shorter training, killed twice, what a recovery takes
-against a cold start: the seconds from the decision to launch an attempt to its first new step.
+Times the same training bare (`python -m crucible.training`), which takes about three minutes here, and as a newcomer
+runs it, from `prefect deployment run train-nanogpt` to the end of its supervision, evaluation and export included, on a
+server and worker that are up: bare, pipeline, pipeline, bare, so that a machine that gets slower meanwhile favours
+neither. Prints the ratio, the seconds of the pipeline around the trainer's steps, and from the records of a shorter
+training, killed twice, what a recovery takes against a cold start: the seconds from the decision to launch an attempt
+to its first new step.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ from crucible.presence import present
 from crucible.rehearsal.drill.stage import Stage, local_stage
 
 DATASET = DatasetConfig(source="python-stdlib", max_bytes=2_000_000)
+BARE_SECONDS = 180.0
+TRIAL_STEPS = 400
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a shorter training; the ratio then says little")
-    steps = 300 if parser.parse_args().quick else 8000  # about three minutes
-    config = TrainConfig.preset("cpu-small", max_iters=steps)
+    quick = parser.parse_args().quick
     with (
         tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder,
         local_stage(Path(folder)) as stage,
     ):
         digest = build_dataset(DATASET, stage.store).digest
         data = fetch_dataset(stage.store, digest, stage.home.root / "cache" / "datasets")
+        steps = 300 if quick else _steps_in(BARE_SECONDS, stage, data)
+        config = TrainConfig.preset("cpu-small", max_iters=steps)
         bare = [_bare(stage, config, data)]
         orchestrated = [_orchestrated(stage, config, name, kills=0) for name in ("first", "second")]
         bare.append(_bare(stage, config, data))
@@ -64,6 +68,14 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     write_result("orchestration", result)
+
+
+def _steps_in(seconds: float, stage: Stage, data: Path) -> int:
+    """How many steps a bare training makes in so long, start and end included; from two shorter ones."""
+    once, twice = (
+        _bare(stage, TrainConfig.preset("cpu-small", max_iters=steps), data) for steps in (TRIAL_STEPS, 2 * TRIAL_STEPS)
+    )
+    return round((seconds - once) / (twice - once) * TRIAL_STEPS + TRIAL_STEPS)
 
 
 def _bare(stage: Stage, config: TrainConfig, data: Path) -> float:

@@ -25,6 +25,7 @@ def machine() -> dict[str, Any]:
     """What the figures depend on besides the code."""
     return {
         "cpu": _cpu_model(),
+        "avx512": "avx512f" in cpu_flags(),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
@@ -34,9 +35,18 @@ def machine() -> dict[str, Any]:
     }
 
 
+def cpu_flags() -> list[str]:
+    """The instruction sets of the processor, as Linux names them; empty elsewhere."""
+    return _cpu_info("flags").split()
+
+
 def _cpu_model() -> str:
+    return _cpu_info("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_info(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")

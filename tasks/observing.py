@@ -31,6 +31,8 @@ BURST_LINES = 60
 LINES_PER_SECOND = 0.5
 PROGRESS_SECONDS = 5.0
 REPORT_SECONDS = 15.0
+REPORT_SHARE = 0.01
+"""Of one core, at most: drawing the curve anew takes its time from a training on the same machine."""
 
 UNAVAILABLE = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
 """What the Prefect client raises when the server is away or says no."""
@@ -65,7 +67,7 @@ def add_tags(*tags: str, replacing: tuple[str, ...] = ()) -> None:
 
 
 class Throttle:
-    """True at most once in so many seconds."""
+    """True at most once in so many seconds, and no sooner than `hold` says."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._seconds, self._clock, self._next = seconds, clock, 0.0
@@ -75,6 +77,10 @@ class Throttle:
             return False
         self._next = self._clock() + self._seconds
         return True
+
+    def hold(self, seconds: float) -> None:
+        """Not again within so many seconds."""
+        self._next = max(self._next, self._clock() + seconds)
 
 
 class LineLimit:
@@ -191,8 +197,10 @@ class JobListener:
 
     def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
         if heartbeat is not None and self._report_due():
+            began = time.thread_time()
             with suppress(StoreError):
                 self._publish(job)
+            self._report_due.hold((time.thread_time() - began) / REPORT_SHARE)
 
     def _publish(self, job: Job) -> None:
         with suppress(*UNAVAILABLE):

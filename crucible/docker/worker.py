@@ -30,6 +30,7 @@ from crucible.docker.configuration import STATE_FOLDER, DockerGpuJobConfiguratio
 from crucible.docker.sharing import share
 from crucible.errors import ConfigError, ServiceError
 from crucible.store import crucible_home, default_store_uri
+from crucible.workers.waking import Waking
 
 TYPE = "docker-gpu"
 ENGINE_PATIENCE_SECONDS = 180.0
@@ -39,7 +40,7 @@ JOB_LABEL = "crucible.job"
 POOL_LABEL = "io.prefect.work-pool-name"
 
 
-class DockerGpuWorker(DockerWorker):  # type: ignore[misc]  # prefect-docker is untyped
+class DockerGpuWorker(Waking, DockerWorker):  # type: ignore[misc]  # prefect-docker is untyped
     """Runs flow runs in containers on this machine's Docker engine, with its GPUs."""
 
     type = TYPE
@@ -57,7 +58,7 @@ class DockerGpuWorker(DockerWorker):  # type: ignore[misc]  # prefect-docker is 
         template["job_configuration"] = {k: v for k, v in template["job_configuration"].items() if k in variables}
         return template
 
-    async def run(
+    async def run(  # type: ignore[override]  # its identifiers are words, as prefect-docker's are
         self,
         flow_run: FlowRun,
         configuration: DockerWorkerJobConfiguration,
@@ -70,7 +71,7 @@ class DockerGpuWorker(DockerWorker):  # type: ignore[misc]  # prefect-docker is 
         assert isinstance(configuration, DockerGpuJobConfiguration)
         store = await self._store_root(flow_run)
         await run_sync_in_worker_thread(self._make_room, configuration, store)
-        result = await super().run(flow_run, configuration, task_status)
+        result: DockerWorkerResult = await DockerWorker.run(self, flow_run, configuration, task_status)
         container_id = result.identifier.rsplit(":", 1)[-1]
         await run_sync_in_worker_thread(self._tidy_up, container_id, configuration, self.get_flow_run_logger(flow_run))
         return result

@@ -78,13 +78,7 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
     if best is None:
         raise ConfigError("checkpoint: none is given; name at least one checkpoint folder")
 
-    texts = []
-    for number in range(request.samples):
-        say(f"sample {number + 1} of {request.samples}")
-        ids = generate(
-            best.model, prompt, request.sample_tokens, temperature=request.temperature, seed=request.seed + number
-        )
-        texts.append(tokenizer.decode(ids if request.prompt else ids[len(prompt) :]))
+    texts = _samples(request, best, prompt, tokenizer, say)
     best.model.to("cpu")
     metrics = {
         "schema_version": 1,
@@ -103,6 +97,17 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
     }
     _write(request, best, tokenizer, meta, metrics, texts, say)
     return metrics
+
+
+def _samples(
+    request: Request, trained: TrainedModel, prompt: list[int], tokenizer: Tokenizer, say: Callable[[str], None]
+) -> list[str]:
+    if not request.samples:
+        return []
+    say(f"writing {request.samples} samples of {request.sample_tokens} tokens")
+    seeds = range(request.seed, request.seed + request.samples)
+    texts = generate(trained.model, prompt, request.sample_tokens, temperature=request.temperature, seeds=seeds)
+    return [tokenizer.decode(ids if request.prompt else ids[len(prompt) :]) for ids in texts]
 
 
 def _val_loss(trained: TrainedModel, dataset: Dataset, say: Callable[[str], None]) -> float:

@@ -75,7 +75,7 @@ def server(api_url: str) -> Service:
 def worker(api_url: str) -> Service:
     """The process worker of the `local` pool."""
     command = (
-        *(sys.executable, "-m", "prefect", "worker", "start"),
+        *(sys.executable, "-m", "crucible.local.worker", "worker", "start"),
         *("--pool", POOL, "--type", "process", "--name", WORKER_NAME),
     )
     return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
@@ -120,7 +120,7 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_WORKER_QUERY_SECONDS": "5",  # our workers are woken by events
             # Flow runs import `flows`, `tasks` and `blocks`, which are not part of the installed package.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",

@@ -1,10 +1,16 @@
-"""Text from a model: one token after the other."""
+"""Texts from a model: one token after the other, several texts at a time.
+
+Shape suffixes: B texts, T tokens so far, V vocabulary.
+"""
+
+# ruff: noqa: N803, N806 (the suffixes are worth their capitals)
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from crucible.errors import ConfigError
@@ -20,12 +26,13 @@ def generate(
     max_new_tokens: int,
     temperature: float = 0.8,
     top_k: int | None = 200,
-    seed: int = 1337,
-) -> list[int]:
-    """The prompt and `max_new_tokens` more token ids; `temperature` 0 always takes the likeliest.
+    seeds: Sequence[int] = (1337,),
+) -> list[list[int]]:
+    """For each seed the prompt and `max_new_tokens` more token ids; `temperature` 0 always takes the likeliest.
 
-    Uses a generator of its own, so the same seed gives the same text and training is not touched. Raises ConfigError
-    for an empty prompt, ids outside the vocabulary, or a negative temperature.
+    All of them come from one pass through the model per token, which for a small model takes hardly longer than one of
+    them alone. Each has a generator of its own, so a seed gives the same text and training is not touched. Raises
+    ConfigError for an empty prompt, ids outside the vocabulary, or a negative temperature.
     """
     if not prompt_ids:
         raise ConfigError("prompt_ids = [] is empty; give at least one token to continue from")
@@ -34,20 +41,26 @@ def generate(
     if temperature < 0:
         raise ConfigError(f"temperature = {temperature} is negative; use 0 (always the likeliest) or more")
     device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     training = model.training
     model.eval()
-    tokens = torch.tensor([list(prompt_ids)], device=device)
-    for _ in range(max_new_tokens):
-        logits = model(tokens[:, -model.config.block_size :])[:, -1].float().cpu()
-        if temperature == 0:
-            chosen = logits.argmax(dim=-1, keepdim=True)
-        else:
-            logits = logits / temperature
-            if top_k is not None and top_k < logits.shape[-1]:
-                least = logits.topk(top_k).values[:, -1:]
-                logits = logits.masked_fill(logits < least, -torch.inf)
-            chosen = torch.multinomial(functional.softmax(logits, dim=-1), 1, generator=generator)
-        tokens = torch.cat([tokens, chosen.to(device)], dim=1)
+    tokens_BT = torch.tensor([list(prompt_ids)] * len(generators), device=device)
+    for _ in range(max_new_tokens if generators else 0):
+        logits_BV = model.next_logits(tokens_BT[:, -model.config.block_size :]).float().cpu()
+        chosen_B1 = _choose(logits_BV, temperature, top_k, generators)
+        tokens_BT = torch.cat([tokens_BT, chosen_B1.to(device)], dim=1)
     model.train(training)
-    return [int(token) for token in tokens[0].tolist()]
+    return [[int(token) for token in row] for row in tokens_BT.tolist()]
+
+
+def _choose(logits_BV: Tensor, temperature: float, top_k: int | None, generators: Sequence[torch.Generator]) -> Tensor:
+    """The next token of each row."""
+    if temperature == 0:
+        return logits_BV.argmax(dim=-1, keepdim=True)
+    logits_BV = logits_BV / temperature
+    if top_k is not None and top_k < logits_BV.shape[-1]:
+        least_B1 = logits_BV.topk(top_k).values[:, -1:]
+        logits_BV = logits_BV.masked_fill(logits_BV < least_B1, -torch.inf)
+    odds_BV = functional.softmax(logits_BV, dim=-1)
+    chosen = [torch.multinomial(odds, 1, generator=own) for odds, own in zip(odds_BV, generators, strict=True)]
+    return torch.stack(chosen)

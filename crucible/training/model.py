@@ -151,6 +151,11 @@ class GPT(nn.Module):
             return logits_BTV[..., : self.vocab_size]
         return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())
 
+    def next_logits(self, tokens_BT: Tensor) -> Tensor:
+        """Logits (B, V) of the token after each row; those of the other positions are not computed."""
+        logits_BV: Tensor = self.lm_head(self.transformer(tokens_BT)[:, -1])
+        return logits_BV[:, : self.vocab_size]
+
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, TrainConfig]:
     """The model of a checkpoint folder, in evaluation mode, and the config it was trained with.

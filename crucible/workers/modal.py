@@ -34,6 +34,7 @@ from crucible.workers.modal_ends import End, failure_of
 from crucible.workers.modal_failures import LifetimeReached, ModalFailure, NotWanted, SandboxGone, SandboxStopped
 from crucible.workers.modal_names import pid_of, sandbox_id, sandbox_name
 from crucible.workers.patience import through_outages
+from crucible.workers.waking import Waking
 
 if TYPE_CHECKING:  # Modal's SDK is loaded with the first flow run: every worker of every type imports this module.
     import anyio.abc
@@ -53,7 +54,7 @@ class ModalWorkerResult(BaseWorkerResult):
     status_code: int = 0
 
 
-class ModalWorker(BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerResult]):
+class ModalWorker(Waking, BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerResult]):
     """Runs flow runs in Modal sandboxes."""
 
     type = "modal"

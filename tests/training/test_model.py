@@ -162,13 +162,16 @@ def test_checkpoint_gives_the_model_back(tmp_path: Path, train: Train) -> None:
 def test_generated_text_depends_on_the_seed_alone(train: Train, tmp_path: Path) -> None:
     trainer, _ = train(tmp_path, TINY.with_overrides({"max_iters": 5}))
     state = torch.get_rng_state()
-    first = generate(trainer.model, [1, 2], 30, seed=1)
+    (first,) = generate(trainer.model, [1, 2], 30, seeds=[1])
     assert torch.equal(state, torch.get_rng_state())
-    assert first == generate(trainer.model, [1, 2], 30, seed=1)
-    assert first != generate(trainer.model, [1, 2], 30, seed=2)
+    assert [first] == generate(trainer.model, [1, 2], 30, seeds=[1])
     assert first[:2] == [1, 2]
     assert len(first) == 32
+    beside = generate(trainer.model, [1, 2], 30, seeds=[2, 1])
+    assert beside[0] != first
+    assert beside[1] == first
     greedy = generate(trainer.model, [3], 5, temperature=0)
-    assert greedy == generate(trainer.model, [3], 5, top_k=1, seed=5)
+    assert greedy == generate(trainer.model, [3], 5, top_k=1, seeds=[5])
+    assert generate(trainer.model, [3], 5, seeds=[]) == []
     with pytest.raises(ConfigError, match="vocabulary"):
         generate(trainer.model, [VOCABULARY], 1)
