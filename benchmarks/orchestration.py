@@ -1,4 +1,4 @@
-"""What the pipeline around a training costs: `python -m benchmarks.orchestration [--quick]`.
+"""What the pipeline around a training costs: `python -m benchmarks.orchestration [--quick | --steps]`.
 
 Times the same training bare (`python -m crucible.training`), which takes about three minutes here, and as a newcomer
 runs it, from `prefect deployment run train-nanogpt` to the end of its supervision, evaluation and export included, on a
@@ -6,12 +6,17 @@ server and worker that are up: bare, pipeline, pipeline, bare, so that a machine
 neither. Prints the ratio, the seconds of the pipeline around the trainer's steps, and from the records of a shorter
 training, killed twice, what a recovery takes against a cold start: the seconds from the decision to launch an attempt
 to its first new step.
+
+A machine that drifts by a tenth in minutes cannot tell in this way what server, worker, agent and supervisor take from
+the steps. `--steps` asks that alone: while one training goes on, all of them are stopped for some seconds (SIGSTOP) and
+go on for as many, in turns, and the steps per second are compared pair by pair.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -35,12 +40,29 @@ from crucible.rehearsal.drill.stage import Stage, local_stage
 DATASET = DatasetConfig(source="python-stdlib", max_bytes=2_000_000)
 BARE_SECONDS = 180.0
 TRIAL_STEPS = 400
+PAIRS = 10
+TURN_SECONDS = 6.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a shorter training; the ratio then says little")
-    quick = parser.parse_args().quick
+    parser.add_argument("--steps", action="store_true", help="only what it takes from the steps, in turns of seconds")
+    options = parser.parse_args()
+    if options.steps:
+        show_and_keep("orchestration_steps", measure_steps())
+        return
+    show_and_keep("orchestration", measure_runs(options.quick))
+
+
+def show_and_keep(name: str, result: dict[str, Any]) -> None:
+    """Print a result and leave it in `benchmarks/results`."""
+    print(json.dumps(result, indent=2))
+    write_result(name, result)
+
+
+def measure_runs(quick: bool) -> dict[str, Any]:
+    """Whole runs, bare and through the pipeline."""
     with (
         tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder,
         local_stage(Path(folder)) as stage,
@@ -56,7 +78,7 @@ def main() -> None:
         _orchestrated(stage, TrainConfig.preset("cpu-small", max_iters=min(steps, 1500)), "killed", kills=2)
         starts = _first_steps(Job(stage.store, "killed"))
     cold, recoveries = starts[0], starts[1:]
-    result: dict[str, Any] = {
+    return {
         "steps": steps,
         "bare_seconds": [round(seconds, 1) for seconds in bare],
         "orchestrated_seconds": [round(seconds, 1) for seconds in orchestrated],
@@ -66,8 +88,68 @@ def main() -> None:
         "recovery_seconds": recoveries,
         "recovery_ratio": round(statistics.median(recoveries) / cold, 2),
     }
-    print(json.dumps(result, indent=2))
-    write_result("orchestration", result)
+
+
+def measure_steps() -> dict[str, Any]:
+    """Steps per second with all of the pipeline stopped, and with it going on, in one training."""
+    speeds: dict[bool, list[float]] = {True: [], False: []}
+    with (
+        tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder,
+        local_stage(Path(folder)) as stage,
+    ):
+        config = {"max_iters": 1_000_000, "eval_interval": 1_000_000}
+        parameters = {
+            "preset": "cpu-small",
+            "config": config,
+            "dataset": DATASET.model_dump(mode="json"),
+            "job": "long",
+        }
+        stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(parameters))
+        job = Job(stage.store, "long")
+        _wait(lambda: bool(job.attempts()) and (beat := job.attempts()[-1].heartbeat) is not None and beat.step > 0)
+        metrics = next((stage.home.root / "scratch").rglob("metrics.jsonl"))
+        beside = _pipeline_processes()
+        try:
+            for turn in range(2 * PAIRS):
+                stopped = turn % 4 in (0, 3)
+                for process in beside:
+                    process.send_signal(signal.SIGSTOP if stopped else signal.SIGCONT)
+                speeds[stopped].append(_steps_per_second(metrics))
+        finally:
+            for process in beside:
+                process.send_signal(signal.SIGCONT)
+        stage.crucible("jobs", "stop", "long")
+        _wait(lambda: not present(stage.store))
+    pairs = [alone / together for alone, together in zip(speeds[True], speeds[False], strict=True)]
+    return {
+        "steps_per_second_stopped": [round(speed, 2) for speed in speeds[True]],
+        "steps_per_second_going_on": [round(speed, 2) for speed in speeds[False]],
+        "ratio_of_pairs": [round(ratio, 3) for ratio in pairs],
+        "ratio": round(statistics.median(pairs), 3),
+    }
+
+
+def _pipeline_processes() -> list[psutil.Process]:
+    """Server, worker, watchdog, supervisor and agent: whatever this benchmark started but the trainer."""
+    ours = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]]
+    return [
+        p for p in ours if {"prefect.engine"} & set(p.info["cmdline"]) or "crucible.local." in str(p.info["cmdline"])
+    ]
+
+
+def _steps_per_second(metrics: Path) -> float:
+    """Between two reports of the trainer, some seconds apart."""
+    time.sleep(0.5)
+    (first, began), (last, ended) = _next_report(metrics), (time.sleep(TURN_SECONDS), _next_report(metrics))[1]
+    return (last - first) / (ended - began)
+
+
+def _next_report(metrics: Path) -> tuple[int, float]:
+    """The step that the trainer reports next, and when."""
+    size = metrics.stat().st_size
+    while metrics.stat().st_size == size:
+        time.sleep(0.005)
+    return int(json.loads(metrics.read_text().splitlines()[-1])["step"]), time.monotonic()
 
 
 def _steps_in(seconds: float, stage: Stage, data: Path) -> int:

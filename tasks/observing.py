@@ -182,9 +182,9 @@ def _cost(attempt: Attempt) -> float:
 class JobListener:
     """Shows a job in its supervising flow run: the report artifact, tags, one event for every move."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
-        self._report_due = Throttle(REPORT_SECONDS)
+        self._report_due = Throttle(REPORT_SECONDS, clock)
         self._metrics: dict[str, Metrics] = {}
 
     def changed(self, job: Job, message: str) -> None:

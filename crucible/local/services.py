@@ -27,6 +27,18 @@ DOCKER_POOL, DOCKER_WORKER = "docker-gpu", "docker-worker"
 WORKER_NAME = "crucible-local"
 
 
+_RARER = {
+    f"PREFECT_SERVER_SERVICES_{name}_SECONDS": seconds
+    for name, seconds in {
+        "LATE_RUNS_LOOP": "15",
+        "PAUSE_EXPIRATIONS_LOOP": "30",
+        "CLEANUP_RECONCILER_LOOP": "30",
+        "SCHEDULER_RECENT_DEPLOYMENTS_LOOP": "15",
+    }.items()
+}
+"""What the server looks for by itself, rarer than every 5 s: each look takes its time from a training beside it."""
+
+
 @dataclass(frozen=True)
 class Service:
     """One long-running process."""
@@ -120,7 +132,7 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-            "PREFECT_WORKER_QUERY_SECONDS": "5",  # our workers are woken by events
+            **_RARER,
             # Flow runs import `flows`, `tasks` and `blocks`, which are not part of the installed package.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",

@@ -90,6 +90,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     (user.project / "flows" / "greet.py").write_text(FLOW)
     (user.project / "prefect.yaml").write_text(DEPLOYMENTS)
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server that has just left does not count
         try:
             squatter.bind(("127.0.0.1", DEFAULT_PORT))
             squatter.listen()

@@ -127,7 +127,6 @@ def modal_pool(prefect_server: Any, tmp_path_factory: pytest.TempPathFactory) ->
     prefect_server.prefect("work-pool", "create", name, "--type", "modal")
     env = {
         **prefect_server.env,
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": "postgresql+asyncpg://prefect:very-secret@db/prefect",
         "A_SECRET_OF_THE_WORKER": "very-secret",

@@ -53,7 +53,7 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
     ):
         modal.add_secret(STORE_SECRET, {k: v for k, v in local.environment.items() if k.startswith("AWS_")})
         local.crucible("modal", "pool", "--gpu", "L4", "--image", "this-machine", "--secret", STORE_SECRET)
-        environment = {**local.environment, **modal.env, "PREFECT_WORKER_QUERY_SECONDS": "1"}
+        environment = {**local.environment, **modal.env}
         worker = WorkerProcess(POOL, environment, local.home.log("modal-worker"))
         worker.start()
         try:
