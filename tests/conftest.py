@@ -168,9 +168,9 @@ class S3Place:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
+    from crucible.rehearsal.s3 import s3_server
 
-    server = ThreadedMotoServer(services.HOST, unused_port(), verbose=False)
+    server = s3_server(services.HOST, unused_port())
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()

@@ -111,9 +111,10 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
 def _local_s3() -> Iterator[dict[str, str]]:
     """moto's server with an empty bucket; yields the environment that leads boto3 and s3fs to it."""
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    from crucible.rehearsal.s3 import s3_server
+
+    server = s3_server("127.0.0.1", 0)
     server.start()
     try:
         host, port = server.get_host_and_port()
