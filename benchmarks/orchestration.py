@@ -108,7 +108,7 @@ def measure_steps() -> dict[str, Any]:
         job = Job(stage.store, "long")
         _wait(lambda: bool(job.attempts()) and (beat := job.attempts()[-1].heartbeat) is not None and beat.step > 0)
         metrics = next((stage.home.root / "scratch").rglob("metrics.jsonl"))
-        beside = _pipeline_processes()
+        beside = _pipeline_processes(stage.home.root)
         try:
             for turn in range(2 * PAIRS):
                 stopped = turn % 4 in (0, 3)
@@ -129,18 +129,23 @@ def measure_steps() -> dict[str, Any]:
     }
 
 
-def _pipeline_processes() -> list[psutil.Process]:
-    """Server, worker, watchdog, supervisor and agent: whatever this benchmark started but the trainer."""
-    ours = [process for process in psutil.process_iter(["cmdline"]) if process.info["cmdline"]]
-    return [
-        p for p in ours if {"prefect.engine"} & set(p.info["cmdline"]) or "crucible.local." in str(p.info["cmdline"])
-    ]
+def _pipeline_processes(home: Path) -> list[psutil.Process]:
+    """Server, worker, watchdog, supervisor and agent of this stage, and of no other that may run on the machine."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command = " ".join(process.info["cmdline"] or [])
+        ours = (process.info["environ"] or {}).get("CRUCIBLE_HOME") == str(home)
+        if ours and ("-m prefect.engine" in command or "-m crucible.local." in command):
+            found.append(process)
+    return found
 
 
 def _steps_per_second(metrics: Path) -> float:
     """Between two reports of the trainer, some seconds apart."""
     time.sleep(0.5)
-    (first, began), (last, ended) = _next_report(metrics), (time.sleep(TURN_SECONDS), _next_report(metrics))[1]
+    first, began = _next_report(metrics)
+    time.sleep(TURN_SECONDS)
+    last, ended = _next_report(metrics)
     return (last - first) / (ended - began)
 
 
