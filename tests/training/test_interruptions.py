@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -18,41 +20,60 @@ from crucible.training.data import Dataset
 from crucible.training.folders import fault, finished
 from tests.training.conftest import TINY, train_in
 
-# Long enough that a signal finds the loop at work; every step reports, so that the test knows where it is.
+# Every step reports, so that the test knows where it is.
 CONFIG = TINY.with_overrides({"max_iters": 400, "eval_interval": 1000})
 
 
 @dataclass
 class Program:
-    """`python -m crucible.training` on its own, started again with the same command each time."""
+    """`python -m crucible.training` on its own, started again with the same command each time.
+
+    Its metrics go into the smallest pipe there is: it cannot run on for more than some steps beyond what has been
+    read, however long the sender of a signal is kept from its processor.
+    """
 
     folder: Path
     data: Path
     seconds: str = "0.02"
 
-    def start(self) -> subprocess.Popen[str]:
+    def start(self) -> tuple[subprocess.Popen[str], IO[str]]:
+        """The process and its metrics, which end when it does."""
         config = self.folder / "config.json"
         config.write_text(CONFIG.model_dump_json())
         command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(self.data)]
-        return subprocess.Popen(
+        reader, writer = os.pipe()
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, resource.getpagesize())
+        process = subprocess.Popen(
             [*command, "--out", str(self.folder), "--json"],
-            env={**os.environ, "OMP_NUM_THREADS": "1", "CRUCIBLE_CHECKPOINT_SECONDS": self.seconds},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "CRUCIBLE_CHECKPOINT_SECONDS": self.seconds,
+                "CRUCIBLE_METRICS_FILE": f"/dev/fd/{writer}",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            pass_fds=[writer],
             text=True,
         )
+        os.close(writer)
+        return process, os.fdopen(reader)
 
-    def wait_for_step(self, step: int, process: subprocess.Popen[str]) -> None:
-        """Until the metrics say so, or the program has ended."""
-        while process.poll() is None and self.steps_done() < step:
-            time.sleep(0.002)
+    def run(self) -> tuple[subprocess.Popen[str], str, str]:
+        """Undisturbed to its end: the process, its output and what it said."""
+        process, metrics = self.start()
+        with metrics:
+            for _ in metrics:
+                pass
+        return process, *process.communicate()
 
-    def steps_done(self) -> int:
-        try:
-            lines = (self.folder / "metrics.jsonl").read_text().splitlines()
-            return int(json.loads(lines[-1])["step"])
-        except (OSError, ValueError, IndexError):
-            return 0
+    def run_until(self, step: int, number: signal.Signals) -> tuple[subprocess.Popen[str], str, str]:
+        """As `run`, with a signal sent when the metrics tell of the step."""
+        process, metrics = self.start()
+        with metrics:
+            next((line for line in metrics if json.loads(line)["step"] >= step), None)
+            process.send_signal(number)
+        return process, *process.communicate()
 
     @property
     def checkpoints(self) -> Path:
@@ -72,10 +93,7 @@ def test_signals_at_five_seeded_steps(tmp_path: Path, data_folder: Path, undistu
     program = Program(tmp_path, data_folder)
     resumed = 0
     for step, number in zip(steps, signals, strict=True):
-        process = program.start()
-        program.wait_for_step(step, process)
-        process.send_signal(number)
-        output, words = process.communicate()
+        process, output, words = program.run_until(step, number)
         resumed += "resumed at step" in words
         assert process.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), words
         assert not output
@@ -85,8 +103,7 @@ def test_signals_at_five_seeded_steps(tmp_path: Path, data_folder: Path, undistu
         assert [fault(folder) for folder in finished(program.checkpoints)] == [None] * len(
             finished(program.checkpoints)
         )
-    process = program.start()
-    output, words = process.communicate()
+    process, output, words = program.run()
     assert process.returncode == 0, words
     result = json.loads(output.splitlines()[-1])
     assert set(result) == {"step", "train_loss", "val_loss", "tokens_per_second", "weights_sha256"}
