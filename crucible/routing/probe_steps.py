@@ -46,7 +46,7 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
 
     began = now()
     batches = 2
-    estimate_loss(trainer.model, trainer.dataset, "train", batches, trainer.autocast)
+    estimate_loss(trainer.model, trainer.dataset, "train", batches, trainer.autocast())
     ended = now()
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), trainer.tensor_files(), None, lambda line: None)

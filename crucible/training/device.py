@@ -14,7 +14,7 @@ from crucible.errors import ConfigError
 
 __all__ = ["choose_device", "choose_precision", "may_compile"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
@@ -57,6 +57,7 @@ def _keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # bytes; the most it accepts
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_ARENA_MAX, 1)  # a thread's own arena would give back what it holds all the same
 
 
 def choose_precision(config: TrainConfig, device: torch.device, say: Callable[[str], None]) -> torch.dtype:

@@ -62,7 +62,9 @@ def restore_rng(captured: Mapping[str, Any], device: torch.device) -> None:
         torch.mps.set_rng_state(_decode(captured["mps"]))
 
 
-def environment(device: torch.device, precision: str, compiled: bool, gemm: str, processes: int) -> dict[str, Any]:
+def environment(
+    device: torch.device, precision: str, compiled: bool, gemm: str, processes: int, team: int
+) -> dict[str, Any]:
     """What may change the last bits of a result. Equal environments give equal bits."""
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
@@ -78,7 +80,7 @@ def environment(device: torch.device, precision: str, compiled: bool, gemm: str,
         "processes": processes,
     }
     if device.type == "cpu":
-        record |= {"threads": torch.get_num_threads(), "gemm": gemm}
+        record |= {"threads": torch.get_num_threads(), "threads_with_own_rows": team, "gemm": gemm}
     return record
 
 

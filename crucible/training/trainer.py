@@ -5,6 +5,7 @@ Read `Trainer.run` first. Nothing that happens at a step boundary changes the ma
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,7 @@ from crucible.training.state import (
     read_state,
     require_same_run,
 )
+from crucible.training.team import Team, team_size
 
 __all__ = ["Result", "Trainer"]
 
@@ -85,7 +88,7 @@ class Trainer:
         self.device = choose_device(config, self.processes.local_rank)
         precision = choose_precision(config, self.device, say)
         compiled = may_compile(config, say)
-        self.autocast = torch.autocast(self.device.type, dtype=precision, enabled=precision != torch.float32)
+        self.autocast = partial(torch.autocast, self.device.type, dtype=precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
         torch.manual_seed(config.seed)
@@ -94,15 +97,30 @@ class Trainer:
         self.model = GPT(config, dataset.vocab_size).to(self.device)  # drawn on the CPU: equal on every device
         if self.processes.rank:
             torch.manual_seed(config.seed + self.processes.rank)  # dropout differs between processes
-        self.optimizer = FlatAdamW(self.model, config)
+        alone = self.device.type != "cpu" or compiled or self.scaler.is_enabled()
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        self.team = Team(1 if alone else team_size(config, parameters))
+        self.optimizer = FlatAdamW(self.model, config, self.team)
         if gemm == "onednn":
             if self.device.type == "cpu" and precision == torch.float32 and not compiled:
                 use_onednn(self.model)
             else:
                 gemm = "mkl"
-        self.forward: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model) if compiled else self.model
+        further = [copy.deepcopy(self.model) for _ in range(self.team.count - 1)]
+        self._gradients = [self.optimizer.gradients, *(torch.zeros_like(self.optimizer.gradients) for _ in further)]
+        for model, gradients in zip(further, self._gradients[1:], strict=True):
+            self.optimizer.share(model, gradients)
+        self._forwards: list[Callable[[Tensor, Tensor], Tensor]] = [
+            torch.compile(self.model) if compiled else self.model,
+            *further,
+        ]
         self.environment = environment(
-            self.device, str(precision).removeprefix("torch."), compiled, gemm, self.processes.count
+            self.device,
+            str(precision).removeprefix("torch."),
+            compiled,
+            gemm,
+            self.processes.count,
+            self.team.count,
         )
 
         self.step = 0
@@ -120,13 +138,9 @@ class Trainer:
         """One optimizer step, the (self.step + 1)th."""
         optimizer, config = self.optimizer, self.config
         optimizer.rate = learning_rate(config, self.step)
-        optimizer.gradients.zero_()
-        for micro_step in range(self.micro_steps):
-            inputs, targets = self._batch(micro_step)
-            with self.autocast:
-                loss = self.forward(inputs, targets)
-            self.scaler.scale(loss / self.micro_steps).backward()  # type: ignore[no-untyped-call]
-            self._loss_sum += loss.detach() / self.micro_steps
+        for loss in self.team.each(self._compute_gradients):
+            self._loss_sum += loss
+        optimizer.add(self._gradients[1:])
         self.processes.average(optimizer.gradients)
         self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.clip(config.grad_clip)
@@ -138,14 +152,29 @@ class Trainer:
         self.step += 1
         self.losses, self.estimated_val_loss = {}, None
 
-    def _batch(self, micro_step: int) -> tuple[Tensor, Tensor]:
+    def _compute_gradients(self, number: int) -> Tensor:
+        """Those of one thread's rows in each batch of the step; returns what they add to the mean loss."""
+        self._gradients[number].zero_()
+        sum_of_losses = torch.zeros((), device=self.device)
+        size, each = self.config.batch_size, math.ceil(self.config.batch_size / self.team.count)
+        rows = range(size)[number * each : (number + 1) * each]
+        share = len(rows) / (size * self.micro_steps)
+        for micro_step in range(self.micro_steps):
+            inputs, targets = self._batch(micro_step, rows)
+            with self.autocast():
+                loss = self._forwards[number](inputs, targets) * share
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            sum_of_losses += loss.detach()
+        return sum_of_losses
+
+    def _batch(self, micro_step: int, rows: range) -> tuple[Tensor, Tensor]:
         size = self.config.batch_size
         first = (self.processes.rank * self.micro_steps + micro_step) * size
         window = self.dataset.train.batch(
             self.config.seed,
             TRAIN_STREAM,
             self.step,
-            slice(first, first + size),
+            slice(first + rows.start, first + rows.stop),
             self.config.gradient_accumulation_steps * size,
             self.config.block_size,
         )
@@ -234,7 +263,7 @@ class Trainer:
         return self._compare(val_loss)
 
     def _estimate(self, split: SplitName) -> float:
-        return estimate_loss(self.model, self.dataset, split, self.config.eval_iters, self.autocast)
+        return estimate_loss(self.model, self.dataset, split, self.config.eval_iters, self.autocast())
 
     def _compare(self, estimated_val_loss: float) -> bool:
         """Whether this step is the best so far."""

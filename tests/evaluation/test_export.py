@@ -81,7 +81,7 @@ def test_training_on_from_nanogpts_checkpoint_is_the_same_training(
     checkpoint = torch.load(tmp_path / "ckpt.pt", weights_only=True)
     trainer = Trainer(longer, Dataset(example.data))
     trainer.resume(example.checkpoints[-1])
-    inputs, targets = trainer._batch(0)
+    inputs, targets = trainer._batch(0, range(longer.batch_size))
     trainer.train_step()
 
     # What nanoGPT's train.py does on --init_from=resume, with the same batch.

@@ -24,6 +24,7 @@ from crucible.training.trainer import Result, Trainer
 from tests.training.conftest import TINY, Train, train_in
 
 HALF = TINY.with_overrides({"dtype": "float16"})
+TWO_THREADS = TINY.with_overrides({"dropout": 0.0, "threads": 2})
 
 
 class Run(NamedTuple):
@@ -92,7 +93,7 @@ def undisturbed(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> U
     return run
 
 
-@pytest.mark.parametrize("config", [TINY, HALF], ids=["float32", "float16"])
+@pytest.mark.parametrize("config", [TINY, HALF, TWO_THREADS], ids=["float32", "float16", "rows of two threads"])
 def test_interrupted_run_ends_with_the_same_bits(
     tmp_path: Path, train: Train, undisturbed: Undisturbed, config: TrainConfig
 ) -> None:
@@ -115,6 +116,8 @@ def test_interrupted_run_ends_with_the_same_bits(
         pytest.param(TINY, other_generator, id="random generator"),
         pytest.param(TINY, set_state(step=11), id="step, and with it data and schedule"),
         pytest.param(HALF, other_scale, id="gradient scaler"),
+        pytest.param(TWO_THREADS, zero_moment("exp_avg."), id="first moment, of two threads"),
+        pytest.param(TWO_THREADS, set_state(updates=0), id="optimizer's own step, of two threads"),
     ],
 )
 def test_every_part_of_the_state_is_needed(
