@@ -1,7 +1,8 @@
 """The worker of the `local` pool: `python -m crucible.local.worker` is `prefect` with a process worker that suits it.
 
 It is woken by events (`crucible.workers.waking`), and starts Prefect's engine directly: a deployment here needs no
-workspace of its own, whose preparation would load all of Prefect once more in every flow run.
+workspace of its own, whose preparation would load all of Prefect once more in every flow run. The engine it starts has
+been loaded ahead (`crucible.local.ahead`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import ProcessJobConfiguration, ProcessWorker
 
+from crucible.local.ahead import ENGINE, EngineAhead
 from crucible.workers.waking import Waking
 
 
@@ -21,7 +23,7 @@ class LocalJobConfiguration(ProcessJobConfiguration):
 
     def prepare_for_flow_run(self, *args: Any, **kwargs: Any) -> None:
         """Fill in what the flow run decides; a command of the deployment's own stays."""
-        self.command = self.command or command_to_string([sys.executable, "-m", "prefect.engine"])
+        self.command = self.command or command_to_string(ENGINE)
         super().prepare_for_flow_run(*args, **kwargs)
 
 
@@ -32,6 +34,15 @@ with warnings.catch_warnings():
         """Runs flow runs as processes on this machine."""
 
         job_configuration = LocalJobConfiguration
+
+        async def __aenter__(self) -> LocalWorker:
+            await super().__aenter__()
+            self._ahead = await EngineAhead().__aenter__()
+            return self
+
+        async def __aexit__(self, *exc_info: Any) -> None:
+            await self._ahead.__aexit__(*exc_info)
+            await super().__aexit__(*exc_info)
 
 
 def main() -> None:

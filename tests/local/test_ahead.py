@@ -1,0 +1,128 @@
+"""The engine that the local worker has loaded before there is a flow run for it. Real processes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from prefect.settings import get_current_settings
+from prefect.utilities import processutils
+
+from crucible.local.ahead import ENGINE, EngineAhead
+
+NO_ID = {"PREFECT__FLOW_RUN_ID": "no-id"}
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """What Prefect's starter would give to a flow run's process, of a run whose id is none."""
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    return {**os.environ, **settings, **NO_ID, **changes}
+
+
+async def start(command: list[str], env: dict[str, str], folder: Path) -> int:
+    """As Prefect does it, to the end of the process; returns its pid."""
+    pids: list[int] = []
+
+    class Started:
+        def started(self, pid: int) -> None:
+            pids.append(pid)
+
+    process = await processutils.run_process(
+        command,
+        env=env,
+        cwd=folder,
+        stream_output=True,
+        task_status=Started(),  # type: ignore[call-overload]
+    )
+    assert process.returncode == 1, "the engine refuses the id"
+    return pids[0]
+
+
+def with_an_engine_ahead(scenario: Callable[[EngineAhead], Coroutine[Any, Any, None]]) -> None:
+    async def run() -> None:
+        async with EngineAhead() as ahead:
+            await scenario(ahead)
+            (left,) = [child for child in psutil.Process().children() if "crucible.local.engine" in child.cmdline()]
+        assert not left.is_running()
+
+    asyncio.run(run())
+
+
+def test_a_flow_run_gets_the_engine_ahead_and_the_next_one_is_loaded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async def scenario(ahead: EngineAhead) -> None:
+        for _ in range(2):
+            assert ahead._process is not None
+            expected = ahead._process.pid
+            assert await start(ENGINE, environment(), tmp_path) == expected
+
+    with_an_engine_ahead(scenario)
+    assert capfd.readouterr().err.count("Invalid flow run id") == 2, "it says what a new process says"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"PREFECT_LOGGING_LEVEL": "DEBUG"}, {"PYTHONPATH": "/elsewhere"}, {"OMP_NUM_THREADS": "7"}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_other_settings_get_a_process_that_is_loaded_with_them(tmp_path: Path, changes: dict[str, str]) -> None:
+    async def scenario(ahead: EngineAhead) -> None:
+        assert ahead._process is not None
+        unfit = ahead._process.pid
+        assert await start(ENGINE, environment(**changes), tmp_path) != unfit
+        assert ahead._process.pid != unfit
+        fit = ahead._process.pid
+        assert await start(ENGINE, environment(**changes), tmp_path) == fit, "the next one is loaded with them"
+
+    with_an_engine_ahead(scenario)
+
+
+def test_an_engine_ahead_that_has_died_is_no_loss(tmp_path: Path) -> None:
+    async def scenario(ahead: EngineAhead) -> None:
+        assert ahead._process is not None
+        dead = ahead._process.pid
+        os.kill(dead, signal.SIGKILL)
+        await ahead._process.wait()
+        assert await start(ENGINE, environment(), tmp_path) != dead
+
+    with_an_engine_ahead(scenario)
+
+
+def test_other_commands_are_not_concerned(tmp_path: Path) -> None:
+    async def scenario(ahead: EngineAhead) -> None:
+        assert ahead._process is not None
+        waiting = ahead._process
+        await start([sys.executable, "-c", "raise SystemExit(1)"], environment(), tmp_path)
+        assert ahead._process is waiting
+
+    with_an_engine_ahead(scenario)
+
+
+def test_it_goes_when_its_worker_goes() -> None:
+    process = subprocess.run(
+        [sys.executable, "-m", "crucible.local.engine"], input=b"", capture_output=True, check=False, timeout=120
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (0, b"", b"")
+
+
+def test_it_is_the_engine_of_the_run_that_it_is_told(tmp_path: Path) -> None:
+    told = {"environment": {**os.environ, "PREFECT__FLOW_RUN_ID": "no-id"}, "folder": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-m", "crucible.local.engine"],
+        input=json.dumps(told).encode(),
+        capture_output=True,
+        check=False,
+        timeout=120,
+    )
+    assert process.returncode == 1
+    assert b"Invalid flow run id. Received arguments: ['" in process.stderr
