@@ -58,7 +58,8 @@ class EngineAhead:
                 yield process
             return
         try:
-            yield process
+            async with process:
+                yield process
         finally:
             await self._leave(process)
 
