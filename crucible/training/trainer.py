@@ -5,7 +5,6 @@ Read `Trainer.run` first. Nothing that happens at a step boundary changes the ma
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import math
@@ -35,6 +34,7 @@ from crucible.training.model import GPT
 from crucible.training.optimizer import FlatAdamW, learning_rate
 from crucible.training.processes import Processes
 from crucible.training.progress import Metrics, Progress
+from crucible.training.replicas import Replicas
 from crucible.training.saver import Saver, SaveReport, TensorFile
 from crucible.training.state import (
     SCHEMA_VERSION,
@@ -106,22 +106,10 @@ class Trainer:
                 use_onednn(self.model)
             else:
                 gemm = "mkl"
-        further = [copy.deepcopy(self.model) for _ in range(self.team.count - 1)]
-        self._gradients = [self.optimizer.gradients, *(torch.zeros_like(self.optimizer.gradients) for _ in further)]
-        for model, gradients in zip(further, self._gradients[1:], strict=True):
-            self.optimizer.share(model, gradients)
-        self._forwards: list[Callable[[Tensor, Tensor], Tensor]] = [
-            torch.compile(self.model) if compiled else self.model,
-            *further,
-        ]
-        self.environment = environment(
-            self.device,
-            str(precision).removeprefix("torch."),
-            compiled,
-            gemm,
-            self.processes.count,
-            self.team.count,
-        )
+        forward = torch.compile(self.model) if compiled else self.model
+        self.replicas = Replicas(self.model, forward, self.optimizer, self.autocast, self.scaler)
+        name = str(precision).removeprefix("torch.")
+        self.environment = environment(self.device, name, compiled, gemm, self.processes.count, self.team.count)
 
         self.step = 0
         self.best: dict[str, float] | None = None
@@ -138,9 +126,7 @@ class Trainer:
         """One optimizer step, the (self.step + 1)th."""
         optimizer, config = self.optimizer, self.config
         optimizer.rate = learning_rate(config, self.step)
-        for loss in self.team.each(self._compute_gradients):
-            self._loss_sum += loss
-        optimizer.add(self._gradients[1:])
+        self._loss_sum += self.replicas.compute_gradients(self._batch, self.micro_steps, config.batch_size)
         self.processes.average(optimizer.gradients)
         self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
         norm = optimizer.clip(config.grad_clip)
@@ -151,21 +137,6 @@ class Trainer:
         self._summed += 1
         self.step += 1
         self.losses, self.estimated_val_loss = {}, None
-
-    def _compute_gradients(self, number: int) -> Tensor:
-        """Those of one thread's rows in each batch of the step; returns what they add to the mean loss."""
-        self._gradients[number].zero_()
-        sum_of_losses = torch.zeros((), device=self.device)
-        size, each = self.config.batch_size, math.ceil(self.config.batch_size / self.team.count)
-        rows = range(size)[number * each : (number + 1) * each]
-        share = len(rows) / (size * self.micro_steps)
-        for micro_step in range(self.micro_steps):
-            inputs, targets = self._batch(micro_step, rows)
-            with self.autocast():
-                loss = self._forwards[number](inputs, targets) * share
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            sum_of_losses += loss.detach()
-        return sum_of_losses
 
     def _batch(self, micro_step: int, rows: range) -> tuple[Tensor, Tensor]:
         size = self.config.batch_size

@@ -33,7 +33,7 @@ def test_their_model_is_one(dataset: Dataset) -> None:
     """What a checkpoint brings, or an evaluation reads, is what every thread computes with."""
     trainer = Trainer(SMOOTH.with_overrides({"threads": 2}), dataset)
     trainer.optimizer.weights.zero_()
-    for forward in trainer._forwards:
+    for forward in trainer.replicas.forwards:
         assert isinstance(forward, torch.nn.Module)
         assert all(not parameter.any() for parameter in forward.parameters())
 
