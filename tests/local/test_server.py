@@ -1,13 +1,16 @@
-"""The mend of Prefect's server on SQLite: a statement that failed leaves nothing for the garbage collector to close."""
+"""Prefect's server on SQLite, mended: a failed statement leaves no cursor open, and who begins may write."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from pathlib import Path
 
 import aiosqlite
 import pytest
+import sqlalchemy as sa
+from prefect.server.database.configurations import AioSqliteConfiguration
 
 from crucible.local.server import install
 
@@ -15,6 +18,7 @@ from crucible.local.server import install
 @pytest.fixture(autouse=True)
 def mended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aiosqlite.Cursor, "execute", aiosqlite.Cursor.execute)  # taken back after the test
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction)
     install()
     install()
 
@@ -50,3 +54,31 @@ def test_what_succeeds_is_as_before() -> None:
             return int(row[0])
 
     assert asyncio.run(read()) == 42
+
+
+def test_a_transaction_that_reads_first_may_write_whatever_others_try_meanwhile(tmp_path: Path) -> None:
+    async def read_then_write(database: Path) -> None:
+        config = AioSqliteConfiguration(connection_url=f"sqlite+aiosqlite:///{database}")
+        engine = await config.engine()
+        try:
+            async with await config.session(engine) as session, config.begin_transaction(session):
+                await session.execute(sa.text("SELECT id FROM run"))
+                with (
+                    contextlib.closing(sqlite3.connect(database, timeout=0)) as other,
+                    pytest.raises(sqlite3.OperationalError, match="database is locked"),
+                ):
+                    other.execute("INSERT INTO run VALUES (1)")
+                # What the server opens within a transaction must not wait for the end of it.
+                async with await config.session(engine) as within, config.begin_transaction(within):
+                    await within.execute(sa.text("SELECT id FROM run"))
+                async with await config.session(engine) as within:
+                    await within.execute(sa.text("SELECT id FROM run"))
+                await session.execute(sa.text("INSERT INTO run VALUES (2)"))
+        finally:
+            await engine.dispose()
+
+    database = tmp_path / "prefect.db"
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("CREATE TABLE run (id)")
+        asyncio.run(read_then_write(database))
+        assert connection.execute("SELECT id FROM run").fetchall() == [(2,)]
