@@ -87,7 +87,7 @@ class TrainConfig(Settings):
     compile: bool = Field(False, description="torch.compile; pays on GPUs and long runs, costs up to a minute first.")
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; empty: all cores this process may use.")
     fast_gemm: Literal["auto", "shim", "onednn", "off"] = Field(
-        "auto", description="Float32 on CPUs where oneMKL is slow: auto measures once and takes the fastest."
+        "auto", description="Float32 products on AMD CPUs: auto measures once whether oneMKL's fast path (shim) pays."
     )
 
     # Checkpoints

@@ -1,11 +1,11 @@
 """Which code multiplies float32 matrices on this CPU, decided before torch is imported.
 
-Two thirds of a small training step are matrix products. torch's own way (`mkl`) takes a slow path on AMD processors;
-two ways around it are measured once per machine and torch version, and the answer is kept under CRUCIBLE_HOME so that
-every attempt on a machine decides alike:
+Two thirds of a small training step are matrix products. torch's own way (`mkl`) takes a slow path on AMD processors.
+There are two ways around it:
 
-- `shim`: oneMKL's fast path, opened by `mkl_shim`;
-- `onednn`: torch's other library, called by `linear`.
+- `shim`: oneMKL's fast path, opened by `mkl_shim`; measured once per machine and torch version, and the answer is kept
+  under CRUCIBLE_HOME so that every attempt on a machine decides alike;
+- `onednn`: torch's other library, called by `linear`, where the config asks for it.
 
 They compute the same sums in another order, so the last bits differ: the choice is written into every checkpoint, and
 a resumed run takes that of its checkpoint. Nothing is measured on Intel processors, where oneMKL is already fast.
@@ -21,7 +21,7 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 from crucible.errors import ConfigError
 from crucible.training import mkl_shim
@@ -30,8 +30,8 @@ __all__ = ["Backend", "Gemm", "choose", "cpu_model"]
 
 Backend = Literal["mkl", "onednn", "shim"]
 
-# Below these gains the plain way stays: results that differ in bits from everyone else's should be worth something.
-_WORTH = {"shim": 1.3, "onednn": 1.2}
+# Well above what two measurements of the same differ by, and below what any AMD processor measured has gained (1.1).
+_WORTH = 1.05
 
 
 @dataclass(frozen=True)
@@ -72,37 +72,33 @@ def cpu_model() -> str:
 
 
 def _measured() -> Gemm:
-    folder = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible") / "gemm"
-    answer = folder / "measured.json"
+    answer = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible") / "gemm" / "measured.json"
     machine = {"cpu": cpu_model(), "flags": len(_cpu_info().get("flags", "")), "torch": metadata.version("torch")}
     known = _read(answer)
-    if known.get("machine") != machine:
-        gflops = {"mkl": 0.0} | _probe() | {"shim": _probe(folder).get("mkl", 0.0)}
-        gain = {name: gflops.get(name, 0.0) / gflops["mkl"] if gflops["mkl"] else 0.0 for name in _WORTH}
-        best = next((name for name in _WORTH if gain[name] >= _WORTH[name]), "mkl")
-        known = {"machine": machine, "backend": best, "gflops_per_core": gflops}
+    if known.get("machine") != machine or not isinstance(known.get("gain"), float):
+        known = {"machine": machine} | _probe()
         _write(answer, known)
-    backend = known.get("backend")
-    if backend not in get_args(Backend):
-        return Gemm("mkl", f"{answer} cannot be understood; delete it to measure again")
-    if backend == "shim":
-        try:
-            mkl_shim.load(folder)
-        except OSError as error:
-            return Gemm("mkl", f"the shim does not load here ({error})")
-    figures = ", ".join(f"{name} {value:.0f}" for name, value in known.get("gflops_per_core", {}).items())
-    return Gemm(cast(Backend, backend), f"measured GFLOPS per core: {figures}")
+    if not known["gain"]:
+        return Gemm("mkl", "oneMKL cannot be measured here; fast_gemm = 'onednn' may be faster")
+    figures = f"{known['gain']:.2f} times as fast ({known['mkl']:.0f} and {known['shim']:.0f} GFLOPS per core)"
+    if known["gain"] < _WORTH:
+        return Gemm("mkl", f"measured: oneMKL's fast path is {figures}")
+    try:
+        mkl_shim.load()
+    except OSError as error:
+        return Gemm("mkl", f"the shim does not load here ({error}); fast_gemm = 'onednn' may be faster")
+    return Gemm("shim", f"measured: {figures}")
 
 
-def _probe(shim_folder: Path | None = None) -> dict[str, float]:
-    """GFLOPS per core in a process of its own, since only a fresh one can load the shim; empty if it fails there."""
-    command = [sys.executable, "-m", "crucible.training.gemm_probe", *([str(shim_folder)] if shim_folder else [])]
+def _probe() -> dict[str, float]:
+    """What `gemm_probe` measures, in processes of its own; a gain of 0 if it fails there."""
+    command = [sys.executable, "-m", "crucible.training.gemm_probe"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
         return cast(dict[str, float], json.loads(done.stdout.splitlines()[-1]))
     except (subprocess.SubprocessError, OSError, ValueError, IndexError):
-        return {}
+        return {"gain": 0.0}
 
 
 def _may_help() -> bool:
@@ -115,12 +111,11 @@ def _load_or_refuse() -> None:
         raise ConfigError("fast_gemm = 'shim' works on x86-64 Linux only; use fast_gemm = 'auto'")
     if "torch" in sys.modules:
         raise ConfigError("fast_gemm = 'shim' must be chosen before torch is imported; use python -m crucible.training")
-    folder = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible") / "gemm"
     try:
-        mkl_shim.load(folder)
+        mkl_shim.load()
     except OSError as error:
         raise ConfigError(
-            f"fast_gemm = 'shim' cannot be loaded from {folder} ({error}); use fast_gemm = 'onednn' or 'off'"
+            f"fast_gemm = 'shim' cannot be loaded here ({error}); use fast_gemm = 'onednn' or 'off'"
         ) from None
 
 

@@ -3,7 +3,7 @@
     int mkl_serv_intel_cpu_true(void) { return 1; }
 
 oneMKL, which torch multiplies float32 matrices with, calls this function of its own to decide whether it may take its
-AVX-512 code; on an AMD processor it says no, and matrix products run at about half speed. The dynamic linker gives a
+code for Intel's processors; on an AMD one it says no, and matrix products run at down to half speed. The linker gives a
 symbol to whoever defines it first, so loading this library before torch answers yes. oneMKL still asks the processor
 which instructions it has. `gemm` measures whether that helps before it is used.
 """
@@ -11,8 +11,8 @@ which instructions it has. `gemm` measures whether that helps before it is used.
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
-from pathlib import Path
 
 __all__ = ["load", "shared_library"]
 
@@ -55,16 +55,17 @@ def shared_library() -> bytes:
     return text.ljust(_PAGE, b"\0") + dynamic
 
 
-def load(folder: Path) -> None:
-    """Put the library into this process, before torch is imported; raises OSError if it cannot be written or loaded."""
-    path = folder / "mkl_shim.so"
-    content = shared_library()
-    if not path.exists() or path.read_bytes() != content:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".partial")
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+def load() -> None:
+    """Put the library into this process, before torch is imported; raises OSError where that is not allowed.
+
+    It lies in memory: a home may be read-only, or mounted so that nothing in it can run.
+    """
+    file = os.memfd_create("mkl_shim.so")
+    try:
+        os.write(file, shared_library())
+        ctypes.CDLL(f"/proc/self/fd/{file}", mode=ctypes.RTLD_GLOBAL)
+    finally:
+        os.close(file)
 
 
 def _align(offset: int) -> int:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,16 +21,19 @@ x86_linux = pytest.mark.skipif(
 
 
 @x86_linux
-def test_shim_is_a_library_that_says_yes(tmp_path: Path) -> None:
-    mkl_shim.load(tmp_path / "new folder")
-    library = ctypes.CDLL(str(tmp_path / "new folder" / "mkl_shim.so"))
-    assert library.mkl_serv_intel_cpu_true() == 1
+def test_shim_is_a_library_that_says_yes() -> None:
+    code = "from crucible.training import mkl_shim; mkl_shim.load(); import ctypes;"
+    code += "print(ctypes.CDLL(None).mkl_serv_intel_cpu_true())"  # as torch's library will look it up
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
 
 
 @x86_linux
-def test_probe_measures_with_the_shim_in_place(tmp_path: Path) -> None:
-    measured = gemm._probe(tmp_path)
-    assert measured["mkl"] > 0  # a wrong product would be left out
+def test_probe_compares_onemkl_with_and_without_the_shim() -> None:
+    measured = gemm._probe()
+    assert measured["mkl"] > 0
+    assert measured["shim"] > 0
+    assert measured["gain"] > 0  # a wrong product or a crash would leave 0
 
 
 @pytest.mark.parametrize("shape", [(5, 7, 24), (6, 24)])
@@ -58,27 +61,44 @@ def test_choice_follows_the_checkpoint_and_the_config(monkeypatch: pytest.Monkey
         gemm.choose("shim")  # torch is already here, or this is no x86-64 Linux
 
 
-def test_answer_is_measured_once_per_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def amd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine whose gains are what a test says; where the answer is kept."""
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
     monkeypatch.setattr(gemm, "_cpu_info", lambda: {"vendor_id": "AuthenticAMD", "model name": "Test", "flags": "a b"})
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    asked: list[object] = []
+    monkeypatch.setattr(mkl_shim, "load", lambda: None)
+    return tmp_path / "gemm" / "measured.json"
 
-    def probe(shim_folder: Path | None = None) -> dict[str, float]:
-        asked.append(shim_folder)
-        return {"mkl": 110.0} if shim_folder else {"mkl": 100.0, "onednn": 150.0}
 
-    monkeypatch.setattr(gemm, "_probe", probe)
+def test_answer_is_measured_once_per_machine(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([{"mkl": 80.0, "shim": 90.0, "gain": 1.125}])
+    monkeypatch.setattr(gemm, "_probe", lambda: next(answers))
     first, second = gemm.choose("auto"), gemm.choose("auto")
     assert first == second
-    assert first.backend == "onednn"  # the shim's gain of a tenth is not worth other bits
-    assert len(asked) == 2
-    kept = json.loads((tmp_path / "gemm" / "measured.json").read_text())
-    assert kept["gflops_per_core"] == {"mkl": 100.0, "onednn": 150.0, "shim": 110.0}
+    assert (first.backend, first.reason) == ("shim", "measured: 1.12 times as fast (80 and 90 GFLOPS per core)")
+    assert json.loads(amd.read_text())["gain"] == 1.125
+
+
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        ({"mkl": 80.0, "shim": 82.0, "gain": 1.03}, "oneMKL's fast path is 1.03 times as fast"),
+        ({"gain": 0.0}, "onednn"),
+    ],
+)
+def test_torch_stays_as_it_is_where_the_shim_gains_nothing(
+    amd: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, float], said: str
+) -> None:
+    amd.parent.mkdir()
+    amd.write_text("{}")  # nothing that could be understood
+    monkeypatch.setattr(gemm, "_probe", lambda: measured)
+    assert gemm.choose("auto").backend == "mkl"
+    assert said in gemm.choose("auto").reason
 
 
 def test_nothing_is_measured_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "_cpu_info", lambda: {"vendor_id": "GenuineIntel"})
-    monkeypatch.setattr(gemm, "_probe", lambda folder=None: pytest.fail("measured"))
+    monkeypatch.setattr(gemm, "_probe", lambda: pytest.fail("measured"))
     assert gemm.choose("auto").backend == "mkl"
