@@ -130,7 +130,7 @@ def pools(
         **prefect_server.env,
         **cloud.environment,
         **worker_environment(stack_state),
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_INTEGRATIONS_AWS_ECS_WORKER_CREATE_TASK_RUN_MAX_ATTEMPTS": "1",
     }
     with log.open("wb") as output:
