@@ -1,7 +1,7 @@
 """Measure oneMKL's float32 products with and without the shim: `python -m crucible.training.gemm_probe`.
 
 Prints one JSON line: GFLOPS per core of either way, and the shim's gain. Each has a process of its own: the shim must
-be there before torch's library, and if one crashes on some processor, it crashes here. They take turns of some twenty
+be there before torch's library, and if one crashes on some processor, it crashes here. They take turns of some ten
 milliseconds, and the gain is the median over the turns, so a machine whose speed drifts is compared with itself. Only
 the library is loaded, not torch, which would take longer than all of this.
 """
@@ -23,7 +23,7 @@ from crucible.training import mkl_shim
 
 ROWS, WIDTH_IN, WIDTH_OUT = 768, 128, 512  # the widest layer of the cpu-small preset: 0.1 GFLOP, about a millisecond
 FLOP = 2 * ROWS * WIDTH_IN * WIDTH_OUT
-TURNS, REPEATS = 10, 20
+TURNS, REPEATS = 40, 8
 
 
 def main() -> None:
