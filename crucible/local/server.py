@@ -7,7 +7,7 @@ busy_timeout), the loop stands still for as long, and with it whoever was to giv
 is closed at once, in the thread of its connection.
 
 **No refusal.** Prefect reads before it writes in one deferred transaction. If anybody has written in between, SQLite
-refuses the write at once, whatever the timeout, and the client gets a 503: with a few writers most new runs and
+refuses the write at once, whatever the timeout, and the client gets a 503: with a few writers many new runs and
 deployments, some after all their retries. Here a transaction asks for the right to write when it begins, and waits.
 """
 
