@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import write_result
+from crucible.catalog.offers import Offer, load_catalog
+from crucible.catalog.this_machine import with_own_machine
 from crucible.config import TrainConfig
-from crucible.routing.catalog import Offer, load_catalog
-from crucible.routing.estimate import estimate
-from crucible.routing.machine import with_own_machine
-from crucible.routing.needs import Needs, needs_of
-from crucible.routing.probe import probe
-from crucible.routing.speed import speed_on, speed_record
+from crucible.estimate.estimate import estimate
+from crucible.estimate.needs import Needs, needs_of
+from crucible.estimate.probe import probe
+from crucible.estimate.speed import speed_on, speed_record
 
 VAL_TOKENS = 4096
 # name: vocabulary, shape, steps that take about ten CPU seconds

@@ -27,14 +27,14 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.results import write_result
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Attempt, Job
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.status import JobState, status_of
 from crucible.local.state import State
 from crucible.rehearsal.modal.drill import ModalStage, modal_stage
 
 COMMANDS = {
     "runner": None,
-    "engine": "python -m crucible.agent.init -- python -m prefect.engine",
+    "engine": "python -m crucible.agent.entrypoint -- python -m prefect.engine",
 }
 PATIENCE_SECONDS = 600.0
 

@@ -10,9 +10,9 @@ import sys
 from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from crucible.deciding import Patience, Placement
-from crucible.job_status import JobState
-from crucible.store import Store
+from crucible.jobs.status import JobState
+from crucible.store import store_at
+from crucible.supervision.retry_policy import Patience, Placement
 from crucible.sweeps import Sweep
 from tasks.launching import PrefectLauncher
 from tasks.sweeping import SweepRun
@@ -22,7 +22,7 @@ from tasks.trials import HereLauncher, Machine
 @flow(name="no-work", task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
 def no_work(store: str, sweep: str, here: bool) -> None:
     """What `tune-nanogpt` does on its own machine, without preprocessing and evaluation."""
-    found = Sweep.open(Store.open(store), sweep)
+    found = Sweep.open(store_at(store), sweep)
     machine = Machine(found.spec.parallelism, threads=1)
     status = SweepRun(
         found,

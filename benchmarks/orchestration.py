@@ -32,10 +32,10 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Job
-from crucible.presence import present
+from crucible.jobs.job import Job
+from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.supervision.heartbeat import present
 
 DATASET = DatasetConfig(source="python-stdlib", max_bytes=2_000_000)
 BARE_SECONDS = 180.0

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import FOLDER, write_result
-from crucible.routing.simulate import Row, load_traces, simulate, summarise
-from crucible.routing.simulation_plot import save_plot
+from crucible.placement.simulate import Row, load_traces, simulate, summarise
+from crucible.reports.simulation_picture import save_plot
 
 DEADLINES = (1.1, 1.3, 1.6)
 FITTED_ZONES = ("us-east-1a", "us-east-1d", "us-east-2a", "us-west-2a", "us-west-2c")
-"""Zones whose spot runs and outages the two laws in `crucible.routing.lookahead` were fitted to."""
+"""Zones whose spot runs and outages the two laws in `crucible.placement.lookahead` were fitted to."""
 
 
 def main() -> None:

@@ -28,9 +28,9 @@ CHILD = """
 import json, resource, sys, time
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
-from crucible.store import Store
+from crucible.store import Store, store_at
 start = time.perf_counter()
-info = build_dataset(DatasetConfig(source=sys.argv[1], tokenizer=sys.argv[2]), Store.open(sys.argv[3]))
+info = build_dataset(DatasetConfig(source=sys.argv[1], tokenizer=sys.argv[2]), store_at(sys.argv[3]))
 unit = 1 if sys.platform == "darwin" else 1024
 print(json.dumps({
     "tokenizer": sys.argv[2],

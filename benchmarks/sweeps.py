@@ -33,7 +33,7 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
-from crucible.job_status import JobState
+from crucible.jobs.status import JobState
 from crucible.local.state import State
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec

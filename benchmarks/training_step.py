@@ -168,7 +168,7 @@ class Worker:
 
 def work(way: str, config: TrainConfig, folder: Path) -> None:
     """The worker's side: train as many steps as each line of input says."""
-    from crucible.training import gemm
+    from crucible.training.cpu import gemm
 
     kernels = gemm.choose(config.fast_gemm, device=config.device).backend
     step = plain_step(config, folder) if way.startswith("plain") else trainer_step(config, folder, kernels)

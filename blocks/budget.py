@@ -7,7 +7,7 @@ from typing import Literal
 from prefect.blocks.core import Block
 from pydantic import Field
 
-from crucible.routing.budgets import BudgetLimit
+from crucible.billing.budgets import BudgetLimit
 
 
 class Budget(Block):

@@ -49,4 +49,4 @@ class Store(Block):
             "endpoint_url": self.endpoint_url,
             "client_kwargs": {"region_name": self.region} if self.region else None,
         }
-        return crucible.store.Store.open(self.root, **{name: value for name, value in options.items() if value})
+        return crucible.store.store_at(self.root, **{name: value for name, value in options.items() if value})

@@ -16,7 +16,7 @@ def sweep(sweep_id: str, store: str | None = None) -> Sweep:
     `store` is an address (`file://…`, `s3://…`); without one it is the default store. Raises `ConfigError` when there
     is no such sweep.
     """
-    from crucible.store import Store, default_store_uri
+    from crucible.store import default_store_uri, store_at
     from crucible.sweeps import Sweep
 
-    return Sweep.open(Store.open(store or default_store_uri()), sweep_id)
+    return Sweep.open(store_at(store or default_store_uri()), sweep_id)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from pydantic import Field
 
-from crucible.jobs import Job
+from crucible.jobs.job import Job
 from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.observing import add_tags

@@ -14,8 +14,8 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from crucible.errors import CrucibleError
-from crucible.routing.asking import Question, answer
-from crucible.routing.recommend import in_words, money
+from crucible.estimate.ranking import in_words, money
+from crucible.estimate.request import Question, answer
 from flows.parameters import Preset
 from tasks.observing import add_tags
 from tasks.recommendation import pool_states, publish

@@ -12,8 +12,8 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from crucible.errors import FencedOut
-from crucible.jobs import Job
-from crucible.records import EndReason, Outcome
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Outcome
 from tasks.console import outlive_the_console
 from tasks.ending import end_as
 from tasks.storage import open_store

@@ -23,19 +23,19 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import DatasetInfo, resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import require_block_size
-from crucible.deciding import Patience
 from crucible.errors import CrucibleError, FencedOut
-from crucible.job_status import JobState, JobStatus
-from crucible.jobs import Job
-from crucible.presence import Presence
-from crucible.records import JobSpec, Limits, now
-from crucible.routing.asking import moment_to_come
-from crucible.routing.choice import Choice, choice_of, remember_choice
-from crucible.routing.history import remember_plan
-from crucible.routing.learning import remember_job
-from crucible.routing.recommend import Preferences
+from crucible.estimate.history import remember_plan
+from crucible.estimate.learning import remember_job
+from crucible.estimate.ranking import Preferences
+from crucible.estimate.request import moment_to_come
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Limits, now
+from crucible.jobs.status import JobState, JobStatus
+from crucible.placement.choice import Choice, choice_of, remember_choice
 from crucible.store import Store
-from crucible.supervision import Supervision
+from crucible.supervision.heartbeat import Presence
+from crucible.supervision.retry_policy import Patience
+from crucible.supervision.supervisor import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess

@@ -27,14 +27,14 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import require_block_size
-from crucible.deciding import Patience, Placement
 from crucible.errors import ConfigError, CrucibleError, FencedOut
-from crucible.job_status import JobState
-from crucible.presence import Presence
-from crucible.records import Limits
-from crucible.routing.asking import moment_to_come
-from crucible.routing.recommend import Preferences
+from crucible.estimate.ranking import Preferences
+from crucible.estimate.request import moment_to_come
+from crucible.jobs.records import Limits
+from crucible.jobs.status import JobState
 from crucible.store import Store
+from crucible.supervision.heartbeat import Presence
+from crucible.supervision.retry_policy import Patience, Placement
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, hyperband_brackets, ladder

@@ -12,10 +12,10 @@ from prefect.events import emit_event
 from prefect.exceptions import PrefectHTTPStatusError
 
 from blocks.budget import Budget
-from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts
-from crucible.routing.catalog import load_catalog
-from crucible.routing.cost_report import cost_report
-from crucible.routing.costs import MICRO, AttemptCost, as_csv, as_rows, attempt_costs, total_micro_usd
+from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts
+from crucible.billing.costs import MICRO, AttemptCost, as_csv, as_rows, attempt_costs, total_micro_usd
+from crucible.catalog.offers import load_catalog
+from crucible.reports.costs import cost_report
 from crucible.store import Store
 
 Period = Literal["day", "week", "month"]

@@ -14,7 +14,7 @@ from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settin
 from prefect.states import Cancelled, Completed, Failed
 from prefect.utilities.engine import propose_state_sync
 
-from crucible.job_status import JobState
+from crucible.jobs.status import JobState
 
 
 class Ended(Abort):

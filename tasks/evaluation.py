@@ -19,15 +19,15 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.utilities.annotations import quote
 
 from crucible.agent.workload import Workload
-from crucible.checkpoints import MODELS, Checkpoint, Checkpoints, best_checkpoint, step_name
+from crucible.checkpoints.commits import MODELS, Checkpoint, Checkpoints, best_checkpoint, step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import CheckpointError, ConfigError, CrucibleError
-from crucible.jobs import Job
+from crucible.home import crucible_home
+from crucible.jobs.job import Job
 from crucible.reports import Metrics, loss_curve, summarise
 from crucible.reports.evaluation import EVALUATION, evaluation_page
 from crucible.reports.picture import data_uri
-from crucible.store import crucible_home
 from tasks.datasets import network_failed
 from tasks.reporting import artifact_key, publish_report
 

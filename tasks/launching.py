@@ -12,12 +12,12 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from crucible.aws.diagnosis import diagnose
 from crucible.errors import ServiceError
-from crucible.jobs import Job
-from crucible.records import Launch, Outcome, now
-from crucible.supervision import Hint, PoolSays
-from crucible.workers.modal_failures import PERMANENT
+from crucible.jobs.job import Job
+from crucible.jobs.records import Launch, Outcome, now
+from crucible.pools.aws.diagnosis import diagnose
+from crucible.pools.modal.failures import PERMANENT
+from crucible.supervision.supervisor import Hint, PoolSays
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")

@@ -21,10 +21,10 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.errors import StoreError
-from crucible.jobs import Attempt, Job
-from crucible.records import Heartbeat
+from crucible.formatting import usd
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Heartbeat
 from crucible.reports import Metrics
-from crucible.reports.figures import usd
 from tasks.reporting import artifact_key, publish_report
 
 BURST_LINES = 60

@@ -12,25 +12,25 @@ from typing import Any
 import httpx
 from prefect.exceptions import PrefectException
 
-from crucible.checkpoints import Checkpoints
+from crucible.billing.budgets import budget_state, why_over_budget
+from crucible.billing.costs import attempt_costs
+from crucible.catalog.offers import OWN_POOLS, load_catalog
+from crucible.catalog.spot_capacity import spot_capacity
+from crucible.checkpoints.commits import Checkpoints
 from crucible.config import TrainConfig
-from crucible.course import Course
 from crucible.datasets.meta import DatasetMeta
-from crucible.deciding import Placement
 from crucible.errors import ConfigError
-from crucible.jobs import Job
-from crucible.records import Limits
-from crucible.routing.auto import recommend_for
-from crucible.routing.budgets import budget_state, why_over_budget
-from crucible.routing.capacity import spot_capacity
-from crucible.routing.catalog import OWN_POOLS, load_catalog
-from crucible.routing.choice import Choice, deadline_course
-from crucible.routing.costs import attempt_costs
-from crucible.routing.interruptions import observed_mtbf_seconds
-from crucible.routing.overflow import Overflow
-from crucible.routing.placements import placements, planned
-from crucible.routing.recommend import PoolState, Preferences, Recommendation
+from crucible.estimate.for_job import recommend_for
+from crucible.estimate.ranking import PoolState, Preferences, Recommendation
+from crucible.jobs.job import Job
+from crucible.jobs.records import Limits
+from crucible.placement.candidates import placements, planned
+from crucible.placement.choice import Choice, deadline_course
+from crucible.placement.interruptions import observed_mtbf_seconds
+from crucible.placement.overflow import Overflow
 from crucible.store import Store
+from crucible.supervision.placement_policy import Course
+from crucible.supervision.retry_policy import Placement
 from tasks.costs import budget_limits
 from tasks.recommendation import pool_states
 

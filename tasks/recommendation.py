@@ -10,11 +10,11 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import StateType, WorkerStatus
 
-from crucible.routing.asking import Answer
-from crucible.routing.capacity import spot_capacity
-from crucible.routing.catalog import load_catalog
-from crucible.routing.recommend import PoolState
-from crucible.routing.report import recommendation_report
+from crucible.catalog.offers import load_catalog
+from crucible.catalog.spot_capacity import spot_capacity
+from crucible.estimate.ranking import PoolState
+from crucible.estimate.request import Answer
+from crucible.reports.recommendation import recommendation_report
 
 TABLE_KEY, REPORT_KEY = "recommendation-offers", "recommendation"
 _QUEUE_LOOK = 200  # runs waiting in a pool that are counted at most

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from prefect.artifacts import create_markdown_artifact
 
-from crucible.jobs import Job
+from crucible.jobs.job import Job
 from crucible.reports import Metrics, job_report
 
 

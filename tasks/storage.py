@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blocks.store import Store as StoreBlock
 from crucible.errors import ConfigError
-from crucible.store import Store
+from crucible.store import Store, store_at
 
 
 def open_store(reference: str = "default") -> Store:
@@ -13,7 +13,7 @@ def open_store(reference: str = "default") -> Store:
     Raises `ConfigError` when there is no such block.
     """
     if "://" in reference or reference.startswith("/"):
-        return Store.open(reference)
+        return store_at(reference)
     try:
         block = StoreBlock.load(reference)
     except ValueError as error:

@@ -23,12 +23,12 @@ from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
 from crucible.config import TrainConfig
-from crucible.deciding import Patience, Placement
 from crucible.errors import FencedOut, ObjectMissing, ServiceError, StoreError
-from crucible.job_status import JobState, JobStatus
-from crucible.jobs import Job
-from crucible.records import EndReason, Limits, StopRequest, now
-from crucible.supervision import Launcher, Supervision
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Limits, StopRequest, now
+from crucible.jobs.status import JobState, JobStatus
+from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.supervisor import Launcher, Supervision
 from crucible.sweeps.planner import Planner
 from crucible.sweeps.records import SweepLimits, SweepStatus, TrialRecord
 from crucible.sweeps.schedules import Piece

@@ -18,13 +18,14 @@ from crucible.agent.notices import Notice, sources_of_this_machine
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
-from crucible.aws.prices import spot_price
+from crucible.catalog.this_machine import nvidia_gpus
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.routing.machine import nvidia_gpus
-from crucible.store import Store, crucible_home
+from crucible.home import crucible_home
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
+from crucible.pools.aws.prices import spot_price
+from crucible.store import Store
 from tasks.cancelling import being_cancelled
 from tasks.observing import AttemptObserver
 

@@ -1,7 +1,8 @@
 """Trials in this process: attempts that need no flow run of their own, because the sweep's machine is the pool.
 
 The agent runs in the task's thread and starts the workload itself. When this process dies, its workloads die with it
-(see `crucible.agent.tether`), so whoever finds its claims on this machine knows at once that the attempts are over.
+(see `crucible.agent.parent_death_guard`), so whoever finds its claims on this machine
+knows at once that the attempts are over.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from prefect.runtime import flow_run
 from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import sources_of_this_machine
 from crucible.agent.plan import AttemptPlan
-from crucible.jobs import Job
-from crucible.records import Claim, Heartbeat, Launch, Outcome
-from crucible.routing.machine import cpu_count, nvidia_gpus
-from crucible.store import crucible_home
-from crucible.supervision import Hint, Launcher, PoolSays
+from crucible.catalog.this_machine import cpu_count, nvidia_gpus
+from crucible.home import crucible_home
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome
+from crucible.supervision.supervisor import Hint, Launcher, PoolSays
 from tasks.observing import emit
 from tasks.training import beat_seconds, prepare, save_policy
 

@@ -18,7 +18,7 @@ import pytest
 
 from crucible.local import services, up
 from crucible.local.state import PROJECT, Home, State
-from crucible.store import Store
+from crucible.store import Store, store_at
 
 LONGEST_FIRST = (
     "tests/flows/test_pipeline.py",
@@ -152,7 +152,7 @@ def prefect_api(prefect_server: PrefectServer) -> Iterator[str]:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """An empty store in a temporary folder."""
-    return Store.open((tmp_path / "store").as_uri())
+    return store_at((tmp_path / "store").as_uri())
 
 
 @dataclass(frozen=True)
@@ -161,9 +161,9 @@ class S3Place:
 
     uri: str
     options: dict[str, Any]
-    """For `Store.open(uri, **options)` in this process."""
+    """For `store_at(uri, **options)` in this process."""
     env: dict[str, str]
-    """For subprocesses that call `Store.open(uri)` or boto3."""
+    """For subprocesses that call `store_at(uri)` or boto3."""
 
 
 @pytest.fixture(scope="session")
@@ -199,4 +199,4 @@ def s3_place(s3_endpoint: str, request: pytest.FixtureRequest) -> S3Place:
 @pytest.fixture
 def s3_store(s3_place: S3Place) -> Store:
     """An empty store in a bucket of the S3 stand-in."""
-    return Store.open(s3_place.uri, **s3_place.options)
+    return store_at(s3_place.uri, **s3_place.options)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from crucible.deciding import Ended, Patience, decide
-from crucible.records import EndReason, Limits, Notification, Outcome
+from crucible.jobs.records import EndReason, Limits, Notification, Outcome
+from crucible.supervision.retry_policy import Ended, Patience, decide
 
 
 def ended(reason: str, start: int = 0, committed: int = 10, pool: str = "", **fields: Any) -> Ended:

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from crucible.errors import ConfigError, FencedOut, StoreError
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Limits, Outcome, StopRequest, Supervisor
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Limits, Outcome, StopRequest, Supervisor
 from crucible.store import Store
 from tests.faults.small_jobs import claimed, launched, new_job, running
 

@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
-from crucible.store import ObjectInfo, Store
+from crucible.store import ObjectInfo, Store, store_at
 from tests.faults.s3_proxy import S3Proxy
 
 CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
@@ -27,11 +27,11 @@ CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "re
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store of each kind; the S3 one in a bucket whose name and prefix are as people choose them."""
     if request.param == "file":
-        return Store.open((tmp_path / "a store" / "50% # off").as_uri())
+        return store_at((tmp_path / "a store" / "50% # off").as_uri())
     endpoint = request.getfixturevalue("s3_endpoint")
     bucket = f"my-bucket-{random.getrandbits(48):x}"
     boto3.client("s3", endpoint_url=endpoint, **CREDENTIALS).create_bucket(Bucket=bucket)
-    return Store.open(f"s3://{bucket}/team/runs", key="test", secret="test", endpoint_url=endpoint)
+    return store_at(f"s3://{bucket}/team/runs", key="test", secret="test", endpoint_url=endpoint)
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def frail(proxy: S3Proxy, s3_endpoint: str) -> Store:
     """An S3 store behind `proxy`."""
     bucket = f"my-bucket-{random.getrandbits(48):x}"
     boto3.client("s3", endpoint_url=s3_endpoint, **CREDENTIALS).create_bucket(Bucket=bucket)
-    return Store.open(f"s3://{bucket}/runs", key="test", secret="test", endpoint_url=proxy.url)
+    return store_at(f"s3://{bucket}/runs", key="test", secret="test", endpoint_url=proxy.url)
 
 
 def test_objects_come_back_as_they_were_put(place: Store, tmp_path: Path) -> None:
@@ -216,14 +216,14 @@ def test_a_failed_upload_leaves_nothing_behind(place: Store, tmp_path: Path) -> 
 @pytest.mark.parametrize("address", ["s3://", "gs://bucket/x", "http://example.com/x", "s3:///prefix"])
 def test_other_addresses_are_refused_in_words(address: str) -> None:
     with pytest.raises(ConfigError, match="use file:///path or s3://bucket/prefix"):
-        Store.open(address)
+        store_at(address)
 
 
 def test_plain_paths_are_file_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Store.open("relative/folder").write("a", b"1")
-    assert Store.open(str(tmp_path / "relative/folder")).read("a") == b"1"
-    assert Store.open((tmp_path / "relative/folder").as_uri()).read("a") == b"1"
+    store_at("relative/folder").write("a", b"1")
+    assert store_at(str(tmp_path / "relative/folder")).read("a") == b"1"
+    assert store_at((tmp_path / "relative/folder").as_uri()).read("a") == b"1"
 
 
 # The file store
@@ -231,7 +231,7 @@ def test_plain_paths_are_file_stores(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_writing_and_deleting_beside_each_other_never_fails(tmp_path: Path) -> None:
     """Deleting the last object removes its folder, under the feet of whoever is about to write there."""
-    place = Store.open(str(tmp_path / "store"))
+    place = store_at(str(tmp_path / "store"))
 
     def churn(me: int) -> None:
         for number in range(150):
@@ -247,7 +247,7 @@ def test_writing_and_deleting_beside_each_other_never_fails(tmp_path: Path) -> N
 
 def test_objects_are_readable_by_whom_the_umask_lets(tmp_path: Path) -> None:
     """A container writes as root, the person reads the records as themselves."""
-    place = Store.open(str(tmp_path / "store"))
+    place = store_at(str(tmp_path / "store"))
     source = tmp_path / "source"
     source.write_bytes(b"x")
     before = os.umask(0o022)
@@ -266,7 +266,7 @@ def test_objects_are_readable_by_whom_the_umask_lets(tmp_path: Path) -> None:
 
 def test_a_broken_disk_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty answer would look like a job without limits or checkpoints."""
-    place = Store.open(str(tmp_path / "store"))
+    place = store_at(str(tmp_path / "store"))
     place.write("limits/0001.json", b"{}")
     real = os.scandir
 
@@ -284,7 +284,7 @@ def test_a_broken_disk_is_no_empty_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_full_disk_is_told_in_words_and_leaves_the_old_object(tmp_path: Path) -> None:
     """A limit on file sizes stops a write half-way, as a full disk does."""
-    place = Store.open(str(tmp_path / "store"))
+    place = store_at(str(tmp_path / "store"))
     place.write("object", b"old")
     source = tmp_path / "source"
     source.write_bytes(b"x" * 50_000)
@@ -355,7 +355,7 @@ def test_errors_that_stay_are_told(frail: Store, proxy: S3Proxy) -> None:
 
 
 def test_a_missing_bucket_is_told_apart_from_a_missing_object(s3_endpoint: str) -> None:
-    nowhere = Store.open("s3://no-such-place/runs", key="test", secret="test", endpoint_url=s3_endpoint)
+    nowhere = store_at("s3://no-such-place/runs", key="test", secret="test", endpoint_url=s3_endpoint)
     for act in (
         lambda: nowhere.read("object"),
         lambda: nowhere.exists("object"),

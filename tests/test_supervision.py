@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
-from crucible.deciding import LOST_SECONDS, Patience, Placement
+from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import FencedOut, StoreError
-from crucible.job_status import JobState, JobStatus, status_of
-from crucible.jobs import Attempt, Job
-from crucible.records import Claim, EndReason, Heartbeat, Limits
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits
+from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.store import Store
-from crucible.supervision import Hint, PoolSays, Supervision
+from crucible.supervision.retry_policy import LOST_SECONDS, Patience, Placement
+from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tasks.cancelling import CancellationWatch
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
-from crucible.deciding import Placement
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Job
-from crucible.records import EndReason, Heartbeat
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Heartbeat
+from crucible.jobs.status import JobState, status_of
 from crucible.store import Store
-from crucible.supervision import Supervision
+from crucible.supervision.retry_policy import Placement
+from crucible.supervision.supervisor import Supervision
 from tests.agent.harness import newest
 from tests.agent.runner import QUICK, ProcessPool, Silent, alive, python
 from tests.agent.scripted import weights_after

@@ -20,18 +20,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from crucible.agent.exit_classification import blame, verdict
 from crucible.agent.metrics import MetricsFile, MetricsRelay, PrintedMetrics, numbers
 from crucible.agent.notices import Notice, limit_reached
 from crucible.agent.observer import Journal, Observer
 from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.restoring import restore_newest
 from crucible.agent.saving import Saving
-from crucible.agent.verdict import blame, verdict
 from crucible.agent.workload import Workload, WorkloadEnd
-from crucible.checkpoints import persist, wait_at_most
+from crucible.checkpoints.commits import persist, wait_at_most
 from crucible.errors import FencedOut, StoreError
-from crucible.jobs import Attempt
-from crucible.records import Claim, EndReason, Heartbeat, Limits, Outcome
+from crucible.jobs.job import Attempt
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits, Outcome
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from crucible.jobs import Attempt
+from crucible.jobs.job import Attempt
 
 NANOGPT_PATTERN = (
     r"(?:iter (?P<step>\d+): loss (?P<train_loss>[\d.naif]+))|"

@@ -15,10 +15,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-from crucible.records import EndReason, Limits, now
+from crucible.jobs.records import EndReason, Limits, now
 
 STOP_FILE_VARIABLE = "CRUCIBLE_STOP_FILE"
-"""Names the file through which `crucible.agent.init` passes a stop request on."""
+"""Names the file through which `crucible.agent.entrypoint` passes a stop request on."""
 LIFETIME_VARIABLE = "CRUCIBLE_MACHINE_ENDS_AT"
 """Unix seconds at which the pool will take the machine away whatever happens (Modal: 24 hours after its start)."""
 LIFETIME_MARGIN_SECONDS = 120.0

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from crucible.agent.notices import Notice
-from crucible.checkpoints import Checkpoint
-from crucible.records import Heartbeat, Notification
+from crucible.checkpoints.commits import Checkpoint
+from crucible.jobs.records import Heartbeat, Notification
 
 
 class Observer(Protocol):

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from crucible.agent.notices import Notice, NoticeSource
 from crucible.agent.saving import SavePolicy
-from crucible.jobs import Attempt
-from crucible.records import Claim, Launch
+from crucible.jobs.job import Attempt
+from crucible.jobs.records import Claim, Launch
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crucible.agent.observer import Guarded
-from crucible.checkpoints import Checkpoint, Checkpoints, persist, wait_at_most
-from crucible.jobs import Attempt
-from crucible.records import Start
+from crucible.checkpoints.commits import Checkpoint, Checkpoints, persist, wait_at_most
+from crucible.jobs.job import Attempt
+from crucible.jobs.records import Start
 
 
 def restore_newest(

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crucible.checkpoints import Checkpoint, Checkpoints, finished_folders, step_of
+from crucible.checkpoints.commits import Checkpoint, Checkpoints, finished_folders, step_of
 from crucible.errors import CheckpointError, FencedOut, StoreError
 from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
-from crucible.jobs import Attempt
+from crucible.jobs.job import Attempt
 
 LOOK_SECONDS = 0.25
 FIRST_INTERVAL_SECONDS = 15.0

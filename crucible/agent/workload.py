@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from crucible.records import EndReason
+from crucible.jobs.records import EndReason
 
 logger = logging.getLogger(__name__)
 

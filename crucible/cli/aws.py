@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from crucible.aws.session import Aws
-    from crucible.aws.stack import Plan, Progress, StackState
+    from crucible.pools.aws.session import Aws
+    from crucible.pools.aws.stack import Plan, Progress, StackState
 
 app = typer.Typer(no_args_is_help=True, help="GPU pools on AWS: EC2 spot and on-demand through ECS.")
 
@@ -56,9 +56,10 @@ def up(
     yes: Yes = False,
 ) -> None:
     """Create or update the stack, release the brake, and put its pools on the Prefect server."""
-    from crucible.aws import brake, stack
-    from crucible.aws.parameters import stack_parameters
-    from crucible.aws.session import connect
+    from crucible.pools.aws import emergency_stop as brake
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.parameters import stack_parameters
+    from crucible.pools.aws.session import connect
 
     parameters = stack_parameters(
         types=types,
@@ -109,9 +110,9 @@ def plan(
     settings: Parameter = None,
 ) -> None:
     """Show what `up` with the same options would change, and change nothing."""
-    from crucible.aws import stack
-    from crucible.aws.parameters import stack_parameters
-    from crucible.aws.session import connect
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.parameters import stack_parameters
+    from crucible.pools.aws.session import connect
 
     parameters = stack_parameters(
         types=types,
@@ -136,8 +137,8 @@ def plan(
 @app.command()
 def pools(region: Region = None, profile: Profile = None, name: Name = "crucible", image: Image = None) -> None:
     """Put the pools ec2-spot and ec2-on-demand on the Prefect server, or bring them up to date."""
-    from crucible.aws import stack
-    from crucible.aws.session import connect
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.session import connect
 
     aws = connect(region, profile)
     _register_pools(aws, stack.require(aws, name), image)
@@ -151,9 +152,9 @@ def worker(
     name: Name = "crucible",
 ) -> None:
     """Run the Prefect worker of a pool here, set up for the stack: region, event queue, mends of prefect-aws."""
-    from crucible.aws import stack
-    from crucible.aws.session import connect
-    from crucible.aws.worker import run_worker
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.session import connect
+    from crucible.pools.aws.worker import run_worker
 
     aws = connect(region, profile)
     run_worker(pool, stack.require(aws, name), profile)
@@ -164,9 +165,9 @@ def status(
     region: Region = None, profile: Profile = None, name: Name = "crucible", image: Image = None, as_json: Json = False
 ) -> None:
     """Show machines, tasks, why machines do not come, spot warnings, and what is not set up right."""
-    from crucible.aws import stack
-    from crucible.aws.session import connect
-    from crucible.aws.status import status as ask
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.session import connect
+    from crucible.pools.aws.status import status as ask
 
     aws = connect(region, profile)
     now = ask(aws, stack.require(aws, name), prefect_api_url=_prefect_api_url(), image=image)
@@ -194,8 +195,8 @@ def status(
 @app.command("stop-all")
 def stop_all(region: Region = None, profile: Profile = None, name: Name = "crucible", yes: Yes = False) -> None:
     """Emergency brake: pause the pools, stop every task (each may save), terminate every instance."""
-    from crucible.aws import stack
-    from crucible.aws.session import connect
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.session import connect
 
     aws = connect(region, profile)
     state = stack.require(aws, name)
@@ -208,9 +209,9 @@ def stop_all(region: Region = None, profile: Profile = None, name: Name = "cruci
 @app.command()
 def down(region: Region = None, profile: Profile = None, name: Name = "crucible", yes: Yes = False) -> None:
     """Stop everything and delete the stack. The bucket with datasets, checkpoints and records stays."""
-    from crucible.aws import stack
-    from crucible.aws.errors import AwsError
-    from crucible.aws.session import connect
+    from crucible.pools.aws import stack
+    from crucible.pools.aws.errors import AwsError
+    from crucible.pools.aws.session import connect
 
     aws = connect(region, profile)
     state = stack.describe(aws, name)
@@ -263,8 +264,8 @@ class _Ticker:
 
 
 def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
-    from crucible.aws.pools import PoolOptions, register, save_store_block
-    from crucible.aws.status import newest_image
+    from crucible.pools.aws.pools import PoolOptions, register, save_store_block
+    from crucible.pools.aws.status import newest_image
 
     url = _prefect_api_url()
     if url is None:
@@ -316,7 +317,8 @@ def _store_block(aws: Aws, state: StackState) -> dict[str, str]:
 def _brake(aws: Aws, state: StackState) -> None:
     import httpx
 
-    from crucible.aws import brake, pools
+    from crucible.pools.aws import emergency_stop as brake
+    from crucible.pools.aws import pools
 
     if _prefect_api_url() is not None:
         try:

@@ -12,7 +12,7 @@ import typer
 from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json, print_table
 
 if TYPE_CHECKING:
-    from crucible.checkpoints import Checkpoint, Checkpoints
+    from crucible.checkpoints.commits import Checkpoint, Checkpoints
 
 StepOption = Annotated[int | None, typer.Option(help="Only the checkpoint of this step.", min=0)]
 
@@ -28,8 +28,8 @@ def register(app: typer.Typer) -> None:
 
 def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List a job's checkpoints, newest first."""
-    from crucible.checkpoints import best_checkpoint
-    from crucible.reports.figures import size
+    from crucible.checkpoints.commits import best_checkpoint
+    from crucible.formatting import size
     from crucible.reports.tables import loss_cell
 
     checkpoints = _open(store, job).list()
@@ -85,7 +85,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
-    from crucible.checkpoints import step_name
+    from crucible.checkpoints.commits import step_name
     from crucible.errors import CheckpointError, ConfigError
 
     found = _open(store, job)
@@ -112,7 +112,7 @@ def get(
 
 
 def _open(store: str | None, job: str) -> Checkpoints:
-    from crucible.checkpoints import Checkpoints
+    from crucible.checkpoints.commits import Checkpoints
 
     return Checkpoints(open_job(open_store(store), job))
 

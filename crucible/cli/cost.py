@@ -12,7 +12,7 @@ from crucible.errors import ConfigError
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from crucible.routing.costs import AttemptCost
+    from crucible.billing.costs import AttemptCost
 
 
 def register(app: typer.Typer) -> None:
@@ -35,10 +35,10 @@ def cost(
     """Show what attempts have cost so far, what on-demand machines would have, and what would have been cheaper."""
     from datetime import UTC, datetime, timedelta
 
-    from crucible.routing import costs
-    from crucible.routing.asking import moment_ago
-    from crucible.routing.catalog import load_catalog
-    from crucible.store import Store, default_store_uri
+    from crucible.billing import costs
+    from crucible.catalog.offers import load_catalog
+    from crucible.estimate.request import moment_ago
+    from crucible.store import default_store_uri, store_at
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; give one of them")
@@ -47,7 +47,7 @@ def cost(
         raise ConfigError(f"by is {group!r}: it must be one of {', '.join(costs.GROUPS)}")
     start = None if since is None else moment_ago(since, datetime.now(UTC))
     offers = {offer.key: offer for offer in load_catalog()}
-    found = costs.attempt_costs(Store.open(store or default_store_uri()), offers, since=start, job=job)
+    found = costs.attempt_costs(store_at(store or default_store_uri()), offers, since=start, job=job)
     if reconcile:
         _print_reconciled(found, start or datetime.now(UTC) - timedelta(days=7), datetime.now(UTC), as_json)
         return
@@ -68,8 +68,8 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from crucible.routing import costs
-    from crucible.routing.recommend import in_words
+    from crucible.billing import costs
+    from crucible.estimate.ranking import in_words
 
     console = Console()
     if not console.is_terminal:
@@ -105,7 +105,7 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
 def _print_reconciled(found: list[AttemptCost], since: datetime, until: datetime, as_json: bool) -> None:
     from dataclasses import asdict
 
-    from crucible.routing.reconcile import reconcile
+    from crucible.reports.reconciliation import reconcile
 
     entries, messages = reconcile([cost for cost in found if cost.started_at >= since], since, until)
     if as_json:

@@ -126,7 +126,7 @@ def export_nanogpt(
     from crucible.datasets import nanogpt
     from crucible.datasets.build import resolve_dataset
     from crucible.datasets.fetch import fetch_dataset
-    from crucible.store import crucible_home
+    from crucible.home import crucible_home
 
     opened = _open(store)
     info = resolve_dataset(opened, digest)
@@ -136,9 +136,9 @@ def export_nanogpt(
 
 
 def _open(store: str | None) -> Store:
-    from crucible.store import Store, default_store_uri
+    from crucible.store import default_store_uri, store_at
 
-    return Store.open(store or default_store_uri())
+    return store_at(store or default_store_uri())
 
 
 def _summary(info: DatasetInfo) -> dict[str, Any]:

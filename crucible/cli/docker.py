@@ -28,8 +28,8 @@ def pool(
     at_once: Annotated[int, typer.Option(help="How many runs share the machine; 0: no limit.", min=0)] = 1,
 ) -> None:
     """Put the pool docker-gpu and its deployment train/docker-gpu on the Prefect server, or bring them up to date."""
-    from crucible.docker.images import Recipe, build, variant_for
-    from crucible.docker.pool import PoolOptions, register
+    from crucible.pools.docker.images import Recipe, build, variant_for
+    from crucible.pools.docker.pool import PoolOptions, register
 
     image = image or build(Recipe(variant_for(gpus)), lambda line: typer.echo(line, err=True))
     name = register(PoolOptions(image, gpus, memory, at_once or None, network))

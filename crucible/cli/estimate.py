@@ -50,8 +50,8 @@ def estimate(
 
     A range is low to high around the likely figure; the truth should lie within it 8 times out of 10.
     """
-    from crucible.routing.asking import Question, answer, past_accuracy
-    from crucible.routing.tables import print_accuracy, print_answer
+    from crucible.estimate.request import Question, answer, past_accuracy
+    from crucible.reports.estimate_tables import print_accuracy, print_answer
 
     if accuracy:
         print_accuracy(past_accuracy(store), as_json)
@@ -89,8 +89,8 @@ def list_prices(
     """List every offer with its price, where the price is from and of which day."""
     from datetime import UTC, datetime
 
-    from crucible.routing.catalog import load_catalog, stale_warning
-    from crucible.routing.tables import print_offers
+    from crucible.catalog.offers import load_catalog, stale_warning
+    from crucible.reports.estimate_tables import print_offers
 
     known = load_catalog(offers)
     print_offers(known, as_json)
@@ -104,8 +104,8 @@ def refresh_prices(
     """Ask AWS and Modal for today's prices, where credentials for them exist."""
     from datetime import UTC, datetime
 
-    from crucible.routing.catalog import add_prices, load_catalog
-    from crucible.routing.prices import refresh
+    from crucible.catalog.offers import add_prices, load_catalog
+    from crucible.catalog.prices import refresh
 
     refreshed = refresh(load_catalog(), region, datetime.now(UTC))
     for message in refreshed.messages:
@@ -131,8 +131,8 @@ def simulate(
 
     Cost 1.0 is the whole job on demand. The policies see only the past; "omniscient" is the bound no policy can beat.
     """
-    from crucible.routing.simulate import load_traces, summarise
-    from crucible.routing.simulate import simulate as replay
+    from crucible.placement.simulate import load_traces, summarise
+    from crucible.placement.simulate import simulate as replay
 
     rows = replay(
         load_traces(traces),
@@ -144,7 +144,7 @@ def simulate(
         progress=lambda message: None if as_json else typer.echo(message, err=True),
     )
     if plot is not None:
-        from crucible.routing.simulation_plot import save_plot
+        from crucible.reports.simulation_picture import save_plot
 
         save_plot(summarise(rows), plot)
     if as_json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from crucible.docker.images import Recipe
+    from crucible.pools.docker.images import Recipe
 
 app = typer.Typer(no_args_is_help=True, help="The images that every pool runs: build, push, list.")
 
@@ -47,7 +47,7 @@ def build(
     import json
     import time
 
-    from crucible.docker import images
+    from crucible.pools.docker import images
 
     recipe = _recipe(gpu, base, dockerfile, project, build_arg)
     began = time.monotonic()
@@ -78,7 +78,7 @@ def push(
     profile: Annotated[str | None, typer.Option(help="AWS profile.", show_default=False)] = None,
 ) -> None:
     """Build the image unless it is there, and push it under its digest. Prints the reference that pools take."""
-    from crucible.docker import images, registry
+    from crucible.pools.docker import images, registry
 
     recipe = _recipe(gpu, base, dockerfile, project, build_arg)
     if repository is None:
@@ -93,7 +93,7 @@ def ls(as_json: Json = False) -> None:
     """The images of Crucible's that this engine has, newest first."""
     import json
 
-    from crucible.docker import images
+    from crucible.pools.docker import images
 
     rows = images.known()
     if as_json:
@@ -106,8 +106,8 @@ def ls(as_json: Json = False) -> None:
 def _recipe(
     gpu: bool, base: str | None, dockerfile: Path | None, project: Path | None, build_arg: list[str] | None
 ) -> Recipe:
-    from crucible.docker.images import PROJECT, Recipe
     from crucible.errors import ConfigError
+    from crucible.pools.docker.images import PROJECT, Recipe
 
     arguments = {}
     for pair in build_arg or []:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from crucible.jobs import Job
-    from crucible.records import Limits
+    from crucible.jobs.job import Job
+    from crucible.jobs.records import Limits
     from crucible.reports import AttemptSummary, JobSummary
     from crucible.store import Store
 
@@ -43,9 +43,9 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the jobs of the store, newest first."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from crucible.jobs import Job
+    from crucible.formatting import usd
+    from crucible.jobs.job import Job
     from crucible.reports import summarise
-    from crucible.reports.figures import usd
 
     opened = open_store(store)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
@@ -75,9 +75,9 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
 def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Show one job: where it stands, its attempts and its limits."""
-    from crucible.checkpoints import Checkpoints
+    from crucible.checkpoints.commits import Checkpoints
+    from crucible.formatting import duration, usd
     from crucible.reports import Metrics, summarise
-    from crucible.reports.figures import duration, usd
 
     found = open_job(open_store(store), job)
     summary = summarise(found, Metrics(found).rows())
@@ -170,8 +170,8 @@ def stop(
 ) -> None:
     """Ask the running attempt to save and stop; the job can be started again later."""
     from crucible.errors import ConfigError
-    from crucible.job_status import JobState, status_of
-    from crucible.records import EndReason, StopRequest
+    from crucible.jobs.records import EndReason, StopRequest
+    from crucible.jobs.status import JobState, status_of
 
     found = open_job(open_store(store), job)
     attempts = found.attempts()
@@ -229,9 +229,9 @@ def continue_(
 
     What it had saved is where it goes on.
     """
+    from crucible.cli.continuing import start_again
     from crucible.errors import ConfigError
-    from crucible.job_status import JobState, status_of
-    from crucible.local.continuing import start_again
+    from crucible.jobs.status import JobState, status_of
 
     found = open_job(open_store(store), job)
     status = status_of(found)
@@ -253,7 +253,7 @@ def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
     from pydantic import ValidationError
 
     from crucible.errors import ConfigError
-    from crucible.records import Limits
+    from crucible.jobs.records import Limits
     from crucible.settings import explain_validation_error
 
     changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
@@ -267,9 +267,9 @@ def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
 
 def open_store(address: str | None) -> Store:
     """The store at `address`, or the default one."""
-    from crucible.store import Store, default_store_uri
+    from crucible.store import default_store_uri, store_at
 
-    return Store.open(address or default_store_uri())
+    return store_at(address or default_store_uri())
 
 
 def open_job(store: Store, name: str) -> Job:
@@ -277,7 +277,7 @@ def open_job(store: Store, name: str) -> Job:
     import difflib
 
     from crucible.errors import ConfigError
-    from crucible.jobs import Job
+    from crucible.jobs.job import Job
 
     if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
         names = Job.ids(store)
@@ -335,7 +335,7 @@ def _line(summary: JobSummary) -> dict[str, Any]:
 
 
 def _attempt_row(attempt: AttemptSummary) -> list[str]:
-    from crucible.reports.figures import duration, usd
+    from crucible.formatting import duration, usd
 
     steps = UNKNOWN
     if attempt.from_step is not None and attempt.to_step is not None:
@@ -353,7 +353,7 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
 
 
 def _limits_in_words(job: Job) -> str:
-    from crucible.reports.figures import usd
+    from crucible.formatting import usd
 
     limits = job.limits
     return ", ".join(
@@ -368,7 +368,7 @@ def _limits_in_words(job: Job) -> str:
 
 def _deadline(job: Job) -> datetime | None:
     """The `finish_by`, in UTC, of the flow run that decides for the job now or did last."""
-    from crucible.routing.choice import choice_of
+    from crucible.placement.choice import choice_of
 
     supervisor = job.newest_supervisor()
     choice = choice_of(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None

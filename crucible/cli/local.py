@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from crucible.local.checks import Check
+    from crucible.doctor.checks import Check
 
 PANEL = "Local set-up"
 
@@ -50,7 +50,7 @@ def up(
     with StatusLines() as lines:
         state = bring_up(home, project.absolute() if project else PROJECT, lines.report)
         if pool is not None:
-            from crucible.docker.local_pool import bring_up as bring_up_docker
+            from crucible.pools.docker.local_pool import bring_up as bring_up_docker
 
             bring_up_docker(home, lines.report, gpus=gpus, memory=memory, image=image)
     assert state.api_url is not None
@@ -90,7 +90,7 @@ def env() -> None:
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False) -> None:
     """Check this machine and every pool: ready, not ready, how to mend. Fails if the local pool is not ready."""
-    from crucible.local import checks, pool_checks
+    from crucible.doctor import checks, pool_checks
 
     machine, pools = checks.machine(), pool_checks.pools()
     rows = checks.run_all([*machine, *pools])

@@ -30,8 +30,8 @@ def pool(
 ) -> None:
     """Put the pool and its deployment train/modal on the Prefect server, or bring them up to date."""
     from crucible.errors import ConfigError
-    from crucible.workers.modal_pool import PoolOptions
-    from crucible.workers.modal_pool import register as register_pool
+    from crucible.pools.modal.pool import PoolOptions
+    from crucible.pools.modal.pool import register as register_pool
 
     environment = {}
     for pair in env or []:
@@ -58,7 +58,7 @@ def cost(
     import asyncio
     import json
 
-    from crucible.workers.modal_cost import billed_by_tag
+    from crucible.pools.modal.cost import billed_by_tag
 
     dollars = asyncio.run(billed_by_tag(tag, app_name, since))
     if as_json:

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from crucible.local.follow import Standing
+    from crucible.cli.follow import Standing
     from crucible.reports.summary import JobSummary
     from crucible.store import Store
 
@@ -31,7 +31,7 @@ def quickstart(
     from crucible.local.state import Home
     from crucible.local.status import StatusLines
     from crucible.local.up import up
-    from crucible.store import Store, default_store_uri
+    from crucible.store import default_store_uri, store_at
 
     with StatusLines() as lines:
         state = up(Home.current(), report=lines.report)
@@ -40,7 +40,7 @@ def quickstart(
     flow_run = start(state.api_url, preset, job)
     page = f"{services.ui_url(state.api_url)}/runs/flow-run/{flow_run}"
     typer.echo(f"\nWatch it in the Prefect UI: {page}\n")
-    store = Store.open(default_store_uri())
+    store = store_at(default_store_uri())
     try:
         summary = watch(state.api_url, flow_run, store, job)
     except KeyboardInterrupt:
@@ -80,8 +80,8 @@ def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+    from crucible.cli.follow import follow
     from crucible.errors import ServiceError
-    from crucible.local.follow import follow
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     console = Console(stderr=True)
@@ -99,7 +99,7 @@ def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
 
 
 def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
-    from crucible.reports.figures import duration
+    from crucible.formatting import duration
 
     summary, figures = standing.summary, ""
     if summary and summary.step:
@@ -114,9 +114,9 @@ def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
 
 def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
     """Print what came out, and what to do next."""
-    from crucible.jobs import Job
+    from crucible.formatting import duration, usd
+    from crucible.jobs.job import Job
     from crucible.reports.evaluation import read_evaluation
-    from crucible.reports.figures import duration, usd
 
     evaluation = read_evaluation(Job(store, summary.job_id)) or {}
     measured = (
@@ -141,8 +141,8 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
 def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:
     """What the same training would have cost on the cheapest rented machine that the catalog knows."""
     from crucible.errors import CrucibleError
-    from crucible.reports.figures import usd
-    from crucible.routing.asking import Question, answer
+    from crucible.estimate.request import Question, answer
+    from crucible.formatting import usd
 
     try:
         vocabulary = store.read_json(f"datasets/{summary.spec.dataset}/meta.json")["vocab_size"]

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the sweeps of the store, newest first."""
-    from crucible.reports.figures import usd
+    from crucible.formatting import usd
     from crucible.sweeps import Sweep
 
     opened = open_store(store)
@@ -96,7 +96,7 @@ def stop(
 ) -> None:
     """Ask the running trials to save and stop; the sweep can be continued later."""
     from crucible.errors import ConfigError
-    from crucible.records import EndReason, StopRequest
+    from crucible.jobs.records import EndReason, StopRequest
 
     found = open_sweep(open_store(store), sweep)
     asked = []
@@ -146,9 +146,9 @@ def continue_(
 
     Nothing is trained twice, and decisions are those it would have made without the stop.
     """
+    from crucible.cli.continuing import run_again
     from crucible.errors import ConfigError
-    from crucible.job_status import JobState
-    from crucible.local.continuing import run_again
+    from crucible.jobs.status import JobState
 
     found = open_sweep(open_store(store), sweep)
     status = found.status
@@ -172,7 +172,7 @@ def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
     from pydantic import ValidationError
 
     from crucible.errors import ConfigError
-    from crucible.routing.asking import moment_to_come
+    from crucible.estimate.request import moment_to_come
     from crucible.settings import explain_validation_error
     from crucible.sweeps import SweepLimits
 
@@ -229,7 +229,7 @@ def _line(sweep: Sweep) -> dict[str, Any]:
 
 
 def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
-    from crucible.reports.figures import duration, usd
+    from crucible.formatting import duration, usd
 
     spec, status = sweep.spec, sweep.status
     cost, seconds = (sum(row[name] for row in table) for name in ("cost_usd", "seconds"))
@@ -267,7 +267,7 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
 
 
 def _limits_in_words(sweep: Sweep) -> str:
-    from crucible.reports.figures import usd
+    from crucible.formatting import usd
 
     if not sweep.has_limits():
         return "none set yet"

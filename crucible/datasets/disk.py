@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from crucible.errors import DataError
-from crucible.store import crucible_home
+from crucible.home import crucible_home
 
 _ABANDONED_SECONDS = 24 * 3600
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from crucible.datasets.disk import require_free_space, sweep, writing_to
 from crucible.datasets.progress import Progress, ProgressCallback
 from crucible.errors import DataError, SourceUnreachable
-from crucible.store import crucible_home
+from crucible.home import crucible_home
 
 _BLOCK_BYTES = 1 << 20
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.errors import ConfigError, CrucibleError
-from crucible.training import gemm
+from crucible.training.cpu import gemm
 from crucible.training.stop import leave
 
 

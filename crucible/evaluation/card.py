@@ -8,8 +8,8 @@ from typing import Any
 import yaml
 
 from crucible.datasets.meta import DatasetMeta
+from crucible.formatting import duration, usd
 from crucible.reports.evaluation import LONGEST_SAMPLE
-from crucible.reports.figures import duration, usd
 from crucible.reports.tables import fenced, markdown_table, settings_table
 
 NANOGPT_DATASET = "crucible"

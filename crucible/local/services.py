@@ -77,7 +77,17 @@ class Service:
 def server(api_url: str) -> Service:
     """The Prefect server: API, scheduler and UI in one process, on SQLite."""
     port = str(httpx.URL(api_url).port)
-    command = (sys.executable, "-m", "crucible.local.server", "server", "start", "--host", HOST, "--port", port)
+    command = (
+        sys.executable,
+        "-m",
+        "crucible.prefect_compat.server",
+        "server",
+        "start",
+        "--host",
+        HOST,
+        "--port",
+        port,
+    )
     # Another server may have taken the port while ours was starting; its answer is not ours.
     return Service(
         "server", "Prefect server", command, lambda record: listens(record, int(port)) and server_answers(api_url)
@@ -87,7 +97,7 @@ def server(api_url: str) -> Service:
 def worker(api_url: str) -> Service:
     """The process worker of the `local` pool."""
     command = (
-        *(sys.executable, "-m", "crucible.local.worker", "worker", "start"),
+        *(sys.executable, "-m", "crucible.pools.local.worker", "worker", "start"),
         *("--pool", POOL, "--type", "process", "--name", WORKER_NAME),
     )
     return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
@@ -109,7 +119,7 @@ def docker_worker(api_url: str) -> Service:
 
 def watchdog() -> Service:
     """The process that notices attempts which fell silent."""
-    command = (sys.executable, "-m", "crucible.local.watchdog")
+    command = (sys.executable, "-m", "crucible.supervision.watchdog")
     return Service("watchdog", "Watchdog", command, lambda record: record.find() is not None)
 
 

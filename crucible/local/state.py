@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import crucible
 from crucible.errors import ServiceError
+from crucible.home import crucible_home
 from crucible.local.processes import ProcessRecord
-from crucible.store import crucible_home
 
 PROJECT = Path(crucible.__file__).parent.parent
 """The folder with `prefect.yaml`, `flows/`, `tasks/` and `blocks/`; the worker runs everything from here."""

@@ -109,7 +109,7 @@ def stop_services(home: Home, state: State, report: Report) -> None:
     for name in sorted(state.services, key=lambda name: name == "server"):
         record = state.services[name]
         if name == services.DOCKER_WORKER:
-            from crucible.docker.local_pool import stop_runs
+            from crucible.pools.docker.local_pool import stop_runs
 
             stop_runs(home, report)
         if (process := record.find()) is not None:

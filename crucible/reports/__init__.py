@@ -12,7 +12,7 @@ Everything here is read from the job's records; nothing knows Prefect, and panda
 where they are used.
 """
 
-from crucible.reports.metrics import Metrics, merged_metrics
+from crucible.jobs.metrics import Metrics, merged_metrics
 from crucible.reports.picture import loss_curve
 from crucible.reports.report import job_report
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from crucible.billing.costs import MICRO, on_demand_micro_usd
+from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
-from crucible.reports.figures import duration
+from crucible.formatting import duration
 from crucible.reports.summary import AttemptSummary, JobSummary
 from crucible.reports.tables import UNKNOWN, markdown_table
-from crucible.routing.catalog import Offer, load_catalog
-from crucible.routing.costs import MICRO, on_demand_micro_usd
 
 
 def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:

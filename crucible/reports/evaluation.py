@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crucible.errors import ObjectMissing
-from crucible.jobs import Job
-from crucible.reports.figures import size
+from crucible.formatting import size
+from crucible.jobs.job import Job
 from crucible.reports.tables import fenced, markdown_table
 
 EVALUATION = "evaluation.json"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from crucible.formatting import duration
 from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
-from crucible.reports.figures import duration
 from crucible.reports.summary import AttemptSummary
 
 NEARLY = 0.1

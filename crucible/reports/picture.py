@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crucible.reports.metrics import Row
+from crucible.jobs.metrics import Row
 
 MOST_POINTS = 300
 """Of the training loss; of a longer history each is the mean of its neighbours, which shows more than noise would."""

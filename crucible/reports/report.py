@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from crucible.checkpoints import Checkpoints
-from crucible.job_status import JobState
-from crucible.jobs import Job
+from crucible.checkpoints.commits import Checkpoints
+from crucible.formatting import duration, usd
+from crucible.jobs.job import Job
+from crucible.jobs.metrics import Metrics
+from crucible.jobs.status import JobState
 from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
-from crucible.reports.figures import duration, usd
 from crucible.reports.interval import interval_in_words
-from crucible.reports.metrics import Metrics
 from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 from crucible.reports.tables import attempts_table, checkpoints_table, settings_table

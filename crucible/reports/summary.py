@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Attempt, Job
-from crucible.records import EndReason, JobSpec, Launch, Limits, Outcome
-from crucible.reports.metrics import Metrics, Row
-from crucible.routing.history import plan_of
+from crucible.estimate.history import plan_of
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.metrics import Metrics, Row
+from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
+from crucible.jobs.status import JobState, status_of
 
 RATE_ROWS = 50
 """How many of the latest rows the time left is estimated from: it should follow a machine that gets slower."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from crucible.formatting import duration, usd
+from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
-from crucible.reports.figures import duration, usd
-from crucible.reports.metrics import Metrics
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
 from crucible.reports.tables import UNKNOWN, markdown_table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crucible.checkpoints import Checkpoint, best_checkpoint
-from crucible.reports.figures import duration, size, usd
+from crucible.checkpoints.commits import Checkpoint, best_checkpoint
+from crucible.formatting import duration, size, usd
 from crucible.reports.summary import AttemptSummary
 
 UNKNOWN = "–"

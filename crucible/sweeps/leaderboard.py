@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from crucible.job_status import JobState
+from crucible.jobs.status import JobState
 from crucible.sweeps.trials import Trial
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import Field
 
-from crucible.job_status import JobState
-from crucible.records import Record, now
+from crucible.jobs.records import Record, now
+from crucible.jobs.status import JobState
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName
 from crucible.sweeps.space import MOST_TRIALS, Values

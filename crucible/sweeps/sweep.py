@@ -17,9 +17,9 @@ from pydantic import ValidationError
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
-from crucible.jobs import Job, checked_job_id, differences
-from crucible.records import JobSpec
-from crucible.routing.needs import flops_per_token
+from crucible.estimate.needs import flops_per_token
+from crucible.jobs.job import Job, checked_job_id, differences
+from crucible.jobs.records import JobSpec
 from crucible.store import Store
 from crucible.sweeps.planner import AHEAD, START, Planner
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord

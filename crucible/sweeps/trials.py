@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from crucible.checkpoints import Checkpoints
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Attempt, Job
-from crucible.records import EndReason
-from crucible.reports.metrics import Metrics
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.metrics import Metrics
+from crucible.jobs.records import EndReason
+from crucible.jobs.status import JobState, status_of
 from crucible.sweeps.records import TrialRecord
 from crucible.sweeps.schedules import FAILED, Piece
 from crucible.sweeps.space import Values

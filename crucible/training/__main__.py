@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, cast
 
 from crucible.config import TrainConfig, preset_names
 from crucible.errors import ConfigError, CrucibleError, DataError
-from crucible.training import gemm
+from crucible.training.cpu import gemm
 from crucible.training.folders import STATE, newest_sound
 from crucible.training.launch import launch
 from crucible.training.lock import lock_folder
@@ -123,11 +123,11 @@ def _data(options: argparse.Namespace) -> Path:
         raise DataError(f"--text {options.text} is not a file; give the path of a UTF-8 text")
     from crucible.datasets.build import build_dataset
     from crucible.datasets.config import DatasetConfig
-    from crucible.store import Store
+    from crucible.store import store_at
 
     root = (options.out or Path(os.environ["CRUCIBLE_CHECKPOINT_DIR"]).parent / "data").absolute()
     config = DatasetConfig.parse({"source": str(options.text.absolute()), "tokenizer": "char"})
-    info = build_dataset(config, Store.open(root.as_uri()))
+    info = build_dataset(config, store_at(root.as_uri()))
     return cast(Path, root / "datasets" / info.digest)
 
 

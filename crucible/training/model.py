@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError
+from crucible.training.cpu.linear import Linear
 from crucible.training.folders import MODEL
-from crucible.training.linear import Linear
 from crucible.training.state import read_state
 
 __all__ = ["GPT", "load_model", "padded_vocabulary"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from crucible.config import TrainConfig
-from crucible.training.team import Team
+from crucible.training.cpu.team import Team
 
 __all__ = ["FlatAdamW", "learning_rate"]
 

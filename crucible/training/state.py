@@ -21,8 +21,8 @@ from torch import Tensor
 
 from crucible.config import NOT_IN_DIGEST, TrainConfig
 from crucible.errors import CheckpointError, ConfigError
+from crucible.training.cpu.gemm import cpu_model
 from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault
-from crucible.training.gemm import cpu_model
 from crucible.training.optimizer import FlatAdamW
 
 __all__ = ["capture_rng", "environment", "load_tensors", "read_state", "require_same_run", "restore_rng"]

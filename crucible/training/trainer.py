@@ -25,16 +25,17 @@ from torch import Tensor
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError, TrainingError
 from crucible.training.clock import CheckpointClock
+from crucible.training.cpu.linear import use_onednn
+from crucible.training.cpu.replicas import Replicas
+from crucible.training.cpu.team import Team, team_size
 from crucible.training.data import TRAIN_STREAM, Dataset, SplitName
 from crucible.training.device import choose_device, choose_precision, may_compile
 from crucible.training.evaluate import EvaluationStopped, estimate_loss, full_loss
 from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, prune, safetensors_header
-from crucible.training.linear import use_onednn
 from crucible.training.model import GPT
 from crucible.training.optimizer import FlatAdamW, learning_rate
 from crucible.training.processes import Processes
 from crucible.training.progress import Metrics, Progress
-from crucible.training.replicas import Replicas
 from crucible.training.saver import Saver, SaveReport, TensorFile
 from crucible.training.state import (
     SCHEMA_VERSION,
@@ -45,7 +46,6 @@ from crucible.training.state import (
     read_state,
     require_same_run,
 )
-from crucible.training.team import Team, team_size
 
 __all__ = ["Result", "Trainer"]
 

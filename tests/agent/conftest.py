@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import crucible.agent.saving as saving_module
-from crucible.jobs import Job
+from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.faults.small_jobs import new_job
 

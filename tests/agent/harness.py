@@ -15,9 +15,9 @@ from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
-from crucible.checkpoints import Checkpoint, Checkpoints
-from crucible.jobs import Attempt, Job
-from crucible.records import Heartbeat, Launch, Outcome
+from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Heartbeat, Launch, Outcome
 from tests.agent.scripted import weights_after
 from tests.faults.small_jobs import launched
 

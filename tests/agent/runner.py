@@ -20,11 +20,11 @@ from typing import Any
 
 from crucible.agent import saving
 from crucible.agent.attempt import run_attempt
-from crucible.deciding import Patience, Placement
-from crucible.jobs import Job
-from crucible.records import Heartbeat, Launch, Outcome
-from crucible.store import Store
-from crucible.supervision import Hint, PoolSays, Supervision
+from crucible.jobs.job import Job
+from crucible.jobs.records import Heartbeat, Launch, Outcome
+from crucible.store import store_at
+from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.agent.harness import Recorder, plan, scripted
 
 PROJECT = Path(__file__).parents[2]
@@ -95,7 +95,7 @@ def alive(pid: int) -> bool:
 def main(arguments: Sequence[str]) -> None:
     saving.LOOK_SECONDS = 0.02
     role, store, job_id, *rest = arguments
-    job = Job.open(Store.open(store), job_id)
+    job = Job.open(store_at(store), job_id)
     if role == "attempt":
         number, scratch, options = int(rest[0]), Path(rest[1]), json.loads(rest[2])
         attempt = job.attempt(number)

@@ -15,8 +15,8 @@ from crucible.agent.metrics import NANOGPT_PATTERN
 from crucible.agent.notices import Notice
 from crucible.agent.plan import Scratch
 from crucible.errors import CheckpointError
-from crucible.jobs import Job
-from crucible.records import EndReason, Launch
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Launch
 from crucible.store import Store
 from tests.agent.harness import LONG_ENOUGH, Bell, Recorder, committed, in_background, newest, plan, run, scripted, stop
 from tests.agent.scripted import weights_after

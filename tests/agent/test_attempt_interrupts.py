@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from crucible.agent.attempt import run_attempt
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason
 from crucible.store import Store
 from tests.agent.harness import Recorder, committed, plan, scripted
 from tests.faults.faulty_store import FaultyStore

@@ -13,9 +13,9 @@ from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.plan import Scratch
 from crucible.errors import FencedOut
-from crucible.jobs import Job
-from crucible.records import EndReason, Launch, Limits, Outcome, StopRequest
-from crucible.store import Store
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Launch, Limits, Outcome, StopRequest
+from crucible.store import Store, store_at
 from tests.agent.harness import LONG_ENOUGH, Bell, Recorder, committed, plan, run, scripted, stop
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import launched, new_job, running
@@ -216,8 +216,8 @@ def test_an_attempt_given_up_for_lost_stops_itself(job: Job, tmp_path: Path) -> 
 
 def test_two_jobs_of_one_name_share_a_machine(tmp_path: Path) -> None:
     """In different stores; each must keep its hands off the other's files."""
-    other = new_job(Store.open(str(tmp_path / "other store")))
-    job = new_job(Store.open(str(tmp_path / "store")))
+    other = new_job(store_at(str(tmp_path / "other store")))
+    job = new_job(store_at(str(tmp_path / "store")))
 
     def visit(step: int) -> None:
         if step == 3:

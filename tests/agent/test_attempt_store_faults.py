@@ -15,9 +15,9 @@ import crucible.agent.attempt as attempt_module
 from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.errors import StoreError
-from crucible.jobs import Job
-from crucible.records import EndReason
-from crucible.store import Store
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason
+from crucible.store import store_at
 from tests.agent.harness import LONG_ENOUGH, Bell, Recorder, committed, newest, plan, run, scripted, stop
 from tests.agent.scripted import weights_after
 from tests.faults.faulty_store import FaultyStore
@@ -62,7 +62,7 @@ def test_training_goes_on_while_the_store_is_away(job: Job, tmp_path: Path) -> N
 def test_training_goes_on_while_s3_is_away(s3_place: Any, s3_endpoint: str, tmp_path: Path) -> None:
     """The same over HTTP, with refused connections, server errors and expired credentials."""
     with S3Proxy(s3_endpoint) as proxy:
-        store = Store.open(s3_place.uri, **s3_place.options | {"endpoint_url": proxy.url})
+        store = store_at(s3_place.uri, **s3_place.options | {"endpoint_url": proxy.url})
         job = new_job(store)
         weather = {
             6: proxy.refuse,

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from crucible.agent.init import GRACE_VARIABLE
+from crucible.agent.entrypoint import GRACE_VARIABLE
 from crucible.agent.notices import STOP_FILE_VARIABLE, MachineLifetime, StopFile
 from crucible.agent.workload import Workload
-from crucible.checkpoints import Checkpoints
-from crucible.jobs import Job
-from crucible.records import EndReason
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason
 from tests.agent.harness import scripted
 from tests.agent.runner import PROJECT, alive, python
 from tests.faults.small_jobs import launched
@@ -142,7 +142,7 @@ def test_death_by_signal_is_told_apart(tmp_path: Path, number: signal.Signals, r
 
 @pytest.fixture
 def first(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
-    """Starts `python -m crucible.agent.init -- …`, as a container does; orphans come to it, as to a real init."""
+    """Starts `python -m crucible.agent.entrypoint -- …`, as a container does; orphans come to it, as to a real init."""
     started = []
 
     def become_reaper() -> None:
@@ -150,7 +150,7 @@ def first(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
 
     def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "crucible.agent.init", *command],
+            [sys.executable, "-m", "crucible.agent.entrypoint", *command],
             cwd=PROJECT,
             env={**os.environ, STOP_FILE_VARIABLE: str(tmp_path / "stop.json"), **environment},
             stdout=subprocess.PIPE,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from crucible.agent.saving import SavePolicy, Saving
-from crucible.checkpoints import Checkpoints
-from crucible.jobs import Job
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job, running

@@ -16,13 +16,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from crucible.aws.pools import PoolOptions, register
-from crucible.aws.session import Aws
-from crucible.aws.stack import StackState
-from crucible.aws.worker import worker_command, worker_environment
 from crucible.local.state import PROJECT
+from crucible.pools.aws.pools import PoolOptions, register
+from crucible.pools.aws.session import Aws
+from crucible.pools.aws.stack import StackState
+from crucible.pools.aws.worker import worker_command, worker_environment
+from crucible.pools.common.registration import PULL_STEPS
 from crucible.rehearsal.aws.client import AwsRehearsal
-from crucible.workers.registration import PULL_STEPS
 from tests.conftest import PrefectServer
 
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the Prefect server from answering for a minute

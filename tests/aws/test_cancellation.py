@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import InfrastructureNotFound
 from prefect.states import Cancelled, Cancelling
 
-from crucible.aws.cancellation import _stop_waiting_tasks
+from crucible.prefect_compat.ecs_cancellation import _stop_waiting_tasks
 
 
 class Worker:

@@ -9,12 +9,12 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from crucible.aws.diagnosis import diagnose, lost_machine, of_task
-from crucible.aws.parameters import stack_parameters
-from crucible.aws.stack import StackState
 from crucible.cli import aws as commands
 from crucible.cli import rehearse
 from crucible.errors import ConfigError, CrucibleError
+from crucible.pools.aws.diagnosis import diagnose, lost_machine, of_task
+from crucible.pools.aws.parameters import stack_parameters
+from crucible.pools.aws.stack import StackState
 from crucible.rehearsal.aws.client import AwsRehearsal
 from crucible.rehearsal.aws.session import STATE_FILE
 

@@ -9,11 +9,11 @@ from collections.abc import Callable
 import psutil
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from crucible.aws import brake
-from crucible.aws.brake import running_tasks
-from crucible.aws.diagnosis import diagnose, of_task
-from crucible.aws.session import Aws
-from crucible.aws.status import status
+from crucible.pools.aws import emergency_stop as brake
+from crucible.pools.aws.diagnosis import diagnose, of_task
+from crucible.pools.aws.emergency_stop import running_tasks
+from crucible.pools.aws.session import Aws
+from crucible.pools.aws.status import status
 from crucible.rehearsal.aws.settings import ACCOUNT
 from tests.aws.conftest import PATIENCE_SECONDS, Pool
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.aws.prices import spot_price
+from crucible.pools.aws.prices import spot_price
 from crucible.rehearsal.aws.client import AwsRehearsal
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
-from crucible.aws import stack
-from crucible.aws.errors import AwsError
-from crucible.aws.session import Aws
-from crucible.aws.stack import TEMPLATE, StackState
+from crucible.pools.aws import stack
+from crucible.pools.aws.errors import AwsError
+from crucible.pools.aws.session import Aws
+from crucible.pools.aws.stack import TEMPLATE, StackState
 
 
 def group(aws: Aws, name: str) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def test_groups_start_at_zero_and_buy_what_they_are_named_for(aws: Aws, stack_st
 
 
 def test_every_allowed_type_holds_the_pools_task(aws: Aws, stack_state: StackState) -> None:
-    from crucible.aws.pools import PoolOptions
+    from crucible.pools.aws.pools import PoolOptions
 
     options = PoolOptions(image="x")
     names = [name for name in stack_state.outputs["InstanceTypes"].split(",") if name]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crucible.checkpoints import Checkpoint, Checkpoints
-from crucible.jobs import Attempt, Job
+from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.jobs.job import Attempt, Job
 from tests.faults.small_jobs import checkpoint_folder, is_whole
 
 

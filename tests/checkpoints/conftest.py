@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import crucible.store
-from crucible.jobs import Job
+from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.faults.small_jobs import new_job
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints, finished_folders, step_of, wait_at_most
+from crucible.checkpoints.commits import Checkpoints, finished_folders, step_of, wait_at_most
 from crucible.errors import CheckpointError, StoreError
-from crucible.jobs import Job
+from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
@@ -139,7 +139,7 @@ def test_a_file_that_vanishes_before_it_is_read_ends_the_commit(
         path.unlink()
         return path.read_text()
 
-    monkeypatch.setattr("crucible.checkpoints.file_sha256", vanished)
+    monkeypatch.setattr("crucible.checkpoints.commits.file_sha256", vanished)
     with pytest.raises(CheckpointError, match="vanished"):
         Checkpoints(attempt.job).commit(attempt, folder)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import StoreError
-from crucible.jobs import Job
-from crucible.store import Store
+from crucible.jobs.job import Job
+from crucible.store import Store, store_at
 from tests.checkpoints.committing import commit, restored_step, stored
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.s3_proxy import S3Proxy
@@ -124,7 +124,7 @@ def test_a_truncated_upload_is_noticed_and_repeated(s3_endpoint: str, scratch: P
         "s3", endpoint_url=s3_endpoint, aws_access_key_id="test", aws_secret_access_key="test", region_name="us-east-1"
     ).create_bucket(Bucket="crucible-truncated")
     with S3Proxy(s3_endpoint) as proxy:
-        store = Store.open("s3://crucible-truncated/runs", key="test", secret="test", endpoint_url=proxy.url)
+        store = store_at("s3://crucible-truncated/runs", key="test", secret="test", endpoint_url=proxy.url)
         job = new_job(store)
         attempt = running(job, 1)
         proxy.truncate_uploads(times=1, only="model.bin")

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import FencedOut
-from crucible.jobs import Job
-from crucible.records import EndReason, Launch, Outcome, Start
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Launch, Outcome, Start
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import FaultyStore

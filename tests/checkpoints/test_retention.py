@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints, best_checkpoint
-from crucible.jobs import Job
+from crucible.checkpoints.commits import Checkpoints, best_checkpoint
+from crucible.jobs.job import Job
 from crucible.reports.tables import loss_cell
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step

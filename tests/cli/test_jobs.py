@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
-from crucible.job_status import JobState
-from crucible.records import EndReason
-from crucible.routing.choice import Choice, remember_choice
+from crucible.jobs.records import EndReason
+from crucible.jobs.status import JobState
+from crucible.placement.choice import Choice, remember_choice
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice
 

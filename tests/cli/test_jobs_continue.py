@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from crucible.cli import jobs as command
 from crucible.errors import ConfigError
-from crucible.job_status import JobState, JobStatus
-from crucible.jobs import Job
-from crucible.records import JobSpec, Limits
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Limits
+from crucible.jobs.status import JobState, JobStatus
 from crucible.store import Store
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

@@ -14,8 +14,8 @@ import crucible
 from crucible.cli.main import build_app
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.job_status import JobState
-from crucible.records import Claim, EndReason, Launch, Outcome, Start
+from crucible.jobs.records import Claim, EndReason, Launch, Outcome, Start
+from crucible.jobs.status import JobState
 from crucible.store import Store
 from crucible.sweeps import Sweep, SweepStatus
 from tests.sweeps.carry_out import new_sweep

@@ -23,7 +23,7 @@ from crucible.datasets.nanogpt import export_nanogpt
 from crucible.datasets.progress import Progress
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.errors import ConfigError, DataError, StoreError
-from crucible.store import Store
+from crucible.store import Store, store_at
 from tests.datasets.texts import make_text
 
 
@@ -159,9 +159,9 @@ def test_what_a_killed_build_left_is_not_trusted(text_file: Path, home: Path, st
         import os, signal, sys
         from crucible.datasets import build
         from crucible.datasets.config import DatasetConfig
-        from crucible.store import Store
+        from crucible.store import Store, store_at
         build.finish = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
-        build.build_dataset(DatasetConfig(source=sys.argv[1], shard_bytes=5000), Store.open(sys.argv[2]))
+        build.build_dataset(DatasetConfig(source=sys.argv[1], shard_bytes=5000), store_at(sys.argv[2]))
     """)
     killed = subprocess.run([sys.executable, "-c", script, str(text_file), store.uri], check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -224,10 +224,10 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(text_file: Path, store: S
         from crucible.datasets.build import build_dataset
         from crucible.datasets.config import DatasetConfig
         from crucible.errors import DataError
-        from crucible.store import Store
+        from crucible.store import Store, store_at
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
         try:
-            build_dataset(DatasetConfig(source=sys.argv[1]), Store.open(sys.argv[2]))
+            build_dataset(DatasetConfig(source=sys.argv[1]), store_at(sys.argv[2]))
         except DataError as error:
             print(error)
     """)
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_message_and_leaves_nothing(text_file: Path, store: S
 
 def test_a_store_that_refuses_writes_is_one_message(text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "blocked").write_text("a file where the store's folder should be")
-    refusing = Store.open((tmp_path / "blocked" / "store").as_uri())
+    refusing = store_at((tmp_path / "blocked" / "store").as_uri())
     with pytest.raises(StoreError, match=r"store file://.*blocked"):
         build_dataset(DatasetConfig(source=str(text_file)), refusing)
 

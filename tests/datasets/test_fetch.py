@@ -9,7 +9,7 @@ from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import DataError
-from crucible.store import Store
+from crucible.store import Store, store_at
 from tests.datasets.texts import make_text
 
 
@@ -57,7 +57,7 @@ def test_a_dataset_that_is_not_there_says_so(store: Store, tmp_path: Path) -> No
 
 
 def _fetch(uri: str, digest: str, cache: str) -> str:
-    return str(fetch_dataset(Store.open(uri), digest, cache))
+    return str(fetch_dataset(store_at(uri), digest, cache))
 
 
 def test_processes_may_race_for_it(digest: str, store: Store, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.sources import limited, open_source
 from crucible.errors import DataError, SourceUnreachable
-from crucible.store import Store
+from crucible.store import Store, store_at
 from tests.datasets.texts import make_text
 
 TEXT = make_text(20_000).encode()
@@ -147,7 +147,7 @@ def bucket(s3_place: Any, monkeypatch: pytest.MonkeyPatch, corpus: Path) -> Stor
     """The corpus below a prefix of a bucket."""
     for name, value in s3_place.env.items():
         monkeypatch.setenv(name, value)
-    bucket = Store.open(s3_place.uri, **s3_place.options)
+    bucket = store_at(s3_place.uri, **s3_place.options)
     for path in corpus.rglob("*"):
         if path.is_file():
             bucket.upload(path, f"corpus/{path.relative_to(corpus).as_posix()}")

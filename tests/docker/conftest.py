@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.docker.images import Recipe, build
-from crucible.docker.own_engine import OwnEngine, an_engine
 from crucible.errors import ServiceError
+from crucible.pools.docker.images import Recipe, build
+from crucible.pools.docker.own_engine import OwnEngine, an_engine
 
 
 @pytest.fixture(scope="session")

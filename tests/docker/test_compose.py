@@ -15,12 +15,12 @@ import docker
 import httpx
 import pytest
 
-from crucible.checkpoints import Checkpoints
-from crucible.docker.images import PROJECT
-from crucible.docker.own_engine import OwnEngine
-from crucible.jobs import Job
-from crucible.records import EndReason
-from crucible.store import Store
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason
+from crucible.pools.docker.images import PROJECT
+from crucible.pools.docker.own_engine import OwnEngine
+from crucible.store import store_at
 from tests.conftest import unused_port
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,7 @@ def test_a_team_box_trains_behind_its_password_though_server_and_database_are_ki
         parameters = {"preset": "debug", "pool": "docker-gpu", "job": "shared", "config": LONG_ENOUGH}
         created = api.post(f"/deployments/{deployment['id']}/create_flow_run", json={"parameters": parameters})
         created.raise_for_status()
-        store = Store.open(f"file://{box.folder}/store")
+        store = store_at(f"file://{box.folder}/store")
         checkpoints = Checkpoints(Job(store, "shared"))
         wait_until(checkpoints.list, box)
 

@@ -16,9 +16,9 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from crucible.docker.configuration import INIT, DockerGpuJobConfiguration
-from crucible.docker.pool import PoolOptions, pool_template
 from crucible.errors import ConfigError
+from crucible.pools.docker.configuration import INIT, DockerGpuJobConfiguration
+from crucible.pools.docker.pool import PoolOptions, pool_template
 
 TAGS = ["job:night", "attempt:3", "plain"]
 

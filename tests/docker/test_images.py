@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.docker.host_base import locked
-from crucible.docker.images import PROJECT, REQUIREMENTS, Recipe, context_files, variant_for
 from crucible.errors import ConfigError
+from crucible.pools.docker.host_base import locked
+from crucible.pools.docker.images import PROJECT, REQUIREMENTS, Recipe, context_files, variant_for
 
 
 @pytest.fixture
@@ -31,7 +31,9 @@ def test_an_untouched_copy_has_the_same_digest(project: Path) -> None:
     assert Recipe(project=project).digest == Recipe().digest
 
 
-@pytest.mark.parametrize("name", ["crucible/jobs.py", "flows/train.py", "images/Dockerfile", "images/requirements.txt"])
+@pytest.mark.parametrize(
+    "name", ["crucible/jobs/job.py", "flows/train.py", "images/Dockerfile", "images/requirements.txt"]
+)
 def test_what_is_in_the_image_changes_the_digest(project: Path, name: str) -> None:
     before = Recipe(project=project).digest
     with (project / name).open("a") as file:

@@ -19,21 +19,21 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from crucible.checkpoints import Checkpoints, file_sha256
+from crucible.checkpoints.commits import Checkpoints, file_sha256
 from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
-from crucible.docker.configuration import DockerGpuJobConfiguration
-from crucible.docker.images import PROJECT, Recipe, build, context_files, find
-from crucible.docker.local_pool import bring_up
-from crucible.docker.own_engine import OwnEngine
-from crucible.docker.pool import PoolOptions, pool_template
-from crucible.docker.registry import push
-from crucible.docker.worker import DockerGpuWorker
 from crucible.errors import ConfigError
-from crucible.jobs import Attempt, Job
-from crucible.records import EndReason, JobSpec, Launch
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import EndReason, JobSpec, Launch
+from crucible.pools.docker.configuration import DockerGpuJobConfiguration
+from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
+from crucible.pools.docker.local_pool import bring_up
+from crucible.pools.docker.own_engine import OwnEngine
+from crucible.pools.docker.pool import PoolOptions, pool_template
+from crucible.pools.docker.registry import push
+from crucible.pools.docker.worker import DockerGpuWorker
 from crucible.rehearsal.drill.docker_stage import docker_stage
 from crucible.rehearsal.drill.drill import Drill
 from crucible.store import Store

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.docker.sharing import share
+from crucible.pools.docker.sharing import share
 
 OTHER = 10001
 

@@ -13,7 +13,7 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
-from crucible.store import Store
+from crucible.store import store_at
 from crucible.training.data import Dataset
 from crucible.training.folders import finished
 from crucible.training.progress import Metrics
@@ -37,7 +37,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
     text = folder / "text.txt"
     lines = [f"Line {n}: naïve – {n * n % 977} words, {'abcdefghij'[n % 10] * 3}{n % 89}\n" for n in range(1500)]
     text.write_text("".join(lines), encoding="utf-8")
-    store = Store.open((folder / "store").as_uri())
+    store = store_at((folder / "store").as_uri())
 
     @cache
     def train(tokenizer: str, bias: bool) -> Trained:

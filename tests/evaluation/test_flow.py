@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from crucible.checkpoints import MANIFEST, Checkpoints
+from crucible.checkpoints.commits import MANIFEST, Checkpoints
 from crucible.errors import ConfigError, StoreError
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
 from crucible.reports import job_report
 from crucible.store import FileStore, Store
 from flows.evaluate import evaluate

@@ -1,7 +1,7 @@
 """An HTTP proxy in front of an S3 stand-in that misbehaves on request: the network and the server as they are at worst.
 
 with S3Proxy(endpoint) as proxy:
-    store = Store.open("s3://bucket/runs", endpoint_url=proxy.url, key="test", secret="test")
+    store = store_at("s3://bucket/runs", endpoint_url=proxy.url, key="test", secret="test")
     proxy.refuse()                                  # nobody listens
     proxy.answer(503, "SlowDown")                   # every request, until `heal()`
     proxy.answer(403, "ExpiredToken", times=3)      # the next three

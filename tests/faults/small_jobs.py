@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from crucible.jobs import Attempt, Job
-from crucible.records import Claim, JobSpec, Launch, Start
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Claim, JobSpec, Launch, Start
 from crucible.store import Store
 
 History = list[list[int]]

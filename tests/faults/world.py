@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from crucible.checkpoints import Checkpoints
+from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import ServiceError
-from crucible.jobs import Attempt, Job
-from crucible.records import Claim, EndReason, Heartbeat, Launch, Outcome, Start
-from crucible.supervision import Hint, PoolSays
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Outcome, Start
+from crucible.supervision.supervisor import Hint, PoolSays
 
 
 class World:

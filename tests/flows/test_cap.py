@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints import Checkpoints
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Job
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
+from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from tests.flows.test_pipeline import SMALL, eventually, final_state, require_within_cap, start
 

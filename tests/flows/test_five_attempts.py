@@ -18,14 +18,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from crucible.course import Try
-from crucible.deciding import Decision, Placement
-from crucible.job_status import JobState
-from crucible.jobs import Job
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec
+from crucible.jobs.status import JobState
 from crucible.local.state import PROJECT, State
-from crucible.records import JobSpec
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision import Supervision
+from crucible.supervision.placement_policy import Try
+from crucible.supervision.retry_policy import Decision, Placement
+from crucible.supervision.supervisor import Supervision
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener
 from tests.agent.harness import SCRIPTED, newest

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from crucible.jobs import Job
-from crucible.records import Heartbeat, JobSpec
+from crucible.jobs.job import Job
+from crucible.jobs.records import Heartbeat, JobSpec
 from crucible.store import Store
 from tasks import observing
 

@@ -16,15 +16,15 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from crucible.deciding import Placement
-from crucible.job_status import JobState
-from crucible.jobs import Job
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, Limits
+from crucible.jobs.status import JobState
 from crucible.local.state import State
-from crucible.presence import present
-from crucible.records import EndReason, JobSpec, Limits
 from crucible.rehearsal.drill.drill import Drill, Verdict
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision import Supervision
+from crucible.supervision.heartbeat import present
+from crucible.supervision.retry_policy import Placement
+from crucible.supervision.supervisor import Supervision
 from tasks.launching import PrefectLauncher
 from tests.agent.harness import SCRIPTED, newest
 from tests.agent.runner import Silent

@@ -19,8 +19,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 import crucible
 from crucible.errors import ConfigError
-from crucible.job_status import JobState
-from crucible.records import EndReason
+from crucible.jobs.records import EndReason
+from crucible.jobs.status import JobState
 from crucible.store import Store
 from crucible.sweeps import Sweep, SweepLimits
 from crucible.sweeps.leaderboard import digest, rows

@@ -17,7 +17,7 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.utilities import processutils
 
-from crucible.local.ahead import ENGINE, EngineAhead
+from crucible.pools.local.prewarmed import ENGINE, EngineAhead
 
 NO_ID = {"PREFECT__FLOW_RUN_ID": "no-id"}
 
@@ -51,7 +51,9 @@ def with_an_engine_ahead(scenario: Callable[[EngineAhead], Coroutine[Any, Any, N
     async def run() -> None:
         async with EngineAhead() as ahead:
             await scenario(ahead)
-            (left,) = [child for child in psutil.Process().children() if "crucible.local.engine" in child.cmdline()]
+            (left,) = [
+                child for child in psutil.Process().children() if "crucible.pools.local.engine" in child.cmdline()
+            ]
         assert not left.is_running()
 
     asyncio.run(run())
@@ -110,7 +112,7 @@ def test_other_commands_are_not_concerned(tmp_path: Path) -> None:
 
 def test_it_goes_when_its_worker_goes() -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "crucible.local.engine"], input=b"", capture_output=True, check=False, timeout=120
+        [sys.executable, "-m", "crucible.pools.local.engine"], input=b"", capture_output=True, check=False, timeout=120
     )
     assert (process.returncode, process.stdout, process.stderr) == (0, b"", b"")
 
@@ -118,7 +120,7 @@ def test_it_goes_when_its_worker_goes() -> None:
 def test_it_is_the_engine_of_the_run_that_it_is_told(tmp_path: Path) -> None:
     told = {"environment": {**os.environ, "PREFECT__FLOW_RUN_ID": "no-id"}, "folder": str(tmp_path)}
     process = subprocess.run(
-        [sys.executable, "-m", "crucible.local.engine"],
+        [sys.executable, "-m", "crucible.pools.local.engine"],
         input=json.dumps(told).encode(),
         capture_output=True,
         check=False,

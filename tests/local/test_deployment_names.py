@@ -58,7 +58,7 @@ def test_the_full_name_works_as_ever(kitchen: PrefectServer) -> None:
 def test_a_prefect_without_that_client_is_left_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from crucible.local import deployment_names
+    from crucible.prefect_compat import deployment_names
 
     monkeypatch.setitem(sys.modules, "prefect.client.orchestration._deployments.client", None)
     with caplog.at_level(logging.DEBUG, logger=deployment_names.__name__):
@@ -73,7 +73,7 @@ def test_a_prefect_whose_client_takes_other_arguments_is_left_alone(
     from prefect import get_client
     from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
 
-    from crucible.local import deployment_names
+    from crucible.prefect_compat import deployment_names
 
     async def other_arguments(self: object) -> None: ...
 

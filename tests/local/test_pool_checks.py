@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from crucible.local import pool_checks
-from crucible.local.checks import Check
+from crucible.doctor import pool_checks
+from crucible.doctor.checks import Check
 
 if TYPE_CHECKING:
     from tests.conftest import PrefectServer, S3Place

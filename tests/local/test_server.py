@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from prefect.server.database.configurations import AioSqliteConfiguration
 
-from crucible.local.server import install
+from crucible.prefect_compat.server import install
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from prefect.client.schemas.objects import FlowRun
 
-from crucible.local.worker import LocalJobConfiguration
+from crucible.pools.local.worker import LocalJobConfiguration
 
 
 def prepared(**settings: str) -> LocalJobConfiguration:

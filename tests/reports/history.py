@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from crucible.checkpoints import Checkpoint, Checkpoints
+from crucible.checkpoints.commits import Checkpoint, Checkpoints
 from crucible.config import TrainConfig
-from crucible.job_status import JobState, JobStatus
-from crucible.jobs import Attempt, Job
-from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Notification, Outcome, Start
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Notification, Outcome, Start
+from crucible.jobs.status import JobState, JobStatus
 from crucible.store import Store
 
 BEGAN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.records import EndReason
+from crucible.jobs.records import EndReason
 from crucible.reports import Metrics, merged_metrics
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice, loss

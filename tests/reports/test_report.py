@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from crucible.job_status import JobState
-from crucible.records import EndReason, Limits, Outcome
+from crucible.jobs.records import EndReason, Limits, Outcome
+from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
 from crucible.reports.summary import summarise

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.job_status import JobState
-from crucible.records import EndReason, Limits
+from crucible.jobs.records import EndReason, Limits
+from crucible.jobs.status import JobState
 from crucible.reports import Metrics, summarise
 from crucible.store import Store
 from tests.reports.history import SECONDS_PER_STEP, Past, interrupted_twice, loss

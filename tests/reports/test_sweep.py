@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crucible.job_status import JobState
+from crucible.jobs.status import JobState
 from crucible.reports.sweep import sweep_report
 from crucible.reports.sweep_picture import sweep_picture
 from crucible.store import Store

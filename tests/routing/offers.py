@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import date
 from typing import Any
 
-from crucible.routing.catalog import Offer
+from crucible.catalog.offers import Offer
 
 SPOT = Offer(
     pool="ec2-spot",

@@ -16,10 +16,10 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 
-from crucible.jobs import Job
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.local.state import PROJECT
-from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.store import Store
+from crucible.store import store_at
 from tests.conftest import PrefectServer
 
 AUTOMATIONS = PROJECT / "infrastructure" / "automations"
@@ -102,7 +102,7 @@ def test_each_automation_tells_what_it_is_there_for(told: Mailbox, tmp_path: Pat
         body = told.body("Crucible job spotty: notice", seconds=5.0)
     assert body == "EC2 takes it back"
 
-    store = Store.open(tmp_path.as_uri())
+    store = store_at(tmp_path.as_uri())
     job = Job.create(store, JobSpec(job_id="dear", project="automated"))
     job.decide(Launch(number=1, pool="modal", instance="L4", usd_per_hour=1.0, reason="test"))
     job.attempt(1).take(Claim(number=1))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from crucible.catalog.offers import add_prices, load_catalog, stale_warning
 from crucible.errors import ConfigError
-from crucible.routing.catalog import add_prices, load_catalog, stale_warning
 
 
 @pytest.fixture(autouse=True)

@@ -9,15 +9,15 @@ import pytest
 
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
-from crucible.deciding import Placement
 from crucible.errors import ConfigError
-from crucible.jobs import Job
-from crucible.records import JobSpec, Limits
-from crucible.routing.choice import Choice, choice_of, deadline_course, remember_choice
-from crucible.routing.deadline import DeadlineCourse
-from crucible.routing.overflow import Overflow
-from crucible.routing.recommend import Preferences
+from crucible.estimate.ranking import Preferences
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Limits
+from crucible.placement.choice import Choice, choice_of, deadline_course, remember_choice
+from crucible.placement.deadline import DeadlineCourse
+from crucible.placement.overflow import Overflow
 from crucible.store import Store
+from crucible.supervision.retry_policy import Placement
 from tasks.placing import choose, course_of
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=2000, warmup_iters=10, lr_decay_iters=2000)

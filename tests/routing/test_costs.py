@@ -12,14 +12,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from crucible.billing import costs
+from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
+from crucible.billing.costs import AttemptCost
 from crucible.cli import cost as command
 from crucible.errors import ConfigError
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
-from crucible.routing import costs
-from crucible.routing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
-from crucible.routing.costs import AttemptCost
-from crucible.store import Store
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
+from crucible.store import Store, store_at
 from tests.routing.offers import MODAL, ON_DEMAND, SPOT, offer_like
 
 OFFERS = {offer.key: offer for offer in (SPOT, ON_DEMAND, MODAL)}
@@ -37,7 +37,7 @@ FIVE = [
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-    return Store.open(str(tmp_path / "store"))
+    return store_at(str(tmp_path / "store"))
 
 
 def job_of(store: Store, name: str = "five", project: str = "nano", owner: str = "ada", day: int = 7) -> Job:

@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from crucible.course import Try
-from crucible.deciding import Patience, Placement
-from crucible.job_status import JobState
-from crucible.jobs import Attempt, Job
-from crucible.records import Claim, EndReason, Heartbeat, Launch, Notification, Outcome, Start
-from crucible.routing.deadline import DeadlineCourse
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Notification, Outcome, Start
+from crucible.jobs.status import JobState
+from crucible.placement.deadline import DeadlineCourse
 from crucible.store import Store
-from crucible.supervision import Hint, PoolSays, Supervision
+from crucible.supervision.placement_policy import Try
+from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, World
 

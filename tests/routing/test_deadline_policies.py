@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible.errors import ConfigError
-from crucible.routing.lookahead import lookahead
-from crucible.routing.omniscient import least_cost
-from crucible.routing.policies import (
+from crucible.placement.lookahead import lookahead
+from crucible.placement.omniscient import least_cost
+from crucible.placement.policies import (
     ON_DEMAND,
     SPOT,
     WAIT,
@@ -24,7 +24,7 @@ from crucible.routing.policies import (
     decide_once,
     uniform_progress,
 )
-from crucible.routing.simulate import POLICIES, Outcome, run_policy
+from crucible.placement.simulate import POLICIES, Outcome, run_policy
 from tests.routing.traces import heavy_tailed
 
 HOUR = 3600.0

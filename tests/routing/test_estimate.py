@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from crucible.config import TrainConfig
+from crucible.estimate import history
+from crucible.estimate.estimate import billed_seconds, estimate
+from crucible.estimate.needs import Needs, needs_of
+from crucible.estimate.speed import Speed, gpus_used, modelled_seconds_per_step, speed_on, speed_record
 from crucible.intervals import checkpoint_interval_seconds
-from crucible.routing import history
-from crucible.routing.estimate import billed_seconds, estimate
-from crucible.routing.needs import Needs, needs_of
-from crucible.routing.speed import Speed, gpus_used, modelled_seconds_per_step, speed_on, speed_record
-from crucible.store import Store
+from crucible.store import store_at
 from tests.routing.offers import BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
 
 
@@ -136,7 +136,7 @@ def test_the_bill_has_a_minimum_per_start_and_is_rounded_up() -> None:
 
 
 def test_speeds_are_remembered_per_offer_and_the_oldest_forgotten(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = store_at(str(tmp_path))
     records = [speed_record(small(), offer, 0.1 * (count + 1), 10) for offer in (SPOT, MODAL) for count in range(2)]
     for record in records:
         history.remember_speed(store, record)

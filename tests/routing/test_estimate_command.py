@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 from crucible.cli import estimate as commands
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError, CrucibleError
-from crucible.routing import history
-from crucible.routing.asking import hours_until, parse_count
-from crucible.routing.needs import needs_of
-from crucible.routing.probe import ProbeError, probe
-from crucible.store import Store
+from crucible.estimate import history
+from crucible.estimate.needs import needs_of
+from crucible.estimate.probe import ProbeError, probe
+from crucible.estimate.request import hours_until, parse_count
+from crucible.store import store_at
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +88,12 @@ def test_past_runs_decide_the_speed(home: Path) -> None:
     before = ask(*question)
     l4 = next(entry for entry in before["ranked"] if entry["instance"] == "L4")
     assert l4["speed_source"] == "peak"
-    from crucible.routing.catalog import load_catalog
-    from crucible.routing.speed import speed_record
+    from crucible.catalog.offers import load_catalog
+    from crucible.estimate.speed import speed_record
 
     offer = next(offer for offer in load_catalog() if offer.key == "modal/L4")
     needs = needs_of(TrainConfig.preset("gpt2-124m"), 50257)
-    history.remember_speed(Store.open(str(home / "store")), speed_record(needs, offer, 1.5, 50))
+    history.remember_speed(store_at(str(home / "store")), speed_record(needs, offer, 1.5, 50))
     after = ask(*question)
     assert next(entry for entry in after["ranked"] if entry["instance"] == "L4")["seconds_per_step"] == 1.5
 
@@ -148,7 +148,7 @@ def test_accuracy_without_and_with_a_past(home: Path) -> None:
         offer="local/x", speed_source="probe", low_hours=1, hours=2, high_hours=3, low_usd=0, usd=0, high_usd=0
     )
     record = history.EstimateRecord(job_id="past", planned=plan, hours=1.6, usd=0.0)
-    Store.open(str(home / "store")).create_json("history/estimates/past.json", record.model_dump(mode="json"))
+    store_at(str(home / "store")).create_json("history/estimates/past.json", record.model_dump(mode="json"))
     told = json.loads(run("estimate", "--accuracy", "--json"))
     assert told["median_error"] == pytest.approx(0.25)
     assert told["estimates"][0]["hours_error"] == pytest.approx(0.25)
@@ -160,7 +160,7 @@ def test_a_probe_measures_the_real_trainer_and_is_remembered(home: Path) -> None
     local = next(entry for entry in answer["ranked"] if entry["pool"] == "local")
     assert local["speed_source"] in ("probe", "history")
     assert 0 < local["seconds_per_step"] < 5
-    (record,) = history.speeds(Store.open(str(home / "store")))
+    (record,) = history.speeds(store_at(str(home / "store")))
     assert record.source == "probe"
     assert record.seconds_per_step == pytest.approx(local["seconds_per_step"])
 

@@ -11,9 +11,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.store import Store
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
+from crucible.store import Store, store_at
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -53,7 +53,7 @@ def test_recommend_leaves_a_table_and_a_report_with_chart_and_reasons(tmp_path: 
 def test_cost_report_says_to_the_cent_what_its_csv_says(tmp_path: Path) -> None:
     from flows.cost_report import cost_report
 
-    store = Store.open(tmp_path.as_uri())
+    store = store_at(tmp_path.as_uri())
     for number, usd in enumerate((0.333333, 0.083403, 0.514375)):
         spend(store, f"job-{number}", usd)
     state: Any = cost_report(store=store.uri, period="week", return_state=True)
@@ -69,7 +69,7 @@ def test_a_budget_block_gives_each_alert_once(tmp_path: Path) -> None:
     from blocks.budget import Budget
     from flows.cost_report import check_budgets
 
-    store = Store.open(tmp_path.as_uri())
+    store = store_at(tmp_path.as_uri())
     Budget(usd=1.0, project="paper").save("routing-test", overwrite=True)  # type: ignore[unused-coroutine]
     spend(store, "within", 0.4)
     assert check_budgets(store=store.uri, return_state=True).message == "no new alert"  # type: ignore[union-attr]

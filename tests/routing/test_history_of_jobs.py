@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from crucible.jobs import Job
-from crucible.records import EndReason, JobSpec, Launch, Outcome
-from crucible.routing import history
-from crucible.routing.history import PlannedCost
-from crucible.store import Store
+from crucible.estimate import history
+from crucible.estimate.history import PlannedCost
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, Launch, Outcome
+from crucible.store import Store, store_at
 
 PLAN = PlannedCost(
     offer="ec2-spot/g.small",
@@ -33,7 +33,7 @@ def finished_job(store: Store, name: str, seconds: list[float], usd: list[float]
 
 
 def test_the_first_plan_stands_and_is_compared_with_all_attempts(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = store_at(str(tmp_path))
     job = finished_job(store, "one", [1800, 2700], [0.25, 0.3])
     history.remember_plan(job, PLAN)
     history.remember_plan(job, PLAN.model_copy(update={"hours": 9.0}))
@@ -49,7 +49,7 @@ def test_the_first_plan_stands_and_is_compared_with_all_attempts(tmp_path: Path)
 
 
 def test_a_job_without_plan_or_time_is_left_out(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = store_at(str(tmp_path))
     assert history.remember_truth(finished_job(store, "no-plan", [10], [0])) is None
     idle = finished_job(store, "no-time", [], [])
     history.remember_plan(idle, PLAN)
@@ -57,7 +57,7 @@ def test_a_job_without_plan_or_time_is_left_out(tmp_path: Path) -> None:
 
 
 def test_accuracy_over_several_jobs(tmp_path: Path) -> None:
-    store = Store.open(str(tmp_path))
+    store = store_at(str(tmp_path))
     for name, hours in (("a", 1.0), ("b", 0.5), ("c", 1.25)):
         job = finished_job(store, name, [hours * 3600], [0.5])
         history.remember_plan(job, PLAN)

@@ -11,14 +11,14 @@ import pytest
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.routing import history
-from crucible.routing.auto import recommend_for
-from crucible.routing.learning import remember_job
-from crucible.routing.placements import planned
-from crucible.routing.recommend import PoolState, Preferences
-from crucible.store import Store
+from crucible.estimate import history
+from crucible.estimate.for_job import recommend_for
+from crucible.estimate.learning import remember_job
+from crucible.estimate.ranking import PoolState, Preferences
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
+from crucible.placement.candidates import planned
+from crucible.store import Store, store_at
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=500, warmup_iters=10, lr_decay_iters=500)
 
@@ -70,7 +70,7 @@ def test_a_finished_job_makes_the_next_estimate_better(store: Store, meta: Datas
 def test_someone_elses_own_machine_is_not_taken_for_this_one(store: Store, meta: DatasetMeta) -> None:
     remember_job(run_job(store, meta, "local", "", 2.5, host="far"))
     assert history.speeds(store) == []
-    other = Store.open(f"{store.uri}/other")
+    other = store_at(f"{store.uri}/other")
     remember_job(run_job(other, meta, "local", "", 2.5, host=socket.gethostname()))
     (record,) = history.speeds(other)
     assert record.offer.startswith("local/")

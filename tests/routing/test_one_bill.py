@@ -16,12 +16,12 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from typer.testing import CliRunner
 
+from crucible.catalog.offers import load_catalog
 from crucible.cli import cost as command
-from crucible.jobs import Job
-from crucible.records import Claim, EndReason, JobSpec, Launch, Notification, Outcome
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Notification, Outcome
 from crucible.reports import job_report
-from crucible.routing.catalog import load_catalog
-from crucible.store import Store
+from crucible.store import Store, store_at
 from tasks.reporting import publish_report
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -41,7 +41,7 @@ MICRO = [round(price * seconds / 3600 * 1e6) for _, _, price, seconds in ATTEMPT
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-    return Store.open(str(tmp_path / "store"))
+    return store_at(str(tmp_path / "store"))
 
 
 @pytest.fixture

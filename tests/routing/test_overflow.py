@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from crucible.course import Try
-from crucible.deciding import Decision, Ended, Placement
-from crucible.job_status import JobState
-from crucible.records import EndReason, Outcome
-from crucible.routing.overflow import Overflow
-from crucible.routing.recommend import PoolState
+from crucible.estimate.ranking import PoolState
+from crucible.jobs.records import EndReason, Outcome
+from crucible.jobs.status import JobState
+from crucible.placement.overflow import Overflow
 from crucible.store import Store
-from crucible.supervision import Hint, PoolSays, Supervision
+from crucible.supervision.placement_policy import Try
+from crucible.supervision.retry_policy import Decision, Ended, Placement
+from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, Pool, World, alive_for, ends
 

@@ -8,9 +8,9 @@ import pytest
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.routing.needs import needs_of
-from crucible.routing.placements import placements, planned
-from crucible.routing.recommend import Preferences, Recommendation, recommend
+from crucible.estimate.needs import needs_of
+from crucible.estimate.ranking import Preferences, Recommendation, recommend
+from crucible.placement.candidates import placements, planned
 from tests.routing.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 
 

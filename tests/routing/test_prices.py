@@ -12,8 +12,8 @@ import pytest
 from botocore.stub import ANY, Stubber
 from moto import mock_aws
 
-from crucible.routing import prices
-from crucible.routing.catalog import Offer, load_catalog
+from crucible.catalog import prices
+from crucible.catalog.offers import Offer, load_catalog
 
 NOW = datetime(2026, 5, 7, 12, tzinfo=UTC)
 

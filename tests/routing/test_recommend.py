@@ -6,9 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from crucible.config import TrainConfig
-from crucible.routing.needs import Needs, needs_of
-from crucible.routing.recommend import PoolState, Preferences, Recommendation, in_words, recommend, why_nothing_fits
-from crucible.routing.speed import Speed
+from crucible.estimate.needs import Needs, needs_of
+from crucible.estimate.ranking import PoolState, Preferences, Recommendation, in_words, recommend, why_nothing_fits
+from crucible.estimate.speed import Speed
 from tests.routing.offers import ALL, BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
 
 # An hour on the spot machine, ten minutes on the big one, ten hours here; the loss at the end adds a third.

@@ -9,8 +9,8 @@ import boto3
 import pytest
 from botocore.stub import Stubber
 
-from crucible.routing.costs import AttemptCost
-from crucible.routing.reconcile import billed_by_aws, reconcile
+from crucible.billing.costs import AttemptCost
+from crucible.reports.reconciliation import billed_by_aws, reconcile
 
 SINCE, UNTIL = datetime(2026, 5, 1, tzinfo=UTC), datetime(2026, 5, 3, tzinfo=UTC)
 

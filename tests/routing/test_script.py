@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from crucible.errors import ConfigError
-from crucible.routing.recommend import Preferences, recommend
-from crucible.routing.script import read_script, script_needs
+from crucible.estimate.ranking import Preferences, recommend
+from crucible.estimate.script import read_script, script_needs
 from tests.routing.offers import ALL, BIG, LOCAL, SPOT
 
 DDP = """

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from crucible.cli.main import build_app
 from crucible.errors import ConfigError, CrucibleError, DataError
-from crucible.routing.simulate import load_traces, simulate, summarise
+from crucible.placement.simulate import load_traces, simulate, summarise
 from tests.routing.traces import PUBLIC_TRACES, heavy_tailed, write_trace
 
 POLICIES = ["on-demand", "greedy", "uniform-progress", "crucible", "omniscient"]

@@ -15,8 +15,8 @@ from prefect import flow
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.config import TrainConfig
-from crucible.deciding import Patience, Placement
-from crucible.store import Store
+from crucible.store import Store, store_at
+from crucible.supervision.retry_policy import Patience, Placement
 from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec, SweepStatus
 from tasks.sweeping import SweepRun
 from tasks.trials import HereLauncher, Machine
@@ -45,7 +45,7 @@ def new_sweep(store: Store, name: str, trials: int = 8, options: dict[str, Any] 
 
 @flow(name="carry-out", task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
 def carry_out(store: str, sweep: str, usd_per_hour: float = 0.0) -> None:
-    carry_on(Sweep.open(Store.open(store), sweep), usd_per_hour)
+    carry_on(Sweep.open(store_at(store), sweep), usd_per_hour)
 
 
 def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bool] = lambda: False) -> SweepStatus:

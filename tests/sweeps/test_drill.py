@@ -14,10 +14,10 @@ import httpx
 import psutil
 import pytest
 
-from crucible.job_status import JobState
-from crucible.jobs import Attempt
+from crucible.jobs.job import Attempt
+from crucible.jobs.records import EndReason
+from crucible.jobs.status import JobState
 from crucible.local.state import State
-from crucible.records import EndReason
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Sweep
 from crucible.sweeps.leaderboard import digest, rows

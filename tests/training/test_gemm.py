@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from crucible.errors import ConfigError
-from crucible.training import gemm, mkl_shim
-from crucible.training.linear import onednn_linear
+from crucible.training.cpu import gemm, mkl_shim
+from crucible.training.cpu.linear import onednn_linear
 
 x86_linux = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"), reason="the shim is for x86-64 Linux"

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from crucible.config import TrainConfig
+from crucible.training.cpu.team import Team, team_size
 from crucible.training.data import Dataset
-from crucible.training.team import Team, team_size
 from crucible.training.trainer import Trainer
 from tests.training.conftest import TINY
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from crucible.errors import ConfigError
-from crucible.workers.modal import ModalWorker
-from crucible.workers.modal_configuration import ModalJobConfiguration
-from crucible.workers.modal_reach import obstacle
+from crucible.pools.modal.configuration import ModalJobConfiguration
+from crucible.pools.modal.reach import obstacle
+from crucible.pools.modal.worker import ModalWorker
 
 
 def configuration(**variables: Any) -> ModalJobConfiguration:

@@ -170,4 +170,4 @@ def test_a_flow_runs_to_its_end_under_the_default_command(pool: Pool) -> None:
     messages = pool.wait_for_log(run, "logged by the flow")
     assert len([message for message in messages if "logged by the flow" in message]) == 1
     (sandbox,) = pool.sandboxes(run)
-    assert sandbox.command[:3] == ("python", "-m", "crucible.agent.init")
+    assert sandbox.command[:3] == ("python", "-m", "crucible.agent.entrypoint")

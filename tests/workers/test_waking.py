@@ -31,7 +31,17 @@ def client(prefect_server: Any) -> Iterator[SyncPrefectClient]:
 def log(prefect_server: Any, client: SyncPrefectClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The log of a running worker."""
     path = tmp_path_factory.mktemp("woken") / "worker.log"
-    command = [sys.executable, "-m", "crucible.local.worker", "worker", "start", "--type", "process", "--pool", POOL]
+    command = [
+        sys.executable,
+        "-m",
+        "crucible.pools.local.worker",
+        "worker",
+        "start",
+        "--type",
+        "process",
+        "--pool",
+        POOL,
+    ]
     with path.open("wb") as output:
         worker = subprocess.Popen(
             command,

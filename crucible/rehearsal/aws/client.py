@@ -19,9 +19,9 @@ from typing import Any
 
 import httpx
 
-from crucible.aws.session import Aws
-from crucible.aws.stack import Progress, StackState
 from crucible.errors import CrucibleError
+from crucible.pools.aws.session import Aws
+from crucible.pools.aws.stack import Progress, StackState
 from crucible.rehearsal.aws.settings import ACCOUNT, WORKER_KEY, Settings
 
 START_SECONDS = 60.0
@@ -80,7 +80,7 @@ class AwsRehearsal:
         }
 
     def session(self) -> Aws:
-        """What `crucible.aws.session.connect` would give, for this cloud."""
+        """What `crucible.pools.aws.session.connect` would give, for this cloud."""
         import boto3
 
         session = boto3.Session(
@@ -95,7 +95,7 @@ class AwsRehearsal:
         on_progress: Callable[[Progress], None] = lambda _: None,
     ) -> StackState:
         """Deploy the real stack here, with an image in its repository."""
-        from crucible.aws import stack
+        from crucible.pools.aws import stack
 
         aws = self.session()
         state = stack.apply(aws, stack.plan(aws, name, parameters or {}), on_progress)

@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from crucible.aws.pools import ON_DEMAND, SPOT
-from crucible.aws.stack import StackState
-from crucible.aws.worker import worker_command, worker_environment
 from crucible.errors import ServiceError
+from crucible.home import crucible_home
 from crucible.local.state import PROJECT
+from crucible.pools.aws.pools import ON_DEMAND, SPOT
+from crucible.pools.aws.stack import StackState
+from crucible.pools.aws.worker import worker_command, worker_environment
 from crucible.rehearsal.aws.client import AwsRehearsal, RehearsalError
-from crucible.store import crucible_home
 
 STATE_FILE = "rehearsal-aws.json"
 PARAMETERS = {"MaxSpotInstances": "4", "MaxOnDemandInstances": "4", "Owner": "rehearsal"}

@@ -13,14 +13,14 @@ from typing import Any
 
 import httpx
 
-from crucible.aws.pools import ON_DEMAND, SPOT
 from crucible.local.state import PROJECT, Home
+from crucible.pools.aws.pools import ON_DEMAND, SPOT
 from crucible.rehearsal.aws.client import AwsRehearsal, NothingToHitError, RehearsalError
 from crucible.rehearsal.aws.session import PARAMETERS, serving_pools
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
-from crucible.store import Store
+from crucible.store import store_at
 
 NOTICE_SECONDS = 30.0
 PROVISIONING_SECONDS = 8.0
@@ -81,7 +81,7 @@ def ec2_stage(folder: Path, pool: str = SPOT) -> Iterator[Stage]:
             "key": cloud.environment["AWS_ACCESS_KEY_ID"],
             "secret": cloud.environment["AWS_SECRET_ACCESS_KEY"],
         }
-        store = Store.open(state.outputs["StoreUri"], **options)
+        store = store_at(state.outputs["StoreUri"], **options)
         faults = ec2_faults(cloud, spot=pool == SPOT)
         stage = Ec2Stage(Home(folder), environment, store, faults, {"pool": pool}, cloud=cloud)
         stack.callback(stage.crucible, "down")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from crucible.docker.engine import connect
-from crucible.docker.own_engine import OwnEngine
 from crucible.local.services import DOCKER_WORKER
 from crucible.local.state import State
+from crucible.pools.docker.engine import connect
+from crucible.pools.docker.own_engine import OwnEngine
 from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
 from crucible.rehearsal.drill.scene import Scene
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from crucible.docker.images import Recipe, build
-from crucible.docker.local_pool import containers_of
-from crucible.docker.own_engine import OwnEngine, an_engine
+from crucible.pools.docker.images import Recipe, build
+from crucible.pools.docker.local_pool import containers_of
+from crucible.pools.docker.own_engine import OwnEngine, an_engine
 from crucible.rehearsal.drill.docker_faults import docker_faults
 from crucible.rehearsal.drill.stage import Stage, local_stage
 

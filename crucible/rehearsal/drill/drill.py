@@ -12,14 +12,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from crucible.checkpoints import Checkpoints, file_sha256, finished_folders
+from crucible.checkpoints.commits import Checkpoints, file_sha256, finished_folders
 from crucible.config import TrainConfig
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ServiceError
-from crucible.job_status import JobState, status_of
-from crucible.jobs import Attempt, Job
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.plan import make_plan
 from crucible.rehearsal.drill.scene import Scene

@@ -12,8 +12,8 @@ from random import Random
 
 import psutil
 
-from crucible.checkpoints import FOLDER, Checkpoints
-from crucible.jobs import Attempt, Job
+from crucible.checkpoints.commits import FOLDER, Checkpoints
+from crucible.jobs.job import Attempt, Job
 from crucible.local.state import Home, State
 
 

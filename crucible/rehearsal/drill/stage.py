@@ -16,7 +16,7 @@ from crucible.errors import ServiceError
 from crucible.local.state import PROJECT, Home, State
 from crucible.rehearsal.aws.metadata import MetadataService
 from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
-from crucible.store import Store
+from crucible.store import Store, store_at
 
 INSTANCE = "i-0drill"
 
@@ -100,7 +100,7 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
                 "key": environment["AWS_ACCESS_KEY_ID"],
                 "secret": environment["AWS_SECRET_ACCESS_KEY"],
             }
-        store = Store.open(environment["CRUCIBLE_STORE"], **options)
+        store = store_at(environment["CRUCIBLE_STORE"], **options)
         stage = Stage(home, environment, store, LOCAL_FAULTS, {"pool": "local"}, metadata)
         stack.callback(_take_down, stage)
         stage.crucible("up")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from crucible.errors import ServiceError
 from crucible.local.state import PROJECT, Home, State
+from crucible.pools.common.registration import FLOW
+from crucible.pools.modal.pool import POOL
 from crucible.rehearsal.drill.faults import NOTICE_SECONDS
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.faults import modal_faults
 from crucible.rehearsal.modal.worker_process import WorkerProcess
-from crucible.workers.modal_pool import POOL
-from crucible.workers.registration import FLOW
 
 STORE_SECRET = "store"
 DEPLOYMENT = f"{FLOW}/{POOL}"

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable
 
 from crucible.agent.notices import LIFETIME_MARGIN_SECONDS, LIFETIME_VARIABLE
+from crucible.pools.modal.configuration import LONGEST_LIFETIME_SECONDS
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.modal.cloud import SandboxView
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.worker_process import WorkerProcess
-from crucible.workers.modal_configuration import LONGEST_LIFETIME_SECONDS
 
 SHORT_LIFE = 1.5
 """From the start of a short-lived sandbox to its notice, in times of what the one before needed to get to a commit."""

@@ -1,0 +1,78 @@
+"""First process of a container: `python -m crucible.agent.entrypoint -- COMMAND…`.
+
+A container's first process gets the SIGTERM of `docker stop`, of ECS, of Modal's preemption (SIGINT there). Were that
+Prefect's own runner, it would report the run as finished or to be rescheduled before anything is saved. So this
+process stands in front: it writes the stop request to a file that the agent watches, lets the command go on until it
+has saved and left by itself, and exits with its code. It also reaps orphans, as a first process must.
+
+`CRUCIBLE_STOP_GRACE_SECONDS` is how long the pool waits between its signal and SIGKILL (default 30, as ECS's and
+Docker's own defaults are at most); the agent plans its last save by it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from crucible.agent.notices import STOP_FILE_VARIABLE
+
+GRACE_VARIABLE = "CRUCIBLE_STOP_GRACE_SECONDS"
+DEFAULT_GRACE_SECONDS = 30.0
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command after `--` and return its exit code; 2 for misuse, 127 when it cannot be started."""
+    command = arguments[1:] if arguments[:1] == ["--"] else arguments
+    if not command:
+        print("usage: python -m crucible.agent.entrypoint -- COMMAND [ARGUMENT …]", file=sys.stderr)
+        return 2
+    given = os.environ.get(GRACE_VARIABLE) or str(DEFAULT_GRACE_SECONDS)
+    try:
+        grace_seconds = float(given)
+    except ValueError:
+        print(f"{GRACE_VARIABLE} is {given!r}; it must be a number of seconds", file=sys.stderr)
+        return 2
+    stop_file = Path(os.environ.get(STOP_FILE_VARIABLE) or Path(tempfile.mkdtemp(prefix="crucible-"), "stop.json"))
+    stop_file.unlink(missing_ok=True)
+
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        request = {
+            "source": "container",
+            "reason": f"the container was asked to stop ({signal.Signals(number).name})",
+            "deadline": time.time() + grace_seconds,
+        }
+        partial = stop_file.with_suffix(".partial")
+        partial.write_text(json.dumps(request))
+        partial.replace(stop_file)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    # A session of its own: a terminal's or a pool's signal to the whole group must reach this process alone.
+    environment = {**os.environ, STOP_FILE_VARIABLE: str(stop_file)}
+    try:
+        child = subprocess.Popen(command, env=environment, start_new_session=True)
+    except OSError as error:
+        print(f"cannot start {command[0]!r}: {error.strerror}", file=sys.stderr)
+        return 127
+    code = _reap_until(child.pid)
+    return code if code >= 0 else 128 - code
+
+
+def _reap_until(child: int) -> int:
+    """Wait for children, orphans that became ours included, until `child` has ended; its exit code, negative for a
+    signal."""
+    while True:
+        pid, status = os.wait()
+        if pid == child:
+            return os.waitstatus_to_exitcode(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

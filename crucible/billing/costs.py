@@ -1,0 +1,242 @@
+"""What was spent: one line per attempt, from the attempts' own records, and sums over them.
+
+Money is summed in whole millionths of a dollar, so that any way of adding up the same attempts gives the same total.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from crucible.catalog.offers import Offer
+from crucible.errors import ConfigError
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import JobSpec
+from crucible.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MICRO = 1_000_000
+GROUPS = ("job", "sweep", "project", "owner", "stage", "pool", "instance", "gpu", "day", "month")
+"""What costs can be broken down by."""
+
+
+@dataclass(frozen=True)
+class AttemptCost:
+    """One attempt's bill. Money in millionths of a dollar."""
+
+    job: str
+    attempt: int
+    stage: str
+    pool: str
+    instance: str
+    gpu: str
+    project: str
+    owner: str
+    started_at: datetime
+    end_reason: str
+    """`running` while it runs; its cost is then that of its last sign of life."""
+    seconds: float
+    usd_per_hour: float
+    micro_usd: int
+    on_demand_micro_usd: int
+    """The same seconds at the on-demand price of the same machine."""
+    idle_seconds: float
+    """From the claim to the first new step: paid for and not trained."""
+    sweep: str = ""
+    """The sweep that the job is a trial of; empty for any other job."""
+    gpus: int = 0
+    unused_gpus: int = 0
+    """GPUs of the machine that the job's micro-batches cannot be shared over."""
+
+    @property
+    def usd(self) -> float:
+        return self.micro_usd / MICRO
+
+    @property
+    def day(self) -> str:
+        return f"{self.started_at:%Y-%m-%d}"
+
+    @property
+    def month(self) -> str:
+        return f"{self.started_at:%Y-%m}"
+
+
+def attempt_costs(
+    store: Store,
+    offers: Mapping[str, Offer],
+    since: datetime | None = None,
+    until: datetime | None = None,
+    job: str | None = None,
+) -> list[AttemptCost]:
+    """The bill of every attempt that was claimed in [since, until), by job and number.
+
+    `offers` by `pool/instance` tell the on-demand prices. Attempts that never came to life cost nothing and are left
+    out.
+    """
+    jobs = [Job.open(store, job)] if job is not None else [Job(store, job_id) for job_id in Job.ids(store)]
+    sweeps = set(store.folders("sweeps"))
+    costs = []
+    for each in jobs:
+        spec = each.spec
+        for attempt in each.attempts():
+            cost = _cost(spec, attempt, offers, _sweep_of(spec.job_id, sweeps))
+            if cost is None or (since is not None and cost.started_at < since):
+                continue
+            if until is None or cost.started_at < until:
+                costs.append(cost)
+    return costs
+
+
+def total_micro_usd(costs: Sequence[AttemptCost]) -> int:
+    """Their sum, exactly."""
+    return sum(cost.micro_usd for cost in costs)
+
+
+def saved_share(costs: Sequence[AttemptCost]) -> float:
+    """Saved against the same time on demand: 1 - paid / on-demand, as SageMaker counts managed spot savings."""
+    on_demand = sum(cost.on_demand_micro_usd for cost in costs)
+    return 1 - total_micro_usd(costs) / on_demand if on_demand else 0.0
+
+
+def breakdown(costs: Sequence[AttemptCost], by: str) -> pd.DataFrame:
+    """Sums per group, dearest first: attempts, jobs, hours, usd, on_demand_usd, saved_share, share.
+
+    Raises:
+        ConfigError: `by` is not one of `GROUPS`.
+    """
+    if by not in GROUPS:
+        raise ConfigError(f"by is {by!r}: it must be one of {', '.join(GROUPS)}")
+    import pandas as pd
+
+    frame = pd.DataFrame(
+        [
+            {
+                by: getattr(cost, by) or "-",
+                "job_id": cost.job,
+                "seconds": cost.seconds,
+                "micro": cost.micro_usd,
+                "on_demand_micro": cost.on_demand_micro_usd,
+            }
+            for cost in costs
+        ],
+        columns=[by, "job_id", "seconds", "micro", "on_demand_micro"],
+    )
+    sums = frame.groupby(by).agg(
+        attempts=("micro", "size"),
+        jobs=("job_id", "nunique"),
+        hours=("seconds", lambda seconds: seconds.sum() / 3600),
+        micro=("micro", "sum"),
+        on_demand_micro=("on_demand_micro", "sum"),
+    )
+    sums["usd"] = sums["micro"] / MICRO
+    sums["on_demand_usd"] = sums["on_demand_micro"] / MICRO
+    sums["saved_share"] = (1 - sums["micro"] / sums["on_demand_micro"].where(sums["on_demand_micro"] > 0)).fillna(0.0)
+    sums["share"] = sums["micro"] / max(int(sums["micro"].sum()), 1)
+    ordered = sums.sort_values(["micro", "hours"], ascending=False).drop(columns=["micro", "on_demand_micro"])
+    return ordered.reset_index()
+
+
+def as_rows(costs: Sequence[AttemptCost]) -> list[dict[str, Any]]:
+    """One flat row per attempt, for CSV and JSON; `usd` with all six digits."""
+    names = [field.name for field in fields(AttemptCost) if not field.name.endswith("micro_usd")]
+    return [
+        {
+            **{name: getattr(cost, name) for name in names},
+            "started_at": cost.started_at.isoformat(),
+            "seconds": round(cost.seconds, 3),
+            "usd": f"{cost.micro_usd / MICRO:.6f}",
+            "on_demand_usd": f"{cost.on_demand_micro_usd / MICRO:.6f}",
+        }
+        for cost in costs
+    ]
+
+
+def as_csv(costs: Sequence[AttemptCost]) -> str:
+    """The attempts as CSV, with a header even when there are none."""
+    text = io.StringIO()
+    names = [field.name for field in fields(AttemptCost) if not field.name.endswith("micro_usd")]
+    writer = csv.DictWriter(text, [*names, "usd", "on_demand_usd"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_rows(costs))
+    return text.getvalue()
+
+
+def advice(costs: Sequence[AttemptCost]) -> list[str]:
+    """What would have been cheaper, in figures; empty when there is nothing to say."""
+    sentences = []
+    paid = [cost for cost in costs if cost.micro_usd]
+    total = total_micro_usd(paid)
+    if not total:
+        return []
+    idle = sum(cost.micro_usd * min(1.0, cost.idle_seconds / cost.seconds) for cost in paid if cost.seconds)
+    if idle > 0.1 * total:
+        sentences.append(
+            f"{idle / total:.0%} of the money (${idle / MICRO:,.2f}) went into starting up, before the first step: "
+            "fewer and longer attempts, or a smaller image, would save most of it"
+        )
+    steady = [cost for cost in paid if cost.pool == "ec2-on-demand"]
+    if total_micro_usd(steady) > 0.5 * total:
+        sentences.append(
+            f"{total_micro_usd(steady) / total:.0%} of the money (${total_micro_usd(steady) / MICRO:,.2f}) was paid on "
+            "demand; the same machines on spot cost about 60 % less, and interruptions cost a restart each"
+        )
+    wasted = sum(cost.micro_usd * cost.unused_gpus // cost.gpus for cost in paid if cost.gpus)
+    if wasted:
+        jobs = sorted({cost.job for cost in paid if cost.unused_gpus})
+        sentences.append(
+            f"${wasted / MICRO:,.2f} were paid for GPUs that stood idle in {', '.join(jobs)}: choose a machine with "
+            "fewer, or a gradient_accumulation_steps that they divide"
+        )
+    return sentences
+
+
+def _sweep_of(job_id: str, sweeps: set[str]) -> str:
+    """A trial is named after its sweep: `<sweep>-0001`."""
+    name, _, number = job_id.rpartition("-")
+    return name if number.isdecimal() and name in sweeps else ""
+
+
+def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> int:
+    """The same seconds on the same machine on demand; what was paid where that is more or nobody knows."""
+    price = offer.on_demand_usd_per_hour if offer is not None else None
+    return micro_usd if price is None else max(round(seconds / 3600 * price * MICRO), micro_usd)
+
+
+def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: str) -> AttemptCost | None:
+    launch, claim, outcome = attempt.launch, attempt.claim, attempt.outcome
+    record = outcome or attempt.heartbeat
+    if launch is None or claim is None or record is None:
+        return None
+    # A pool may choose another machine than the one that was planned for.
+    instance = claim.instance or launch.instance
+    offer = offers.get(f"{launch.pool}/{instance}") or offers.get(f"{launch.pool}/{launch.instance}")
+    micro = round(record.cost_usd * MICRO)
+    gpus = offer.gpus if offer is not None else 0
+    first_step = outcome.first_step_after_seconds if outcome is not None else None
+    return AttemptCost(
+        job=spec.job_id,
+        attempt=attempt.number,
+        stage="train",
+        pool=launch.pool,
+        instance=instance,
+        gpu=offer.gpu if offer is not None else "",
+        project=spec.project,
+        owner=spec.owner,
+        started_at=claim.claimed_at,
+        end_reason=outcome.end_reason.value if outcome is not None else "running",
+        seconds=record.seconds,
+        usd_per_hour=launch.usd_per_hour,
+        micro_usd=micro,
+        on_demand_micro_usd=on_demand_micro_usd(record.seconds, micro, offer),
+        idle_seconds=first_step or 0.0,
+        sweep=sweep,
+        gpus=gpus,
+        unused_gpus=gpus - math.gcd(gpus, spec.config.get("gradient_accumulation_steps", gpus)) if gpus else 0,
+    )

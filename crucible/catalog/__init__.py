@@ -1,0 +1,1 @@
+"""What can be rented where, and at what price."""

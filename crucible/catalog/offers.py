@@ -1,0 +1,235 @@
+"""Offers: what can be rented where, at what price; the shipped table, refreshed prices, and the user's own rows.
+
+`offers.csv` has one row per pool and machine type. Every row names its source and the day it is from; the column
+`assumed` lists the values of the row that nobody has looked up. Later tables override earlier ones, by pool and type:
+
+    offers.csv                      shipped, in this package
+    $CRUCIBLE_HOME/prices.csv       written by `crucible prices refresh`: prices only
+    $CRUCIBLE_HOME/offers.csv       the user's own, or the file given with --offers
+
+A user's row needs `pool`, `instance` and `usd_per_hour`; what it leaves out comes from the shipped row of the same pool
+and type, else from any shipped row with the same GPU.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from crucible.errors import ConfigError
+from crucible.home import crucible_home
+
+STALE_AFTER_DAYS = 30
+OWN_POOLS = ("local", "docker-gpu")
+"""Pools on the user's own machine: no bill, and facts that are asked of the machine."""
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One machine type on one pool. Prices in USD per hour, memory in GiB per GPU, peaks in dense TFLOP/s per GPU."""
+
+    pool: str
+    instance: str
+    usd_per_hour: float
+    gpu: str = ""
+    gpus: int = 0
+    gpu_memory_gib: float | None = None
+    vcpus: int | None = None
+    memory_gib: float | None = None
+    on_demand_usd_per_hour: float | None = None
+    """What the same machine costs without interruptions."""
+    startup_seconds: float = 60.0
+    """From the request to a running container with the image pulled."""
+    mtbf_hours: float | None = None
+    """Mean time between interruptions; None: never taken away."""
+    lifetime_hours: float | None = None
+    minimum_seconds: float = 0.0
+    """The least that is billed per start."""
+    granularity_seconds: float = 1.0
+    peak_tflops_fp32: float | None = None
+    peak_tflops_fp16: float | None = None
+    peak_tflops_bf16: float | None = None
+    memory_gb_per_second: float | None = None
+    tenancy: Literal["dedicated", "shared"] = "dedicated"
+    """`shared`: other customers' work runs beside yours on the same host."""
+    assumed: tuple[str, ...] = ()
+    source: str = "user"
+    as_of: date | None = None
+    missing: str = ""
+    """Why this offer does not exist here and now, if it does not: no GPU found, for one."""
+    hardware: str = ""
+    """For own machines: what they are, so that a store shared by several keeps their speeds apart."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.pool}/{self.instance}"
+
+    @property
+    def speed_key(self) -> str:
+        """Under which name the speeds of past runs are kept."""
+        return f"{self.pool}/{self.hardware}" if self.own_machine else self.key
+
+    @property
+    def interruptible(self) -> bool:
+        return self.mtbf_hours is not None
+
+    @property
+    def own_machine(self) -> bool:
+        return self.pool in OWN_POOLS
+
+    def peak_flops(self, precision: Precision) -> float | None:
+        """Dense peak of one GPU (or of all CPUs) in FLOP/s; 0 when the hardware cannot, None when unknown."""
+        column = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[precision]
+        peak: float | None = getattr(self, f"peak_tflops_{column}")
+        return None if peak is None else peak * 1e12
+
+    def age_days(self, today: date) -> int | None:
+        return None if self.as_of is None else (today - self.as_of).days
+
+    def stale(self, today: date) -> bool:
+        """Whether the price is a bill's price and too old to trust."""
+        age = self.age_days(today)
+        return not self.own_machine and age is not None and age > STALE_AFTER_DAYS
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Offer) if field.name not in ("missing", "hardware")}
+_NUMBERS = {
+    "usd_per_hour",
+    "gpu_memory_gib",
+    "memory_gib",
+    "on_demand_usd_per_hour",
+    "startup_seconds",
+    "mtbf_hours",
+    "lifetime_hours",
+    "minimum_seconds",
+    "granularity_seconds",
+    "peak_tflops_fp32",
+    "peak_tflops_fp16",
+    "peak_tflops_bf16",
+    "memory_gb_per_second",
+}
+_WHOLE_NUMBERS = {"gpus", "vcpus"}
+_MAY_BE_ZERO = {
+    "usd_per_hour",
+    "gpus",
+    "startup_seconds",
+    "minimum_seconds",
+    "peak_tflops_fp32",
+    "peak_tflops_fp16",
+    "peak_tflops_bf16",
+}
+
+
+def load_catalog(own_offers: Path | None = None) -> list[Offer]:
+    """The shipped offers, with refreshed prices and the user's own offers over them.
+
+    Raises:
+        ConfigError: a table that cannot be read; the message names file, line, column and value.
+    """
+    shipped = resources.files("crucible.catalog") / "offers.csv"
+    offers = {offer.key: offer for offer in _read(shipped.read_text(encoding="utf-8"), "offers.csv", {})}
+    for file in (prices_file(), own_offers or crucible_home() / "offers.csv"):
+        if file.is_file():
+            offers |= {offer.key: offer for offer in _read(_text(file), str(file), offers)}
+        elif file == own_offers:
+            raise ConfigError(f"offers file {file} does not exist")
+    return list(offers.values())
+
+
+def prices_file() -> Path:
+    """Where `crucible prices refresh` writes."""
+    return crucible_home() / "prices.csv"
+
+
+def add_prices(fresh: Iterable[Offer]) -> Path:
+    """Put refreshed offers into `prices_file`, beside those refreshed earlier; returns the file."""
+    file = prices_file()
+    earlier = _read(_text(file), str(file), {offer.key: offer for offer in load_catalog()}) if file.is_file() else []
+    write_table({offer.key: offer for offer in (*earlier, *fresh)}.values(), file)
+    return file
+
+
+def stale_warning(offers: Iterable[Offer], today: date) -> str | None:
+    """One sentence when prices are older than `STALE_AFTER_DAYS`, else None."""
+    old = [offer for offer in offers if offer.stale(today)]
+    if not old:
+        return None
+    oldest = max(offer.age_days(today) or 0 for offer in old)
+    return (
+        f"{len(old)} prices are older than {STALE_AFTER_DAYS} days (the oldest {oldest}); "
+        "`crucible prices refresh` asks AWS and Modal for today's"
+    )
+
+
+def write_table(offers: Iterable[Offer], target: Path) -> None:
+    """Write offers in the catalog's own format, whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    with partial.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_FIELDS)
+        writer.writerows([_cell(getattr(offer, name)) for name in _FIELDS] for offer in offers)
+    partial.replace(target)
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"offers file {file} cannot be read: {error}") from error
+
+
+def _read(text: str, source: str, known: Mapping[str, Offer]) -> list[Offer]:
+    rows = csv.DictReader(text.splitlines())
+    unknown = [name for name in rows.fieldnames or () if name not in _FIELDS]
+    if unknown:
+        raise ConfigError(f"{source}: unknown column {unknown[0]!r}; the columns are {', '.join(_FIELDS)}")
+    by_gpu = {offer.gpu: offer for offer in known.values() if offer.gpu}
+    return [_offer(row, f"{source} line {rows.line_num}", known, by_gpu) for row in rows]
+
+
+def _offer(row: dict[str, str], where: str, known: Mapping[str, Offer], by_gpu: Mapping[str, Offer]) -> Offer:
+    given = {name: cell.strip() for name, cell in row.items() if name is not None and cell and cell.strip()}
+    for name in ("pool", "instance", "usd_per_hour"):
+        if name not in given:
+            raise ConfigError(f"{where}: {name} is missing; every offer needs pool, instance and usd_per_hour")
+    values = {name: _parse(name, cell, where) for name, cell in given.items()}
+    base = known.get(f"{given['pool']}/{given['instance']}")
+    if base is None and (twin := by_gpu.get(given.get("gpu", ""))) is not None:
+        specs = ("gpu_memory_gib", "memory_gb_per_second", *(name for name in _FIELDS if name.startswith("peak_")))
+        values = {"gpus": 1, **{name: getattr(twin, name) for name in specs}, **values}
+    if base is None:
+        return Offer(**values)  # type: ignore[arg-type]
+    return dataclasses.replace(base, **{"assumed": (), **values})  # type: ignore[arg-type]
+
+
+def _parse(name: str, cell: str, where: str) -> object:
+    try:
+        if name in _NUMBERS | _WHOLE_NUMBERS:
+            number: float = int(cell) if name in _WHOLE_NUMBERS else float(cell)
+            if not math.isfinite(number) or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
+                raise ValueError
+            return number
+        if name == "as_of":
+            return date.fromisoformat(cell)
+    except ValueError:
+        wanted = "a date such as 2026-05-07" if name == "as_of" else "a number, 0 or more, written like 1.25"
+        raise ConfigError(f"{where}: {name} is {cell!r}; it must be {wanted}") from None
+    if name == "assumed":
+        return tuple(cell.split())
+    if name == "tenancy" and cell not in ("dedicated", "shared"):
+        raise ConfigError(f"{where}: tenancy is {cell!r}; it must be dedicated or shared")
+    return cell

@@ -1,0 +1,1 @@
+"""Checkpoints in the store: commit, list, verify, restore, retain."""

@@ -1,0 +1,47 @@
+"""What stopped, a job or a sweep, is started again as it was started before."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, PrefectException
+
+from crucible.errors import ConfigError, ServiceError
+from crucible.jobs.job import Job
+
+FLOW = "train-nanogpt"
+
+
+def start_again(job: Job, changes: dict[str, Any]) -> str:
+    """A new run of the deployment that supervised the job last, with its parameters but for `changes`; returns its id.
+
+    Raises `ConfigError` when no deployment started the job, `ServiceError` when the server does not answer.
+    """
+    supervisor = job.newest_supervisor()
+    before = supervisor.flow_run_id if supervisor else ""
+    return run_again(f"job {job.job_id}", before, FLOW, {"job": job.job_id, **changes})
+
+
+def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -> str:
+    """Start the flow run's deployment once more for `what` it carried out ("job x"), with the same errors."""
+    noun, name = what.split(" ", 1)
+    again = f"start it with its parameters: prefect deployment run {flow} -p {noun}={name} …"
+    if not flow_run_id:
+        raise ConfigError(f"{what} was not started by a flow run; {again}")
+    try:
+        with get_client(sync_client=True) as client:
+            before = client.read_flow_run(UUID(flow_run_id))
+            found = client.read_flow(before.flow_id).name
+            if before.deployment_id is None or found != flow:
+                raise ConfigError(f"{what} was started by {found}, not by a deployment of {flow}; {again}")
+            run = client.create_flow_run_from_deployment(
+                before.deployment_id, parameters={**before.parameters, **changes}
+            )
+    except ObjectNotFound as error:
+        raise ConfigError(f"this server does not know the flow run that carried out {what}; {again}") from error
+    except (httpx.HTTPError, PrefectException) as error:
+        raise ServiceError(f"the Prefect server did not start it: {error}; see crucible doctor") from error
+    return str(run.id)

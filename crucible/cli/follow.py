@@ -1,0 +1,89 @@
+"""Follow one run of the pipeline to its end: where it stands, from the job's records and from Prefect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from crucible.errors import ServiceError
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason
+from crucible.reports.summary import JobSummary, summarise
+from crucible.store import Store
+
+LOOK_SECONDS = 0.5
+PATIENCE_SECONDS = 90.0
+"""How long the server may be out of reach, and a crashed run may wait for the watchdog to start it again."""
+FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a run is at one moment."""
+
+    state: str
+    """Prefect's type of state: SCHEDULED, PENDING, RUNNING, COMPLETED, …"""
+    message: str
+    summary: JobSummary | None
+    """The job; None until the dataset is there and the job on record."""
+
+    @property
+    def stage(self) -> str:
+        """What it is doing, in words."""
+        if self.state in FINAL:
+            return self.state.lower()
+        if self.state == "CRASHED":
+            return "waiting for the watchdog"
+        if self.state != "RUNNING":
+            return "waiting for the worker"
+        if self.summary is None:
+            return "preparing the dataset"
+        if not self.summary.attempts or self.summary.step == 0:
+            return "starting the trainer"
+        if self.summary.attempts[-1].end_reason is EndReason.COMPLETED:
+            return "evaluating"
+        return "training"
+
+
+def follow(api_url: str, flow_run_id: str, store: Store, job_id: str) -> Iterator[Standing]:
+    """Where the run stands, again and again until it has ended; the last one is final.
+
+    Raises `ServiceError` when the server stays out of reach.
+    """
+    server, crash = Patience(), Patience()
+    with httpx.Client(base_url=api_url, timeout=10) as api:
+        while True:
+            try:
+                state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
+                server.restore()
+            except httpx.HTTPError as error:
+                if server.lost():
+                    raise ServiceError(
+                        f"the Prefect server at {api_url} does not answer ({error}); ask: crucible doctor"
+                    ) from error
+            else:
+                known = store.exists(f"jobs/{job_id}/job.json")
+                summary = summarise(Job(store, job_id)) if known else None
+                standing = Standing(state["type"], state["message"] or state["name"], summary)
+                yield standing
+                if standing.state != "CRASHED":
+                    crash.restore()
+                if standing.state in FINAL or (standing.state == "CRASHED" and crash.lost()):
+                    return
+            time.sleep(LOOK_SECONDS)
+
+
+class Patience:
+    """Lost once so many seconds have gone by without being restored."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+
+    def restore(self) -> None:
+        self._since = time.monotonic()
+
+    def lost(self) -> bool:
+        return time.monotonic() - self._since > PATIENCE_SECONDS

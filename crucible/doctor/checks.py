@@ -1,0 +1,142 @@
+"""What `crucible doctor` looks at: each function looks at one thing and says what it found and how to mend it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from crucible.errors import CrucibleError
+from crucible.local import profile, services
+from crucible.local.state import PROJECT, Home, State
+from crucible.store import default_store_uri, store_at
+
+MINIMUM_FREE_GIB = 2.0
+"""A quickstart writes about 0.2 GiB, the server's database and a few jobs the rest."""
+
+KNOWN_BAD = {
+    "fastapi": (Requirement("fastapi<0.151"), "the Prefect server does not start with it"),
+    "sqlalchemy": (Requirement("sqlalchemy<2.1"), "schedules produce no runs with it"),
+}
+"""Versions that Prefect's own bounds admit and that break it; see constraints.txt."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One row of the report."""
+
+    name: str
+    ready: bool
+    found: str
+    mend: str = ""
+    """What to do; empty when ready."""
+    local: bool = True
+    """Whether the `local` pool needs it: the command fails only for those."""
+
+
+def run_all(checks: list[Callable[[], Check]]) -> list[Check]:
+    """The rows in order; the checks wait for other programs, so they all do it at once."""
+    with ThreadPoolExecutor(max_workers=len(checks)) as threads:
+        return [future.result() for future in [threads.submit(check) for check in checks]]
+
+
+def python() -> Check:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ready = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    return Check("python", ready, f"{version} in {sys.prefix}", "" if ready else "use Python 3.11, 3.12 or 3.13")
+
+
+def packages() -> Check:
+    for name, (allowed, consequence) in KNOWN_BAD.items():
+        version = metadata.version(name)
+        if not allowed.specifier.contains(version, prereleases=True):
+            mend = f"pip install -c {PROJECT / 'constraints.txt'} '{allowed}'"
+            return Check("packages", False, f"{name} {version}: {consequence}", mend)
+    return Check("packages", True, f"prefect {metadata.version('prefect')}, crucible {metadata.version('crucible')}")
+
+
+def torch() -> Check:
+    """In a process of its own: importing torch takes seconds and a broken driver may end the process."""
+    script = (
+        "import json, torch; cuda = torch.cuda.is_available();"
+        "print(json.dumps([torch.__version__, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]"
+        " if cuda else [], torch.backends.mps.is_available(), torch.get_num_threads()]))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        mend = f"pip install -c {PROJECT / 'constraints.txt'} torch"
+        return Check("torch", False, f"does not import: {reason[0]}", mend)
+    version, gpus, mps, threads = json.loads(done.stdout.splitlines()[-1])
+    devices = [*gpus, *(["Apple GPU"] if mps else []), f"CPU with {threads} threads"]
+    return Check("torch", True, f"{version}; {', '.join(devices)}")
+
+
+def disk() -> Check:
+    home = Home.current().root
+    existing = next(folder for folder in [home, *home.parents] if folder.exists())
+    free_gib = shutil.disk_usage(existing).free / 2**30
+    ready = free_gib >= MINIMUM_FREE_GIB
+    mend = f"free {MINIMUM_FREE_GIB:g} GiB, or set CRUCIBLE_HOME to a folder on another disk"
+    return Check("disk", ready, f"{free_gib:.1f} GiB free at {existing}", "" if ready else mend)
+
+
+def store() -> Check:
+    """Write and delete one object in the default store."""
+    uri = default_store_uri()
+    try:
+        opened = store_at(uri)
+        opened.write("doctor.txt", b"written by crucible doctor\n")
+        opened.delete("doctor.txt")
+    except CrucibleError as error:
+        return Check("store", False, str(error), "make it writable, or set CRUCIBLE_STORE to another address")
+    return Check("store", True, f"{uri} is writable")
+
+
+def service(name: str, label: str, answers: Callable[[State], bool]) -> Check:
+    """One of the processes that `crucible up` starts."""
+    state = State.load(Home.current())
+    mend = "crucible up"
+    if not state.is_running(name):
+        return Check(name, False, f"{label} is not running", mend)
+    record = state.services[name]
+    if not answers(state):
+        return Check(name, False, f"{label} (process {record.pid}) does not answer", "crucible down && crucible up")
+    return Check(name, True, f"process {record.pid}" + (f", {state.api_url}" if name == "server" else ""))
+
+
+def server() -> Check:
+    return service("server", "Prefect server", lambda state: services.server_answers(state.api_url or ""))
+
+
+def worker() -> Check:
+    return service("worker", "Worker", lambda state: services.worker_answers(state.api_url or "", since=0))
+
+
+def watchdog() -> Check:
+    return service("watchdog", "Watchdog", lambda _: True)
+
+
+def prefect_profile() -> Check:
+    """Whether plain `prefect` commands in this shell reach the local server."""
+    state = State.load(Home.current())
+    if state.api_url is None:
+        return Check("profile", False, "no local server is set up", "crucible up", local=False)
+    if overriding := " ".join(profile.overridden_by(services.client_settings(state.api_url))):
+        found = f"set in this shell, wins over the profile: {overriding}"
+        return Check("profile", False, found, f"unset {overriding}", local=False)
+    if (active := profile.active()) != profile.NAME:
+        return Check("profile", False, f"{active} is selected", f"prefect profile use {profile.NAME}", local=False)
+    return Check("profile", True, f"{profile.NAME} is selected: `prefect` reaches this server", local=False)
+
+
+def machine() -> list[Callable[[], Check]]:
+    """Every check of this machine and its services."""
+    return [python, packages, torch, disk, store, server, worker, watchdog, prefect_profile]

@@ -1,0 +1,139 @@
+"""What runs really took: speeds and estimates of the past, as create-only records in the store.
+
+    history/speeds/<pool>/<instance>/<name>.json       seconds per step of one run on one offer
+    history/estimates/<job>.json                            what a job was estimated to take and cost, and what it did
+    jobs/<job>/estimate.json                                the estimate made when the job was launched
+
+Nothing is ever rewritten, so that two machines can remember at the same time.
+"""
+
+from __future__ import annotations
+
+import statistics
+import uuid
+from datetime import datetime
+
+from pydantic import Field
+
+from crucible.errors import ObjectExists, ObjectMissing
+from crucible.jobs.job import Job
+from crucible.jobs.records import Record, now
+from crucible.store import Store
+
+_SPEEDS, _ESTIMATES = "history/speeds", "history/estimates"
+
+
+class SpeedRecord(Record):
+    """One run's speed on one offer."""
+
+    offer: str
+    """`pool/instance`, or `pool/hardware` for one's own machine."""
+    workload: str
+    seconds_per_step: float = Field(gt=0)
+    reference_seconds_per_step: float = Field(gt=0)
+    """What the step model says of this run on this hardware without any history."""
+    flops_per_step: float = Field(gt=0)
+    steps: int = Field(ge=1)
+    source: str = "job"
+    at: datetime = Field(default_factory=now)
+
+
+class PlannedCost(Record):
+    """The estimate a job was launched with."""
+
+    offer: str
+    speed_source: str
+    low_hours: float
+    hours: float
+    high_hours: float
+    low_usd: float
+    usd: float
+    high_usd: float
+    at: datetime = Field(default_factory=now)
+
+
+class EstimateRecord(Record):
+    """An estimate beside the truth."""
+
+    job_id: str
+    planned: PlannedCost
+    hours: float
+    usd: float
+    at: datetime = Field(default_factory=now)
+
+    @property
+    def hours_error(self) -> float:
+        """Estimated over true hours, minus one: +0.1 is an estimate that was 10 % too long."""
+        return self.planned.hours / self.hours - 1
+
+    @property
+    def usd_error(self) -> float | None:
+        return self.planned.usd / self.usd - 1 if self.usd else None
+
+    @property
+    def within_bounds(self) -> bool:
+        return self.planned.low_hours <= self.hours <= self.planned.high_hours
+
+
+def remember_speed(store: Store, record: SpeedRecord, name: str | None = None) -> None:
+    """Add one record, once per `name`; it is never changed afterwards."""
+    name = name or f"{record.at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
+    try:
+        store.create_json(f"{_SPEEDS}/{record.offer}/{name}.json", record.model_dump(mode="json"))
+    except ObjectExists:
+        return
+
+
+def speeds(store: Store) -> list[SpeedRecord]:
+    """Every record, oldest first."""
+    records = [SpeedRecord.model_validate(store.read_json(info.key)) for info in store.list(_SPEEDS)]
+    return sorted(records, key=lambda record: record.at)
+
+
+def remember_plan(job: Job, planned: PlannedCost) -> None:
+    """Keep the estimate a job was launched with; the first one stands."""
+    try:
+        job.store.create_json("estimate.json", planned.model_dump(mode="json"))
+    except ObjectExists:
+        return
+
+
+def plan_of(job: Job) -> PlannedCost | None:
+    """The estimate a job was launched with, if there was one."""
+    try:
+        return PlannedCost.model_validate(job.store.read_json("estimate.json"))
+    except ObjectMissing:
+        return None
+
+
+def remember_truth(job: Job) -> EstimateRecord | None:
+    """After a job's end: put its estimate beside what it took. None when it had no estimate or took no time."""
+    planned = plan_of(job)
+    outcomes = [outcome for attempt in job.attempts() if (outcome := attempt.outcome) is not None]
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    if planned is None or seconds <= 0:
+        return None
+    usd = sum(outcome.cost_usd for outcome in outcomes)
+    record = EstimateRecord(job_id=job.job_id, planned=planned, hours=seconds / 3600, usd=usd)
+    try:
+        job.root.create_json(f"{_ESTIMATES}/{job.job_id}.json", record.model_dump(mode="json"))
+    except ObjectExists:
+        return EstimateRecord.model_validate(job.root.read_json(f"{_ESTIMATES}/{job.job_id}.json"))
+    return record
+
+
+def estimates(store: Store) -> list[EstimateRecord]:
+    """Every estimate whose job has ended, oldest first."""
+    records = [EstimateRecord.model_validate(store.read_json(info.key)) for info in store.list(_ESTIMATES)]
+    return sorted(records, key=lambda record: record.at)
+
+
+def accuracy(records: list[EstimateRecord]) -> dict[str, float | int]:
+    """How good the estimates have been: number, median and worst error of the hours, share within the bounds."""
+    errors = [abs(record.hours_error) for record in records]
+    return {
+        "jobs": len(records),
+        "median_error": statistics.median(errors) if errors else 0.0,
+        "worst_error": max(errors, default=0.0),
+        "within_bounds": sum(record.within_bounds for record in records) / len(records) if records else 0.0,
+    }

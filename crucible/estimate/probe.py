@@ -1,0 +1,140 @@
+"""A probe: a few steps of the real trainer on this machine, in a process of their own, to know its speed.
+
+Three steps warm up, the median of the next ten counts: a single hiccup makes a mean wrong by a factor of two. On a
+machine that others use as well, wall time says more about them than about the work; the CPU seconds of the same steps
+are steady there, so both are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from crucible.errors import CrucibleError
+from crucible.estimate.needs import Needs
+from crucible.estimate.speed import Speed
+
+WARM_UP_STEPS = 3
+STEPS = 10
+_TOKENS = 1 << 16
+_FACTOR = 1.15  # 8 of 10 probes of this length are right to within this factor
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Medians over the probe's steps."""
+
+    steps: int
+    seconds_per_step: float
+    cpu_seconds_per_step: float
+    evaluation_seconds: float
+    """Per batch of a loss estimate."""
+    evaluation_cpu_seconds: float
+    fixed_cpu_seconds: float
+    """Of the whole process, what was neither a step nor a loss estimate: starting, one save, ending."""
+    gpu_memory_gib: float | None
+    hardware: str
+
+    def speed(self, cpu_seconds: bool = False) -> Speed:
+        """As a speed by the clock, or in CPU seconds."""
+        step = self.cpu_seconds_per_step if cpu_seconds else self.seconds_per_step
+        evaluation = self.evaluation_cpu_seconds if cpu_seconds else self.evaluation_seconds
+        unit = " in CPU seconds" if cpu_seconds else ""
+        return Speed(
+            step,
+            step / _FACTOR,
+            step * _FACTOR,
+            "probe",
+            f"median of {self.steps} steps just now{unit}",
+            evaluation_share=evaluation / step,
+        )
+
+
+class ProbeError(CrucibleError):
+    """The probe's steps failed; the message is the trainer's own."""
+
+
+def probe(needs: Needs, dataset: Path | None = None, steps: int = STEPS, timeout_seconds: float = 900.0) -> Probe:
+    """Run the probe on this machine; without a dataset, on random tokens of the same vocabulary (equally fast).
+
+    Raises:
+        ProbeError: the trainer refused or failed, or took longer than `timeout_seconds`.
+    """
+    with tempfile.TemporaryDirectory(prefix="crucible-probe-") as folder:
+        config = Path(folder, "config.json")
+        config.write_text(needs.config.model_dump_json(), encoding="utf-8")
+        data = dataset or _random_dataset(Path(folder, "data"), needs)
+        command = [sys.executable, "-m", "crucible.estimate.probe_steps"]
+        command += [str(config), str(data), str(steps), str(WARM_UP_STEPS)]
+        environment = {**os.environ, **({"OMP_NUM_THREADS": str(needs.config.threads)} if needs.config.threads else {})}
+        before = _cpu_seconds_of_children()
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=timeout_seconds, env=environment, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise ProbeError(f"the probe was not done after {timeout_seconds:g} s; estimate without --probe") from None
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ProbeError(f"the probe failed: {problem}")
+    return _result(json.loads(lines[-1]), steps, _cpu_seconds_of_children() - before)
+
+
+def _cpu_seconds_of_children() -> float:
+    """Of every process this one has started and waited for, and of theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _result(measured: dict[str, object], steps: int, cpu_seconds: float) -> Probe:
+    def number(name: str) -> float:
+        value = measured[name]
+        assert isinstance(value, int | float)
+        return float(value)
+
+    def median(name: str) -> float:
+        values = measured[name]
+        assert isinstance(values, list)
+        return float(statistics.median(values))
+
+    environment = measured["environment"]
+    assert isinstance(environment, dict)
+    steps_cpu = (WARM_UP_STEPS + steps) * median("cpu_seconds")
+    evaluation_cpu = number("evaluation_batches") * number("evaluation_cpu_seconds")
+    return Probe(
+        steps=steps,
+        seconds_per_step=median("seconds"),
+        cpu_seconds_per_step=median("cpu_seconds"),
+        evaluation_seconds=number("evaluation_seconds"),
+        evaluation_cpu_seconds=number("evaluation_cpu_seconds"),
+        fixed_cpu_seconds=max(0.0, cpu_seconds - steps_cpu - evaluation_cpu),
+        gpu_memory_gib=None if measured["gpu_memory_gib"] is None else number("gpu_memory_gib"),
+        hardware=str(environment.get("hardware", "")),
+    )
+
+
+def _random_dataset(folder: Path, needs: Needs) -> Path:
+    """A dataset folder of random tokens."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    dtype = "uint16" if needs.vocab_size <= 1 << 16 else "uint32"
+    tokens = max(_TOKENS, 2 * needs.config.block_size)
+    splits = {}
+    for split in ("train", "val"):
+        file = f"{split}-00000.bin"
+        rng.integers(0, needs.vocab_size, tokens).astype(np.dtype(dtype).newbyteorder("<")).tofile(folder / file)
+        splits[split] = {"tokens": tokens, "bytes": tokens, "shards": [{"file": file, "tokens": tokens, "sha256": ""}]}
+    meta = {"schema_version": 1, "digest": "random", "source": {"kind": "random"}, "dtype": dtype, "splits": splits}
+    meta |= {"tokenizer": {"kind": "none", "file": "", "sha256": ""}, "vocab_size": needs.vocab_size}
+    (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return folder

@@ -1,0 +1,7 @@
+"""A job's records in the store, and what can be read from them.
+
+records.py   the records themselves, as they lie in the store
+job.py       jobs and attempts: claiming, the fence, limits, supervisors
+status.py    where a job stands
+metrics.py   what the attempts reported, as one history
+"""

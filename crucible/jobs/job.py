@@ -1,0 +1,314 @@
+"""Jobs and attempts: the records in the store that say what happened, and the fence between two attempts.
+
+A job is one piece of training; its spec never changes. An attempt is one try at it on one machine. All that is known
+of a job is in these objects (every one can be read with `cat`), so whoever finds them can carry on:
+
+    jobs/<job>/job.json                         the spec, create-only
+    jobs/<job>/limits/0001.json …               attempts, money and time allowed; the newest counts
+    jobs/<job>/starts/<flow run>.json           which flow runs have worked on it
+    jobs/<job>/supervisors/0001.json …          who decides; the newest counts, older ones step aside
+    jobs/<job>/attempts/0001/launch.json        the decision to try: where, why, at what price; create-only
+                             claim.json         the machine that took it up; create-only
+                             start.json         what it resumed from; create-only
+                             heartbeat.json     sign of life, progress and cost so far; written by its owner only
+                             stop.json          a request to save and stop
+                             metrics/*.jsonl    what the workload reported, in order
+                             outcome.json       how it ended; create-only: the first verdict stands
+    jobs/<job>/checkpoints/…                    see `crucible.checkpoints.commits`
+
+The fence: an attempt is over once its outcome exists or a higher attempt is claimed. The owner looks
+(`Attempt.require_current`) before and after it writes a manifest, and counts a commit only after the second look. A
+successor claims first and lists commits afterwards, so it sees every commit that was counted; what a superseded
+attempt still manages to write later lies beyond the successor's `start.json` and is not a commit.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any, Self, TypeVar
+
+from pydantic import ValidationError
+
+from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, StoreError
+from crucible.jobs.records import (
+    Claim,
+    Heartbeat,
+    JobSpec,
+    Launch,
+    Limits,
+    Outcome,
+    Record,
+    Start,
+    StopRequest,
+    Supervisor,
+)
+from crucible.store import Store
+
+R = TypeVar("R", bound=Record)
+
+
+class Attempt:
+    """One attempt's records. Only the process that claimed it may beat, start and commit."""
+
+    def __init__(self, job: Job, number: int) -> None:
+        self.job, self.number = job, number
+        self._prefix = f"attempts/{number:04d}"
+        self._token: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Attempt({self.job.job_id!r}, {self.number})"
+
+    @property
+    def launch(self) -> Launch | None:
+        return self._read("launch", Launch)
+
+    @property
+    def claim(self) -> Claim | None:
+        return self._read("claim", Claim)
+
+    @property
+    def start(self) -> Start | None:
+        return self._read("start", Start)
+
+    @property
+    def heartbeat(self) -> Heartbeat | None:
+        return self._read("heartbeat", Heartbeat)
+
+    @property
+    def stop_request(self) -> StopRequest | None:
+        return self._read("stop", StopRequest)
+
+    @property
+    def outcome(self) -> Outcome | None:
+        return self._read("outcome", Outcome)
+
+    def take(self, claim: Claim) -> Self:
+        """Claim this attempt for the calling process.
+
+        Raises `FencedOut` when another process has it, when it is already over, or when a higher one is claimed.
+        """
+        try:
+            self._create("claim", claim)
+        except ObjectExists:
+            other = self.claim
+            where = f"process {other.pid} on {other.host}" if other else "another process"
+            raise FencedOut(f"attempt {self.number} of {self.job.job_id} is already taken by {where}") from None
+        self._token = claim.token
+        self.require_current()
+        return self
+
+    def require_current(self) -> None:
+        """The fence. Raises `FencedOut` when this attempt is over or a higher one is claimed."""
+        outcome = self.outcome
+        if outcome is not None:
+            raise FencedOut(
+                f"attempt {self.number} of {self.job.job_id} was declared {outcome.end_reason.words} "
+                f"by the {outcome.decided_by}"
+            )
+        for later in self.job.attempts():
+            if later.number > self.number and later.claim is not None:
+                raise FencedOut(f"attempt {later.number} of {self.job.job_id} has taken over from {self.number}")
+
+    def begin(self, start: Start) -> None:
+        """Record what this attempt resumed from; from now on later commits of earlier attempts do not count."""
+        self._create("start", start)
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        self.job.store.write_json(f"{self._prefix}/heartbeat.json", heartbeat.model_dump(mode="json"))
+
+    def request_stop(self, request: StopRequest) -> None:
+        """Ask the attempt to save and stop; the first request stands."""
+        try:
+            self._create("stop", request)
+        except ObjectExists:
+            return
+
+    def end(self, outcome: Outcome) -> Outcome:
+        """Record how the attempt ended, unless that is already on record; returns the verdict that stands."""
+        try:
+            self._create("outcome", outcome)
+        except ObjectExists:
+            standing = self.outcome
+            assert standing is not None
+            return standing
+        return outcome
+
+    def append_metrics(self, sequence: int, lines: bytes) -> None:
+        """Put one more piece of the workload's metrics (whole JSON lines) after those before it."""
+        self.job.store.write(f"{self._prefix}/metrics/{sequence:06d}.jsonl", lines)
+
+    def metrics(self) -> Iterator[bytes]:
+        """Every metrics line of this attempt, in order."""
+        for info in self.job.store.list(f"{self._prefix}/metrics"):
+            yield from self.job.store.read(info.key).splitlines()
+
+    def _create(self, name: str, record: Record) -> None:
+        self.job.store.create_json(f"{self._prefix}/{name}.json", record.model_dump(mode="json"))
+
+    def _read(self, name: str, kind: type[R]) -> R | None:
+        return _read(self.job.store, f"{self._prefix}/{name}.json", kind)
+
+
+class Job:
+    """One job's records under `jobs/<job_id>/` of a store."""
+
+    def __init__(self, store: Store, job_id: str) -> None:
+        self.job_id = checked_job_id(job_id)
+        self.root = store
+        self.store = store.child(f"jobs/{job_id}")
+
+    def __repr__(self) -> str:
+        return f"Job({self.job_id!r})"
+
+    @classmethod
+    def create(cls, store: Store, spec: JobSpec) -> Job:
+        """Record a new job, or find it there with the same spec.
+
+        Raises `ConfigError` naming the fields that differ when the id is taken by another spec.
+        """
+        job = cls(store, spec.job_id)
+        try:
+            job.store.create_json("job.json", spec.model_dump(mode="json"))
+        except ObjectExists:
+            existing = job.spec
+            differing = differences(
+                existing.model_dump(exclude={"created_at"}), spec.model_dump(exclude={"created_at"})
+            )
+            if differing:
+                raise ConfigError(
+                    f"job: {spec.job_id!r} already exists with another {', '.join(differing)}; a job's spec never "
+                    f"changes, so continue it with the same values or choose a new job name"
+                ) from None
+        return job
+
+    @classmethod
+    def open(cls, store: Store, job_id: str) -> Job:
+        """A job that exists. Raises `ConfigError` when it does not."""
+        job = cls(store, job_id)
+        if not job.store.exists("job.json"):
+            raise ConfigError(f"job: there is no job {job_id!r} in {store.uri}; `crucible jobs ls` lists what there is")
+        return job
+
+    @classmethod
+    def ids(cls, store: Store) -> list[str]:
+        """The ids of all jobs in a store."""
+        return store.folders("jobs")
+
+    @property
+    def spec(self) -> JobSpec:
+        spec = _read(self.store, "job.json", JobSpec)
+        if spec is None:
+            raise ObjectMissing(f"{self.store.uri}/job.json does not exist")
+        return spec
+
+    @property
+    def limits(self) -> Limits:
+        """The limits in force: the newest that were set."""
+        numbers = self._numbered("limits")
+        return (_read(self.store, f"limits/{numbers[-1]:04d}.json", Limits) if numbers else None) or Limits()
+
+    def set_limits(self, limits: Limits) -> None:
+        """Change the limits; takes effect at the running attempt's next look and at the next decision."""
+        if limits.model_dump() != self.limits.model_dump() or not self._numbered("limits"):
+            self._create_next("limits", lambda _: limits)
+
+    def first_start(self, flow_run_id: str) -> bool:
+        """Whether this flow run works on the job for the first time, rather than being brought back after it died.
+
+        What a person changed since its first start, the limits above all, is not to be overwritten by its parameters.
+        """
+        try:
+            self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
+        except ObjectExists:
+            return False
+        return True
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts on record, first to last."""
+        return [Attempt(self, int(name)) for name in self.store.folders("attempts") if name.isdecimal()]
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt(self, number)
+
+    def decide(self, launch: Launch) -> Launch:
+        """Record the decision to launch attempt `launch.number`; returns the decision that stands, maybe another's."""
+        attempt = self.attempt(launch.number)
+        try:
+            attempt._create("launch", launch)
+        except ObjectExists:
+            standing = attempt.launch
+            assert standing is not None
+            return standing
+        return launch
+
+    def supervise(self, flow_run_id: str = "") -> Supervisor:
+        """Become the one who decides for this job; whoever was it before steps aside at its next look."""
+        return self._create_next("supervisors", lambda number: Supervisor(number=number, flow_run_id=flow_run_id))
+
+    def require_supervisor(self, supervisor: Supervisor) -> None:
+        """Raises `FencedOut` when someone else has become the one who decides."""
+        newest = self.newest_supervisor()
+        if newest is not None and newest.number > supervisor.number:
+            raise FencedOut(
+                f"job {self.job_id} is now supervised by flow run {newest.flow_run_id or 'unknown'} on {newest.host}"
+            )
+
+    def newest_supervisor(self) -> Supervisor | None:
+        numbers = self._numbered("supervisors")
+        return _read(self.store, f"supervisors/{numbers[-1]:04d}.json", Supervisor) if numbers else None
+
+    def cost_usd(self) -> float:
+        """What all attempts together have cost so far, in USD: final figures where known, else the last heartbeat's."""
+        total = 0.0
+        for attempt in self.attempts():
+            record = attempt.outcome or attempt.heartbeat
+            total += record.cost_usd if record else 0.0
+        return total
+
+    def _numbered(self, folder: str) -> list[int]:
+        names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list(folder)]
+        return [int(name) for name in names if name.isdecimal()]
+
+    def _create_next(self, folder: str, make: Callable[[int], R]) -> R:
+        while True:
+            number = max(self._numbered(folder), default=0) + 1
+            record = make(number)
+            try:
+                self.store.create_json(f"{folder}/{number:04d}.json", record.model_dump(mode="json"))
+            except ObjectExists:
+                continue
+            return record
+
+
+def checked_job_id(job_id: str) -> str:
+    """`job_id` itself. Raises `ConfigError` unless it can name a folder, a tag and a container."""
+    if (
+        not job_id
+        or len(job_id) > 63
+        or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in job_id)
+        or not job_id[0].isalnum()
+    ):
+        raise ConfigError(f"job: {job_id!r} is no usable name; use up to 63 letters, digits, '-', '_' or '.'")
+    return job_id
+
+
+def _read(store: Store, key: str, kind: type[R]) -> R | None:
+    try:
+        return kind.model_validate(store.read_json(key))
+    except ObjectMissing:
+        return None
+    except ValidationError as error:
+        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of the fields whose values differ."""
+    found: list[str] = []
+    for key in sorted(before.keys() | after.keys()):
+        a, b = before.get(key), after.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key} ({a!r}, not {b!r})")
+    return found

@@ -1,0 +1,200 @@
+"""The records that say what happened to a job and its attempts, as they lie in the store (see `crucible.jobs.job`)."""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+
+def now() -> datetime:
+    """The time, in UTC, as every record writes it."""
+    return datetime.now(UTC)
+
+
+class EndReason(StrEnum):
+    """Why an attempt ended. What follows from it is decided in one place: `crucible.supervision.retry_policy`."""
+
+    COMPLETED = "completed"
+    INTERRUPTED = "interrupted"
+    """Saved after a notice; go on elsewhere."""
+    PAUSED = "paused"
+    """Saved at the step it was asked to train to."""
+    BUDGET = "budget"
+    """Saved because the money or time allowed is used up; go on when a person raises it."""
+    CANCELLED = "cancelled"
+    """Saved because a person cancelled."""
+    FAILED = "failed"
+    """The workload's own error; never retried."""
+    KILLED = "killed"
+    """The workload was killed from outside, out of memory perhaps; the machine is still there."""
+    LOST = "lost"
+    """No sign of life; nothing was heard from it again."""
+    NOT_STARTED = "not-started"
+    """The pool never brought it to life: no capacity, a refused request, a broken image."""
+    SUPERSEDED = "superseded"
+    """Stopped itself because a newer attempt exists."""
+
+    @property
+    def words(self) -> str:
+        """The reason as a person would say it."""
+        return _IN_WORDS[self]
+
+
+_IN_WORDS = {
+    EndReason.COMPLETED: "completed",
+    EndReason.INTERRUPTED: "interrupted, saved",
+    EndReason.PAUSED: "trained to the step asked for, saved",
+    EndReason.BUDGET: "budget used up, saved",
+    EndReason.CANCELLED: "cancelled, saved",
+    EndReason.FAILED: "failed",
+    EndReason.KILLED: "workload killed",
+    EndReason.LOST: "lost (no sign of life)",
+    EndReason.NOT_STARTED: "never started",
+    EndReason.SUPERSEDED: "superseded by a newer attempt",
+}
+
+
+class Record(BaseModel):
+    """A JSON object in the store. Fields that a newer release added are kept out of the way, not refused."""
+
+    model_config = ConfigDict(extra="ignore")
+    schema_version: int = SCHEMA_VERSION
+
+
+class JobSpec(Record):
+    """What is to be trained. It never changes: another spec is another job."""
+
+    job_id: str
+    config: dict[str, Any] = Field(default_factory=dict)
+    """The complete `TrainConfig`, or whatever a user's own script is configured with."""
+    config_digest: str = ""
+    dataset: str = ""
+    """Digest of the dataset, under `datasets/` of the same store."""
+    command: list[str] = Field(default_factory=list)
+    """The workload's command line; empty for Crucible's own trainer."""
+    project: str = "default"
+    owner: str = ""
+    created_at: datetime = Field(default_factory=now)
+
+
+class Limits(Record):
+    """How much may be spent on a job before a person is asked."""
+
+    max_attempts: int = Field(default=50, ge=1)
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    max_hours: float | None = Field(default=None, gt=0)
+    max_attempts_without_progress: int = Field(default=2, ge=1)
+
+
+class Launch(Record):
+    """The supervisor's decision to try once more."""
+
+    number: int
+    pool: str
+    reason: str
+    instance: str = ""
+    usd_per_hour: float = 0.0
+    mtbf_seconds: float | None = None
+    """Mean time between interruptions expected of the offer; None when it is not interruptible."""
+    stop_at_step: int | None = None
+    decided_by: str = ""
+    decided_at: datetime = Field(default_factory=now)
+
+
+class Claim(Record):
+    """The machine and process that took an attempt up."""
+
+    number: int
+    token: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+    flow_run_id: str = ""
+    instance: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
+    claimed_at: datetime = Field(default_factory=now)
+
+
+class Start(Record):
+    """What an attempt began from; commits of earlier attempts beyond `step` do not count from here on."""
+
+    step: int
+    from_attempt: int | None = None
+    damaged: list[str] = Field(default_factory=list)
+    """Checkpoints that did not verify and were passed over, with the reason."""
+    restore_seconds: float = 0.0
+    started_at: datetime = Field(default_factory=now)
+
+
+class Heartbeat(Record):
+    """Sign of life. `sequence` grows with each beat, so that a reader needs no common clock."""
+
+    sequence: int
+    phase: str
+    step: int = 0
+    total_steps: int | None = None
+    committed_step: int = 0
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+    first_step_after_seconds: float | None = None
+    """From the claim to the first new training step: what a recovery costs in time."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    saving: dict[str, float] = Field(default_factory=dict)
+    """Checkpoint figures so far, as in `Outcome.saving`."""
+    at: datetime = Field(default_factory=now)
+
+
+class Notification(Record):
+    """Something the agent was told or saw: a notice, a store that does not answer, a save slower than its interval."""
+
+    source: str
+    reason: str
+    deadline: datetime | None = None
+    at: datetime = Field(default_factory=now)
+
+
+class Outcome(Record):
+    """How an attempt ended: the first one written stands."""
+
+    end_reason: EndReason
+    message: str
+    step: int = 0
+    committed_step: int = 0
+    exit_code: int | None = None
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+    first_step_after_seconds: float | None = None
+    """As in the heartbeat."""
+    notifications: list[Notification] = Field(default_factory=list)
+    saving: dict[str, float] = Field(default_factory=dict)
+    """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last)."""
+    limits: Limits | None = None
+    """The limits in force at the end: whoever goes on after a budget stop looks whether they have been raised."""
+    decided_by: str = "agent"
+    ended_at: datetime = Field(default_factory=now)
+
+
+class StopRequest(Record):
+    """Asks an attempt to save and stop."""
+
+    end_reason: EndReason
+    reason: str
+    at: datetime = Field(default_factory=now)
+
+
+class Supervisor(Record):
+    """Who decides for a job: the newest one counts."""
+
+    number: int
+    token: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    flow_run_id: str = ""
+    host: str = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+    claimed_at: datetime = Field(default_factory=now)

@@ -1,0 +1,45 @@
+"""Where a job stands, by its newest supervisor's word: `jobs/<job>/status.json`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+
+from pydantic import Field
+
+from crucible.errors import ObjectMissing
+from crucible.jobs.job import Job
+from crucible.jobs.records import Record, now
+
+
+class JobState(StrEnum):
+    """Where a job stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    PAUSED = "paused"
+    BUDGET_STOP = "budget-stop"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """Given up: too many attempts, or no progress."""
+
+
+class JobStatus(Record):
+    """The newest supervisor's last word on a job."""
+
+    state: JobState
+    reason: str
+    supervisor: int
+    flow_run_id: str = ""
+    bygone: int = 0
+    """So many attempts, from the first, no longer count since a person started the job again."""
+    at: datetime = Field(default_factory=now)
+
+
+def status_of(job: Job) -> JobStatus | None:
+    """The newest supervisor's last word on the job, or None before there was one."""
+    try:
+        return JobStatus.model_validate(job.store.read_json("status.json"))
+    except ObjectMissing:
+        return None

@@ -1,0 +1,1 @@
+"""Where a job runs, and when it moves: candidates, deadlines, queues."""

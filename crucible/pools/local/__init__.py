@@ -1,0 +1,1 @@
+"""The pool `local`: flow runs as processes on this machine."""

@@ -1,0 +1,228 @@
+"""The variables of a `modal` work pool, and what becomes of them for one flow run. Needs no Modal SDK."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Self
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.workers.base import BaseJobConfiguration, BaseVariables
+from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, WithJsonSchema, field_validator
+
+from crucible.errors import ConfigError
+from crucible.pools.modal.credentials import ModalCredentials
+
+LONGEST_LIFETIME_SECONDS = 24 * 3600
+
+# The worker's own Prefect settings that a flow run needs too: how to reach the API, and how to behave. All others stay
+# here; among them are the folder, database and password of a server that shares the worker's environment.
+_FOLLOWS = re.compile(
+    r"PREFECT_(_|API_(URL|KEY|AUTH_STRING|TLS_INSECURE_SKIP_VERIFY|REQUEST_TIMEOUT|ENABLE_HTTP2)$|CLIENT_|CLOUD_API_"
+    r"|FLOWS_|TASKS_|LOGGING_(?!CONFIG_PATH)|RESULTS_(?!LOCAL_STORAGE_PATH)|RUNNER_(?!SERVER_)|PLUGINS_)"
+)
+_TAG_NAME, _TAG_VALUE = re.compile(r"[\w.-]{1,50}"), re.compile(r"[\w.-]{1,63}")
+_GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*[!+]?(:[1-8])?")
+
+
+def _from_commas(value: Any) -> Any:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return value or []
+
+
+_STRING = {"type": "string"}
+# A list, or one text with commas: `gpu: [H100, A100-80GB]` in a file, `-jv gpu=H100,A100-80GB` on the command line.
+Names = Annotated[
+    list[str],
+    BeforeValidator(_from_commas),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _STRING}, _STRING]}),
+]
+
+
+class _ModalFields(BaseModel):
+    """What both the pool's form and a flow run's configuration have; documented here for both."""
+
+    image: str | None = Field(
+        default=None,
+        description="Registry reference, or the id of an image on Modal (im-…). Empty: Crucible's own, from its "
+        "Dockerfile in the worker's checkout.",
+    )
+    dockerfile: str | None = Field(
+        default=None, description="Path of a Dockerfile on the worker's machine, instead of `image`."
+    )
+    context_dir: str | None = Field(
+        default=None, description="Folder that the Dockerfile copies from; default its own."
+    )
+    registry_secret: str | None = Field(
+        default=None, description="Name of the Modal Secret with the login of a private registry."
+    )
+    gpu: Names = Field(
+        default_factory=list,
+        title="GPU",
+        description="Like L4, A100-80GB or H100:8. Several are tried in turn until one is to be had. Empty: CPU only. "
+        "Modal may preempt a sandbox with a GPU at any time.",
+    )
+    cpu: float | None = Field(default=None, gt=0, title="CPU", description="Physical cores.")
+    memory_mib: int | None = Field(default=None, gt=0, title="Memory", description="MiB of memory.")
+    timeout_seconds: int = Field(
+        default=LONGEST_LIFETIME_SECONDS,
+        ge=10,
+        le=LONGEST_LIFETIME_SECONDS,
+        description="Lifetime of the sandbox. Modal allows 24 hours; longer work has to go on in a new sandbox.",
+    )
+    capacity_timeout_seconds: int = Field(
+        default=600, ge=1, description="How long to wait for a GPU before the next one of the list is tried."
+    )
+    region: Names = Field(
+        default_factory=list,
+        description="Modal regions to stay in. All prices are then multiplied, by 1.5 for a broad region (us) and by "
+        "1.75 for a narrow one (us-west), and CPU sandboxes can be preempted too.",
+    )
+    cloud: str | None = Field(
+        default=None, description="Cloud provider to stay in (aws, gcp, oci). CPU sandboxes can then be preempted too."
+    )
+    volumes: dict[str, str] = Field(
+        default_factory=dict, description="Modal Volumes to mount: mount path → name. Created if missing."
+    )
+    secrets: Names = Field(
+        default_factory=list,
+        description="Names of Modal Secrets whose values become environment variables. They never pass the worker.",
+    )
+    credentials: ModalCredentials | None = Field(
+        default=None, description="Modal token; empty: the worker's own (MODAL_TOKEN_ID and _SECRET, or ~/.modal.toml)."
+    )
+    app_name: str = Field(default="crucible", description="Modal App that the sandboxes belong to. Created if missing.")
+    environment_name: str | None = Field(default=None, description="Modal Environment; empty: the token's default.")
+    workdir: str | None = Field(default=None, description="Working folder in the sandbox; empty: the image's.")
+    tags: dict[str, str] = Field(
+        default_factory=dict,
+        description="Tags of the sandbox, by which Modal can sum up costs. The flow run's own tags of the form "
+        "name:value are added.",
+    )
+    exclusive_tag: str | None = Field(
+        default=None,
+        description="Name of a tag. Sandboxes with the same value of it never run side by side: before one starts, the "
+        "former is gone. Empty: only those of the same flow run are kept apart.",
+    )
+    stream_output: bool = Field(default=True, description="Show what the sandbox prints in the flow run's logs.")
+    grace_seconds: int = Field(
+        default=45,
+        ge=0,
+        description="Time for a sandbox to end by itself once its flow run is cancelled, over, or in a newer sandbox. "
+        "Then it is terminated.",
+    )
+    max_restarts: int = Field(
+        default=0,
+        ge=0,
+        description="How often a run goes back to AwaitingRetry, for a new sandbox, when Modal stopped its sandbox or "
+        "its lifetime was over. 0 where something else decides over retries, as Crucible's supervising flow does.",
+    )
+    usd_per_hour: float | None = Field(
+        default=None, ge=0, description="List price of what is asked for, to compare with what Modal bills."
+    )
+
+    @field_validator("gpu")
+    @classmethod
+    def _known_form(cls, value: list[str]) -> list[str]:
+        for gpu in value:
+            if not _GPU.fullmatch(gpu):
+                raise ValueError(f"{gpu!r} is no GPU of Modal's; write a type and up to 8 of it, like L4 or H100:8")
+        return value
+
+    @field_validator("tags")
+    @classmethod
+    def _allowed_by_modal(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, text in value.items():
+            if not _TAG_NAME.fullmatch(name) or not _TAG_VALUE.fullmatch(text):
+                raise ValueError(
+                    f"{name}={text!r}: Modal takes letters, digits, '.', '_' and '-', up to 50 in a name, 63 in a value"
+                )
+        return value
+
+
+class ModalVariables(_ModalFields, BaseVariables):
+    """The form of a `modal` work pool."""
+
+
+class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
+    """How one flow run is to be run on Modal."""
+
+    @classmethod
+    async def from_template_and_values(cls, *args: Any, **kwargs: Any) -> Self:
+        """Fill the pool's template.
+
+        Raises:
+            ConfigError: a job variable is invalid; the message names each one with what to write instead.
+        """
+        try:
+            return await super().from_template_and_values(*args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError(_told(error)) from None
+
+    _run_tags: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
+        """As every Prefect worker does it, but of the worker's settings only those that are of use in the sandbox."""
+        asked_for = set(self.env)
+        super().prepare_for_flow_run(flow_run, *args, **kwargs)
+        pairs = (tag.partition(":") for tag in flow_run.tags)
+        self._run_tags = {tag_name(name): tag_value(value) for name, _, value in pairs if name and value}
+        self.env = {name: value for name, value in self.env.items() if name in asked_for or _FOLLOWS.match(name)}
+        self.env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise what a flow prints shows up when it is over
+
+    @staticmethod
+    def _base_flow_run_command() -> str:
+        # The first process takes Modal's SIGINT and asks for a checkpoint; Prefect would end the run without one.
+        return "python -m crucible.agent.entrypoint -- prefect flow-run execute"
+
+    def sandbox_tags(self, attempt: int) -> dict[str, str]:
+        """The tags of the sandbox: the user's, the flow run's, and those by which the worker finds it again."""
+        own = {
+            "prefect-flow-run-id": self.labels.get("prefect.io/flow-run-id"),
+            "prefect-work-pool": self.labels.get("prefect.io/work-pool-name"),
+            "prefect-deployment": self.labels.get("prefect.io/deployment-name"),
+            "prefect-flow": self.labels.get("prefect.io/flow-name"),
+            "prefect-attempt": str(attempt),
+        }
+        return self.tags | self._run_tags | {name: tag_value(value) for name, value in own.items() if value}
+
+    def exclusive(self) -> dict[str, str]:
+        """The tag whose sandboxes must not run beside this run's.
+
+        Raises:
+            ConfigError: neither the run nor the pool has a tag of the configured name.
+        """
+        name = self.exclusive_tag or "prefect-flow-run-id"
+        tags = self.sandbox_tags(0)
+        if name not in tags:
+            raise ConfigError(
+                f"job variable exclusive_tag: the flow run has no tag {name}:…; start it with one, or leave this empty"
+            )
+        return {name: tags[name]}
+
+    @property
+    def price_multiplier(self) -> float:
+        """What choosing regions does to all of Modal's prices, after modal.com/docs/guide/region-selection."""
+        if not self.region:
+            return 1.0
+        return 1.75 if any("-" in region for region in self.region) else 1.5
+
+
+def tag_name(text: str) -> str:
+    """A text as Modal takes it for the name of a tag."""
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[:50]
+
+
+def tag_value(text: str) -> str:
+    """A text as Modal takes it for the value of a tag."""
+    return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[:63]
+
+
+def _told(error: ValidationError) -> str:
+    problems = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ")
+        shown = "" if field.startswith("credentials") else f" (got {problem['input']!r})"
+        problems.append(f"job variable {field}: {message}{shown}")
+    return "; ".join(problems)

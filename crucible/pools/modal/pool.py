@@ -1,0 +1,57 @@
+"""The work pool `modal` as Crucible uses it: one call puts pool and deployment on a Prefect server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from crucible.pools.common import registration
+
+POOL = "modal"
+
+
+@dataclass(frozen=True)
+class PoolOptions:
+    """What a user decides about the pool; every value can be overridden per run as a job variable."""
+
+    image: str | None = None
+    """Image with the project in its working directory; None: built from the Dockerfile in the worker's checkout."""
+    gpu: tuple[str, ...] = ("L4",)
+    environment: dict[str, str] = field(default_factory=dict)
+    """For all sandboxes of the pool: `PREFECT_API_URL` as Modal reaches it, `CRUCIBLE_STORE`."""
+    secrets: tuple[str, ...] = ()
+    """Names of Modal Secrets, with the credentials of the store."""
+    name: str = POOL
+
+
+def pool_template(options: PoolOptions) -> dict[str, Any]:
+    """The base job template: the worker's own, with these options as its defaults, and jobs kept apart by their tag."""
+    from crucible.pools.modal.worker import ModalWorker
+
+    template: dict[str, Any] = ModalWorker.get_default_base_job_template()
+    variables = template["variables"]["properties"]
+    defaults = {
+        "image": options.image,
+        "gpu": list(options.gpu),
+        "env": options.environment,
+        "secrets": list(options.secrets),
+        "exclusive_tag": "job",
+    }
+    for name, value in defaults.items():
+        variables[name]["default"] = value
+    return template
+
+
+def register(options: PoolOptions) -> str:
+    """Create or update the pool and its deployment on the server that `PREFECT_API_URL` names; returns the pool's name.
+
+    Raises:
+        ConfigError: `train/local`, which the deployment is modelled on, is not there.
+    """
+    return registration.register(
+        options.name,
+        "modal",
+        runs="on Modal",
+        base_job_template=pool_template(options),
+        description="GPUs in seconds: every run in a sandbox on Modal.",
+    )

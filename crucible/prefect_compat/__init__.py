@@ -1,0 +1,1 @@
+"""What Prefect and its integrations do not do yet: one file for each upstream fault."""

@@ -1,0 +1,105 @@
+"""A recommendation as the pieces of a report: a chart, a table, reasons; all as text that markdown can carry."""
+
+from __future__ import annotations
+
+import io
+
+from crucible.estimate.estimate import Range
+from crucible.estimate.needs import Needs
+from crucible.estimate.ranking import Ranked, in_words, money
+from crucible.estimate.request import Answer
+from crucible.reports.picture import data_uri
+from crucible.reports.tables import markdown_table
+
+_BARS = 12
+_TABLE = 20
+_EXPLAINED = 5
+
+
+def recommendation_report(answer: Answer) -> str:
+    """Markdown: what is needed, the best offer and why, a bar chart, the table, the reasons for and against."""
+    ranked = answer.recommendation.ranked
+    best = ranked[0]
+    lines = [
+        f"# Run it on {best.estimate.offer.key}",
+        "",
+        f"{_span(best.estimate.hours, in_words)}, {_span(best.estimate.usd, money)}. {_remarks(best)}.",
+        "",
+        _needs(answer),
+        "",
+        f"![cost and time of the best offers]({data_uri(bar_chart(ranked[:_BARS]))})",
+        "",
+        ranking_table(ranked[:_TABLE]),
+        "",
+        "## For and against",
+        "",
+        *(f"- **{entry.estimate.offer.key}**: {_remarks(entry)}" for entry in ranked[:_EXPLAINED]),
+    ]
+    rejected = answer.recommendation.rejected
+    if rejected:
+        lines += ["", "## Does not fit", "", *(f"- {entry.offer.key}: {entry.reason}" for entry in rejected)]
+    notes = (*answer.recommendation.advice, *answer.warnings)
+    if notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
+    return "\n".join(lines) + "\n"
+
+
+def ranking_table(ranked: tuple[Ranked, ...]) -> str:
+    """The offers as a markdown table."""
+    rows = [
+        [
+            str(place),
+            entry.estimate.offer.key,
+            entry.estimate.offer.gpu or "-",
+            _span(entry.estimate.hours, in_words),
+            _span(entry.estimate.usd, money),
+            entry.estimate.speed.source,
+        ]
+        for place, entry in enumerate(ranked, 1)
+    ]
+    return markdown_table(["", "offer", "GPU", "time", "cost", "speed from"], rows, numbers=[0])
+
+
+def bar_chart(ranked: tuple[Ranked, ...]) -> bytes:
+    """PNG: likely cost and time of each offer with their ranges, side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.9 + 0.34 * len(ranked)), layout="constrained")
+    FigureCanvasAgg(figure)
+    cost, time = figure.subplots(1, 2, sharey=True)
+    places = range(len(ranked))
+    for axes, title, color, ranges in (
+        (cost, "USD", "tab:blue", [entry.estimate.usd for entry in ranked]),
+        (time, "hours", "tab:orange", [entry.estimate.hours for entry in ranked]),
+    ):
+        errors = [
+            [span.likely - span.low for span in ranges],
+            [span.high - span.likely for span in ranges],
+        ]
+        axes.barh(places, [span.likely for span in ranges], xerr=errors, color=color, ecolor="0.4", capsize=2)
+        axes.set_xlabel(title)
+        axes.spines[["top", "right"]].set_visible(False)
+    cost.set_yticks(places, [entry.estimate.offer.key for entry in ranked])
+    cost.invert_yaxis()
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=100)
+    return image.getvalue()
+
+
+def _needs(answer: Answer) -> str:
+    needs = answer.needs
+    inferred = "".join(f" {sentence}." for sentence in needs.inferred)
+    if not isinstance(needs, Needs):
+        return f"A script that took {needs.hours:g} h on {needs.measured_on.instance}.{inferred}"
+    return f"{needs.parameters:,} parameters, {needs.tokens:,} tokens, {needs.steps:,} steps.{inferred}"
+
+
+def _span(span: Range, words: object) -> str:
+    assert callable(words)
+    return f"{words(span.likely)} ({words(span.low)}–{words(span.high)})"
+
+
+def _remarks(entry: Ranked) -> str:
+    parts = [", ".join(remarks) for remarks in (entry.pros, entry.cons) if remarks]
+    return "; but ".join(parts) if entry.pros else parts[0] if parts else "nothing speaks for or against it"

@@ -1,0 +1,13 @@
+"""The object store that everything durable lives in.
+
+base.py      the interface, and the two guarantees that recovery rests on
+file.py      a folder on a local or shared file system
+s3.py        S3, or anything that speaks its protocol
+address.py   from `file://…` or `s3://bucket/prefix` to one of them
+"""
+
+from crucible.store.address import default_store_uri, store_at
+from crucible.store.base import ObjectInfo, Store
+from crucible.store.file import FileStore
+
+__all__ = ["FileStore", "ObjectInfo", "Store", "default_store_uri", "store_at"]

@@ -1,0 +1,36 @@
+"""From an address to a store."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from crucible.errors import ConfigError
+from crucible.home import crucible_home
+from crucible.store.base import Store
+from crucible.store.file import FileStore
+
+
+def default_store_uri() -> str:
+    """The store used when none is named: `$CRUCIBLE_STORE`, or a folder under `crucible_home()`."""
+    return os.environ.get("CRUCIBLE_STORE") or (crucible_home() / "store").as_uri()
+
+
+def store_at(uri: str, **options: Any) -> Store:
+    """The store at `uri`: a path, `file:///path` or `s3://bucket[/prefix]`; nothing is contacted yet.
+
+    `options` go to s3fs (`key`, `secret`, `token`, `endpoint_url`, `client_kwargs`, …); without them the usual
+    AWS environment variables and profiles apply, `AWS_ENDPOINT_URL` included.
+
+    Raises `ConfigError` for any other kind of address, and for s3 when the `aws` extra is not installed.
+    """
+    parts = urlsplit(uri)
+    if parts.scheme in ("", "file"):
+        return FileStore(Path(unquote(parts.path) if parts.scheme else uri).expanduser().absolute())
+    if parts.scheme == "s3" and parts.netloc:
+        from crucible.store.s3 import S3Store
+
+        return S3Store(parts.netloc, parts.path.strip("/"), options)
+    raise ConfigError(f"store: {uri!r} is not an address Crucible knows; use file:///path or s3://bucket/prefix")

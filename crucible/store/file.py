@@ -1,0 +1,176 @@
+"""The store as a folder on a local or shared file system."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from crucible.errors import ObjectExists, ObjectMissing, StoreError
+from crucible.store.base import ObjectInfo, Store, checked_key, whole_file
+
+COPY_CHUNK_BYTES = 8 << 20
+"""Read size of file transfers: memory stays bounded whatever the file's size."""
+
+
+class FileStore(Store):
+    """Objects as files below a folder. A file is written beside its place, fsynced, then renamed or linked in."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = root.as_uri()
+
+    def read(self, key: str) -> bytes:
+        with self._failures(key):
+            return self._path(key).read_bytes()
+
+    def write(self, key: str, data: bytes) -> None:
+        with self._failures(key), self._staged() as staged:
+            staged.write_bytes(data)
+            self._place(staged, key, os.replace)
+
+    def create(self, key: str, data: bytes) -> None:
+        with self._failures(key), self._staged() as staged:
+            staged.write_bytes(data)
+            try:
+                self._place(staged, key, os.link)
+            except FileExistsError:
+                if self._path(key).read_bytes() != data:
+                    raise ObjectExists(f"{self.uri}/{key} already exists") from None
+
+    def size(self, key: str) -> int:
+        with self._failures(key):
+            found = self._path(key).stat()
+            if stat.S_ISDIR(found.st_mode):
+                raise ObjectMissing(f"{self.uri}/{key} does not exist")
+            return found.st_size
+
+    def folders(self, prefix: str = "") -> list[str]:
+        with self._failures(prefix):
+            try:
+                entries = list(os.scandir(self._path(prefix)))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted(entry.name for entry in entries if entry.is_dir() and entry.name != _STAGING)
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        found: list[ObjectInfo] = []
+        with self._failures(prefix):
+            for folder, folders, files in os.walk(self._path(prefix), onerror=_unless_gone):
+                folders[:] = [name for name in folders if name != _STAGING]
+                for name in files:
+                    path = Path(folder, name)
+                    with suppress(FileNotFoundError):  # deleted by someone else while we walk
+                        found.append(ObjectInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+        return sorted(found, key=lambda info: info.key)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._failures(key):
+            path.unlink(missing_ok=True)
+        for parent in path.parents:  # a prefix without objects does not exist; neither should its folder
+            if parent == self.root:
+                break
+            try:
+                parent.rmdir()
+            except OSError:
+                break
+
+    def upload(self, path: Path, key: str) -> None:
+        self._sweep_staging()
+        with self._failures(key), self._staged() as staged:
+            _copy(path, staged)
+            self._place(staged, key, os.replace)
+
+    def download(self, key: str, path: Path) -> None:
+        with self._failures(key), whole_file(path) as partial:
+            _copy(self._path(key), partial)
+
+    def child(self, prefix: str) -> FileStore:
+        return FileStore(self._path(prefix))
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    @contextmanager
+    def _staged(self) -> Iterator[Path]:
+        """A fresh file to write to, on the same file system as the objects, so that the last move is atomic."""
+        staging = self.root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        staged = staging / uuid.uuid4().hex  # not mkstemp: its files are for their owner's eyes only
+        try:
+            yield staged
+        finally:
+            staged.unlink(missing_ok=True)
+
+    def _place(self, staged: Path, key: str, move: Callable[[Path, Path], None]) -> None:
+        """Move the whole, durable file to the object's place."""
+        _fsync(staged)
+        target = self._path(key)
+        for left in reversed(range(_PLACE_TRIES)):
+            try:
+                _make_folder(target.parent)
+                move(staged, target)
+            except FileNotFoundError:  # a concurrent delete removed a folder that it had just emptied
+                if left and staged.exists():
+                    continue
+                raise
+            with suppress(FileNotFoundError):  # deleted again already
+                _fsync(target.parent)
+            return
+
+    def _sweep_staging(self) -> None:
+        """Remove what killed writers left behind, once it is too old to be anyone's work in progress."""
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.root / _STAGING):
+                with suppress(FileNotFoundError):
+                    if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
+                        Path(entry).unlink()
+
+    @contextmanager
+    def _failures(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
+        except OSError as error:
+            raise StoreError(f"store {self.uri}: {key or 'listing'} failed: {error.strerror or error}") from error
+
+
+_STAGING = ".partial"
+_ABANDONED_SECONDS = 6 * 3600
+_PLACE_TRIES = 100
+
+
+def _make_folder(path: Path) -> None:
+    """Make the folder; `FileNotFoundError` when one that was there vanished meanwhile."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        if not stat.S_ISDIR(path.stat().st_mode):  # one look: it may vanish, and come back, between two
+            raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file where a folder is needed") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """For `os.walk`, which would pass over a folder that cannot be read: an empty answer is a claim, too."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, COPY_CHUNK_BYTES)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

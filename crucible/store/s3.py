@@ -1,0 +1,127 @@
+"""The store on S3, or whatever speaks its protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
+from crucible.store.base import ObjectInfo, Store, checked_key, whole_file
+
+_PART_BYTES = 16 << 20
+_PARTS_AT_ONCE = 4
+"""A file's parts that are in memory during its upload. S3 takes 10,000 of them: files of up to 160 GB."""
+
+
+class S3Store(Store):
+    """Objects below a prefix of an S3 bucket, through s3fs."""
+
+    def __init__(self, bucket: str, prefix: str, options: dict[str, Any]) -> None:
+        self.bucket, self.prefix, self._options = bucket, prefix, options
+        self.uri = f"s3://{bucket}" + (f"/{prefix}" if prefix else "")
+        try:
+            import s3fs
+        except ImportError as error:
+            raise ConfigError(
+                f"store: {self.uri} needs the aws extra; install it with: pip install -c constraints.txt '.[aws]'"
+            ) from error
+        # Listings must always be fresh: other machines write to the same prefix.
+        self._s3 = s3fs.S3FileSystem(
+            use_listings_cache=False,
+            default_cache_type="none",
+            config_kwargs={"connect_timeout": 10, "read_timeout": 60, "retries": {"mode": "standard"}},
+            **options,
+        )
+
+    def read(self, key: str) -> bytes:
+        return bytes(self._call(key, lambda: self._s3.cat_file(self._path(key))))
+
+    def write(self, key: str, data: bytes) -> None:
+        self._call(key, lambda: self._s3.pipe_file(self._path(key), data))
+
+    def create(self, key: str, data: bytes) -> None:
+        try:
+            self._call(key, lambda: self._s3.pipe_file(self._path(key), data, mode="create"))
+        except ObjectExists:
+            if self.read(key) != data:
+                raise
+
+    def size(self, key: str) -> int:
+        info = self._call(key, lambda: self._s3.info(self._path(key)))
+        if info["type"] == "directory":
+            raise ObjectMissing(f"{self.uri}/{key} does not exist")
+        return int(info["size"])
+
+    def folders(self, prefix: str = "") -> list[str]:
+        try:
+            entries = self._call(prefix, lambda: self._s3.ls(self._path(prefix), detail=True))
+        except ObjectMissing:
+            return []
+        return sorted(entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "directory")
+
+    def list(self, prefix: str = "") -> list[ObjectInfo]:
+        found = self._call(prefix, lambda: self._s3.find(self._path(prefix) + "/", detail=True))
+        root = f"{self.bucket}/{self.prefix}/" if self.prefix else f"{self.bucket}/"
+        objects = [ObjectInfo(path.removeprefix(root), int(info["size"])) for path, info in sorted(found.items())]
+        # For a name without anything below it, s3fs finds the object of that name.
+        return [info for info in objects if info.key != checked_key(prefix)]
+
+    def delete(self, key: str) -> None:
+        with suppress(ObjectMissing):
+            self._call(key, lambda: self._s3.rm_file(self._path(key)))
+
+    def upload(self, path: Path, key: str) -> None:
+        self._call(
+            key,
+            lambda: self._s3.put_file(
+                str(path), self._path(key), chunksize=_PART_BYTES, max_concurrency=_PARTS_AT_ONCE
+            ),
+        )
+
+    def download(self, key: str, path: Path) -> None:
+        with whole_file(path) as partial:
+            self._call(key, lambda: self._s3.get_file(self._path(key), str(partial)))
+
+    def child(self, prefix: str) -> S3Store:
+        return S3Store(self.bucket, "/".join(filter(None, (self.prefix, checked_key(prefix)))), self._options)
+
+    def _path(self, key: str) -> str:
+        return "/".join(filter(None, (self.bucket, self.prefix, checked_key(key))))
+
+    def _call(self, key: str, action: Callable[[], Any]) -> Any:
+        """Run one request and turn s3fs's and botocore's many exceptions into ours, with what to do."""
+        try:
+            return action()
+        except Exception as error:
+            code = _s3_code(error)
+            if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
+                raise ObjectExists(f"{self.uri}/{key} already exists") from error
+            if code == "NoSuchBucket":
+                raise StoreError(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first") from error
+            if isinstance(error, FileNotFoundError):
+                raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
+            if isinstance(error, PermissionError) or code == "400":  # a HEAD with an expired token gets a bare 400
+                raise StoreError(
+                    f"store {self.uri}: access denied to {key or 'listing'} ({error}); check the credentials and that "
+                    f"they have not expired"
+                ) from error
+            if isinstance(error, OSError) or type(error).__module__.startswith(_S3_ERROR_MODULES):
+                raise StoreError(
+                    f"store {self.uri}: {key or 'listing'} failed: {type(error).__name__}: {error}"
+                ) from error
+            raise
+
+
+def _s3_code(error: BaseException | None) -> str:
+    """The server's own error code, `NoSuchBucket` or a bare status, from what s3fs made of the answer; or nothing."""
+    while error is not None:
+        response = getattr(error, "response", None)
+        if isinstance(response, dict):
+            return str(response.get("Error", {}).get("Code", ""))
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+_S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")

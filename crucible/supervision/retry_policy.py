@@ -1,0 +1,195 @@
+"""What follows an attempt: `decide`, a pure function of the job's history.
+
+    completed, paused                     the job has what it was asked for
+    interrupted, killed, lost             launch again; elsewhere when a pool takes its machines away too often
+    never started                         launch again after a pause, elsewhere if that goes on
+    refused by the pool for good          launch elsewhere; the end when there is no other place
+    budget used up, cancelled             stop; a person may go on later
+    failed                                stop; the user's own error is never retried
+
+Where the next attempt goes is by the order of the places here; a
+`crucible.supervision.placement_policy.Course` may know better.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from crucible.jobs.records import EndReason, Limits, Outcome
+from crucible.jobs.status import JobState
+
+LOST_SECONDS = 45.0
+"""A heartbeat that has not moved for so long is taken for the end of its machine."""
+ENDED_AND_SILENT_SECONDS = 12.0
+"""The same when the pool, too, says that the run has ended: two missed beats confirm it."""
+LOOK_SECONDS = 1.0
+SUPERVISOR = "supervisor"
+"""Who decided, in the records of what the supervisor decided."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an attempt may run, and at what price."""
+
+    pool: str
+    instance: str = ""
+    usd_per_hour: float = 0.0
+    mtbf_seconds: float | None = None
+    reason: str = "as asked"
+    startup_seconds: float = 0.0
+    """From the request to the first step, as far as is known."""
+    hours: float = 0.0
+    """What the whole job is likely to take there; 0 when that is not known."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What comes next: launch again (`state` is RUNNING), or the job's end."""
+
+    state: JobState
+    reason: str
+    pause_seconds: float = 0.0
+    placement: int = 0
+    """Index into the places, for a launch."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """One attempt that is over, as far as deciding needs it."""
+
+    outcome: Outcome
+    start_step: int
+    pool: str = ""
+
+    @property
+    def missed(self) -> bool:
+        """No machine ever took it up."""
+        return self.outcome.end_reason is EndReason.NOT_STARTED
+
+    @property
+    def refused(self) -> bool:
+        """The pool will not start it, now or later; the workload never ran."""
+        return self.outcome.end_reason is EndReason.FAILED and self.outcome.decided_by == SUPERVISOR
+
+    @property
+    def in_vain(self) -> bool:
+        return self.missed or self.refused
+
+    @property
+    def taken_away(self) -> bool:
+        """The machine went, by the pool's doing."""
+        return self.outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST) and not self.moved
+
+    @property
+    def moved(self) -> bool:
+        """It saved and stopped because the supervisor wanted it elsewhere."""
+        return any(notification.source == SUPERVISOR for notification in self.outcome.notifications)
+
+
+@dataclass
+class Patience:
+    """How long to wait for what. Times in seconds."""
+
+    lost: float = LOST_SECONDS
+    ended_and_silent: float = ENDED_AND_SILENT_SECONDS
+    start: float = 900.0
+    """For a launched attempt to be taken up by a machine."""
+    first_pause: float = 5.0
+    longest_pause: float = 300.0
+    tries_per_placement: int = 3
+    interruptions_per_placement: int = 4
+    """So many machines taken away in a row, each within `short`, and the next attempt goes elsewhere."""
+    short: float = 1800.0
+    look: float = LOOK_SECONDS
+    """Between two looks at the records; each look is a few requests to the store."""
+    course: float = 30.0
+    """Between two questions to the course whether a running attempt should move."""
+
+
+def decide(
+    ended: Sequence[Ended],
+    limits: Limits,
+    pools: Sequence[str] = ("",),
+    *,
+    attempts: int | None = None,
+    spent_usd: float = 0.0,
+    age_hours: float = 0.0,
+    patience: Patience | None = None,
+) -> Decision:
+    """What follows from a job's history; pure.
+
+    `ended` holds the attempts to judge by, first to last; `pools` the places to try, in order; `attempts` is the number
+    of all that were ever made, when a person started the job again after it had ended and bygones are bygones. The
+    pause before a launch is without jitter; `Supervision` adds it.
+    """
+    patience = patience or Patience()
+    last = ended[-1].outcome if ended else None
+    if last is not None and not ended[-1].refused and (final := _FINAL.get(last.end_reason)):
+        return Decision(final, last.message)
+    saved = f"; step {last.committed_step} is saved" if last else ""
+    if limits.max_cost_usd is not None and spent_usd >= limits.max_cost_usd:
+        return Decision(JobState.BUDGET_STOP, f"${spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
+    if limits.max_hours is not None and age_hours >= limits.max_hours:
+        return Decision(JobState.BUDGET_STOP, f"the job's {limits.max_hours:g} hours are over{saved}")
+    if last is not None and last.end_reason is EndReason.BUDGET and last.limits == limits:
+        return Decision(JobState.BUDGET_STOP, f"{last.message}{saved}")
+    if (attempts or len(ended)) >= limits.max_attempts:
+        return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
+    if last is None:
+        return Decision(JobState.RUNNING, "started again by hand" if attempts else "first attempt")
+    fruitless = _trailing([e for e in ended if not e.in_vain], lambda e: e.outcome.committed_step <= e.start_step)
+    if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
+        return Decision(
+            JobState.STOPPED,
+            f"the last {fruitless} attempts committed nothing new (last: {last.end_reason.words}: {last.message}); "
+            f"stopped so that a crash loop cannot go on costing money",
+        )
+    place, tries, why = _next_place(ended, pools, patience)
+    if place is None and ended[-1].refused:
+        return Decision(JobState.FAILED, last.message)
+    if place is None:
+        return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
+    ending = "refused by its pool" if ended[-1].refused else last.end_reason.words
+    reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}"
+    return Decision(JobState.RUNNING, f"{why}{reason}", pause_seconds(tries, patience), place)
+
+
+def pause_seconds(tries: int, patience: Patience) -> float:
+    """How long to wait after so many launches in vain at one place."""
+    return min(patience.first_pause * 2 ** (tries - 1), patience.longest_pause) if tries else 0.0
+
+
+_FINAL = {
+    EndReason.COMPLETED: JobState.COMPLETED,
+    EndReason.PAUSED: JobState.PAUSED,
+    EndReason.CANCELLED: JobState.CANCELLED,
+    EndReason.FAILED: JobState.FAILED,
+}
+
+
+def _next_place(ended: Sequence[Ended], pools: Sequence[str], patience: Patience) -> tuple[int | None, int, str]:
+    """Index of the place to try, None when none is left; launches in vain there just now; what makes it another one.
+
+    Places come in their order. One that refused is left out; one that does not start the attempt gives way after some
+    tries; one that took its machines away too often gives way for one attempt.
+    """
+    refused = {entry.pool for entry in ended if entry.refused}
+    order = [place for place, pool in enumerate(pools) if pool not in refused]
+    why = ""
+    started = [entry for entry in ended if not entry.in_vain]
+    pool = started[-1].pool if started else None
+    short = _trailing(started, lambda e: e.pool == pool and e.taken_away and e.outcome.seconds < patience.short)
+    if short >= patience.interruptions_per_placement and len(order) > 1:
+        after = next((n + 1 for n, place in enumerate(order) if pools[place] == pool), 0)
+        order = order[after:] + order[:after]
+        why = f"{pool} took {short} machines away in a row, each within {patience.short / 60:.0f} min; "
+    missed = sum(entry.missed for entry in ended[len(ended) - _trailing(ended, lambda e: e.in_vain) :])
+    turn, tries = divmod(missed, patience.tries_per_placement)
+    return (order[turn] if turn < len(order) else None), tries, why
+
+
+def _trailing(entries: Sequence[Ended], holds: Callable[[Ended], bool]) -> int:
+    """How many entries at the end fulfil the condition without a gap."""
+    return len(list(itertools.takewhile(holds, reversed(entries))))

@@ -1,0 +1,1 @@
+"""What makes training fast on CPUs and is not needed anywhere else."""

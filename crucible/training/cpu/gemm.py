@@ -1,0 +1,147 @@
+"""Which code multiplies float32 matrices on this CPU, decided before torch is imported.
+
+Two thirds of a small training step are matrix products. torch's own way (`mkl`) takes a slow path on AMD processors.
+There are two ways around it:
+
+- `shim`: oneMKL's fast path, opened by `mkl_shim`; measured once per machine and torch version, and the answer is kept
+  under CRUCIBLE_HOME so that every attempt on a machine decides alike;
+- `onednn`: torch's other library, called by `linear`, where the config asks for it.
+
+They compute the same sums in another order, so the last bits differ: the choice is written into every checkpoint, and
+a resumed run takes that of its checkpoint. Nothing is measured on Intel processors, where oneMKL is already fast.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from crucible.errors import ConfigError
+from crucible.training.cpu import mkl_shim
+
+__all__ = ["Backend", "Gemm", "choose", "cpu_model"]
+
+Backend = Literal["mkl", "onednn", "shim"]
+
+# On a noisy Zen 3 either way against itself measured 0.88 to 1.03, and the shim against torch as it is 1.08 to 1.27.
+_WORTH = 1.05
+
+
+@dataclass(frozen=True)
+class Gemm:
+    """The choice and the reason for it, in words for the log."""
+
+    backend: Backend
+    reason: str
+
+
+def choose(wanted: str, *, device: str = "cpu", previous: Backend | None = None) -> Gemm:
+    """Decide, and load the shim if it is the choice; to be called once, before torch is imported.
+
+    `wanted` is the config's `fast_gemm`, `previous` the backend of the checkpoint to resume from, if that was made on
+    this kind of processor. Raises ConfigError if `shim` is demanded where it cannot work.
+    """
+    if wanted == "off":
+        return Gemm("mkl", "fast_gemm is off")
+    if wanted == "onednn":
+        return Gemm("onednn", "asked for by fast_gemm")
+    if wanted == "shim":
+        _load_or_refuse()
+        return Gemm("shim", "asked for by fast_gemm")
+    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
+        return Gemm("mkl", "the GPU does the work")
+    if previous == "shim":
+        _load_or_refuse()
+    if previous is not None:
+        return Gemm(previous, "as in the checkpoint")
+    if not _may_help():
+        return Gemm("mkl", "oneMKL is fast on this machine, or not used")
+    return _measured()
+
+
+def cpu_model() -> str:
+    """The processor's name, as far as the system tells."""
+    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def _measured() -> Gemm:
+    answer = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible") / "gemm" / "measured.json"
+    machine = {"cpu": cpu_model(), "flags": len(_cpu_info().get("flags", "")), "torch": metadata.version("torch")}
+    known = _read(answer)
+    if known.get("machine") != machine or not isinstance(known.get("gain"), float):
+        known = {"machine": machine} | _probe()
+        _write(answer, known)
+    if not known["gain"]:
+        return Gemm("mkl", "oneMKL cannot be measured here; fast_gemm = 'onednn' may be faster")
+    figures = f"{known['gain']:.2f} times as fast ({known['mkl']:.0f} and {known['shim']:.0f} GFLOPS per core)"
+    if known["gain"] < _WORTH:
+        return Gemm("mkl", f"measured: oneMKL's fast path is {figures}")
+    try:
+        mkl_shim.load()
+    except OSError as error:
+        return Gemm("mkl", f"the shim does not load here ({error}); fast_gemm = 'onednn' may be faster")
+    return Gemm("shim", f"measured: {figures}")
+
+
+def _probe() -> dict[str, float]:
+    """What `gemm_probe` measures, in processes of its own; a gain of 0 if it fails there."""
+    command = [sys.executable, "-m", "crucible.training.cpu.gemm_probe"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=True)
+        return cast(dict[str, float], json.loads(done.stdout.splitlines()[-1]))
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        return {"gain": 0.0}
+
+
+def _may_help() -> bool:
+    vendor = _cpu_info().get("vendor_id", "")
+    return sys.platform == "linux" and platform.machine() == "x86_64" and vendor not in ("", "GenuineIntel")
+
+
+def _load_or_refuse() -> None:
+    if not (sys.platform == "linux" and platform.machine() == "x86_64"):
+        raise ConfigError("fast_gemm = 'shim' works on x86-64 Linux only; use fast_gemm = 'auto'")
+    if "torch" in sys.modules:
+        raise ConfigError("fast_gemm = 'shim' must be chosen before torch is imported; use python -m crucible.training")
+    try:
+        mkl_shim.load()
+    except OSError as error:
+        raise ConfigError(
+            f"fast_gemm = 'shim' cannot be loaded here ({error}); use fast_gemm = 'onednn' or 'off'"
+        ) from None
+
+
+def _cpu_info() -> dict[str, str]:
+    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
+    try:
+        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
+    except OSError:
+        return {}
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Keep the answer for the next attempt; where nothing can be kept, the next one measures again."""
+    temporary = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
