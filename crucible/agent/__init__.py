@@ -11,5 +11,5 @@ is the only one on the machine that talks to the store. It imports neither torch
     metrics.py      reads what the workload reports
     notices.py      what can ask an attempt to stop, and notices_ec2.py for EC2's metadata
     init.py         first process of a container: turns SIGTERM into a stop request
-    tether.py       lets the workload die with the agent
+    parent_death_guard.py  lets the workload die with the agent
 """

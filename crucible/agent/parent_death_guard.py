@@ -1,4 +1,4 @@
-"""Stands between agent and workload and takes the workload along when the agent dies: `tether.py AGENT_PID COMMAND…`.
+"""Runs between agent and workload, and kills the workload when the agent dies: `parent_death_guard.py AGENT_PID COMMAND…`.
 
 Without it, a workload whose agent was killed would train on for nobody, with all the processes it started (torchrun's
 ranks, data loaders), and hold the GPU against the next attempt. Signals are passed on to the command, its exit code is

@@ -35,12 +35,12 @@ class WorkloadEnd:
 
 
 class Workload:
-    """A running command, with all that it starts, which goes when this process goes (see `tether.py`)."""
+    """A running command, with all that it starts, which goes when this process goes (see `parent_death_guard.py`)."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
     ) -> None:
-        tether = [sys.executable, "-S", "-E", str(Path(__file__).with_name("tether.py")), str(os.getpid())]
+        tether = [sys.executable, "-S", "-E", str(Path(__file__).with_name("parent_death_guard.py")), str(os.getpid())]
         self._last_lines: deque[str] = deque(maxlen=20)
         self._on_line = on_line
         self._process = subprocess.Popen(

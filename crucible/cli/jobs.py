@@ -229,9 +229,9 @@ def continue_(
 
     What it had saved is where it goes on.
     """
-    from crucible.cli.continuing import start_again
     from crucible.errors import ConfigError
     from crucible.jobs.status import JobState, status_of
+    from crucible.local.continuing import start_again
 
     found = open_job(open_store(store), job)
     status = status_of(found)

@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from crucible.cli.follow import Standing
+    from crucible.local.follow import Standing
     from crucible.reports.summary import JobSummary
     from crucible.store import Store
 
@@ -80,8 +80,8 @@ def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    from crucible.cli.follow import follow
     from crucible.errors import ServiceError
+    from crucible.local.follow import follow
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     console = Console(stderr=True)

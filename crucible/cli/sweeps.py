@@ -146,9 +146,9 @@ def continue_(
 
     Nothing is trained twice, and decisions are those it would have made without the stop.
     """
-    from crucible.cli.continuing import run_again
     from crucible.errors import ConfigError
     from crucible.jobs.status import JobState
+    from crucible.local.continuing import run_again
 
     found = open_sweep(open_store(store), sweep)
     status = found.status

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import crucible.store
+import crucible.store.file
 from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.faults.small_jobs import new_job
@@ -15,7 +15,7 @@ from tests.faults.small_jobs import new_job
 @pytest.fixture
 def fast_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out fsync: power failures are not what these tests are about, and they make many small files."""
-    monkeypatch.setattr(crucible.store, "_fsync", lambda path: None)
+    monkeypatch.setattr(crucible.store.file, "_fsync", lambda path: None)
 
 
 @pytest.fixture
