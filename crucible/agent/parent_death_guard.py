@@ -1,4 +1,4 @@
-"""Runs between agent and workload, and kills the workload when the agent dies: `parent_death_guard.py AGENT_PID COMMAND…`.
+"""Kills the workload when its agent dies: `parent_death_guard.py AGENT_PID COMMAND…` runs between the two.
 
 Without it, a workload whose agent was killed would train on for nobody, with all the processes it started (torchrun's
 ranks, data loaders), and hold the GPU against the next attempt. Signals are passed on to the command, its exit code is
