@@ -12,7 +12,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.jobs.status import JobState
 from crucible.store import store_at
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.sweeps import Sweep
 from tasks.launching import PrefectLauncher
 from tasks.sweeping import SweepRun
@@ -29,7 +29,7 @@ def no_work(store: str, sweep: str, here: bool) -> None:
         make_launcher=lambda job: HereLauncher(machine) if here else PrefectLauncher(store, "default", ""),
         places=lambda config: [Placement("local")],
         here=here,
-        patience=Patience(ended_and_silent=0.0, look=0.2) if here else Patience(),
+        timeouts=Timeouts(ended_and_silent=0.0, poll=0.2) if here else Timeouts(),
     ).run()
     assert status.state is JobState.COMPLETED, status.reason
 

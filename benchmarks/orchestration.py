@@ -35,7 +35,7 @@ from crucible.datasets.fetch import fetch_dataset
 from crucible.jobs.job import Job
 from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision.heartbeat import present
+from crucible.supervision.heartbeat import supervisor_heartbeats
 
 DATASET = DatasetConfig(source="python-stdlib", max_bytes=2_000_000)
 BARE_SECONDS = 180.0
@@ -119,7 +119,7 @@ def measure_steps() -> dict[str, Any]:
             for process in beside:
                 process.send_signal(signal.SIGCONT)
         stage.crucible("jobs", "stop", "long")
-        _wait(lambda: not present(stage.store))
+        _wait(lambda: not supervisor_heartbeats(stage.store))
     pairs = [alone / together for alone, together in zip(speeds[True], speeds[False], strict=True)]
     return {
         "steps_per_second_stopped": [round(speed, 2) for speed in speeds[True]],
@@ -195,7 +195,7 @@ def _orchestrated(stage: Stage, config: TrainConfig, job_id: str, kills: int) ->
     status = status_of(job)
     assert status is not None
     assert status.state is JobState.COMPLETED, status.reason
-    _wait(lambda: not present(stage.store))  # evaluation and export included
+    _wait(lambda: not supervisor_heartbeats(stage.store))  # evaluation and export included
     return time.monotonic() - began
 
 

@@ -33,8 +33,8 @@ from crucible.jobs.records import JobSpec, Limits, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice, choice_of, remember_choice
 from crucible.store import Store
-from crucible.supervision.heartbeat import Presence
-from crucible.supervision.retry_policy import Patience
+from crucible.supervision.heartbeat import HeartbeatWriter
+from crucible.supervision.retry_policy import Timeouts
 from crucible.supervision.supervisor import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
@@ -44,7 +44,7 @@ from tasks.console import outlive_the_console
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags
-from tasks.placing import choose, course_of, saved_share
+from tasks.placing import choose, placement_policy_for, saved_share
 from tasks.storage import open_store
 from tasks.training import beat_seconds
 
@@ -94,7 +94,7 @@ def train_nanogpt(
         record = Job(placed, spec.job_id)
         choice = choice_of(record, flow_run.id or "")
         deadline = moment_to_come(finish_by, None if choice else now()) if finish_by else None
-        with Presence(placed, flow_run.id or "", spec.job_id) as presence:
+        with HeartbeatWriter(placed, flow_run.id or "", spec.job_id) as heartbeat:
             resolved = resolve(preset, config)
             data = _prepare(spec.job_id, project, resolved, dataset, placed, store)
             first_choice = choice is None
@@ -108,7 +108,7 @@ def train_nanogpt(
                 remember_choice(record, flow_run.id or "", choice)
             if choice.planned:
                 remember_plan(record, choice.planned)
-            status = _supervise(record, choice, resolved, store, presence)
+            status = _supervise(record, choice, resolved, store, heartbeat)
             if status.state is JobState.COMPLETED:
                 remember_job(record)
                 if run_evaluation:
@@ -144,7 +144,7 @@ def _put_on_record(spec: JobSpec, limits: Limits, config: TrainConfig, dataset: 
         job.set_limits(limits)
 
 
-def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presence: Presence) -> JobStatus:
+def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, heartbeat: HeartbeatWriter) -> JobStatus:
     spec = job.spec
     supervision = Supervision(
         job,
@@ -152,8 +152,8 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presen
         choice.placements,
         JobListener(),
         flow_run_id=str(flow_run.id or ""),
-        course=course_of(choice, job, config),
-        patience=Patience(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
+        placement_policy=placement_policy_for(choice, job, config),
+        timeouts=Timeouts(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
         cancelled=CancellationWatch(being_cancelled).noticed,
         logger=get_run_logger(),
     )
@@ -163,7 +163,7 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, presen
         # Cancelled by a person: the attempt saves and stops. Any other end of this process leaves the attempt alone,
         # for the next supervisor to find.
         if being_cancelled():
-            presence.leave()
+            heartbeat.finish()
             supervision.cancel("cancelled in Prefect", CANCEL_PATIENCE_SECONDS)
         raise
 

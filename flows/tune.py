@@ -33,8 +33,8 @@ from crucible.estimate.request import moment_to_come
 from crucible.jobs.records import Limits
 from crucible.jobs.status import JobState
 from crucible.store import Store
-from crucible.supervision.heartbeat import Presence
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.heartbeat import HeartbeatWriter
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, hyperband_brackets, ladder
@@ -134,7 +134,7 @@ def tune_nanogpt(
     try:
         placed = open_store(store)
         found = Sweep(placed, name)
-        with Presence(placed, flow_run.id or "", name) as presence:
+        with HeartbeatWriter(placed, flow_run.id or "", name) as heartbeat:
             add_tags(f"sweep:{name}", "stage:tune", f"project:{project}")
             if not (found.exists() and not space and not space_file):
                 wanted = _space(space, space_file, name)
@@ -160,7 +160,7 @@ def tune_nanogpt(
             deadline = moment_to_come(finish_by, None) if finish_by else None
             _set_limits(found, max_trials, max_cost_usd, max_hours, deadline)
             board = SweepBoard(found)
-            status = _carry_out(found, optimize_for, store, presence, board)
+            status = _carry_out(found, optimize_for, store, heartbeat, board)
             if status.state is JobState.COMPLETED and run_evaluation and (best := found.best()) is not None:
                 with without_heartbeat():
                     evaluate(job=best.job_id, store=store)
@@ -247,14 +247,18 @@ def _all_trials(spec: SweepSpec, space: Space) -> int:
 
 
 def _carry_out(
-    sweep: Sweep, optimize_for: Literal["cost", "time", "balanced"], store: str, presence: Presence, board: SweepBoard
+    sweep: Sweep,
+    optimize_for: Literal["cost", "time", "balanced"],
+    store: str,
+    heartbeat: HeartbeatWriter,
+    board: SweepBoard,
 ) -> SweepStatus:
     spec, here = sweep.spec, sweep.spec.pool == HERE
     meta = resolve_dataset(sweep.root, spec.dataset).meta
     machine = Machine(spec.parallelism, spec.threads)
-    patience = Patience(ended_and_silent=2 * beat_seconds(sweep.root) + 2.0)
+    timeouts = Timeouts(ended_and_silent=2 * beat_seconds(sweep.root) + 2.0)
     if here:  # an attempt whose process is gone is over, and one that has ended has an outcome
-        patience = Patience(ended_and_silent=0.0, look=LOOK_HERE_SECONDS)
+        timeouts = Timeouts(ended_and_silent=0.0, poll=LOOK_HERE_SECONDS)
 
     @cache
     def places(config: TrainConfig) -> Sequence[Placement]:
@@ -268,7 +272,7 @@ def _carry_out(
         make_launcher=lambda job: HereLauncher(machine) if here else PrefectLauncher(store, spec.project, spec.owner),
         places=(lambda config: base) if here else places,
         here=here,
-        patience=patience,
+        timeouts=timeouts,
         board=board,
         cancelled=CancellationWatch(being_cancelled).noticed,
     )
@@ -277,7 +281,7 @@ def _carry_out(
     except TerminationSignal:
         cancelled = being_cancelled()
         if cancelled:
-            presence.leave()
+            heartbeat.finish()
         run.leave("cancelled in Prefect" if cancelled else "the flow run was asked to stop (SIGTERM)", cancelled)
         raise
 

@@ -29,7 +29,7 @@ from crucible.placement.choice import Choice, deadline_course
 from crucible.placement.interruptions import observed_mtbf_seconds
 from crucible.placement.overflow import Overflow
 from crucible.store import Store
-from crucible.supervision.placement_policy import Course
+from crucible.supervision.placement_policy import PlacementPolicy
 from crucible.supervision.retry_policy import Placement
 from tasks.costs import budget_limits
 from tasks.recommendation import pool_states
@@ -89,7 +89,7 @@ def saved_share(job: Job, total_steps: int) -> float:
     return newest.step / total_steps if newest else 0.0
 
 
-def course_of(choice: Choice, job: Job, config: TrainConfig) -> Course:
+def placement_policy_for(choice: Choice, job: Job, config: TrainConfig) -> PlacementPolicy:
     """How the job moves between its places: by its deadline if it has one, otherwise out of queues that do not move."""
     newest = next(iter(Checkpoints(job).list()), None)
     by_deadline = deadline_course(choice, config, newest.step if newest else 0, _SpotCapacity())

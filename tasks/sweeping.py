@@ -27,7 +27,7 @@ from crucible.errors import FencedOut, ObjectMissing, ServiceError, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Limits, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.supervision.supervisor import Launcher, Supervision
 from crucible.sweeps.planner import Planner
 from crucible.sweeps.records import SweepLimits, SweepStatus, TrialRecord
@@ -58,7 +58,7 @@ class SweepRun:
     """Where trials of this configuration may go, best first."""
     here: bool
     """Whether attempts live in this process, and die with it."""
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     board: SweepBoard | None = None
     """Where to show the sweep; None: on one of its own."""
 
@@ -186,7 +186,7 @@ class SweepRun:
             TrialListener(),
             flow_run_id=str(flow_run.id or ""),
             stop_at_step=step,
-            patience=self.patience,
+            timeouts=self.timeouts,
             sleep=self.halt.sleep,
         )
         return supervision.run()

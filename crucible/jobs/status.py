@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import StrEnum
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from crucible.errors import ObjectMissing
 from crucible.jobs.job import Job
@@ -32,8 +32,8 @@ class JobStatus(Record):
     reason: str
     supervisor: int
     flow_run_id: str = ""
-    bygone: int = 0
-    """So many attempts, from the first, no longer count since a person started the job again."""
+    attempts_before_restart: int = Field(0, validation_alias=AliasChoices("attempts_before_restart", "bygone"))
+    """So many attempts, from the first, no longer count because a person started the job again."""
     at: datetime = Field(default_factory=now)
 
 

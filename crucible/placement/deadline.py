@@ -20,7 +20,7 @@ from crucible.estimate.ranking import in_words
 from crucible.jobs.records import now
 from crucible.placement.lookahead import lookahead
 from crucible.placement.policies import CHOICE_NAMES, ON_DEMAND, SPOT, WAIT, DeadlineJob, Rule, decide_once
-from crucible.supervision.placement_policy import Try
+from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
 
 DETECTION_SECONDS = 120.0
@@ -46,7 +46,7 @@ class _Plan:
 
 @dataclass
 class DeadlineCourse:
-    """Keeps to `finish_by`, on spot as long as it can. A `crucible.supervision.placement_policy.Course`.
+    """Keeps to `finish_by`, on spot as long as it can. A `crucible.supervision.placement_policy.PlacementPolicy`.
 
     `spot` and `steady` are indices into `places`; `seconds_per_step` is the estimate's, until speed is measured;
     `capacity` says whether a spot machine is to be had (None: nobody knows), and is asked only while none is held.
@@ -71,7 +71,7 @@ class DeadlineCourse:
     def waits_for(self) -> frozenset[str]:
         return frozenset({self._spot_pool})
 
-    def next(self, tries: Sequence[Try], decision: Decision) -> Decision:
+    def next(self, tries: Sequence[AttemptView], decision: Decision) -> Decision:
         moment = self.clock()
         choice = self._choice(tries, moment)
         place = self.spot if choice != ON_DEMAND else self._steady_place(tries)
@@ -80,7 +80,7 @@ class DeadlineCourse:
         before = "" if last and (last.missed or last.moved) else f"; {decision.reason}"  # those said it themselves
         return replace(decision, placement=place, reason=f"{what}: {self._figures(tries, moment)}{before}")
 
-    def why_leave(self, tries: Sequence[Try]) -> str | None:
+    def why_leave(self, tries: Sequence[AttemptView]) -> str | None:
         moment, live = self.clock(), tries[-1]
         waited = (moment - live.launched_at).total_seconds()
         on_spot = live.pool == self._spot_pool
@@ -103,7 +103,7 @@ class DeadlineCourse:
     def _spot_pool(self) -> str:
         return self.places[self.spot].pool
 
-    def _choice(self, tries: Sequence[Try], moment: datetime) -> int:
+    def _choice(self, tries: Sequence[AttemptView], moment: datetime) -> int:
         refused = {entry.pool for entry in tries if entry.ended and entry.ended.refused}
         time_left = (self.finish_by - moment).total_seconds()
         if time_left <= 0 or self._spot_pool in refused:
@@ -117,7 +117,7 @@ class DeadlineCourse:
             return ON_DEMAND
         return decide_once(plan.rule, (moment - plan.began).total_seconds(), done, running, available, age)
 
-    def _last_chance(self, tries: Sequence[Try], time_left: float) -> bool:
+    def _last_chance(self, tries: Sequence[AttemptView], time_left: float) -> bool:
         """On spot, with too little slack to survive its loss if the move to on-demand is not made now.
 
         The policy's rules never get here by themselves, for they start spot with slack to spare; a job that turns out
@@ -130,7 +130,7 @@ class DeadlineCourse:
             return slack < changeover + TICK_SECONDS
         return changeover <= slack < 1.5 * changeover and work_left > changeover
 
-    def _planned(self, tries: Sequence[Try], moment: datetime) -> _Plan:
+    def _planned(self, tries: Sequence[AttemptView], moment: datetime) -> _Plan:
         pace = self._pace(tries)
         plan = self._plan
         if plan is None or abs(pace / plan.seconds_per_step - 1) > NEW_SPEED:
@@ -154,14 +154,14 @@ class DeadlineCourse:
         """Within which a machine that is to be had has begun."""
         return 2 * self.places[self.spot].startup_seconds + DETECTION_SECONDS
 
-    def _pace(self, tries: Sequence[Try]) -> float:
+    def _pace(self, tries: Sequence[AttemptView]) -> float:
         """Seconds a step is planned to take: as measured last, else as estimated."""
         measured = next(
             (seconds for entry in reversed(tries) if (seconds := entry.seconds_per_step(self.report_steps))), None
         )
         return MARGIN * (measured or self.seconds_per_step)
 
-    def _step(self, tries: Sequence[Try]) -> int:
+    def _step(self, tries: Sequence[AttemptView]) -> int:
         """Saved, or reached by the attempt that runs."""
         steps = [self.first_step]
         for entry in tries:
@@ -170,10 +170,10 @@ class DeadlineCourse:
                 steps.append(record.committed_step if entry.ended else record.step)
         return max(steps)
 
-    def _work_left(self, tries: Sequence[Try]) -> float:
+    def _work_left(self, tries: Sequence[AttemptView]) -> float:
         return self._pace(tries) * (self.total_steps - self._step(tries))
 
-    def _spot_now(self, tries: Sequence[Try], moment: datetime) -> tuple[int, bool, float]:
+    def _spot_now(self, tries: Sequence[AttemptView], moment: datetime) -> tuple[int, bool, float]:
         """What is held, whether spot is there, and for how many seconds that has been so."""
         live = tries[-1] if tries and tries[-1].ended is None else None
         seen: list[tuple[datetime, bool]] = []
@@ -207,7 +207,7 @@ class DeadlineCourse:
         same = list(itertools.takewhile(lambda entry: entry[1] == ordered[0][1], ordered))
         return max(0.0, (moment - same[-1][0]).total_seconds()) if same else 0.0
 
-    def _steady_place(self, tries: Sequence[Try]) -> int:
+    def _steady_place(self, tries: Sequence[AttemptView]) -> int:
         """On-demand, or when that cannot start it, the places after it in turn."""
         others = [n for n, place in enumerate(self.places) if n != self.steady and place.pool != self._spot_pool]
         vain = list(itertools.takewhile(lambda entry: entry.ended and entry.ended.in_vain, reversed(tries)))
@@ -216,7 +216,7 @@ class DeadlineCourse:
         order = [n for n in (self.steady, *others) if self.places[n].pool not in refused] or [self.spot]
         return order[misses // TRIES_PER_PLACE % len(order)]
 
-    def _figures(self, tries: Sequence[Try], moment: datetime) -> str:
+    def _figures(self, tries: Sequence[AttemptView], moment: datetime) -> str:
         left = in_words(self._work_left(tries) / 3600)
         until = (self.finish_by - moment).total_seconds() / 3600
         if until <= 0:

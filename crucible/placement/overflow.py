@@ -8,7 +8,7 @@ from datetime import datetime
 
 from crucible.estimate.ranking import PoolState, in_words
 from crucible.jobs.records import now
-from crucible.supervision.placement_policy import Try
+from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
 
 PATIENCE_SECONDS = 300.0
@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 300.0
 
 @dataclass
 class Overflow:
-    """Moves a waiting attempt to the first of the places that could begin at once. A `Course`.
+    """Moves a waiting attempt to the first of the places that could begin at once. A `PlacementPolicy`.
 
     `pools` tells the state of every pool now, and an empty mapping when it cannot be had.
     """
@@ -31,7 +31,7 @@ class Overflow:
     def waits_for(self) -> frozenset[str]:
         return frozenset()
 
-    def next(self, tries: Sequence[Try], decision: Decision) -> Decision:
+    def next(self, tries: Sequence[AttemptView], decision: Decision) -> Decision:
         last = tries[-1] if tries else None
         if last is None or last.ended is None or not last.ended.missed:
             return decision
@@ -40,7 +40,7 @@ class Overflow:
         place = self._roomy(last.pool)
         return decision if place is None else replace(decision, placement=place)
 
-    def why_leave(self, tries: Sequence[Try]) -> str | None:
+    def why_leave(self, tries: Sequence[AttemptView]) -> str | None:
         live, moment = tries[-1], self.clock()
         waited = self._waited(live, moment)
         if live.claimed or waited <= self._patience(live.pool) or (place := self._roomy(live.pool)) is None:
@@ -51,7 +51,7 @@ class Overflow:
         return self.patience_seconds + max((p.startup_seconds for p in self.places if p.pool == pool), default=0.0)
 
     @staticmethod
-    def _waited(entry: Try, until: datetime) -> float:
+    def _waited(entry: AttemptView, until: datetime) -> float:
         return (until - entry.launched_at).total_seconds()
 
     def _roomy(self, pool: str) -> int | None:

@@ -1,7 +1,7 @@
-"""A supervising process's own sign of life: `presence/<flow run>.json`, there as long as its work is not over.
+"""The heartbeat of a supervising process: `supervisor-heartbeats/<flow run>.json`, there until its work is over.
 
-A supervisor beats from here whatever it is doing: preprocessing, watching attempts, evaluating. Where the record stays
-and stands still, the process died before its work was over, and the watchdog starts its flow run again.
+A supervisor writes it whatever it is doing: preprocessing, watching attempts, evaluating. If the record stays and its
+sequence stops, the process died before its work was over, and the watchdog starts its flow run again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from crucible.errors import ObjectMissing, StoreError
 from crucible.jobs.records import Record, now
 from crucible.store import Store
 
-BEAT_SECONDS = 5.0
-FOLDER = "presence"
+HEARTBEAT_SECONDS = 5.0
+FOLDER = "supervisor-heartbeats"
+FOLDERS = (FOLDER, "presence")
+"""Where it is written, and where earlier releases wrote it."""
 
 
-class PresenceRecord(Record):
-    """Who works on what; `sequence` grows with each beat."""
+class SupervisorHeartbeat(Record):
+    """Which flow run works on what; `sequence` grows with each heartbeat."""
 
     flow_run_id: str
     subject: str
@@ -31,23 +33,23 @@ class PresenceRecord(Record):
     sequence: int = 0
 
     @property
-    def beat(self) -> tuple[datetime, int]:
+    def position(self) -> tuple[datetime, int]:
         """Grows within one process, differs between two."""
         return self.started_at, self.sequence
 
 
-class Presence:
-    """Beats in the background from `with` to its end.
+class HeartbeatWriter:
+    """Writes a heartbeat in the background while its `with` block runs.
 
-    The record goes when the work is over: at the end of the block, also by an ordinary exception, which is the flow's
-    own failure. A process that is killed, or made to leave by a signal, leaves it behind; `leave` removes it then.
+    The record is removed when the work is over: at the end of the block, also after an ordinary exception, which is
+    the flow's own failure. A process that is killed, or stopped by a signal, leaves it behind; `finish` removes it.
     """
 
     def __init__(self, store: Store, flow_run_id: str, subject: str) -> None:
         self._store = store
-        self._record = PresenceRecord(flow_run_id=flow_run_id, subject=subject)
+        self._record = SupervisorHeartbeat(flow_run_id=flow_run_id, subject=subject)
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="presence", daemon=True)
+        self._thread = threading.Thread(target=self._write, name="supervisor-heartbeat", daemon=True)
 
     def __enter__(self) -> Self:
         if self._record.flow_run_id:
@@ -59,33 +61,39 @@ class Presence:
     ) -> None:
         self._over.set()
         if kind is None or issubclass(kind, Exception):
-            self.leave()
+            self.finish()
 
-    def leave(self) -> None:
-        """Say that the work is over, so that nobody brings it back."""
+    def finish(self) -> None:
+        """The work is over: nobody has to start it again."""
         self._over.set()
         if self._thread.ident is not None:
             self._thread.join()
-            with suppress(StoreError):
-                self._store.delete(self._key)
+            remove_heartbeat(self._store, self._record.flow_run_id)
 
-    @property
-    def _key(self) -> str:
-        return f"{FOLDER}/{self._record.flow_run_id}.json"
-
-    def _beat(self) -> None:
+    def _write(self) -> None:
         while True:
             self._record.sequence += 1
-            with suppress(StoreError):  # seen and told by whoever reads or writes something that matters
-                self._store.write_json(self._key, self._record.model_dump(mode="json"))
-            if self._over.wait(BEAT_SECONDS):
+            with suppress(StoreError):  # reported by whoever reads or writes something that matters
+                self._store.write_json(
+                    f"{FOLDER}/{self._record.flow_run_id}.json", self._record.model_dump(mode="json")
+                )
+            if self._over.wait(HEARTBEAT_SECONDS):
                 return
 
 
-def present(store: Store) -> list[PresenceRecord]:
-    """Every process whose work is not over, dead ones included."""
-    found = []
-    for info in store.list(FOLDER):
-        with suppress(ObjectMissing):
-            found.append(PresenceRecord.model_validate(store.read_json(info.key)))
-    return found
+def remove_heartbeat(store: Store, flow_run_id: str) -> None:
+    """Remove the flow run's record; one that cannot be removed now is removed by the watchdog."""
+    for folder in FOLDERS:
+        with suppress(StoreError):
+            store.delete(f"{folder}/{flow_run_id}.json")
+
+
+def supervisor_heartbeats(store: Store) -> list[SupervisorHeartbeat]:
+    """Every flow run whose work is not over, dead ones included; of two records of a flow run, the newer one."""
+    found: dict[str, SupervisorHeartbeat] = {}
+    for folder in reversed(FOLDERS):
+        for info in store.list(folder):
+            with suppress(ObjectMissing):
+                record = SupervisorHeartbeat.model_validate(store.read_json(info.key))
+                found[record.flow_run_id] = record
+    return list(found.values())

@@ -1,8 +1,8 @@
-"""A course: where a job goes when that is more than a list of places tried in order, by a deadline or by queues.
+"""The placement policy: where a job goes when that is more than a list of places tried in order, by deadline or queue.
 
-The supervisor asks it twice: before each launch (`next`), and every so often while an attempt runs or waits for a
-machine (`why_leave`). It sees the job's attempts as `Try`s, made of records alone, so that a supervisor that takes over
-asks the same questions.
+The supervisor asks it before each launch (`next`), and every so often while an attempt runs or waits for a machine
+(`why_leave`). It sees the job's attempts as `AttemptView`s, which are made of records alone: a supervisor that takes
+over asks the same questions.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from datetime import datetime
 from typing import Protocol
 
 from crucible.jobs.records import Heartbeat, Outcome
-from crucible.supervision.retry_policy import Decision, Ended
+from crucible.supervision.retry_policy import Decision, FinishedAttempt
 
 
 @dataclass(frozen=True)
-class Try:
+class AttemptView:
     """One attempt, as far as choosing a place needs it."""
 
     pool: str
@@ -27,7 +27,7 @@ class Try:
     """A machine has taken it up."""
     heartbeat: Heartbeat | None = None
     """Of one that runs."""
-    ended: Ended | None = None
+    ended: FinishedAttempt | None = None
 
     @property
     def progress(self) -> Outcome | Heartbeat | None:
@@ -51,15 +51,15 @@ ENOUGH_REPORTS = 20
 """Speed is not judged by fewer: one more or less would matter."""
 
 
-class Course(Protocol):
+class PlacementPolicy(Protocol):
     """Chooses places. Must not raise."""
 
     @property
     def waits_for(self) -> frozenset[str]:
         """Pools whose machines are waited for: that none is there just now is no failed launch."""
 
-    def next(self, tries: Sequence[Try], decision: Decision) -> Decision:
-        """The launch that was decided upon, maybe at another place and with the reason for it."""
+    def next(self, tries: Sequence[AttemptView], decision: Decision) -> Decision:
+        """The launch that the retry policy decided, possibly at another place and with the reason for it."""
 
-    def why_leave(self, tries: Sequence[Try]) -> str | None:
-        """Why the last of the tries, which is not over, should save and stop (or stop waiting) now; None to go on."""
+    def why_leave(self, tries: Sequence[AttemptView]) -> str | None:
+        """Why the last attempt, which is not over, should save and stop (or stop waiting) now; None to go on."""

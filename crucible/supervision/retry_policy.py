@@ -8,7 +8,7 @@
     failed                                stop; the user's own error is never retried
 
 Where the next attempt goes is by the order of the places here; a
-`crucible.supervision.placement_policy.Course` may know better.
+`crucible.supervision.placement_policy.PlacementPolicy` may know better.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Ended:
+class FinishedAttempt:
     """One attempt that is over, as far as deciding needs it."""
 
     outcome: Outcome
@@ -89,42 +89,42 @@ class Ended:
 
 
 @dataclass
-class Patience:
+class Timeouts:
     """How long to wait for what. Times in seconds."""
 
     lost: float = LOST_SECONDS
     ended_and_silent: float = ENDED_AND_SILENT_SECONDS
     start: float = 900.0
     """For a launched attempt to be taken up by a machine."""
-    first_pause: float = 5.0
-    longest_pause: float = 300.0
-    tries_per_placement: int = 3
+    first_retry_delay: float = 5.0
+    longest_retry_delay: float = 300.0
+    launches_per_placement: int = 3
     interruptions_per_placement: int = 4
     """So many machines taken away in a row, each within `short`, and the next attempt goes elsewhere."""
     short: float = 1800.0
-    look: float = LOOK_SECONDS
+    poll: float = LOOK_SECONDS
     """Between two looks at the records; each look is a few requests to the store."""
-    course: float = 30.0
-    """Between two questions to the course whether a running attempt should move."""
+    placement_review: float = 30.0
+    """Between two questions to the placement policy whether a running attempt should move."""
 
 
 def decide(
-    ended: Sequence[Ended],
+    ended: Sequence[FinishedAttempt],
     limits: Limits,
     pools: Sequence[str] = ("",),
     *,
     attempts: int | None = None,
     spent_usd: float = 0.0,
     age_hours: float = 0.0,
-    patience: Patience | None = None,
+    timeouts: Timeouts | None = None,
 ) -> Decision:
     """What follows from a job's history; pure.
 
     `ended` holds the attempts to judge by, first to last; `pools` the places to try, in order; `attempts` is the number
-    of all that were ever made, when a person started the job again after it had ended and bygones are bygones. The
+    of all that were ever made, when a person started the job again after it had ended. The
     pause before a launch is without jitter; `Supervision` adds it.
     """
-    patience = patience or Patience()
+    timeouts = timeouts or Timeouts()
     last = ended[-1].outcome if ended else None
     if last is not None and not ended[-1].refused and (final := _FINAL.get(last.end_reason)):
         return Decision(final, last.message)
@@ -146,19 +146,19 @@ def decide(
             f"the last {fruitless} attempts committed nothing new (last: {last.end_reason.words}: {last.message}); "
             f"stopped so that a crash loop cannot go on costing money",
         )
-    place, tries, why = _next_place(ended, pools, patience)
+    place, tries, why = _next_place(ended, pools, timeouts)
     if place is None and ended[-1].refused:
         return Decision(JobState.FAILED, last.message)
     if place is None:
         return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
     ending = "refused by its pool" if ended[-1].refused else last.end_reason.words
     reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}"
-    return Decision(JobState.RUNNING, f"{why}{reason}", pause_seconds(tries, patience), place)
+    return Decision(JobState.RUNNING, f"{why}{reason}", pause_seconds(tries, timeouts), place)
 
 
-def pause_seconds(tries: int, patience: Patience) -> float:
+def pause_seconds(tries: int, timeouts: Timeouts) -> float:
     """How long to wait after so many launches in vain at one place."""
-    return min(patience.first_pause * 2 ** (tries - 1), patience.longest_pause) if tries else 0.0
+    return min(timeouts.first_retry_delay * 2 ** (tries - 1), timeouts.longest_retry_delay) if tries else 0.0
 
 
 _FINAL = {
@@ -169,7 +169,9 @@ _FINAL = {
 }
 
 
-def _next_place(ended: Sequence[Ended], pools: Sequence[str], patience: Patience) -> tuple[int | None, int, str]:
+def _next_place(
+    ended: Sequence[FinishedAttempt], pools: Sequence[str], timeouts: Timeouts
+) -> tuple[int | None, int, str]:
     """Index of the place to try, None when none is left; launches in vain there just now; what makes it another one.
 
     Places come in their order. One that refused is left out; one that does not start the attempt gives way after some
@@ -180,16 +182,16 @@ def _next_place(ended: Sequence[Ended], pools: Sequence[str], patience: Patience
     why = ""
     started = [entry for entry in ended if not entry.in_vain]
     pool = started[-1].pool if started else None
-    short = _trailing(started, lambda e: e.pool == pool and e.taken_away and e.outcome.seconds < patience.short)
-    if short >= patience.interruptions_per_placement and len(order) > 1:
+    short = _trailing(started, lambda e: e.pool == pool and e.taken_away and e.outcome.seconds < timeouts.short)
+    if short >= timeouts.interruptions_per_placement and len(order) > 1:
         after = next((n + 1 for n, place in enumerate(order) if pools[place] == pool), 0)
         order = order[after:] + order[:after]
-        why = f"{pool} took {short} machines away in a row, each within {patience.short / 60:.0f} min; "
+        why = f"{pool} took {short} machines away in a row, each within {timeouts.short / 60:.0f} min; "
     missed = sum(entry.missed for entry in ended[len(ended) - _trailing(ended, lambda e: e.in_vain) :])
-    turn, tries = divmod(missed, patience.tries_per_placement)
+    turn, tries = divmod(missed, timeouts.launches_per_placement)
     return (order[turn] if turn < len(order) else None), tries, why
 
 
-def _trailing(entries: Sequence[Ended], holds: Callable[[Ended], bool]) -> int:
+def _trailing(entries: Sequence[FinishedAttempt], holds: Callable[[FinishedAttempt], bool]) -> int:
     """How many entries at the end fulfil the condition without a gap."""
     return len(list(itertools.takewhile(holds, reversed(entries))))

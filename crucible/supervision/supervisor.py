@@ -25,14 +25,14 @@ from crucible.errors import CrucibleError, ObjectMissing, StoreError
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import EndReason, Heartbeat, Launch, Outcome, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus, status_of
-from crucible.supervision.placement_policy import Course, Try
+from crucible.supervision.placement_policy import AttemptView, PlacementPolicy
 from crucible.supervision.retry_policy import (
     LOOK_SECONDS,
     SUPERVISOR,
     Decision,
-    Ended,
-    Patience,
+    FinishedAttempt,
     Placement,
+    Timeouts,
     decide,
     pause_seconds,
 )
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_NOT_BYGONE = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
+_STILL_COUNT = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
 """After a budget stop what counts is whether the limits were raised, not that someone started the job again."""
 
 
@@ -99,9 +99,9 @@ class Supervision:
     listener: Listener
     flow_run_id: str = ""
     stop_at_step: int | None = None
-    course: Course | None = None
+    placement_policy: PlacementPolicy | None = None
     """What knows better than the order of the placements where to go, if anything does."""
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     cancelled: Callable[[], bool] = lambda: False
     """Asked between two looks: whether a person has cancelled the job. A signal may say so as well, see `cancel`."""
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
@@ -110,7 +110,7 @@ class Supervision:
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], datetime] = now
     """For the records; how long something takes is told by `clock`."""
-    _over: dict[int, Try] = field(default_factory=dict, init=False, repr=False)
+    _over: dict[int, AttemptView] = field(default_factory=dict, init=False, repr=False)
     """Attempts that are over, read once: their records do not change any more."""
 
     def run(self) -> JobStatus:
@@ -119,12 +119,12 @@ class Supervision:
         Raises `FencedOut` when another supervisor has taken over.
         """
         self._supervisor = self._unless_store_fails(lambda: self.job.supervise(self.flow_run_id))
-        self._bygone = self._attempts_before_this_start()
+        self._attempts_before_restart = self._attempts_before_this_start()
         self._record(JobState.RUNNING, "supervised")
         try:
             return self._to_the_end()
         except _Cancelled:
-            return self.cancel("cancelled by a person", self.patience.lost)
+            return self.cancel("cancelled by a person", self.timeouts.lost)
 
     def _to_the_end(self) -> JobStatus:
         while True:
@@ -140,12 +140,12 @@ class Supervision:
             self._launch(len(attempts) + 1, decision)
 
     def _attempts_before_this_start(self) -> int:
-        """How many attempts are bygones: those of a job that had ended, and that a person has now started again."""
+        """How many attempts no longer count: those of a job that had ended, and that a person has now started again."""
         status = self._unless_store_fails(lambda: status_of(self.job))
-        if status is None or status.state in _NOT_BYGONE:
-            return status.bygone if status else 0
+        if status is None or status.state in _STILL_COUNT:
+            return status.attempts_before_restart if status else 0
         if status.state is JobState.PAUSED and self.stop_at_step is not None:
-            return status.bygone  # it goes on to its next rung, if it is not there already
+            return status.attempts_before_restart  # it goes on to its next rung, if it is not there already
         return len(self._unless_store_fails(self.job.attempts))
 
     def _pause(self, seconds: float) -> None:
@@ -174,7 +174,7 @@ class Supervision:
     def _decide(self) -> Decision:
         attempts = self.job.attempts()
         tries = [self._try(attempt) for attempt in attempts]
-        ended = [entry.ended for entry in tries[self._bygone :] if entry.ended is not None]
+        ended = [entry.ended for entry in tries[self._attempts_before_restart :] if entry.ended is not None]
         counted = [entry for entry in ended if not (entry.missed and entry.pool in self._waits_for)]
         last = ended[-1].outcome if ended else None
         wanted = self.stop_at_step or 0
@@ -188,25 +188,27 @@ class Supervision:
             attempts=len(attempts) - len(ended) + len(counted),
             spent_usd=self.job.cost_usd(),
             age_hours=age.total_seconds() / 3600,
-            patience=self.patience,
+            timeouts=self.timeouts,
         )
-        if self.course is None or decision.state is not JobState.RUNNING:
+        if self.placement_policy is None or decision.state is not JobState.RUNNING:
             return decision
         if ended and ended[-1].missed:  # not at once, lest a pool that refuses be asked without end
-            decision = replace(decision, pause_seconds=max(decision.pause_seconds, pause_seconds(1, self.patience)))
-        return self.course.next(tries[self._bygone :], decision)
+            decision = replace(decision, pause_seconds=max(decision.pause_seconds, pause_seconds(1, self.timeouts)))
+        return self.placement_policy.next(tries[self._attempts_before_restart :], decision)
 
     @property
     def _waits_for(self) -> frozenset[str]:
-        return self.course.waits_for if self.course else frozenset()
+        return self.placement_policy.waits_for if self.placement_policy else frozenset()
 
-    def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> Try:
+    def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> AttemptView:
         if attempt.number in self._over:
             return self._over[attempt.number]
         launch, start, outcome = attempt.launch, attempt.start, attempt.outcome
         assert launch is not None
-        ended = Ended(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
-        found = Try(
+        ended = (
+            FinishedAttempt(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
+        )
+        found = AttemptView(
             pool=launch.pool,
             launched_at=launch.decided_at,
             start_step=start.step if start else 0,
@@ -243,9 +245,9 @@ class Supervision:
         assert launch is not None
         self._bring_to_life(attempt, launch)
         silence = _Silence(self.clock)
-        self._ask_course_at = self.clock() + self.patience.course
+        self._review_placement_at = self.clock() + self.timeouts.placement_review
         while (outcome := self._look(attempt, launch, silence)) is None:
-            self._sleep(self.patience.look)
+            self._sleep(self.timeouts.poll)
         self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
         self.launcher.retire(self.job, launch, outcome)
         self._tell(
@@ -280,11 +282,11 @@ class Supervision:
             return self._unclaimed(attempt, launch, self.launcher.hint(self.job, launch), seconds, leave)
         if leave is not None:
             self._ask_to_leave(attempt, leave)
-        if seconds <= min(self.patience.ended_and_silent, self.patience.lost):
+        if seconds <= min(self.timeouts.ended_and_silent, self.timeouts.lost):
             return None  # it speaks for itself, so the pool need not be asked every second
         hint = self.launcher.hint(self.job, launch)
-        ended = hint.says is PoolSays.ENDED and seconds > self.patience.ended_and_silent
-        if not ended and seconds <= self.patience.lost:
+        ended = hint.says is PoolSays.ENDED and seconds > self.timeouts.ended_and_silent
+        if not ended and seconds <= self.timeouts.lost:
             return None
         verdict = Outcome(
             end_reason=EndReason.CANCELLED if hint.cancelled else EndReason.LOST,
@@ -297,14 +299,16 @@ class Supervision:
 
     def _why_leave(self, attempt: Attempt, heartbeat: Heartbeat | None, claimed: bool) -> str | None:
         """The course's answer, asked every so often."""
-        if self.course is None or self.clock() < self._ask_course_at:
+        if self.placement_policy is None or self.clock() < self._review_placement_at:
             return None
-        self._ask_course_at = self.clock() + self.patience.course
+        self._review_placement_at = self.clock() + self.timeouts.placement_review
         try:
             before = [
-                self._try(other) for other in self.job.attempts()[self._bygone :] if other.number < attempt.number
+                self._try(other)
+                for other in self.job.attempts()[self._attempts_before_restart :]
+                if other.number < attempt.number
             ]
-            return self.course.why_leave([*before, self._try(attempt, heartbeat, claimed)])
+            return self.placement_policy.why_leave([*before, self._try(attempt, heartbeat, claimed)])
         except StoreError:
             return None  # later, then
 
@@ -324,8 +328,8 @@ class Supervision:
             message = hint.message or "the run ended before a machine took it up"
         elif leave is not None:
             reason, message = EndReason.NOT_STARTED, leave
-        elif seconds > self.patience.start and launch.pool not in self._waits_for:
-            reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.patience.start:.0f} s"
+        elif seconds > self.timeouts.start and launch.pool not in self._waits_for:
+            reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.timeouts.start:.0f} s"
         else:
             return None
         verdict = Outcome(end_reason=reason, message=message, decided_by=SUPERVISOR, ended_at=self.wall_clock())
@@ -355,7 +359,7 @@ class Supervision:
             reason=reason,
             supervisor=self._supervisor.number,
             flow_run_id=self.flow_run_id,
-            bygone=self._bygone,
+            attempts_before_restart=self._attempts_before_restart,
         )
         self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
         return status

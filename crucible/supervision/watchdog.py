@@ -1,9 +1,8 @@
 """Brings back a supervising flow run whose process died: `python -m crucible.supervision.watchdog`.
 
-Where a presence record (`crucible.supervision.heartbeat`) stands still, the same flow run is scheduled
-again, whatever Prefect
-believes of it (Crashed, or still running): the worker starts it anew, and it finds its job. The records are watched
-here because Prefect's own heartbeat automations fire for healthy runs after the server was away.
+If a supervisor heartbeat (`crucible.supervision.heartbeat`) stops, the watchdog schedules the same flow run again,
+whatever Prefect believes of it (Crashed, or still running): the worker starts it anew, and it finds its job. It
+watches records because Prefect's own heartbeat automations fire for healthy runs after the server was away.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from prefect.states import AwaitingRetry
 
 from crucible.errors import StoreError
 from crucible.store import Store, default_store_uri, store_at
-from crucible.supervision.heartbeat import FOLDER, PresenceRecord, present
+from crucible.supervision.heartbeat import SupervisorHeartbeat, remove_heartbeat, supervisor_heartbeats
 
 LOOK_SECONDS = 5.0
 SILENT_SECONDS = 30.0
-"""A supervisor beats every 5 s; its process needs a few seconds to start."""
+"""A supervisor writes its heartbeat every 5 s; its process needs a few seconds to start."""
 MAX_REVIVALS = 20
 
 logger = logging.getLogger("crucible.watchdog")
@@ -35,13 +34,13 @@ logger = logging.getLogger("crucible.watchdog")
 
 @dataclass
 class _Watched:
-    beat: tuple[datetime, int]
+    position: tuple[datetime, int]
     since: float
     revivals: int = 0
 
 
 class Watchdog:
-    """Looks at every presence record of a store and revives the flow runs behind those that stand still."""
+    """Looks at every supervisor heartbeat of a store and restarts the flow runs of those that stopped."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self._store, self._clock = store, clock
@@ -49,7 +48,7 @@ class Watchdog:
 
     def look(self) -> list[str]:
         """One round; returns what the revived flow runs were working on."""
-        records = {record.flow_run_id: record for record in present(self._store)}
+        records = {record.flow_run_id: record for record in supervisor_heartbeats(self._store)}
         self._watched = {run: watched for run, watched in self._watched.items() if run in records}
         return [record.subject for record in records.values() if self._silent(record) and self._revive(record)]
 
@@ -58,13 +57,13 @@ class Watchdog:
         for watched in self._watched.values():
             watched.since = self._clock()
 
-    def _silent(self, record: PresenceRecord) -> bool:
-        watched = self._watched.setdefault(record.flow_run_id, _Watched(record.beat, self._clock()))
-        if watched.beat != record.beat:
-            watched.beat, watched.since = record.beat, self._clock()
+    def _silent(self, record: SupervisorHeartbeat) -> bool:
+        watched = self._watched.setdefault(record.flow_run_id, _Watched(record.position, self._clock()))
+        if watched.position != record.position:
+            watched.position, watched.since = record.position, self._clock()
         return self._clock() - watched.since >= SILENT_SECONDS and watched.revivals < MAX_REVIVALS
 
-    def _revive(self, record: PresenceRecord) -> bool:
+    def _revive(self, record: SupervisorHeartbeat) -> bool:
         """Schedule the flow run again, unless it is over for Prefect or about to run anyway."""
         watched = self._watched[record.flow_run_id]
         watched.since = self._clock()
@@ -74,7 +73,7 @@ class Watchdog:
             except ObjectNotFound:
                 run = None
             if run is None or run.deployment_id is None or run.state is None or _over(run):
-                self._store.delete(f"{FOLDER}/{record.flow_run_id}.json")
+                remove_heartbeat(self._store, record.flow_run_id)
                 return False
             if _will_run_by_itself(run):
                 return False

@@ -23,12 +23,12 @@ from crucible.agent.attempt import run_attempt
 from crucible.jobs.job import Job
 from crucible.jobs.records import Heartbeat, Launch, Outcome
 from crucible.store import store_at
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.agent.harness import Recorder, plan, scripted
 
 PROJECT = Path(__file__).parents[2]
-QUICK = Patience(lost=2.0, ended_and_silent=0.6, first_pause=0.05, look=0.05)
+QUICK = Timeouts(lost=2.0, ended_and_silent=0.6, first_retry_delay=0.05, poll=0.05)
 
 
 def python(*arguments: str) -> subprocess.Popen[bytes]:
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         scratch, options = Path(rest[0]), json.loads(rest[1])
         pool = ProcessPool(scratch, options)
-        Supervision(job, pool, [Placement("local")], Silent(), patience=QUICK).run()
+        Supervision(job, pool, [Placement("local")], Silent(), timeouts=QUICK).run()
 
 
 if __name__ == "__main__":

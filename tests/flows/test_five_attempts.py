@@ -23,7 +23,7 @@ from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
 from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision.placement_policy import Try
+from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
 from crucible.supervision.supervisor import Supervision
 from tasks.launching import PrefectLauncher
@@ -48,10 +48,10 @@ class Tour:
 
     waits_for: frozenset[str] = frozenset()
 
-    def next(self, tries: Sequence[Try], decision: Decision) -> Decision:
+    def next(self, tries: Sequence[AttemptView], decision: Decision) -> Decision:
         return replace(decision, placement=ROUTE[min(len(tries), len(ROUTE) - 1)])
 
-    def why_leave(self, tries: Sequence[Try]) -> str | None:
+    def why_leave(self, tries: Sequence[AttemptView]) -> str | None:
         beat, start = tries[-1].heartbeat, tries[-1].start_step
         return "shown another pool" if beat is not None and beat.step in PAUSES and beat.step > start else None
 
@@ -95,8 +95,8 @@ def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch:
             spec = JobSpec(job_id="tour", command=[sys.executable, str(SCRIPTED), json.dumps(script)])
             job = Job.create(stage.store, spec)
             launcher = PrefectLauncher(stage.store.uri, "default", "")
-            supervision = Supervision(job, launcher, PLACES, JobListener(), course=Tour())
-            supervision.patience.course = 1.0
+            supervision = Supervision(job, launcher, PLACES, JobListener(), placement_policy=Tour())
+            supervision.timeouts.placement_review = 1.0
             assert supervision.run().state is JobState.COMPLETED
             found = newest(job, tmp_path)
             assert found is not None

@@ -22,7 +22,7 @@ from crucible.jobs.status import JobState
 from crucible.local.state import State
 from crucible.rehearsal.drill.drill import Drill, Verdict
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision.heartbeat import present
+from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
 from crucible.supervision.supervisor import Supervision
 from tasks.launching import PrefectLauncher
@@ -142,7 +142,9 @@ def test_bad_input_fails_with_its_reason_before_anything_is_launched(
     for word in BAD[job][1]:
         assert word in state["message"]
     assert job not in Job.ids(stage.store), "its name is taken by a job that never was"
-    eventually(lambda: run not in {presence.flow_run_id for presence in present(stage.store)}, "its last sign of life")
+    eventually(
+        lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last sign of life"
+    )
 
 
 def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
@@ -184,7 +186,9 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
     assert outcome.end_reason is EndReason.CANCELLED
     assert outcome.committed_step == outcome.step > 0
     assert final_state(stage, run)["type"] == "CANCELLED"
-    eventually(lambda: run not in {presence.flow_run_id for presence in present(stage.store)}, "its last sign of life")
+    eventually(
+        lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last sign of life"
+    )
     assert len(job.attempts()) == 1
 
 

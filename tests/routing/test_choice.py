@@ -18,7 +18,7 @@ from crucible.placement.deadline import DeadlineCourse
 from crucible.placement.overflow import Overflow
 from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
-from tasks.placing import choose, course_of
+from tasks.placing import choose, placement_policy_for
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=2000, warmup_iters=10, lr_decay_iters=2000)
 SPOT = Placement("ec2-spot", "g6.xlarge", 0.4, mtbf_seconds=36_000.0, startup_seconds=240.0, hours=6.0)
@@ -52,7 +52,7 @@ def test_a_deadline_chooses_offers_that_make_it_and_a_course_that_keeps_it(store
     job = Job.create(store, JobSpec(job_id="job"))
     roomy = chosen(48.0)
     assert [place.pool for place in roomy.placements] == ["ec2-spot", "ec2-on-demand"]
-    course = course_of(roomy, job, CONFIG)
+    course = placement_policy_for(roomy, job, CONFIG)
     assert isinstance(course, DeadlineCourse)
     assert (course.spot, course.steady, course.total_steps) == (0, 1, 2000)
     assert course.report_steps == CONFIG.log_interval
@@ -61,7 +61,7 @@ def test_a_deadline_chooses_offers_that_make_it_and_a_course_that_keeps_it(store
     with pytest.raises(ConfigError, match="longer than the"):
         chosen(0.05)
     assert chosen(0.5, saved_share=0.9).placements, "a tenth of the work is left"
-    assert isinstance(course_of(roomy.model_copy(update={"finish_by": None}), job, CONFIG), Overflow)
+    assert isinstance(placement_policy_for(roomy.model_copy(update={"finish_by": None}), job, CONFIG), Overflow)
 
 
 def test_without_two_places_to_choose_between_there_is_no_course() -> None:

@@ -14,8 +14,8 @@ from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Notificat
 from crucible.jobs.status import JobState
 from crucible.placement.deadline import DeadlineCourse
 from crucible.store import Store
-from crucible.supervision.placement_policy import Try
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.placement_policy import AttemptView
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, World
@@ -124,8 +124,8 @@ def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: A
         market,
         PLACES,
         listener,
-        course=course,
-        patience=Patience(lost=600.0, look=120.0, course=60.0),
+        placement_policy=course,
+        timeouts=Timeouts(lost=600.0, poll=120.0, placement_review=60.0),
         sleep=world.sleep,
         clock=world.clock,
         wall_clock=world.now,
@@ -193,7 +193,7 @@ def test_a_job_slower_than_estimated_leaves_spot_while_on_demand_is_still_in_tim
     course = course_of(world, began + timedelta(seconds=seconds + left + 60 * slack_minutes))
     beat = Heartbeat(sequence=1, phase="training", step=STEPS // 2, seconds=seconds, first_step_after_seconds=20.0)
     world.sleep(seconds)
-    why = course.why_leave([Try("ec2-spot", began, claimed=True, heartbeat=beat)])
+    why = course.why_leave([AttemptView("ec2-spot", began, claimed=True, heartbeat=beat)])
     assert (why is not None) is leaves
     assert why is None or why.startswith("moved to on-demand: 10.5 h of work left, 10.6 h until finish_by")
 
@@ -204,7 +204,7 @@ def test_a_machine_that_does_not_come_is_given_up_while_on_demand_is_still_in_ti
     began = world.now()
     course = replace(course_of(world, began + timedelta(minutes=13)), total_steps=1, seconds_per_step=4.0)
     waited = 0
-    while (why := course.why_leave([Try("ec2-spot", began)])) is None:
+    while (why := course.why_leave([AttemptView("ec2-spot", began)])) is None:
         world.sleep(30)
         waited += 30
     assert 240 < waited <= 13 * 60 - 6 * 60 - 4
@@ -224,10 +224,10 @@ def test_back_to_spot_when_the_probe_sees_some(store: Store) -> None:
 def test_speed_is_judged_by_enough_reports_from_the_first_one_on() -> None:
     """The first report comes at step 10, half a minute after the start; a step takes one second."""
 
-    def running(step: int, seconds: float) -> Try:
+    def running(step: int, seconds: float) -> AttemptView:
         beat = Heartbeat(sequence=1, phase="training", step=step, seconds=seconds, first_step_after_seconds=30.0)
-        return Try("ec2-spot", World().now(), claimed=True, heartbeat=beat)
+        return AttemptView("ec2-spot", World().now(), claimed=True, heartbeat=beat)
 
     assert running(210, 230.0).seconds_per_step(10) == 1.0
     assert running(200, 220.0).seconds_per_step(10) is None
-    assert Try("ec2-spot", World().now()).seconds_per_step() is None
+    assert AttemptView("ec2-spot", World().now()).seconds_per_step() is None

@@ -9,8 +9,8 @@ from crucible.jobs.records import EndReason, Outcome
 from crucible.jobs.status import JobState
 from crucible.placement.overflow import Overflow
 from crucible.store import Store
-from crucible.supervision.placement_policy import Try
-from crucible.supervision.retry_policy import Decision, Ended, Placement
+from crucible.supervision.placement_policy import AttemptView
+from crucible.supervision.retry_policy import Decision, FinishedAttempt, Placement
 from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, Pool, World, alive_for, ends
@@ -23,8 +23,8 @@ def overflow(world: World, **pools: PoolState) -> Overflow:
     return Overflow(PLACES, lambda: {name.replace("_", "-"): state for name, state in pools.items()}, world.now)
 
 
-def waiting(world: World, seconds: float, pool: str = "docker-gpu") -> list[Try]:
-    return [Try(pool, world.now() - timedelta(seconds=seconds))]
+def waiting(world: World, seconds: float, pool: str = "docker-gpu") -> list[AttemptView]:
+    return [AttemptView(pool, world.now() - timedelta(seconds=seconds))]
 
 
 def test_only_a_long_wait_and_only_for_a_pool_with_room() -> None:
@@ -34,7 +34,7 @@ def test_only_a_long_wait_and_only_for_a_pool_with_room() -> None:
     assert roomy.why_leave(waiting(world, 420)) == "waited 7 min for docker-gpu; modal has room"
     assert roomy.why_leave(waiting(world, 420, "ec2-spot")) is None, "its machines take four minutes to start"
     assert roomy.why_leave(waiting(world, 560, "ec2-spot")) == "waited 9 min for ec2-spot; modal has room"
-    taken_up = [Try("docker-gpu", world.now() - timedelta(seconds=900), claimed=True)]
+    taken_up = [AttemptView("docker-gpu", world.now() - timedelta(seconds=900), claimed=True)]
     assert roomy.why_leave(taken_up) is None
     for nowhere in ({"modal": PoolState(1, paused=True)}, {"modal": PoolState(0)}, {"modal": FULL}, {}):
         assert overflow(world, **nowhere).why_leave(waiting(world, 420)) is None
@@ -44,8 +44,12 @@ def test_the_next_attempt_goes_where_there_is_room_and_otherwise_in_order() -> N
     world = World()
     decided = Decision(JobState.RUNNING, "the attempt before never started", placement=0)
     gave_up = Outcome(end_reason=EndReason.NOT_STARTED, message="", ended_at=world.now())
-    long = Try("docker-gpu", world.now() - timedelta(seconds=420), ended=Ended(gave_up, 0, "docker-gpu"))
-    brief = Try("docker-gpu", world.now() - timedelta(seconds=20), ended=Ended(gave_up, 0, "docker-gpu"))
+    long = AttemptView(
+        "docker-gpu", world.now() - timedelta(seconds=420), ended=FinishedAttempt(gave_up, 0, "docker-gpu")
+    )
+    brief = AttemptView(
+        "docker-gpu", world.now() - timedelta(seconds=20), ended=FinishedAttempt(gave_up, 0, "docker-gpu")
+    )
     roomy = overflow(world, modal=ROOMY)
     assert roomy.next([long], decided).placement == 2
     assert roomy.next([brief], decided).placement == 0
@@ -59,7 +63,7 @@ def test_a_supervised_job_overflows(store: Store) -> None:
     listener = Listening()
     course = overflow(world, docker_gpu=FULL, modal=ROOMY)
     status = Supervision(
-        job, pool, PLACES, listener, course=course, sleep=world.sleep, clock=world.clock, wall_clock=world.now
+        job, pool, PLACES, listener, placement_policy=course, sleep=world.sleep, clock=world.clock, wall_clock=world.now
     ).run()
     assert status.state is JobState.COMPLETED
     assert [name for _, name in pool.asked] == ["docker-gpu", "modal"]

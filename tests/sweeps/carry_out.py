@@ -16,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.config import TrainConfig
 from crucible.store import Store, store_at
-from crucible.supervision.retry_policy import Patience, Placement
+from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec, SweepStatus
 from tasks.sweeping import SweepRun
 from tasks.trials import HereLauncher, Machine
@@ -56,7 +56,7 @@ def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bo
         make_launcher=lambda job: HereLauncher(machine),
         places=lambda config: [Placement("local", usd_per_hour=usd_per_hour)],
         here=True,
-        patience=Patience(ended_and_silent=0.0, look=0.05),
+        timeouts=Timeouts(ended_and_silent=0.0, poll=0.05),
         cancelled=cancelled,
     ).run()
 

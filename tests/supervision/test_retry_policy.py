@@ -7,23 +7,23 @@ from typing import Any
 import pytest
 
 from crucible.jobs.records import EndReason, Limits, Notification, Outcome
-from crucible.supervision.retry_policy import Ended, Patience, decide
+from crucible.supervision.retry_policy import FinishedAttempt, Timeouts, decide
 
 
-def ended(reason: str, start: int = 0, committed: int = 10, pool: str = "", **fields: Any) -> Ended:
+def ended(reason: str, start: int = 0, committed: int = 10, pool: str = "", **fields: Any) -> FinishedAttempt:
     outcome = Outcome(end_reason=EndReason(reason), message=f"about {reason}", committed_step=committed, **fields)
-    return Ended(outcome, start, pool)
+    return FinishedAttempt(outcome, start, pool)
 
 
-def missed(pool: str = "") -> Ended:
+def missed(pool: str = "") -> FinishedAttempt:
     return ended("not-started", 0, 0, pool)
 
 
-def refused(pool: str) -> Ended:
+def refused(pool: str) -> FinishedAttempt:
     return ended("failed", 0, 0, pool, decided_by="supervisor")
 
 
-def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[Ended]:
+def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[FinishedAttempt]:
     """So many attempts in a row whose machines went; each had got something done."""
     reasons = ("interrupted", "lost")
     return [ended(reasons[n % 2], 10 * n, 10 * n + 10, pool, seconds=seconds, **fields) for n in range(count)]
@@ -69,7 +69,7 @@ def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[
         ([ended("budget", limits=Limits(max_cost_usd=1))], {}, "running", "budget"),
     ],
 )
-def test_what_follows(history: list[Ended], options: dict[str, Any], state: str, words: str) -> None:
+def test_what_follows(history: list[FinishedAttempt], options: dict[str, Any], state: str, words: str) -> None:
     limits = options.pop("limits", Limits())
     decision = decide(history, limits, ("spot", "modal")[: options.pop("placements", 1)], **options)
     assert decision.state == state
@@ -77,8 +77,8 @@ def test_what_follows(history: list[Ended], options: dict[str, Any], state: str,
 
 
 def test_pauses_grow_and_then_another_place_is_tried() -> None:
-    patience = Patience(first_pause=5.0, longest_pause=12.0, tries_per_placement=4)
-    decisions = [decide([missed()] * count, Limits(), ("spot", "modal"), patience=patience) for count in range(1, 8)]
+    timeouts = Timeouts(first_retry_delay=5.0, longest_retry_delay=12.0, launches_per_placement=4)
+    decisions = [decide([missed()] * count, Limits(), ("spot", "modal"), timeouts=timeouts) for count in range(1, 8)]
     assert [d.pause_seconds for d in decisions] == [5, 10, 12, 0, 5, 10, 12]
     assert [d.placement for d in decisions] == [0, 0, 0, 1, 1, 1, 1]
 
@@ -103,7 +103,9 @@ MOVED = [Notification(source="supervisor", reason="moved to on-demand")]
         ([*[missed("spot")] * 2, refused("spot")], 1, "refused by its pool"),
     ],
 )
-def test_a_pool_that_does_not_work_out_gives_way_to_the_next(history: list[Ended], place: int, words: str) -> None:
+def test_a_pool_that_does_not_work_out_gives_way_to_the_next(
+    history: list[FinishedAttempt], place: int, words: str
+) -> None:
     decision = decide(history, Limits(), ("spot", "modal", "local"))
     assert (decision.state, decision.placement) == ("running", place)
     assert words in decision.reason

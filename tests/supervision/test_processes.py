@@ -99,7 +99,7 @@ def test_through_kills_of_workload_agent_and_group(job: Job, scratch: Path) -> N
                 strike(number, {2: 16, 3: 24, 4: 32}[number])
 
     try:
-        status = Supervision(job, pool, [Placement("local")], Chaos(), patience=QUICK).run()
+        status = Supervision(job, pool, [Placement("local")], Chaos(), timeouts=QUICK).run()
     finally:
         _end(pool.children.values())
     assert status.state is JobState.COMPLETED, status.reason

@@ -16,7 +16,7 @@ from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.store import Store
-from crucible.supervision.retry_policy import LOST_SECONDS, Patience, Placement
+from crucible.supervision.retry_policy import LOST_SECONDS, Placement, Timeouts
 from crucible.supervision.supervisor import Hint, PoolSays, Supervision
 from tasks.cancelling import CancellationWatch
 from tests.faults.faulty_store import FaultyStore
@@ -263,12 +263,12 @@ def test_two_supervisors_the_older_steps_aside(job: Job, world: World) -> None:
 
 def test_the_older_supervisor_steps_aside_in_its_pause_too(job: Job, world: World) -> None:
     pool = Pool(world, {0: [(0.5, ends("not-started", 0))]})
-    patience = Patience(first_pause=300.0)
+    timeouts = Timeouts(first_retry_delay=300.0)
     later = Pool(world, {2: alive_for(5, (6, ends("completed")))}, born=pool.born)
-    world.after(20, lambda: supervision(job, world, later, flow_run_id="newer", patience=Patience()).run())
+    world.after(20, lambda: supervision(job, world, later, flow_run_id="newer", timeouts=Timeouts()).run())
     began = world.time
     with pytest.raises(FencedOut):
-        supervision(job, world, pool, flow_run_id="older", patience=patience).run()
+        supervision(job, world, pool, flow_run_id="older", timeouts=timeouts).run()
     assert world.time - began < 60
     assert status_of(job).state is JobState.COMPLETED  # type: ignore[union-attr]
 
