@@ -52,4 +52,5 @@ def check_budgets(
 if __name__ == "__main__":
     import sys
 
-    cost_report(*sys.argv[1:2])
+    period: Any = sys.argv[1] if len(sys.argv) > 1 else "day"  # Prefect checks it
+    cost_report(period)

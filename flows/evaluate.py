@@ -49,4 +49,4 @@ def evaluate(
 if __name__ == "__main__":
     import sys
 
-    evaluate(*sys.argv[1:3])
+    evaluate(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else "default")

@@ -63,4 +63,5 @@ def recommend(
 if __name__ == "__main__":
     import sys
 
-    recommend(**dict(zip(("preset", "tokens"), sys.argv[1:3], strict=False)))
+    given: dict[str, Any] = dict(zip(("preset", "tokens"), sys.argv[1:3], strict=False))  # Prefect checks them
+    recommend(**given)

@@ -71,7 +71,7 @@ def sweep_name() -> str:
     name="tune-nanogpt",
     flow_run_name=sweep_name,
     # At most the sweep's parallelism of these threads is ever used.
-    task_runner=ThreadPoolTaskRunner(max_workers=MOST_PARALLEL),
+    task_runner=ThreadPoolTaskRunner(max_workers=MOST_PARALLEL),  # type: ignore[arg-type]  # Prefect's hint is invariant
 )
 def tune_nanogpt(
     space: dict[str, Any] | str = Field(

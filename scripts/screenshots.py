@@ -24,7 +24,8 @@ from typing import Any
 from urllib.parse import quote
 
 import httpx
-from websockets.sync.client import ClientConnection, connect
+from websockets.sync.client import connect
+from websockets.sync.connection import Connection
 
 from crucible.errors import CrucibleError
 from tasks.reporting import artifact_key
@@ -42,7 +43,7 @@ QUIET = (
 class Page:
     """One tab of a running Chromium."""
 
-    def __init__(self, connection: ClientConnection) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection, self._numbers = connection, itertools.count(1)
 
     def send(self, method: str, **parameters: Any) -> dict[str, Any]:

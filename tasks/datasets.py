@@ -1,7 +1,4 @@
-"""Preprocessing as tasks: plan once, one mapped task per shard, finish.
-
-Only the network is retried. A wrong sha256 or broken text stays wrong.
-"""
+"""Preprocessing as tasks: plan once, one mapped task per shard, finish."""
 
 from __future__ import annotations
 
@@ -13,34 +10,17 @@ from typing import Any
 
 from prefect import get_run_logger, task, unmapped
 from prefect.artifacts import create_markdown_artifact
-from prefect.utilities.annotations import quote
 
 from crucible.datasets import build
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.meta import ShardMeta
 from crucible.datasets.progress import Progress
-from crucible.errors import ObjectMissing, SourceUnreachable, StoreError
 from crucible.store import Store
+from tasks.retries import NETWORK_RETRIES, quoted
 
 PROGRESS_SECONDS = 10.0
 """Time between two log lines of a long step."""
-
-
-def network_failed(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Whether a task's failure is one that another try may mend."""
-    error = state.result(raise_on_failure=False)
-    if isinstance(error, StoreError):
-        return not isinstance(error, ObjectMissing)
-    return isinstance(error, SourceUnreachable)
-
-
-_NETWORK = {
-    "retries": 3,
-    "retry_delay_seconds": [2, 5, 10],
-    "retry_jitter_factor": 1,
-    "retry_condition_fn": network_failed,
-}
 
 
 def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
@@ -50,14 +30,14 @@ def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
     """
     logger = get_run_logger()
     with work_folder() as work:
-        planned = plan_dataset(quote(config), quote(store), work)
+        planned = plan_dataset(quoted(config), quoted(store), work)
         if planned.built is not None:
             info = planned.built
         else:
             names = [item.name for item in planned.items]
             logger.info("%d shard(s) to tokenize", len(names))
-            futures = build_shard.map(names, planned=unmapped(quote(planned)), store=unmapped(quote(store)))
-            info = finish_dataset(quote(planned), futures.result(), quote(store))
+            futures = build_shard.map(names, planned=unmapped(quoted(planned)), store=unmapped(quoted(store)))
+            info = finish_dataset(quoted(planned), futures.result(), quoted(store))
     logger.info(
         "%s dataset %s: %s, %s tokens",
         "cached:" if info.cached else "built",
@@ -69,13 +49,13 @@ def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
     return info
 
 
-@task(name="plan dataset", task_run_name="plan", persist_result=False, **_NETWORK)
+@task(name="plan dataset", task_run_name="plan", persist_result=False, **NETWORK_RETRIES)
 def plan_dataset(config: DatasetConfig, store: Store, work: Path) -> build.Plan:
     """Find the dataset in the store, or make its text local, read it and cut it into shards."""
     return build.plan(config, store, work, _logged(get_run_logger()))
 
 
-@task(name="build shard", task_run_name="{name}", persist_result=False, **_NETWORK)
+@task(name="build shard", task_run_name="{name}", persist_result=False, **NETWORK_RETRIES)
 def build_shard(name: str, planned: build.Plan, store: Store) -> ShardMeta:
     """Tokenize one shard and upload it."""
     item = next(item for item in planned.items if item.name == name)
@@ -84,7 +64,7 @@ def build_shard(name: str, planned: build.Plan, store: Store) -> ShardMeta:
     return shard
 
 
-@task(name="finish dataset", task_run_name="finish", persist_result=False, **_NETWORK)
+@task(name="finish dataset", task_run_name="finish", persist_result=False, **NETWORK_RETRIES)
 def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store: Store) -> build.DatasetInfo:
     """Write the tokenizer and meta.json: from here on the dataset exists."""
     return build.finish(planned, shards, store)

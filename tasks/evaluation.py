@@ -16,7 +16,6 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
-from prefect.utilities.annotations import quote
 
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import MODELS, Checkpoint, Checkpoints, best_checkpoint, step_name
@@ -28,19 +27,11 @@ from crucible.jobs.job import Job
 from crucible.reports import Metrics, loss_curve, summarise
 from crucible.reports.evaluation import EVALUATION, evaluation_page
 from crucible.reports.picture import data_uri
-from tasks.datasets import network_failed
 from tasks.reporting import artifact_key, publish_report
+from tasks.retries import NETWORK_RETRIES, quoted
 
 PARALLEL_UPLOADS = 4
 METRICS = "metrics.json"
-
-_NETWORK: dict[str, Any] = {
-    "retries": 3,
-    "retry_delay_seconds": [2, 5, 10],
-    "retry_jitter_factor": 1,
-    "retry_condition_fn": network_failed,
-    "persist_result": False,
-}
 
 
 @dataclass(frozen=True)
@@ -66,10 +57,10 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
             f"of a model that can be evaluated here; `crucible checkpoints get {job.job_id} DIR` fetches them"
         )
     with work_folder() as work:
-        folders = fetch_checkpoints(quote(job), wanted.step, work)
-        data = fetch_data(quote(job))
-        out = measure(quote(job), folders, data, work, wanted)
-        evaluation = publish_model(quote(job), out)
+        folders = fetch_checkpoints(quoted(job), wanted.step, work)
+        data = fetch_data(quoted(job))
+        out = measure(quoted(job), folders, data, work, wanted)
+        evaluation = publish_model(quoted(job), out)
     create_markdown_artifact(
         evaluation_page(evaluation, data_uri(_curve(job))),
         key=artifact_key("evaluation", job.job_id),
@@ -79,7 +70,7 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
     return evaluation
 
 
-@task(name="fetch checkpoints", **_NETWORK)
+@task(name="fetch checkpoints", persist_result=False, **NETWORK_RETRIES)
 def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
     """Local folders of the checkpoints to evaluate, verified."""
     checkpoints = Checkpoints(job)
@@ -103,7 +94,7 @@ def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
     return [newest[1]] if problem else [newest[1], folder]
 
 
-@task(name="fetch dataset", **_NETWORK)
+@task(name="fetch dataset", persist_result=False, **NETWORK_RETRIES)
 def fetch_data(job: Job) -> Path:
     """The job's dataset on this machine."""
     return fetch_dataset(job.root, job.spec.dataset, crucible_home() / "cache" / "datasets")
@@ -139,7 +130,7 @@ def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: W
     return out
 
 
-@task(name="publish model", **_NETWORK)
+@task(name="publish model", persist_result=False, **NETWORK_RETRIES)
 def publish_model(job: Job, out: Path) -> dict[str, Any]:
     """Put the folder into the store and record the evaluation in the job."""
     evaluation = upload_model(job, out)
