@@ -14,17 +14,19 @@ import psutil
 from pydantic import BaseModel, ConfigDict
 
 CREATED_TOLERANCE_SECONDS = 2.0
-"""A process's start time is derived from the boot time, which moves a little when the system clock is corrected."""
+"""For records without `start`: there the start time is derived from the boot time, which the clock moves."""
 
 
 class ProcessRecord(BaseModel):
-    """What identifies one process for certain: a pid alone is given to somebody else after a crash or a reboot."""
+    """What identifies one process for certain: a pid alone is given to another process after a crash or a reboot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pid: int
     created: float
-    """Start time in unix seconds, as the operating system tells it."""
+    """Start time in unix seconds, as the operating system reported it then."""
+    start: str | None = None
+    """`process_start` of the process; None in records of an earlier version and where there is no /proc."""
     command: list[str]
     log: Path
 
@@ -33,17 +35,35 @@ class ProcessRecord(BaseModel):
         try:
             process = psutil.Process(self.pid)
             command = process.cmdline() or self.command  # Linux shows none yet just after the start of a program
-            same = (
-                abs(process.create_time() - self.created) < CREATED_TOLERANCE_SECONDS
-                and command[1:] == self.command[1:]
-            )
-        except (psutil.NoSuchProcess, psutil.AccessDenied):  # ours we may always look at
+            if self.start is not None:
+                same = process_start(self.pid) == self.start
+            else:
+                same = abs(process.create_time() - self.created) < CREATED_TOLERANCE_SECONDS
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # our own processes can always be read
             return None
-        return process if same else None
+        return process if same and command[1:] == self.command[1:] else None
+
+
+def process_start(pid: int) -> str | None:
+    """When a process started, as boot id and clock ticks since that boot: setting the clock does not change it.
+
+    None where there is no /proc (macOS keeps the start time itself, so `created` is stable there). Raises
+    `psutil.NoSuchProcess`.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        raise psutil.NoSuchProcess(pid) from None
+    ticks = status.rpartition(")")[2].split()[19]  # field 22; the name in brackets may hold spaces
+    return f"{boot} {ticks}"
 
 
 def start_detached(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str]) -> ProcessRecord:
-    """Start `command` in a session of its own, so that closing the terminal or Ctrl-C does not reach it.
+    """Start `command` in its own session, so that closing the terminal or pressing Ctrl-C does not reach it.
 
     Output is appended to `log`. Raises OSError if the program cannot be started.
     """
@@ -59,14 +79,20 @@ def start_detached(command: Sequence[str], *, log: Path, cwd: Path, env: Mapping
             start_new_session=True,
         )
     threading.Thread(target=child.wait, daemon=True).start()  # reaped when it ends, so it is never seen as a zombie
-    return ProcessRecord(pid=child.pid, created=psutil.Process(child.pid).create_time(), command=list(command), log=log)
+    return ProcessRecord(
+        pid=child.pid,
+        created=psutil.Process(child.pid).create_time(),
+        start=process_start(child.pid),
+        command=list(command),
+        log=log,
+    )
 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Give children the default reaction to SIGINT.
+    """Give child processes the default handling of SIGINT.
 
-    A script's `crucible up &` runs with SIGINT ignored, children inherit that, and a Prefect worker, which turns
+    A script's `crucible up &` runs with SIGINT ignored. Child processes inherit that, and a Prefect worker, which turns
     SIGTERM into SIGINT, could then never be stopped.
     """
     main_thread = threading.current_thread() is threading.main_thread()
@@ -83,8 +109,8 @@ def _interruptible() -> Iterator[None]:
 def stop_tree(process: psutil.Process, *, children_first_seconds: float = 0.0, grace_seconds: float = 10.0) -> None:
     """Stop a process and everything it started; on return none of them is left.
 
-    With `children_first_seconds`, descendants are asked to end (SIGTERM) that long before the process itself, so that
-    work in progress can be saved while its supervisor is still there. Whoever outstays `grace_seconds` is killed.
+    With `children_first_seconds`, descendants get SIGTERM that long before the process itself, so that work in progress
+    can be saved while its supervisor is still there. What is left after `grace_seconds` is killed.
     """
     descendants = process.children(recursive=True)
     if children_first_seconds:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from crucible.local.processes import ProcessRecord, start_detached, stop_tree
+from crucible.local.processes import ProcessRecord, process_start, start_detached, stop_tree
 
 PARENT_WITH_CHILD = """
 import subprocess, sys
@@ -71,8 +71,24 @@ def test_a_pid_that_was_given_to_another_process_is_not_ours(start: Callable[[st
     record = start("import time; time.sleep(600)")
     stranger = record.model_copy(update={"pid": os.getpid()})
     assert stranger.find() is None
-    earlier = record.model_copy(update={"created": record.created - 3600})
-    assert earlier.find() is None
+    restarted = record.model_copy(update={"start": process_start(os.getpid()), "created": record.created - 3600})
+    assert restarted.find() is None
+
+
+def test_a_process_is_found_after_the_clock_was_set(
+    start: Callable[[str], ProcessRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Linux counts a start from the boot, and psutil adds a boot time that follows the wall clock."""
+    record = start("import time; time.sleep(600)")
+    created = record.created + 3600
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: created)
+    assert record.find() is not None
+
+
+def test_a_record_of_an_earlier_version_finds_its_process(start: Callable[[str], ProcessRecord]) -> None:
+    record = start("import time; time.sleep(600)").model_copy(update={"start": None})
+    assert record.find() is not None
+    assert record.model_copy(update={"created": record.created - 3600}).find() is None
 
 
 def test_a_process_that_shows_no_command_line_yet_is_found(
