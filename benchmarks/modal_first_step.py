@@ -97,23 +97,28 @@ def _fresh_and_resumed(stage: ModalStage, client: SyncPrefectClient, job_id: str
         _wait(lambda attempt=attempt: _has_committed(attempt))  # type: ignore[misc]
         sandbox = next(s for s in stage.modal.running() if s.tags.get("attempt") == str(number))
         stage.modal.preempt(sandbox.id)
-        _wait(lambda attempt=attempt: attempt.outcome is not None)  # type: ignore[misc]
+        _wait(lambda attempt=attempt: attempt.read_outcome() is not None)  # type: ignore[misc]
         parts[kind] = _parts(client, attempt, sandbox.tags["prefect-flow-run-id"], sandbox.started_at)
-    _wait(lambda: job.attempt(len(parts) + 1).claim is not None)
+    _wait(lambda: job.attempt(len(parts) + 1).read_claim() is not None)
     stage.crucible("jobs", "stop", job_id)
     _wait(lambda: (status := status_of(job)) is not None and status.state is not JobState.RUNNING)
     return parts
 
 
 def _has_committed(attempt: Attempt) -> bool:
-    heartbeat, start = attempt.heartbeat, attempt.start
+    heartbeat, start = attempt.read_heartbeat(), attempt.read_start()
     return heartbeat is not None and start is not None and heartbeat.committed_step > start.step
 
 
 def _parts(client: SyncPrefectClient, attempt: Attempt, flow_run_id: str, sandbox_started: float) -> dict[str, float]:
     from uuid import UUID
 
-    launch, claim, start, outcome = attempt.launch, attempt.claim, attempt.start, attempt.outcome
+    launch, claim, start, outcome = (
+        attempt.read_launch(),
+        attempt.read_claim(),
+        attempt.read_start(),
+        attempt.read_outcome(),
+    )
     assert launch is not None
     assert claim is not None
     assert start is not None

@@ -23,7 +23,7 @@ from tasks.trials import HereLauncher, Machine
 def no_work(store: str, sweep: str, here: bool) -> None:
     """What `tune-nanogpt` does on its own machine, without preprocessing and evaluation."""
     found = Sweep.open(store_at(store), sweep)
-    machine = Machine(found.spec.parallelism, threads=1)
+    machine = Machine(found.read_spec().parallelism, threads=1)
     status = SweepRun(
         found,
         make_launcher=lambda job: HereLauncher(machine) if here else PrefectLauncher(store, "default", ""),

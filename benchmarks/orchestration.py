@@ -106,7 +106,9 @@ def measure_steps() -> dict[str, Any]:
         }
         stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(parameters))
         job = Job(stage.store, "long")
-        _wait(lambda: bool(job.attempts()) and (beat := job.attempts()[-1].heartbeat) is not None and beat.step > 0)
+        _wait(
+            lambda: bool(job.attempts()) and (beat := job.attempts()[-1].read_heartbeat()) is not None and beat.step > 0
+        )
         metrics = next((stage.home.root / "scratch").rglob("metrics.jsonl"))
         beside = _pipeline_processes(stage.home.root)
         try:
@@ -188,7 +190,7 @@ def _orchestrated(stage: Stage, config: TrainConfig, job_id: str, kills: int) ->
     job = Job(stage.store, job_id)
     for number in range(1, kills + 1):
         _wait(lambda number=number: _committed(job, number))  # type: ignore[misc]
-        claim = job.attempt(number).claim
+        claim = job.attempt(number).read_claim()
         assert claim is not None
         psutil.Process(claim.pid).kill()
     _wait(lambda: (status := status_of(job)) is not None and status.state is not JobState.RUNNING)
@@ -202,14 +204,14 @@ def _orchestrated(stage: Stage, config: TrainConfig, job_id: str, kills: int) ->
 def _training_seconds(job: Job) -> float:
     """From the first step to the end of the one attempt."""
     (attempt,) = job.attempts()
-    outcome = attempt.outcome
+    outcome = attempt.read_outcome()
     assert outcome is not None
     assert outcome.first_step_after_seconds is not None
     return outcome.seconds - outcome.first_step_after_seconds
 
 
 def _committed(job: Job, number: int) -> bool:
-    heartbeat, start = job.attempt(number).heartbeat, job.attempt(number).start
+    heartbeat, start = job.attempt(number).read_heartbeat(), job.attempt(number).read_start()
     return heartbeat is not None and start is not None and heartbeat.committed_step > start.step
 
 
@@ -217,7 +219,7 @@ def _first_steps(job: Job) -> list[float]:
     """For each attempt, seconds from the decision to launch it to its first new step."""
     found = []
     for attempt in job.attempts():
-        launch, claim, outcome = attempt.launch, attempt.claim, attempt.outcome
+        launch, claim, outcome = attempt.read_launch(), attempt.read_claim(), attempt.read_outcome()
         if launch and claim and outcome and outcome.first_step_after_seconds is not None:
             waited = (claim.claimed_at - launch.decided_at).total_seconds()
             found.append(round(waited + outcome.first_step_after_seconds, 2))

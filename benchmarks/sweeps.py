@@ -169,8 +169,8 @@ def _orchestration(stage: Stage, data: Path, trials: int) -> dict[str, Any]:
     space = {"seed": {"int": [1, trials]}}
     sweep = _tune(stage, "orchestrated", base, space=space, sampler="grid", schedule="none", run_evaluation=False)
     whole = time.monotonic() - began
-    outcomes = [sweep.job(number).attempt(1).outcome for number in range(1, trials + 1)]
-    launches = [sweep.job(number).attempt(1).launch for number in range(1, trials + 1)]
+    outcomes = [sweep.job(number).attempt(1).read_outcome() for number in range(1, trials + 1)]
+    launches = [sweep.job(number).attempt(1).read_launch() for number in range(1, trials + 1)]
     first = min(launch.decided_at for launch in launches if launch)
     last = max(outcome.ended_at for outcome in outcomes if outcome)
     return {
@@ -229,7 +229,7 @@ def _tune(stage: Stage, name: str, base: TrainConfig, **parameters: Any) -> Swee
     run = said.split("UUID:")[1].split()[0]
     _wait(lambda: _final(stage, run), 1800)
     sweep = Sweep.open(stage.store, name)
-    status = sweep.status
+    status = sweep.read_status()
     assert status is not None
     assert status.state is JobState.COMPLETED, status.reason
     _say(f"{name}: {status.reason}")
@@ -305,7 +305,7 @@ def _carried_out(stage: Stage, sweep: Sweep, *arguments: str) -> subprocess.Pope
 
 
 def _ends(sweep: Sweep) -> list[datetime]:
-    outcomes = (sweep.job(trial.number).attempt(1).outcome for trial in sweep.read())
+    outcomes = (sweep.job(trial.number).attempt(1).read_outcome() for trial in sweep.read())
     return sorted(outcome.ended_at for outcome in outcomes if outcome)
 
 

@@ -115,7 +115,7 @@ def train_nanogpt(
                     with without_heartbeat():
                         evaluate(job=record.job_id, store=store)
     except FencedOut as error:
-        newest = Job(placed, spec.job_id).newest_supervisor()
+        newest = Job(placed, spec.job_id).read_newest_supervisor()
         if newest is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
         return Cancelled(name="Superseded", message=str(error))
@@ -145,7 +145,7 @@ def _put_on_record(spec: JobSpec, limits: Limits, config: TrainConfig, dataset: 
 
 
 def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, heartbeat: HeartbeatWriter) -> JobStatus:
-    spec = job.spec
+    spec = job.read_spec()
     supervision = Supervision(
         job,
         PrefectLauncher(store, spec.project, spec.owner),

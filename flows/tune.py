@@ -166,7 +166,7 @@ def tune_nanogpt(
                     evaluate(job=best.job_id, store=store)
                 board.publish(found.read())
     except FencedOut as error:
-        if (newest := found.status) is not None and newest.flow_run_id == flow_run.id:
+        if (newest := found.read_status()) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
         return Cancelled(name="Superseded", message=str(error))
     except CrucibleError as error:
@@ -200,7 +200,7 @@ def _recorded(
     for values in space.corners():
         require_block_size(meta, trial_config(base, values).block_size)
     before = Sweep(store, spec.sweep_id)
-    known = before.spec if before.exists() else None
+    known = before.read_spec() if before.exists() else None
     if parallelism is None:
         own = min(8, threads_per_trial(1)) if spec.pool == HERE else 4
         parallelism = known.parallelism if known else own
@@ -224,14 +224,14 @@ def _set_limits(
     """The limits given with this start; those that a person set since are left alone, as are those not given."""
     if not sweep.first_start(flow_run.id or ""):
         return
-    spec = sweep.spec
+    spec = sweep.read_spec()
     given = {
         "max_trials": max_trials,
         "max_cost_usd": max_cost_usd,
         "max_hours": max_hours,
         "finish_by": finish_by,
     }
-    before = sweep.limits.model_dump() if sweep.has_limits() else {"max_trials": _all_trials(spec, sweep.space)}
+    before = sweep.read_limits().model_dump() if sweep.has_limits() else {"max_trials": _all_trials(spec, sweep.space)}
     limits = SweepLimits.model_validate(before | {name: value for name, value in given.items() if value is not None})
     if spec.sampler == "grid" and limits.max_trials > (points := len(sweep.space.grid())):
         limits.max_trials = points
@@ -253,7 +253,7 @@ def _carry_out(
     heartbeat: HeartbeatWriter,
     board: SweepBoard,
 ) -> SweepStatus:
-    spec, here = sweep.spec, sweep.spec.pool == HERE
+    spec, here = sweep.read_spec(), sweep.read_spec().pool == HERE
     meta = resolve_dataset(sweep.root, spec.dataset).meta
     machine = Machine(spec.parallelism, spec.threads)
     timeouts = Timeouts(ended_and_silent=2 * beat_seconds(sweep.root) + 2.0)
@@ -262,7 +262,7 @@ def _carry_out(
 
     @cache
     def places(config: TrainConfig) -> Sequence[Placement]:
-        limits = Limits(max_cost_usd=sweep.limits.max_cost_usd)
+        limits = Limits(max_cost_usd=sweep.read_limits().max_cost_usd)
         wishes = Preferences(optimize_for=optimize_for)
         return choose(sweep.root, config, meta, spec.pool, limits, wishes, spec.project, spec.owner).placements
 

@@ -51,9 +51,9 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
     Raises `ConfigError` when the job has no such checkpoint or trained something else than our own model,
     `CheckpointError` when nothing whole is saved, `CrucibleError` with the evaluation's own words when it fails.
     """
-    if job.spec.command:
+    if command := job.read_spec().command:
         raise ConfigError(
-            f"job: {job.job_id} runs a script of its own ({' '.join(job.spec.command)[:80]}); its checkpoints are not "
+            f"job: {job.job_id} runs a script of its own ({' '.join(command)[:80]}); its checkpoints are not "
             f"of a model that can be evaluated here; `crucible checkpoints get {job.job_id} DIR` fetches them"
         )
     with work_folder() as work:
@@ -97,7 +97,7 @@ def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
 @task(name="fetch dataset", persist_result=False, **NETWORK_RETRIES)
 def fetch_data(job: Job) -> Path:
     """The job's dataset on this machine."""
-    return fetch_dataset(job.root, job.spec.dataset, crucible_home() / "cache" / "datasets")
+    return fetch_dataset(job.root, job.read_spec().dataset, crucible_home() / "cache" / "datasets")
 
 
 @task(name="measure and export", persist_result=False)
@@ -184,5 +184,5 @@ def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, work: Path) -> tupl
 
 
 def _curve(job: Job) -> bytes:
-    starts = {attempt.number: start.step for attempt in job.attempts() if (start := attempt.start)}
+    starts = {attempt.number: start.step for attempt in job.attempts() if (start := attempt.read_start())}
     return loss_curve(Metrics(job).rows(), starts)

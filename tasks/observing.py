@@ -169,13 +169,13 @@ class AttemptObserver:
 
     def _tag_cost(self) -> None:
         with suppress(StoreError):
-            outcome = self.job.attempt(self.number).outcome
+            outcome = self.job.attempt(self.number).read_outcome()
             if outcome is not None:
                 add_tags(f"cost-usd:{outcome.cost_usd:.2f}", replacing=("cost-usd:",))
 
 
 def _cost(attempt: Attempt) -> float:
-    record = attempt.outcome or attempt.heartbeat
+    record = attempt.read_outcome() or attempt.read_heartbeat()
     return record.cost_usd if record else 0.0
 
 

@@ -83,7 +83,7 @@ class SweepRun:
         Raises `FencedOut` when another run of the sweep has taken over, and what else ended a trial's supervision.
         """
         self._set_status(JobState.RUNNING, "")
-        self._limits, self._begun = self.sweep.limits, now()
+        self._limits, self._begun = self.sweep.read_limits(), now()
         self._board = self.board or SweepBoard(self.sweep)
         for trial in self.sweep.read():
             self._take(trial)
@@ -150,7 +150,7 @@ class SweepRun:
         )
         def train_trial(number: int, step: int, job: str) -> State:
             """Train the trial's job to a step, under a supervisor of its own."""
-            piece = Piece(number, self.sweep.spec.ladder.index(step))
+            piece = Piece(number, self.sweep.read_spec().ladder.index(step))
             try:
                 status = self._supervise(Job(self.sweep.root, job), step)
             except BaseException as error:
@@ -178,7 +178,7 @@ class SweepRun:
 
     def _supervise(self, job: Job, step: int) -> JobStatus:
         job.set_limits(self._job_limits(job))
-        config = TrainConfig.parse(job.spec.config)
+        config = TrainConfig.parse(job.read_spec().config)
         supervision = Supervision(
             job,
             Halting(self.make_launcher(job), self.halt),
@@ -193,7 +193,7 @@ class SweepRun:
 
     def _submit(self, train: Task[[int, int, str], State]) -> None:
         """Begin as much of the work as there is room for, as one mapped task."""
-        room = self.sweep.spec.parallelism - len(self._running)
+        room = self.sweep.read_spec().parallelism - len(self._running)
         chosen: list[Piece] = []
         for piece in self._planner.work(self._results) if room else []:
             if len(chosen) >= room:
@@ -212,7 +212,7 @@ class SweepRun:
         self._running |= {piece.trial: piece for piece in chosen}
         train.map(
             number=[piece.trial for piece in chosen],
-            step=[self.sweep.spec.ladder[piece.rung] for piece in chosen],
+            step=[self.sweep.read_spec().ladder[piece.rung] for piece in chosen],
             job=[self._trials[piece.trial].job_id for piece in chosen],
         )
 
@@ -257,17 +257,17 @@ class SweepRun:
 
     def _asked_before(self, number: int) -> bool:
         """Whether the trial heeded a request from before this run, as an attempt elsewhere may that stopped late."""
-        request = self.sweep.job(number).attempts()[-1].stop_request
+        request = self.sweep.job(number).attempts()[-1].read_stop_request()
         return request is not None and request.at < self._begun
 
     def _take(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
-        self._results |= trial.results(self.sweep.spec.ladder)
+        self._results |= trial.results(self.sweep.read_spec().ladder)
 
     # Limits and stopping
 
     def _heed_limits(self) -> None:
-        limits = self.sweep.limits
+        limits = self.sweep.read_limits()
         if limits != self._limits:
             self._limits = limits
             self._planner = self.sweep.planner()  # of so many trials; it plays all that is known again
@@ -294,12 +294,12 @@ class SweepRun:
         for number in self._running:
             job = self.sweep.job(number)
             attempts = job.attempts()
-            launch = attempts[-1].launch if attempts else None
+            launch = attempts[-1].read_launch() if attempts else None
             total += job.cost_usd() + (launch.usd_per_hour / 3600 * SAVE_SECONDS if launch else 0.0)
         return total
 
     def _deadline(self) -> datetime | None:
-        limits, begun = self._limits, self.sweep.spec.created_at
+        limits, begun = self._limits, self.sweep.read_spec().created_at
         ends = [limits.finish_by] if limits.finish_by else []
         ends += [begun + timedelta(hours=limits.max_hours)] if limits.max_hours else []
         return min(ends, default=None)
@@ -307,7 +307,7 @@ class SweepRun:
     def _job_limits(self, job: Job) -> Limits:
         """A trial alone may not use more than the whole sweep; raising the sweep's limits raises these."""
         deadline = self._deadline()
-        hours = (deadline - job.spec.created_at).total_seconds() / 3600 if deadline else None
+        hours = (deadline - job.read_spec().created_at).total_seconds() / 3600 if deadline else None
         return Limits(
             max_cost_usd=self._limits.max_cost_usd,
             max_hours=None if hours is None else max(hours, 1e-6),
@@ -326,7 +326,7 @@ class SweepRun:
             attempts = self.sweep.job(number).attempts()
             attempt = attempts[-1] if attempts else None
             # One of this process that is not claimed yet never will be: nothing is launched any more.
-            if attempt and attempt.outcome is None and (not self.here or attempt.claim):
+            if attempt and attempt.read_outcome() is None and (not self.here or attempt.read_claim()):
                 attempt.request_stop(request)
 
     # The end

@@ -38,8 +38,8 @@ def train_attempt(job: Job, number: int) -> Outcome:
 
     Must be called in the main thread: Prefect raises a stop request there as an exception.
     """
-    spec = job.spec
-    launch = job.attempt(number).launch
+    spec = job.read_spec()
+    launch = job.attempt(number).read_launch()
     if launch is None:
         raise ConfigError(f"attempt: {number} of {job.job_id} was never decided on; start the job with train-nanogpt")
     plan = AttemptPlan(

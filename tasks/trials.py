@@ -111,7 +111,7 @@ class HereLauncher:
         self._machine = machine
 
     def launch(self, job: Job, launch: Launch) -> None:
-        spec = job.spec
+        spec = job.read_spec()
         with self._machine.share() as shared:
             plan = AttemptPlan(
                 prepare=lambda scratch: prepare(job, spec, scratch, gpus=self._machine.gpus_per_trial),
@@ -132,7 +132,7 @@ class HereLauncher:
 
     def hint(self, job: Job, launch: Launch) -> Hint:
         """Asked after `launch` has returned or refused: an attempt of this process is over by then."""
-        claim = job.attempt(launch.number).claim
+        claim = job.attempt(launch.number).read_claim()
         if claim is None or claim.host != socket.gethostname():
             return Hint(PoolSays.UNKNOWN)
         if claim.pid != os.getpid() and _runs(claim):

@@ -126,7 +126,7 @@ class _AttemptRun:
         self.observer.event("claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here")
         patience = wait_at_most(RESTORE_SECONDS)
         self._spent_before = persist(self.attempt.job.cost_usd, patience)
-        self._limits = persist(lambda: self.attempt.job.limits, patience)
+        self._limits = persist(self.attempt.job.read_limits, patience)
         for thread in self._threads:
             if thread.ident is None:
                 thread.start()
@@ -300,22 +300,24 @@ class _AttemptRun:
             metrics=self.latest,
             saving=self.saving.figures.as_record() if self.saving else {},
         )
-        self.attempt.beat(heartbeat)
+        self.attempt.write_heartbeat(heartbeat)
         self._relay.send()
         self.observer.beat(heartbeat)
 
     def _stop_requested(self) -> Notice | None:
-        request = self.attempt.stop_request
+        request = self.attempt.read_stop_request()
         return Notice("supervisor", request.reason, end_reason=request.end_reason) if request else None
 
     def _limit_reached(self) -> Notice | None:
         """The job's own money or time is used up; looked up anew, since a person may raise it meanwhile."""
-        limits = self.attempt.job.limits
+        limits = self.attempt.job.read_limits()
         if self.notice is None:  # those that made it stop are remembered
             self._limits = limits
         seconds_to_save = self.saving.figures.durable_seconds if self.saving else 0.0
         reserve = self.plan.launch.usd_per_hour / 3600 * (seconds_to_save + 2 * self.plan.beat_seconds)
-        return limit_reached(limits, self._spent_before + self._cost() + reserve, self.attempt.job.spec.created_at)
+        return limit_reached(
+            limits, self._spent_before + self._cost() + reserve, self.attempt.job.read_spec().created_at
+        )
 
     # The end
 

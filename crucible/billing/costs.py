@@ -84,7 +84,7 @@ def attempt_costs(
     sweeps = set(store.folders("sweeps"))
     costs = []
     for each in jobs:
-        spec = each.spec
+        spec = each.read_spec()
         for attempt in each.attempts():
             cost = _cost(spec, attempt, offers, _sweep_of(spec.job_id, sweeps))
             if cost is None or (since is not None and cost.started_at < since):
@@ -210,8 +210,8 @@ def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> 
 
 
 def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: str) -> AttemptCost | None:
-    launch, claim, outcome = attempt.launch, attempt.claim, attempt.outcome
-    record = outcome or attempt.heartbeat
+    launch, claim, outcome = attempt.read_launch(), attempt.read_claim(), attempt.read_outcome()
+    record = outcome or attempt.read_heartbeat()
     if launch is None or claim is None or record is None:
         return None
     # A pool may choose another machine than the one that was planned for.

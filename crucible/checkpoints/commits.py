@@ -337,7 +337,7 @@ class Checkpoints:
 
     def _newest_allowed(self) -> Callable[[int], float]:
         """For each attempt, the highest step whose commits count: what every later attempt had taken over."""
-        starts = [(attempt.number, start.step) for attempt in self.job.attempts() if (start := attempt.start)]
+        starts = [(attempt.number, start.step) for attempt in self.job.attempts() if (start := attempt.read_start())]
 
         def newest(attempt: int) -> float:
             return min((step for number, step in starts if number > attempt), default=math.inf)

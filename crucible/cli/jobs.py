@@ -175,7 +175,7 @@ def stop(
 
     found = open_job(open_store(store), job)
     attempts = found.attempts()
-    outcome = attempts[-1].outcome if attempts else None
+    outcome = attempts[-1].read_outcome() if attempts else None
     if not attempts or outcome is not None:
         status = status_of(found)
         if status and status.state is JobState.RUNNING:
@@ -211,7 +211,7 @@ def limits(
     }
     change_limits(found, given)
     if as_json:
-        print_json(found.limits.model_dump(mode="json", exclude={"schema_version"}))
+        print_json(found.read_limits().model_dump(mode="json", exclude={"schema_version"}))
     else:
         typer.echo(f"{job}: {_limits_in_words(found)}")
 
@@ -259,10 +259,10 @@ def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
     changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
     if changes:
         try:
-            job.set_limits(Limits.model_validate({**job.limits.model_dump(), **changes}))
+            job.set_limits(Limits.model_validate({**job.read_limits().model_dump(), **changes}))
         except ValidationError as error:
             raise ConfigError(explain_validation_error(error)) from error
-    return job.limits
+    return job.read_limits()
 
 
 def open_store(address: str | None) -> Store:
@@ -355,7 +355,7 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
 def _limits_in_words(job: Job) -> str:
     from crucible.formatting import usd
 
-    limits = job.limits
+    limits = job.read_limits()
     return ", ".join(
         [
             usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
@@ -370,7 +370,7 @@ def _deadline(job: Job) -> datetime | None:
     """The `finish_by`, in UTC, of the flow run that decides for the job now or did last."""
     from crucible.placement.choice import choice_of
 
-    supervisor = job.newest_supervisor()
+    supervisor = job.read_newest_supervisor()
     choice = choice_of(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None
     return choice.finish_by.astimezone(UTC) if choice and choice.finish_by else None
 

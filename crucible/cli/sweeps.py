@@ -36,7 +36,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
     opened = open_store(store)
     found = [sweep for name in Sweep.ids(opened) if (sweep := Sweep(opened, name)).exists()]
-    lines = [_line(sweep) for sweep in sorted(found, key=lambda sweep: sweep.spec.created_at, reverse=True)]
+    lines = [_line(sweep) for sweep in sorted(found, key=lambda sweep: sweep.read_spec().created_at, reverse=True)]
     if as_json:
         print_json(lines)
     elif not lines:
@@ -82,7 +82,7 @@ def show(
     elif as_csv:
         typer.echo(csv_of(table, found.space.names), nl=False)
     elif as_json:
-        spec = found.spec.model_dump(mode="json", exclude={"schema_version"})
+        spec = found.read_spec().model_dump(mode="json", exclude={"schema_version"})
         print_json({**_line(found), "spec": spec, "leaderboard_sha256": digest(table), "leaderboard": table})
     else:
         _print_sweep(found, table)
@@ -102,7 +102,7 @@ def stop(
     asked = []
     for trial in found.read():
         attempts = found.job(trial.number).attempts() if trial.state == "running" else []
-        if attempts and attempts[-1].outcome is None:
+        if attempts and attempts[-1].read_outcome() is None:
             attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
             asked.append(trial.number)
     if not asked:
@@ -151,7 +151,7 @@ def continue_(
     from crucible.local.continuing import run_again
 
     found = open_sweep(open_store(store), sweep)
-    status = found.status
+    status = found.read_status()
     if status is not None and status.state is JobState.RUNNING:
         raise ConfigError(
             f"sweep {sweep} is running; `crucible sweeps limits {sweep}` changes its limits while it does"
@@ -187,10 +187,10 @@ def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
         changes["finish_by"] = moment_to_come(changes["finish_by"], None)
     if changes:
         try:
-            sweep.set_limits(SweepLimits.model_validate({**sweep.limits.model_dump(), **changes}))
+            sweep.set_limits(SweepLimits.model_validate({**sweep.read_limits().model_dump(), **changes}))
         except ValidationError as error:
             raise ConfigError(explain_validation_error(error)) from error
-    return sweep.limits
+    return sweep.read_limits()
 
 
 def open_sweep(store: Store, name: str) -> Sweep:
@@ -211,27 +211,27 @@ def open_sweep(store: Store, name: str) -> Sweep:
 
 def _line(sweep: Sweep) -> dict[str, Any]:
     """What `ls --json` says of a sweep."""
-    trials, status = sweep.read(), sweep.status
+    trials, status = sweep.read(), sweep.read_status()
     best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
     return {
         "sweep": sweep.sweep_id,
         "state": status.state if status else None,
         "reason": status.reason if status else "",
         "trials": len(trials),
-        "max_trials": sweep.limits.max_trials if sweep.has_limits() else None,
+        "max_trials": sweep.read_limits().max_trials if sweep.has_limits() else None,
         "failed": sum(bool(trial.failure) for trial in trials),
         "steps": sum(trial.steps for trial in trials),
         "best_trial": best.number if best else None,
         "val_loss": best.loss if best else None,
         "cost_usd": sum(trial.cost_usd for trial in trials),
-        "created_at": sweep.spec.created_at.isoformat(),
+        "created_at": sweep.read_spec().created_at.isoformat(),
     }
 
 
 def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
     from crucible.formatting import duration, usd
 
-    spec, status = sweep.spec, sweep.status
+    spec, status = sweep.read_spec(), sweep.read_status()
     cost, seconds = (sum(row[name] for row in table) for name in ("cost_usd", "seconds"))
     print_facts(
         {
@@ -271,7 +271,7 @@ def _limits_in_words(sweep: Sweep) -> str:
 
     if not sweep.has_limits():
         return "none set yet"
-    limits = sweep.limits
+    limits = sweep.read_limits()
     words = [
         f"{limits.max_trials} trials",
         usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",

@@ -109,7 +109,7 @@ def plan_of(job: Job) -> PlannedCost | None:
 def remember_truth(job: Job) -> EstimateRecord | None:
     """After a job's end: put its estimate beside what it took. None when it had no estimate or took no time."""
     planned = plan_of(job)
-    outcomes = [outcome for attempt in job.attempts() if (outcome := attempt.outcome) is not None]
+    outcomes = [outcome for attempt in job.attempts() if (outcome := attempt.read_outcome()) is not None]
     seconds = sum(outcome.seconds for outcome in outcomes)
     if planned is None or seconds <= 0:
         return None

@@ -25,7 +25,7 @@ def remember_job(job: Job) -> EstimateRecord | None:
     Returns the estimate beside the truth, or None when the job was launched without one. Jobs of scripts have no speed
     that other jobs could use and leave only the latter.
     """
-    spec = job.spec
+    spec = job.read_spec()
     try:
         config = TrainConfig.parse(spec.config)
         where = f"datasets/{spec.dataset}/meta.json"
@@ -43,7 +43,7 @@ def remember_job(job: Job) -> EstimateRecord | None:
 
 
 def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
-    launch, claim = attempt.launch, attempt.claim
+    launch, claim = attempt.read_launch(), attempt.read_claim()
     if launch is None or claim is None:
         return None
     offer = offer_at(offers, launch.pool, launch.instance or claim.instance)

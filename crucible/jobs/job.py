@@ -59,28 +59,22 @@ class Attempt:
     def __repr__(self) -> str:
         return f"Attempt({self.job.job_id!r}, {self.number})"
 
-    @property
-    def launch(self) -> Launch | None:
+    def read_launch(self) -> Launch | None:
         return self._read("launch", Launch)
 
-    @property
-    def claim(self) -> Claim | None:
+    def read_claim(self) -> Claim | None:
         return self._read("claim", Claim)
 
-    @property
-    def start(self) -> Start | None:
+    def read_start(self) -> Start | None:
         return self._read("start", Start)
 
-    @property
-    def heartbeat(self) -> Heartbeat | None:
+    def read_heartbeat(self) -> Heartbeat | None:
         return self._read("heartbeat", Heartbeat)
 
-    @property
-    def stop_request(self) -> StopRequest | None:
+    def read_stop_request(self) -> StopRequest | None:
         return self._read("stop", StopRequest)
 
-    @property
-    def outcome(self) -> Outcome | None:
+    def read_outcome(self) -> Outcome | None:
         return self._read("outcome", Outcome)
 
     def take(self, claim: Claim) -> Self:
@@ -91,7 +85,7 @@ class Attempt:
         try:
             self._create("claim", claim)
         except ObjectExists:
-            other = self.claim
+            other = self.read_claim()
             where = f"process {other.pid} on {other.host}" if other else "another process"
             raise FencedOut(f"attempt {self.number} of {self.job.job_id} is already taken by {where}") from None
         self._token = claim.token
@@ -100,21 +94,21 @@ class Attempt:
 
     def require_current(self) -> None:
         """The fence. Raises `FencedOut` when this attempt is over or a higher one is claimed."""
-        outcome = self.outcome
+        outcome = self.read_outcome()
         if outcome is not None:
             raise FencedOut(
                 f"attempt {self.number} of {self.job.job_id} was declared {outcome.end_reason.words} "
                 f"by the {outcome.decided_by}"
             )
         for later in self.job.attempts():
-            if later.number > self.number and later.claim is not None:
+            if later.number > self.number and later.read_claim() is not None:
                 raise FencedOut(f"attempt {later.number} of {self.job.job_id} has taken over from {self.number}")
 
     def begin(self, start: Start) -> None:
         """Record what this attempt resumed from; from now on later commits of earlier attempts do not count."""
         self._create("start", start)
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def write_heartbeat(self, heartbeat: Heartbeat) -> None:
         self.job.store.write_json(f"{self._prefix}/heartbeat.json", heartbeat.model_dump(mode="json"))
 
     def request_stop(self, request: StopRequest) -> None:
@@ -129,7 +123,7 @@ class Attempt:
         try:
             self._create("outcome", outcome)
         except ObjectExists:
-            standing = self.outcome
+            standing = self.read_outcome()
             assert standing is not None
             return standing
         return outcome
@@ -171,7 +165,7 @@ class Job:
         try:
             job.store.create_json("job.json", spec.model_dump(mode="json"))
         except ObjectExists:
-            existing = job.spec
+            existing = job.read_spec()
             differing = differences(
                 existing.model_dump(exclude={"created_at"}), spec.model_dump(exclude={"created_at"})
             )
@@ -195,22 +189,20 @@ class Job:
         """The ids of all jobs in a store."""
         return store.folders("jobs")
 
-    @property
-    def spec(self) -> JobSpec:
+    def read_spec(self) -> JobSpec:
         spec = _read(self.store, "job.json", JobSpec)
         if spec is None:
             raise ObjectMissing(f"{self.store.uri}/job.json does not exist")
         return spec
 
-    @property
-    def limits(self) -> Limits:
+    def read_limits(self) -> Limits:
         """The limits in force: the newest that were set."""
         numbers = self._numbered("limits")
         return (_read(self.store, f"limits/{numbers[-1]:04d}.json", Limits) if numbers else None) or Limits()
 
     def set_limits(self, limits: Limits) -> None:
         """Change the limits; takes effect at the running attempt's next look and at the next decision."""
-        if limits.model_dump() != self.limits.model_dump() or not self._numbered("limits"):
+        if limits.model_dump() != self.read_limits().model_dump() or not self._numbered("limits"):
             self._create_next("limits", lambda _: limits)
 
     def first_start(self, flow_run_id: str) -> bool:
@@ -237,7 +229,7 @@ class Job:
         try:
             attempt._create("launch", launch)
         except ObjectExists:
-            standing = attempt.launch
+            standing = attempt.read_launch()
             assert standing is not None
             return standing
         return launch
@@ -248,13 +240,13 @@ class Job:
 
     def require_supervisor(self, supervisor: Supervisor) -> None:
         """Raises `FencedOut` when someone else has become the one who decides."""
-        newest = self.newest_supervisor()
+        newest = self.read_newest_supervisor()
         if newest is not None and newest.number > supervisor.number:
             raise FencedOut(
                 f"job {self.job_id} is now supervised by flow run {newest.flow_run_id or 'unknown'} on {newest.host}"
             )
 
-    def newest_supervisor(self) -> Supervisor | None:
+    def read_newest_supervisor(self) -> Supervisor | None:
         numbers = self._numbered("supervisors")
         return _read(self.store, f"supervisors/{numbers[-1]:04d}.json", Supervisor) if numbers else None
 
@@ -262,7 +254,7 @@ class Job:
         """What all attempts together have cost so far, in USD: final figures where known, else the last heartbeat's."""
         total = 0.0
         for attempt in self.attempts():
-            record = attempt.outcome or attempt.heartbeat
+            record = attempt.read_outcome() or attempt.read_heartbeat()
             total += record.cost_usd if record else 0.0
         return total
 

@@ -49,7 +49,7 @@ class Metrics:
         """
         history: list[Row] = []
         for attempt in self.job.attempts():
-            start = attempt.start
+            start = attempt.read_start()
             if start is not None:
                 history = [row for row in history if row["step"] <= start.step]
                 history += self.of_attempt(attempt)

@@ -20,7 +20,7 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
 
     Raises `ConfigError` when no deployment started the job, `ServiceError` when the server does not answer.
     """
-    supervisor = job.newest_supervisor()
+    supervisor = job.read_newest_supervisor()
     before = supervisor.flow_run_id if supervisor else ""
     return run_again(f"job {job.job_id}", before, FLOW, {"job": job.job_id, **changes})
 

@@ -18,7 +18,7 @@ def observed_mtbf_seconds(store: Store, pool: str) -> float | None:
     seconds, interruptions = 0.0, 0
     for job_id in Job.ids(store):
         for attempt in Job(store, job_id).attempts():
-            launch, outcome = attempt.launch, attempt.outcome
+            launch, outcome = attempt.read_launch(), attempt.read_outcome()
             if launch is None or outcome is None or launch.pool != pool:
                 continue
             seconds += outcome.seconds

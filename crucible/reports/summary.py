@@ -88,7 +88,7 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
     of metrics alone, which is nearly as good.
     """
     status = status_of(job)
-    spec = job.spec
+    spec = job.read_spec()
     attempts = job.attempts()
     rows = _newest_rows(job, attempts) if history is None else history
     read = [_AttemptRecords(attempt) for attempt in attempts]
@@ -115,7 +115,7 @@ def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
         cost_usd=spent,
         cost_left_usd=_cost_left(job, summaries[-1], seconds_left, spent) if running else None,
         attempts=summaries,
-        limits=job.limits,
+        limits=job.read_limits(),
         spec=spec,
     )
 
@@ -125,11 +125,11 @@ class _AttemptRecords:
 
     def __init__(self, attempt: Attempt) -> None:
         self.attempt = attempt
-        self.launch: Launch | None = attempt.launch
-        self.claim = attempt.claim
-        self.start = attempt.start
-        self.heartbeat = attempt.heartbeat
-        self.outcome: Outcome | None = attempt.outcome
+        self.launch: Launch | None = attempt.read_launch()
+        self.claim = attempt.read_claim()
+        self.start = attempt.read_start()
+        self.heartbeat = attempt.read_heartbeat()
+        self.outcome: Outcome | None = attempt.read_outcome()
         self.predecessor: _AttemptRecords | None = None
         self.successor: _AttemptRecords | None = None
 
@@ -206,7 +206,7 @@ def _cost_left(job: Job, attempt: AttemptSummary, seconds_left: float | None, sp
 def _newest_rows(job: Job, attempts: Sequence[Attempt]) -> list[Row]:
     """The last heartbeat's metrics and the last piece sent: enough for the newest losses, in a few requests."""
     for attempt in reversed(attempts):
-        heartbeat = attempt.heartbeat
+        heartbeat = attempt.read_heartbeat()
         if heartbeat is not None:
             rows: list[Row] = [{"step": heartbeat.step, "attempt": attempt.number, **heartbeat.metrics}]
             return rows + Metrics(job).of_attempt(attempt, pieces=1)

@@ -43,7 +43,7 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     """The page, from the trials as they are now (best first). Whoever calls again gives the same `curves`."""
     shown = (curves or Curves(sweep)).of(ranked[:MOST_LINES])
     parts = [f"# Sweep {sweep.sweep_id}", headline(sweep, ranked)]
-    if (status := sweep.status) is not None and status.reason:
+    if (status := sweep.read_status()) is not None and status.reason:
         parts.append(status.reason)
     if any(trial.losses for trial in ranked):
         picture = sweep_picture(ranked, sweep.space.dimensions, shown)
@@ -60,8 +60,8 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
 
 def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """State, trials, steps, time and cost on one line of markdown."""
-    status, limits = sweep.status, sweep.limits
-    steps, whole = sum(trial.steps for trial in trials), len(trials) * sweep.spec.ladder[-1]
+    status, limits = sweep.read_status(), sweep.read_limits()
+    steps, whole = sum(trial.steps for trial in trials), len(trials) * sweep.read_spec().ladder[-1]
     failed = sum(bool(trial.failure) for trial in trials)
     facts = [
         f"**{status.state.value.capitalize() if status else 'Not started'}**",

@@ -10,7 +10,6 @@ that the others find, and launching is idempotent.
 
 from __future__ import annotations
 
-import functools
 import logging
 import random
 import time
@@ -130,7 +129,7 @@ class Supervision:
         while True:
             self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
             attempts = self._unless_store_fails(self.job.attempts)
-            if attempts and self._unless_store_fails(functools.partial(getattr, attempts[-1], "outcome")) is None:
+            if attempts and self._unless_store_fails(attempts[-1].read_outcome) is None:
                 self._watch(attempts[-1])
                 continue
             decision = self._unless_store_fails(self._decide)
@@ -158,10 +157,10 @@ class Supervision:
     def cancel(self, reason: str, patience_seconds: float) -> JobStatus:
         """End the job for now: ask the running attempt to save and stop, and wait that long for it at most."""
         attempts = self.job.attempts()
-        if attempts and attempts[-1].outcome is None:
+        if attempts and attempts[-1].read_outcome() is None:
             attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
             deadline = self.clock() + patience_seconds
-            while self.clock() < deadline and attempts[-1].outcome is None:
+            while self.clock() < deadline and attempts[-1].read_outcome() is None:
                 self.sleep(0.5)
         return self._record(JobState.CANCELLED, reason)
 
@@ -180,10 +179,10 @@ class Supervision:
         wanted = self.stop_at_step or 0
         if last and last.end_reason is EndReason.PAUSED and last.committed_step < wanted:
             return Decision(JobState.RUNNING, f"goes on to step {wanted}")
-        age = self.wall_clock() - self.job.spec.created_at
+        age = self.wall_clock() - self.job.read_spec().created_at
         decision = decide(
             counted,
-            self.job.limits,
+            self.job.read_limits(),
             [place.pool for place in self.placements],
             attempts=len(attempts) - len(ended) + len(counted),
             spent_usd=self.job.cost_usd(),
@@ -203,7 +202,7 @@ class Supervision:
     def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> AttemptView:
         if attempt.number in self._over:
             return self._over[attempt.number]
-        launch, start, outcome = attempt.launch, attempt.start, attempt.outcome
+        launch, start, outcome = attempt.read_launch(), attempt.read_start(), attempt.read_outcome()
         assert launch is not None
         ended = (
             FinishedAttempt(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
@@ -241,7 +240,7 @@ class Supervision:
 
     def _watch(self, attempt: Attempt) -> None:
         """Until the attempt has an outcome, its own or one that is given to it here."""
-        launch = self._unless_store_fails(lambda: attempt.launch)
+        launch = self._unless_store_fails(attempt.read_launch)
         assert launch is not None
         self._bring_to_life(attempt, launch)
         silence = _Silence(self.clock)
@@ -259,7 +258,7 @@ class Supervision:
         try:
             self.launcher.launch(self.job, launch)
         except CrucibleError as error:
-            if self._unless_store_fails(lambda: attempt.claim) is not None:
+            if self._unless_store_fails(attempt.read_claim) is not None:
                 return  # it runs already; only the pool's hints about it are missing
             outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by=SUPERVISOR)
             self._unless_store_fails(lambda: attempt.end(self._with_progress(outcome)))
@@ -267,10 +266,10 @@ class Supervision:
     def _look(self, attempt: Attempt, launch: Launch, silence: _Silence) -> Outcome | None:
         try:
             self.job.require_supervisor(self._supervisor)
-            if (outcome := attempt.outcome) is not None:
+            if (outcome := attempt.read_outcome()) is not None:
                 return outcome
-            heartbeat = attempt.heartbeat
-            claimed = heartbeat is not None or attempt.claim is not None
+            heartbeat = attempt.read_heartbeat()
+            claimed = heartbeat is not None or attempt.read_claim() is not None
         except StoreError:
             silence.restart()  # what cannot be read is no silence
             return None
@@ -313,7 +312,7 @@ class Supervision:
             return None  # later, then
 
     def _ask_to_leave(self, attempt: Attempt, reason: str) -> None:
-        if self._unless_store_fails(lambda: attempt.stop_request) is None:
+        if self._unless_store_fails(attempt.read_stop_request) is None:
             request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
             self._unless_store_fails(lambda: attempt.request_stop(request))
             self._tell(f"attempt {attempt.number} is asked to save and stop: {reason}")

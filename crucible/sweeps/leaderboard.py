@@ -34,7 +34,7 @@ def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
 
 def is_over(sweep: Sweep) -> bool:
     """Whether nothing remains to be trained: who waits at a rung then waits for good."""
-    status = sweep.status
+    status = sweep.read_status()
     return status is not None and status.state is JobState.COMPLETED
 
 

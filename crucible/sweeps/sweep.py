@@ -43,6 +43,7 @@ class Sweep:
         self.sweep_id = _checked_id(sweep_id)
         self.root = store
         self.store = store.child(f"sweeps/{sweep_id}")
+        self._spec: SweepSpec | None = None
 
     def __repr__(self) -> str:
         return f"Sweep({self.sweep_id!r})"
@@ -57,13 +58,12 @@ class Sweep:
         try:
             sweep.store.create_json("sweep.json", spec.model_dump(mode="json"))
         except ObjectExists:
-            before, after = (s.model_dump(mode="json", exclude={"created_at"}) for s in (sweep.spec, spec))
+            before, after = (s.model_dump(mode="json", exclude={"created_at"}) for s in (sweep.read_spec(), spec))
             if differing := differences(before, after):
                 raise ConfigError(
                     f"sweep: {spec.sweep_id!r} already exists with another {', '.join(differing)}; a sweep's spec "
                     f"never changes, so continue it with the same values or choose a new name"
                 ) from None
-            sweep.__dict__.pop("spec", None)
         return sweep
 
     @classmethod
@@ -86,21 +86,22 @@ class Sweep:
 
     # Records
 
-    @functools.cached_property
-    def spec(self) -> SweepSpec:
-        return SweepSpec.model_validate(self.store.read_json("sweep.json"))
+    def read_spec(self) -> SweepSpec:
+        """What is to be searched; it never changes, so it is read once."""
+        if self._spec is None:
+            self._spec = SweepSpec.model_validate(self.store.read_json("sweep.json"))
+        return self._spec
 
     @functools.cached_property
     def space(self) -> Space:
-        return Space.parse(self.spec.space)
+        return Space.parse(self.read_spec().space)
 
     @functools.cached_property
     def base(self) -> TrainConfig:
         """The configuration that trials change."""
-        return TrainConfig.parse(self.spec.config)
+        return TrainConfig.parse(self.read_spec().config)
 
-    @property
-    def limits(self) -> SweepLimits:
+    def read_limits(self) -> SweepLimits:
         """The limits in force: the newest that were set. Raises `ObjectMissing` before any were."""
         numbers = self._limit_numbers()
         if not numbers:
@@ -113,7 +114,7 @@ class Sweep:
     def set_limits(self, limits: SweepLimits) -> None:
         """Change the limits; a running sweep heeds them within seconds."""
         numbers = self._limit_numbers()
-        if numbers and limits == self.limits:
+        if numbers and limits == self.read_limits():
             return
         while True:
             number = max(numbers, default=0) + 1
@@ -132,8 +133,7 @@ class Sweep:
             return False
         return True
 
-    @property
-    def status(self) -> SweepStatus | None:
+    def read_status(self) -> SweepStatus | None:
         """What its last flow run said of it; None before there was one."""
         try:
             return SweepStatus.model_validate(self.store.read_json("status.json"))
@@ -172,14 +172,14 @@ class Sweep:
 
     def planner(self) -> Planner:
         """What decides what comes next, at the beginning of the play."""
-        spec = self.spec
+        spec = self.read_spec()
         free_draws = spec.sampler != "tpe"
         never_waits = free_draws and (spec.schedule != "asha" or len(spec.ladder) == 1)
         return Planner(
             schedule=make_schedule(spec.schedule, len(spec.ladder), spec.reduction_factor),
             sampler=make_sampler(spec.sampler, self.space, spec.seed),
             ladder=spec.ladder,
-            max_trials=self.limits.max_trials,
+            max_trials=self.read_limits().max_trials,
             workers=None if never_waits else AHEAD * spec.parallelism,
             step_cost=self._step_cost,
             start_cost=START * spec.ladder[0] * self._step_cost({}),
@@ -195,7 +195,7 @@ class Sweep:
         """All trials, or those of the given records, as they stand now, by number."""
         records = list(self.trial_records() if records is None else records)
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
-            return list(pool.map(lambda r: read_trial(r, self.job(r.number), self.spec.ladder), records))
+            return list(pool.map(lambda r: read_trial(r, self.job(r.number), self.read_spec().ladder), records))
 
     def ranked(self) -> list[Trial]:
         """The leaderboard: trained furthest first, then by validation loss; failed trials last."""
@@ -215,7 +215,7 @@ class Sweep:
         return pd.DataFrame(rows(self, self.ranked()), columns=columns(self.space.names))
 
     def _job_spec(self, record: TrialRecord, config: TrainConfig) -> JobSpec:
-        spec = self.spec
+        spec = self.read_spec()
         return JobSpec(
             job_id=record.job_id,
             config=config.model_dump(mode="json"),
@@ -232,7 +232,7 @@ class Sweep:
         except ConfigError:
             return 1.0  # it fails at once, whatever it would have cost
         tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
-        return tokens * flops_per_token(config, self.spec.vocab_size)
+        return tokens * flops_per_token(config, self.read_spec().vocab_size)
 
     def _limit_numbers(self) -> list[int]:
         names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list("limits")]

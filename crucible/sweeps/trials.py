@@ -83,8 +83,8 @@ def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
     failure, cost, seconds, steps = "", 0.0, 0.0, 0
     running = False
     for attempt in attempts:
-        outcome = attempt.outcome
-        last = outcome or attempt.heartbeat
+        outcome = attempt.read_outcome()
+        last = outcome or attempt.read_heartbeat()
         running = outcome is None
         if last is not None:
             cost, seconds, steps = cost + last.cost_usd, seconds + last.seconds, max(steps, last.committed_step)
@@ -126,7 +126,7 @@ def _why_given_up(job: Job, attempts: Sequence[Attempt]) -> str:
     status = status_of(job)
     if status is None or status.state not in _GIVEN_UP:
         return ""
-    outcome = attempts[-1].outcome if attempts else None
+    outcome = attempts[-1].read_outcome() if attempts else None
     if status.state is JobState.STOPPED and outcome is not None and outcome.end_reason is EndReason.NOT_STARTED:
         return ""  # no pool could start it: that says nothing about these values
     return status.reason

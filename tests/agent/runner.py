@@ -99,7 +99,7 @@ def main(arguments: Sequence[str]) -> None:
     if role == "attempt":
         number, scratch, options = int(rest[0]), Path(rest[1]), json.loads(rest[2])
         attempt = job.attempt(number)
-        run_attempt(attempt, plan(scratch, scripted(**options), attempt.launch), Recorder())
+        run_attempt(attempt, plan(scratch, scripted(**options), attempt.read_launch()), Recorder())
     else:
         scratch, options = Path(rest[0]), json.loads(rest[1])
         pool = ProcessPool(scratch, options)

@@ -28,7 +28,7 @@ def test_a_workload_that_is_done(job: Job, tmp_path: Path) -> None:
     outcome = run(job, 1, tmp_path, observer, steps=20, every=5, total_steps=20)
     assert outcome.end_reason is EndReason.COMPLETED
     assert (outcome.step, outcome.committed_step, outcome.exit_code) == (20, 20, 0)
-    assert job.attempt(1).outcome == outcome
+    assert job.attempt(1).read_outcome() == outcome
     assert newest(job, tmp_path)[1] == weights_after(20)  # type: ignore[index]
     assert [json.loads(line)["step"] for line in job.attempt(1).metrics()] == list(range(1, 21))
     assert observer.steps == list(range(1, 21))
@@ -43,7 +43,7 @@ def test_attempts_in_a_row_end_with_the_weights_of_an_undisturbed_run(job: Job, 
     assert run(job, 1, tmp_path, steps=30, every=4, at={"10": "kill"}).end_reason is EndReason.KILLED
     assert run(job, 2, tmp_path, steps=30, every=4, at={"18": "exit 1"}).end_reason is EndReason.FAILED
     assert run(job, 3, tmp_path, steps=30, every=4).end_reason is EndReason.COMPLETED
-    starts = [attempt.start for attempt in job.attempts()]
+    starts = [attempt.read_start() for attempt in job.attempts()]
     assert [(start.step, start.from_attempt) for start in starts if start] == [(0, None), (8, 1), (16, 2)]
     assert newest(job, tmp_path)[1] == weights_after(30)  # type: ignore[index]
 
@@ -66,7 +66,7 @@ def test_other_ends_are_told_in_words(
     assert (outcome.end_reason, outcome.exit_code, outcome.step) == (reason, code, 7)
     assert words in outcome.message
     assert outcome.committed_step == committed(job, tmp_path) == 5
-    assert job.attempt(1).outcome == outcome
+    assert job.attempt(1).read_outcome() == outcome
 
 
 def test_a_command_that_does_not_exist(job: Job, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_what_prepare_raises_is_on_record(job: Job, tmp_path: Path, error: Excep
 
     with pytest.raises(type(error)):
         run_attempt(launched(job, 1), plan(tmp_path, prepare), Recorder())
-    outcome = job.attempt(1).outcome
+    outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert outcome.end_reason is EndReason.FAILED
     assert str(error) in outcome.message
@@ -97,7 +97,7 @@ def test_what_prepare_raises_is_on_record(job: Job, tmp_path: Path, error: Excep
 def test_a_working_folder_that_is_not_there_is_on_record(job: Job, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         run(job, 1, tmp_path, steps=2, cwd=tmp_path / "nowhere")
-    assert job.attempt(1).outcome is not None
+    assert job.attempt(1).read_outcome() is not None
 
 
 # Trouble around the workload
@@ -123,7 +123,7 @@ def test_observers_that_raise_disturb_nothing(job: Job, tmp_path: Path, error: B
     outcome = run(job, 1, tmp_path, Broken(), steps=40, every=10, seconds=0.01, at=at)
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 40)
     assert len([n for n in outcome.notifications if n.source == "observer"]) == 1
-    beat = job.attempt(1).heartbeat
+    beat = job.attempt(1).read_heartbeat()
     assert beat is not None
     assert beat.sequence > 2
 
@@ -138,7 +138,7 @@ def test_sources_that_raise_silence_nobody(job: Job, tmp_path: Path) -> None:
     outcome = run(job, 1, tmp_path, observer, steps=1000, at={"6": f"wait {tmp_path}/never"}, sources=[Broken(), bell])
     assert (outcome.end_reason, outcome.message) == (EndReason.INTERRUPTED, "after all")
     assert any("made of lead" in n.reason for n in outcome.notifications)
-    beat = job.attempt(1).heartbeat
+    beat = job.attempt(1).read_heartbeat()
     assert beat is not None
     assert beat.sequence > 1
 
@@ -193,7 +193,7 @@ def test_a_damaged_checkpoint_is_told_and_on_record(job: Job, tmp_path: Path) ->
     outcome = run(job, 3, tmp_path, observer, steps=20, every=5)
     assert outcome.end_reason is EndReason.COMPLETED
     assert newest(job, tmp_path)[1] == weights_after(20)  # type: ignore[index]
-    start = job.attempt(3).start
+    start = job.attempt(3).read_start()
     assert start is not None
     assert start.step == 5
     assert "step-00000010.attempt-0002: weights.txt has sha256" in start.damaged[0]

@@ -56,7 +56,7 @@ def test_interrupts_at_any_point_never_lose_the_outcome(store: Store, tmp_path: 
         claim = Claim(number=1)
         outcome = run_attempt(shaky.attempt(1), plan(tmp_path, command, claim=lambda claim=claim: claim), Touchy(touch))
         touch.armed = False
-        standing = job.attempt(1).outcome
+        standing = job.attempt(1).read_outcome()
         assert standing == outcome, f"interrupt at touch {point}"
         assert outcome.end_reason in (EndReason.INTERRUPTED, EndReason.COMPLETED)
         assert outcome.committed_step == committed(job, tmp_path / job.job_id)
@@ -94,5 +94,5 @@ def test_interrupts_at_random_moments_never_lose_the_outcome(store: Store, tmp_p
         finally:
             over.set()
             striker.join()
-        assert job.attempt(1).outcome == outcome, f"round {round_number}"
+        assert job.attempt(1).read_outcome() == outcome, f"round {round_number}"
         assert outcome.committed_step == committed(job, tmp_path / job.job_id)

@@ -209,7 +209,7 @@ def test_an_attempt_given_up_for_lost_stops_itself(job: Job, tmp_path: Path) -> 
     observer = Recorder(on_step=lambda step: step == 3 and job.attempt(1).end(verdict))
     outcome = run(job, 1, tmp_path, observer, steps=100_000, seconds=0.01)
     assert outcome.end_reason is EndReason.SUPERSEDED
-    standing = job.attempt(1).outcome
+    standing = job.attempt(1).read_outcome()
     assert standing is not None
     assert standing.end_reason is EndReason.LOST
 

@@ -92,7 +92,7 @@ def test_a_store_that_never_comes_back_leaves_the_last_commit(
     observer = Recorder(reactions={"commit": weather})
     with pytest.raises(StoreError, match="connection refused"):
         run_attempt(frail.attempt(1), plan(tmp_path, scripted(steps=20, every=5, seconds=0.03)), observer)
-    assert job.attempt(1).outcome is None
+    assert job.attempt(1).read_outcome() is None
     assert committed(job, tmp_path) >= 5
     assert run(job, 2, tmp_path, steps=20).end_reason is EndReason.COMPLETED
 
@@ -111,7 +111,7 @@ def test_a_job_is_not_done_before_its_last_checkpoint_is_in_the_store(
     outcome = run_attempt(frail.attempt(1), plan(tmp_path, scripted(steps=20, every=20)), Recorder())
     assert outcome.end_reason is EndReason.INTERRUPTED
     assert "quota exceeded" in outcome.message
-    assert job.attempt(1).outcome == outcome
+    assert job.attempt(1).read_outcome() == outcome
     assert run(job, 2, tmp_path, steps=20).end_reason is EndReason.COMPLETED
 
 
@@ -162,7 +162,7 @@ def test_a_hiccup_at_the_end_does_not_lose_the_outcome(job: Job, tmp_path: Path,
     frail = Job(FaultyStore(job.root, hiccup), "job")
     outcome = run_attempt(frail.attempt(1), plan(tmp_path, scripted(steps=3)), Recorder())
     assert outcome.end_reason is EndReason.COMPLETED
-    assert job.attempt(1).outcome == outcome
+    assert job.attempt(1).read_outcome() == outcome
 
 
 def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
@@ -180,7 +180,7 @@ def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
     frail = Job(FaultyStore(job.root, hiccup), "job")
     outcome = run_attempt(frail.attempt(2), plan(tmp_path, scripted(steps=15)), Recorder())
     assert outcome.end_reason is EndReason.COMPLETED
-    start = job.attempt(2).start
+    start = job.attempt(2).read_start()
     assert start is not None
     assert (start.step, start.damaged) == (10, [])
 
@@ -193,7 +193,7 @@ def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
     broken = Job(FaultyStore(job.root, break_down), "job")
     with pytest.raises(StoreError, match="connection refused"):
         run_attempt(broken.attempt(3), plan(tmp_path, scripted(steps=20)), Recorder())
-    standing = job.attempt(3).outcome
+    standing = job.attempt(3).read_outcome()
     assert standing is not None
     assert standing.end_reason is EndReason.INTERRUPTED
 

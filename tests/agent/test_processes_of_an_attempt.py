@@ -61,14 +61,14 @@ def test_the_workload_and_its_children_die_with_the_agent(
     assert alive(workload)
     os.kill(agent.pid, signal.SIGKILL)
     until(lambda: not alive(workload) and not alive(child))
-    assert job.attempt(1).outcome is None
+    assert job.attempt(1).read_outcome() is None
     assert [c.step for c in Checkpoints(job).list()] == [5]
 
 
 def test_ctrl_c_at_the_agent_saves(agent: subprocess.Popen[bytes], job: Job) -> None:
     os.kill(agent.pid, signal.SIGINT)
     assert agent.wait(30) == 0
-    outcome = job.attempt(1).outcome
+    outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.INTERRUPTED, 7)
 

@@ -105,7 +105,7 @@ def test_stop_asks_the_running_attempt_to_save(run: Run, store: Store, tmp_path:
 
     run("jobs", "stop", past.job_id, "--reason", "enough")
 
-    request = attempt.stop_request
+    request = attempt.read_stop_request()
     assert request
     assert (request.end_reason, request.reason) == (EndReason.CANCELLED, "enough")
 
@@ -127,7 +127,7 @@ def test_limits_change_only_what_is_named(run: Run, store: Store, tmp_path: Path
     run("jobs", "limits", past.job_id, "--max-cost-usd", "2.5", "--max-attempts", "7")
     run("jobs", "limits", past.job_id, "--max-cost-usd", "none", "--max-hours", "3")
 
-    assert past.job.limits.model_dump(exclude={"schema_version"}) == {
+    assert past.job.read_limits().model_dump(exclude={"schema_version"}) == {
         "max_attempts": 7,
         "max_cost_usd": None,
         "max_hours": 3.0,
@@ -135,7 +135,7 @@ def test_limits_change_only_what_is_named(run: Run, store: Store, tmp_path: Path
     }
     with pytest.raises(ConfigError, match="max_hours = 'soon' is not valid"):
         run("jobs", "limits", past.job_id, "--max-hours", "soon")
-    assert past.job.limits.max_hours == 3.0
+    assert past.job.read_limits().max_hours == 3.0
 
 
 def test_report_prints_without_and_writes_with_the_picture(run: Run, store: Store, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_it_goes_on_with_the_parameters_it_had_and_the_limits_that_were_raised(s
         "max_attempts": 7,
         "finish_by": "",
     }
-    assert job.limits.max_cost_usd == 0.5
+    assert job.read_limits().max_cost_usd == 0.5
 
 
 def test_limits_that_were_changed_meanwhile_are_kept(store: Store) -> None:

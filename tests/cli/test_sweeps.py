@@ -46,7 +46,7 @@ def measured(sweep: Sweep, trial: int, rate: float, losses: dict[int, float]) ->
         attempt = job.attempt(number).take(Claim(number=number))
         attempt.begin(Start(step=0))
         attempt.append_metrics(0, json.dumps({"step": step, "val_loss": loss}).encode() + b"\n")
-        reason = EndReason.COMPLETED if step == sweep.spec.ladder[-1] else EndReason.PAUSED
+        reason = EndReason.COMPLETED if step == sweep.read_spec().ladder[-1] else EndReason.PAUSED
         attempt.end(
             Outcome(end_reason=reason, message="done", step=step, committed_step=step, cost_usd=0.25, seconds=9)
         )
@@ -99,7 +99,7 @@ def test_limits_are_shown_changed_and_checked(run: Run, sweep: Sweep) -> None:
     assert run("sweeps", "limits", "rates", "--max-trials", "9", "--max-cost-usd", "none") == (
         "rates: 9 trials, any cost, any time\n"
     )
-    assert sweep.limits.max_trials == 9
+    assert sweep.read_limits().max_trials == 9
     with pytest.raises(ConfigError, match="max_trials = '0' is not valid"):
         run("sweeps", "limits", "rates", "--max-trials", "0")
     with pytest.raises(ConfigError, match="finish_by is 'soon'"):
@@ -123,6 +123,6 @@ def test_stop_asks_every_running_trial(run: Run, sweep: Sweep) -> None:
     sweep.job(5).decide(Launch(number=1, pool="local", reason="test"))
     sweep.job(5).attempt(1).take(Claim(number=1))
     assert run("sweeps", "stop", "rates", "--json")["trials"] == [5]
-    request = sweep.job(5).attempt(1).stop_request
+    request = sweep.job(5).attempt(1).read_stop_request()
     assert request is not None
     assert request.end_reason is EndReason.CANCELLED

@@ -120,7 +120,9 @@ def test_a_team_box_trains_behind_its_password_though_server_and_database_are_ki
 
         wait_until(ended, box)
         assert api.get(f"/flow_runs/{created.json()['id']}").json()["state"]["type"] == "COMPLETED", box.logs()
-    reasons = [attempt.outcome.end_reason for attempt in Job.open(store, "shared").attempts() if attempt.outcome]
+    reasons = [
+        outcome.end_reason for attempt in Job.open(store, "shared").attempts() if (outcome := attempt.read_outcome())
+    ]
     assert reasons == [EndReason.COMPLETED]
     wait_until(lambda: set(box.health().values()) == {"healthy"}, box)
     assert set(box.health()) == {"database", "server", "worker-local", "worker-docker"}

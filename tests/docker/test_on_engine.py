@@ -186,18 +186,18 @@ def test_training_goes_on_in_the_next_container_after_docker_stop(
     run = attempt_of(job, launcher, 1)
     committed(job.attempt(1))
     client.containers.get(f"{name}-attempt-1").stop(timeout=60)
-    outcome = eventually(lambda: job.attempt(1).outcome)
+    outcome = eventually(lambda: job.attempt(1).read_outcome())
     assert outcome.end_reason is EndReason.INTERRUPTED
     assert outcome.committed_step == outcome.step > 0
-    claim = job.attempt(1).claim
+    claim = job.attempt(1).read_claim()
     assert claim is not None
     assert claim.environment["image"] == image
 
     last = outcome.step + 20
     attempt_of(job, launcher, 2, stop_at_step=last)
-    paused = eventually(lambda: job.attempt(2).outcome)
+    paused = eventually(lambda: job.attempt(2).read_outcome())
     assert (paused.end_reason, paused.committed_step) == (EndReason.PAUSED, last)
-    start = job.attempt(2).start
+    start = job.attempt(2).read_start()
     assert start is not None
     assert start.step == outcome.step
     newest = next(iter(Checkpoints(job).list()))
@@ -223,8 +223,8 @@ def attempt_of(job: Job, launcher: PrefectLauncher, number: int, **more: Any) ->
 
 def committed(attempt: Attempt) -> None:
     def once() -> bool:
-        assert attempt.outcome is None, attempt.outcome
-        return (beat := attempt.heartbeat) is not None and beat.committed_step > 0
+        assert attempt.read_outcome() is None, attempt.read_outcome()
+        return (beat := attempt.read_heartbeat()) is not None and beat.committed_step > 0
 
     eventually(once)
 

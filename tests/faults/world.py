@@ -106,7 +106,9 @@ def claims(attempt: Attempt) -> None:
 
 
 def beats(sequence: int) -> Callable[[Attempt], object]:
-    return lambda attempt: attempt.beat(Heartbeat(sequence=sequence, phase="training", step=sequence, cost_usd=0.1))
+    return lambda attempt: attempt.write_heartbeat(
+        Heartbeat(sequence=sequence, phase="training", step=sequence, cost_usd=0.1)
+    )
 
 
 def ends(reason: str, committed: int = 10, **fields: Any) -> Callable[[Attempt], object]:

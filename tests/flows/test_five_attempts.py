@@ -102,9 +102,9 @@ def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch:
             assert found is not None
             assert found[1] == weights_after(20)
 
-            launches = [attempt.launch for attempt in job.attempts()]
+            launches = [attempt.read_launch() for attempt in job.attempts()]
             assert [launch.pool for launch in launches if launch] == [PLACES[n].pool for n in ROUTE]
-            outcomes = [attempt.outcome for attempt in job.attempts()]
+            outcomes = [attempt.read_outcome() for attempt in job.attempts()]
             spent = [round(outcome.cost_usd * 1e6) for outcome in outcomes if outcome]
             assert all(spent)
 

@@ -89,7 +89,7 @@ def test_a_newcomers_run_completes_and_shows_everything(stage: Stage) -> None:
 
     job = Job(stage.store, "first")
     [attempt] = job.attempts()
-    outcome = attempt.outcome
+    outcome = attempt.read_outcome()
     assert outcome is not None
     assert outcome.end_reason is EndReason.COMPLETED
     assert outcome.committed_step == 60
@@ -176,13 +176,13 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
     name = f"cancelled-by-{told_by.split()[-1]}"
     run = start(stage, name, config={"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL})
     job = Job(stage.store, name)
-    eventually(lambda: (beat := job.attempt(1).heartbeat) and beat.committed_step > 0, "a commit")
+    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
     if told_by == "nobody":
         worker_gone()
-        saved = job.attempt(1).heartbeat.committed_step
-        eventually(lambda: job.attempt(1).heartbeat.committed_step > saved, "a commit without the worker")
+        saved = job.attempt(1).read_heartbeat().committed_step
+        eventually(lambda: job.attempt(1).read_heartbeat().committed_step > saved, "a commit without the worker")
     stage.prefect("flow-run", "cancel", run)
-    outcome = eventually(lambda: job.attempt(1).outcome, "the attempt's end")
+    outcome = eventually(lambda: job.attempt(1).read_outcome(), "the attempt's end")
     assert outcome.end_reason is EndReason.CANCELLED
     assert outcome.committed_step == outcome.step > 0
     assert final_state(stage, run)["type"] == "CANCELLED"
@@ -198,7 +198,7 @@ CAP = 0.05
 def require_within_cap(job: Job, number: int) -> None:
     """What was spent when the attempt was told to stop is within the cap; after that there is one save."""
     attempt = job.attempt(number)
-    outcome, launch = attempt.outcome, attempt.launch
+    outcome, launch = attempt.read_outcome(), attempt.read_launch()
     assert outcome is not None
     assert launch is not None
     assert outcome.end_reason is EndReason.BUDGET

@@ -133,7 +133,7 @@ def test_a_sweep_is_the_same_after_kills(
     carry_out(store=store.uri, sweep="killed")
 
     assert leaderboard(sweep) == leaderboard(undisturbed)
-    ends = [attempt.outcome.end_reason for attempt in sweep.job(1).attempts() if attempt.outcome]
+    ends = [outcome.end_reason for attempt in sweep.job(1).attempts() if (outcome := attempt.read_outcome())]
     assert ends[:2] == [EndReason.KILLED, EndReason.LOST]
     assert sum(trial.steps for trial in sweep.read()) == sum(trial.steps for trial in undisturbed.read())
 
@@ -142,8 +142,8 @@ def test_failures_are_marked_and_stop_nothing(prefect_api: str, store: Store) ->
     sweep = new_sweep(store, "failing", options={"fail": {"2": "nan", "3": "exit", "5": "kill"}})
     carry_out(store=store.uri, sweep="failing")
 
-    assert sweep.status is not None
-    assert sweep.status.state is JobState.COMPLETED
+    assert sweep.read_status() is not None
+    assert sweep.read_status().state is JobState.COMPLETED
     failures = {trial.number: trial.failure for trial in sweep.read() if trial.failure}
     assert set(failures) == {2, 3, 5}
     assert "validation loss at step 2 is no number" in failures[2]
@@ -166,22 +166,22 @@ def test_a_budget_pauses_with_everything_saved_and_goes_on_exactly_when_raised(
             eventually(lambda trial=trial: (tmp_path / f"{trial}.pid").exists(), f"trial {trial}")
         sweep.set_limits(SweepLimits(max_trials=4, max_cost_usd=0.001))
         process.wait(120)
-    assert sweep.status is not None
-    assert sweep.status.state is JobState.BUDGET_STOP
-    assert "$0.001" in sweep.status.reason
-    stopped = [sweep.job(number).attempt(1).outcome for number in (1, 2)]
+    assert sweep.read_status() is not None
+    assert sweep.read_status().state is JobState.BUDGET_STOP
+    assert "$0.001" in sweep.read_status().reason
+    stopped = [sweep.job(number).attempt(1).read_outcome() for number in (1, 2)]
     assert all(outcome and outcome.end_reason is EndReason.BUDGET for outcome in stopped)
     assert all(outcome and outcome.committed_step == outcome.step == 2 for outcome in stopped)
 
     carry_out(store=store.uri, sweep="poor")
-    assert sweep.status.state is JobState.BUDGET_STOP
-    assert not sweep.job(1).attempt(2).launch
+    assert sweep.read_status().state is JobState.BUDGET_STOP
+    assert not sweep.job(1).attempt(2).read_launch()
 
     for trial in range(1, 5):
         (tmp_path / f"{trial}.go").touch()
     sweep.set_limits(SweepLimits(max_trials=4, max_cost_usd=1000.0))
     carry_out(store=store.uri, sweep="poor")
-    assert sweep.status.state is JobState.COMPLETED
+    assert sweep.read_status().state is JobState.COMPLETED
     assert leaderboard(sweep) == leaderboard(undisturbed)
 
 
@@ -198,17 +198,17 @@ def test_a_sweep_that_is_cancelled_without_a_signal_saves_and_can_go_on(
         carry_on(sweep, cancelled=lambda: all((tmp_path / f"{trial}.pid").exists() for trial in (1, 2)))
 
     cancelled_while_two_run()
-    assert sweep.status is not None
-    assert sweep.status.state is JobState.CANCELLED
-    assert sweep.status.reason.startswith("cancelled by a person; ")
-    stopped = [sweep.job(number).attempt(1).outcome for number in (1, 2)]
+    assert sweep.read_status() is not None
+    assert sweep.read_status().state is JobState.CANCELLED
+    assert sweep.read_status().reason.startswith("cancelled by a person; ")
+    stopped = [sweep.job(number).attempt(1).read_outcome() for number in (1, 2)]
     assert all(outcome and outcome.end_reason is EndReason.CANCELLED for outcome in stopped)
     assert all(outcome and outcome.committed_step == outcome.step == 2 for outcome in stopped)
 
     for trial in range(1, 5):
         (tmp_path / f"{trial}.go").touch()
     carry_out(store=store.uri, sweep="cancelled")
-    assert sweep.status.state is JobState.COMPLETED
+    assert sweep.read_status().state is JobState.COMPLETED
     assert leaderboard(sweep) == leaderboard(undisturbed)
 
 
@@ -226,13 +226,13 @@ def test_more_trials_are_taken_up_while_a_sweep_runs(
         for trial in range(1, 5):
             (tmp_path / f"{trial}.go").touch()
         process.wait(120)
-    assert sweep.status is not None
-    assert sweep.status.state is JobState.COMPLETED
+    assert sweep.read_status() is not None
+    assert sweep.read_status().state is JobState.COMPLETED
     assert leaderboard(sweep) == leaderboard(undisturbed)
 
 
 def test_another_spec_under_the_same_name_is_refused(store: Store) -> None:
     new_sweep(store, "taken")
-    assert new_sweep(store, "taken").spec.seed == 0
+    assert new_sweep(store, "taken").read_spec().seed == 0
     with pytest.raises(ConfigError, match=r"'taken' already exists with another seed \(0, not 1\)"):
         new_sweep(store, "taken", seed=1)

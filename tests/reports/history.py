@@ -78,7 +78,7 @@ class Past:
 
     def beat(self, attempt: Attempt) -> None:
         seconds = (self.now - self.claimed).total_seconds()
-        attempt.beat(
+        attempt.write_heartbeat(
             Heartbeat(
                 sequence=1,
                 phase="training",
@@ -103,7 +103,7 @@ class Past:
 
     def end(self, attempt: Attempt, reason: EndReason, message: str, decided_by: str = "agent") -> Outcome:
         """The agent's own word, or the supervisor's, who knows no more than the last heartbeat."""
-        last = attempt.heartbeat
+        last = attempt.read_heartbeat()
         assert last
         by_agent = decided_by == "agent"
         seconds = (self.now - self.claimed).total_seconds() if by_agent else last.seconds

@@ -94,7 +94,7 @@ def test_a_running_attempt_counts_with_its_last_sign_of_life_and_an_unborn_one_n
     for number in (1, 2):
         job.decide(Launch(number=number, pool="ec2-spot", instance="g.small", usd_per_hour=0.5, reason="test"))
     job.attempt(1).take(Claim(number=1))
-    job.attempt(1).beat(Heartbeat(sequence=3, phase="train", seconds=360.0, cost_usd=0.05))
+    job.attempt(1).write_heartbeat(Heartbeat(sequence=3, phase="train", seconds=360.0, cost_usd=0.05))
     (only,) = costs.attempt_costs(store, OFFERS)
     assert (only.end_reason, only.micro_usd) == ("running", 50_000)
 

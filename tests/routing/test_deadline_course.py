@@ -60,7 +60,7 @@ class Market:
         return pool != SPOT.pool or self.spot(self.world.time / HOUR)
 
     def _offer(self, attempt: Attempt, launch: Launch) -> None:
-        if attempt.outcome is not None:
+        if attempt.read_outcome() is not None:
             return
         if not self.there(launch.pool):
             self.world.after(60, lambda: self._offer(attempt, launch))
@@ -79,7 +79,7 @@ class Market:
             "cost_usd": seconds / HOUR * launch.usd_per_hour,
             "first_step_after_seconds": self.step_seconds if step > first else None,
         }
-        request = attempt.stop_request
+        request = attempt.read_stop_request()
         if step == STEPS:
             self._end(attempt, EndReason.COMPLETED, "done", figures)
         elif request is not None:
@@ -87,7 +87,7 @@ class Market:
         elif not self.there(launch.pool):
             self._end(attempt, EndReason.INTERRUPTED, "the market took it", figures, "ec2")
         else:
-            attempt.beat(Heartbeat(sequence=sequence, phase="training", total_steps=STEPS, **figures))
+            attempt.write_heartbeat(Heartbeat(sequence=sequence, phase="training", total_steps=STEPS, **figures))
             self.world.after(120, lambda: self._train(attempt, launch, began, first, sequence + 1))
 
     def _end(

@@ -103,9 +103,9 @@ def test_through_kills_of_workload_agent_and_group(job: Job, scratch: Path) -> N
     finally:
         _end(pool.children.values())
     assert status.state is JobState.COMPLETED, status.reason
-    reasons = [attempt.outcome.end_reason for attempt in job.attempts() if attempt.outcome]
+    reasons = [outcome.end_reason for attempt in job.attempts() if (outcome := attempt.read_outcome())]
     assert reasons == [EndReason.KILLED, EndReason.KILLED, EndReason.LOST, EndReason.LOST, EndReason.COMPLETED]
-    starts = [attempt.start.step for attempt in job.attempts() if attempt.start]
+    starts = [start.step for attempt in job.attempts() if (start := attempt.read_start())]
     assert starts == [0, 8, 16, 24, 32]
     assert promised == [16, 24, 32]
     assert newest(job, scratch)[1] == weights_after(40)  # type: ignore[index]
@@ -120,7 +120,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_finds_its_attempt(job: Job,
         os.kill(first.pid, signal.SIGKILL)
         first.wait()
         second = python(*arguments)
-        until(lambda: (found := job.newest_supervisor()) is not None and found.pid == second.pid)
+        until(lambda: (found := job.read_newest_supervisor()) is not None and found.pid == second.pid)
         (scratch / "gate").touch()
         assert second.wait(30) == 0
     finally:

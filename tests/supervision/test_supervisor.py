@@ -61,7 +61,7 @@ def test_silence_is_loss_by_the_supervisors_own_clock(job: Job, world: World, tm
     pool = Pool(world, {1: alive_for(20, (3, commits)), 2: alive_for(5, (6, ends("completed")))})
     began = world.time
     assert supervision(job, world, pool).run().state is JobState.COMPLETED
-    lost = job.attempt(1).outcome
+    lost = job.attempt(1).read_outcome()
     assert lost is not None
     assert (lost.end_reason, lost.decided_by, lost.committed_step, lost.cost_usd) == (
         EndReason.LOST,
@@ -91,7 +91,7 @@ def test_the_pool_saying_ended_shortens_the_wait_for_a_silent_one(job: Job, worl
     pool = Pool(world, lives, hints={1: Hint(PoolSays.ENDED, "Crashed: worker gone")})
     began = world.time
     supervision(job, world, pool).run()
-    lost = job.attempt(1).outcome
+    lost = job.attempt(1).read_outcome()
     assert lost is not None
     assert "Crashed: worker gone" in lost.message
     assert world.time - began < 40
@@ -108,7 +108,7 @@ def test_a_job_cancelled_without_a_signal_is_asked_to_save_and_ends(job: Job, wo
     pool = Pool(world, {1: life}, hints={1: Hint(PoolSays.WAITING)})
     status = supervision(job, world, pool, cancelled=lambda: world.time > 1030).run()
     assert (status.state, status_of(job)) == (JobState.CANCELLED, status)
-    request = job.attempt(1).stop_request
+    request = job.attempt(1).read_stop_request()
     assert request is not None
     assert request.end_reason is EndReason.CANCELLED
     assert pool.born == [1]
@@ -214,7 +214,7 @@ def test_failure_is_final_until_a_person_starts_again(job: Job, world: World) ->
     assert pool.born == [1]
     assert supervision(job, world, pool, flow_run_id="b").run().state is JobState.FAILED
     assert pool.born == [1, 2]
-    assert [s.launch.reason for s in job.attempts() if s.launch][1] == "started again by hand"
+    assert [launch.reason for s in job.attempts() if (launch := s.read_launch())][1] == "started again by hand"
 
 
 class Killed(BaseException):
@@ -303,7 +303,7 @@ def test_pools_without_capacity_are_tried_in_order_with_growing_pauses(job: Job,
     status = supervision(job, world, pool, "spot", "modal").run()
     assert status.state is JobState.COMPLETED
     assert pool.asked == [(1, "spot"), (2, "spot"), (3, "spot"), (4, "modal"), (5, "modal")]
-    outcome = job.attempt(1).outcome
+    outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert (outcome.end_reason, outcome.message) == (EndReason.NOT_STARTED, "the server does not answer")
 
@@ -321,7 +321,7 @@ def test_a_run_nobody_takes_up_is_given_up(job: Job, world: World) -> None:
     pool = Pool(world, {2: alive_for(5, (6, ends("completed")))}, hints=hints)
     began = world.time
     assert supervision(job, world, pool).run().state is JobState.COMPLETED
-    outcome = job.attempt(1).outcome
+    outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert outcome.end_reason is EndReason.NOT_STARTED
     assert "no machine took it up within 900 s" in outcome.message
@@ -344,8 +344,8 @@ def test_a_budget_stop_goes_on_only_when_raised(job: Job, world: World) -> None:
 
 def test_cancel_asks_the_running_attempt_and_waits_for_its_save(job: Job, world: World) -> None:
     def obey(attempt: Attempt) -> None:
-        assert attempt.stop_request is not None
-        ends(attempt.stop_request.end_reason.value, 33)(attempt)
+        assert attempt.read_stop_request() is not None
+        ends(attempt.read_stop_request().end_reason.value, 33)(attempt)
 
     pool = Pool(world, {1: alive_for(60)})
     supervisor = supervision(job, world, pool)
@@ -354,7 +354,7 @@ def test_cancel_asks_the_running_attempt_and_waits_for_its_save(job: Job, world:
         supervisor.run()
     world.after(3, lambda: obey(job.attempt(1)))
     supervisor.cancel("pressed Cancel", patience_seconds=20)
-    outcome = job.attempt(1).outcome
+    outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.CANCELLED, 33)
     began = world.time
@@ -369,4 +369,4 @@ def test_trained_piece_by_piece(job: Job, world: World) -> None:
     pool = Pool(world, {1: alive_for(5, (6, ends("paused", 10))), 2: alive_for(5, (6, ends("paused", 20)))})
     assert supervision(job, world, pool, stop_at_step=10).run().state is JobState.PAUSED
     assert supervision(job, world, pool, stop_at_step=20).run().state is JobState.PAUSED
-    assert [attempt.launch.stop_at_step for attempt in job.attempts() if attempt.launch] == [10, 20]
+    assert [launch.stop_at_step for attempt in job.attempts() if (launch := attempt.read_launch())] == [10, 20]

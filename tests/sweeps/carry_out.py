@@ -50,7 +50,7 @@ def carry_out(store: str, sweep: str, usd_per_hour: float = 0.0) -> None:
 
 def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bool] = lambda: False) -> SweepStatus:
     """What `tune-nanogpt` does on its own machine; to be called in a flow."""
-    machine = Machine(sweep.spec.parallelism, threads=1)
+    machine = Machine(sweep.read_spec().parallelism, threads=1)
     return SweepRun(
         sweep,
         make_launcher=lambda job: HereLauncher(machine),

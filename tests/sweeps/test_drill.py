@@ -60,7 +60,7 @@ def state_of(stage: Stage, run: str) -> str:
 
 
 def completed(sweep: Sweep) -> bool:
-    status = sweep.status if sweep.exists() else None
+    status = sweep.read_status() if sweep.exists() else None
     if status is None or status.state is JobState.RUNNING:
         return False
     assert status.state is JobState.COMPLETED, status.reason
@@ -73,13 +73,15 @@ def running(sweep: Sweep) -> list[Attempt]:
         return []
     newest = [sweep.job(record.number).attempts()[-1:] for record in sweep.trial_records()]
     attempts = [attempt for last in newest for attempt in last]
-    training = [a for a in attempts if a.outcome is None and (beat := a.heartbeat) and beat.phase == "training"]
-    return [attempt for attempt in training if (claim := attempt.claim) and psutil.pid_exists(claim.pid)]
+    training = [
+        a for a in attempts if a.read_outcome() is None and (beat := a.read_heartbeat()) and beat.phase == "training"
+    ]
+    return [attempt for attempt in training if (claim := attempt.read_claim()) and psutil.pid_exists(claim.pid)]
 
 
 def victim_of(attempt: Attempt, kind: str) -> psutil.Process | None:
     """The flow's process, or the one that trains, with the job's name; None if it is gone or not there yet."""
-    claim = attempt.claim
+    claim = attempt.read_claim()
     assert claim is not None
     try:
         if kind == "flow":
@@ -94,7 +96,7 @@ def victim_of(attempt: Attempt, kind: str) -> psutil.Process | None:
 
 
 def start_step(attempt: Attempt) -> int:
-    start = attempt.start
+    start = attempt.read_start()
     return start.step if start else 0
 
 
@@ -141,13 +143,15 @@ def test_five_kills_of_the_flow_and_ten_of_its_trials_change_nothing(tmp_path: P
                 process.kill()
                 process.wait(10)
                 if victim == "trial":
-                    eventually(lambda: attempt.outcome, "the agent's word on its dead workload")
+                    eventually(lambda: attempt.read_outcome(), "the agent's word on its dead workload")
                 return True
 
             eventually(strike, f"a {victim} to kill")
         eventually(lambda: completed(sweep), "the end of the killed sweep")
 
-    ends = [a.outcome.end_reason for t in sweep.read() for a in sweep.job(t.number).attempts() if a.outcome]
+    ends = [
+        ended.end_reason for t in sweep.read() for a in sweep.job(t.number).attempts() if (ended := a.read_outcome())
+    ]
     print({reason: ends.count(reason) for reason in set(ends)})
     assert ends.count(EndReason.KILLED) == TRIAL_KILLS
     assert ends.count(EndReason.LOST) >= FLOW_KILLS
@@ -161,12 +165,14 @@ def test_cancel_saves_every_trial_and_continue_goes_on(tmp_path: Path) -> None:
         eventually(lambda: len(running(sweep)) == 2, "two trials")
         stage.prefect("flow-run", "cancel", run)
         eventually(lambda: state_of(stage, run) == "CANCELLED", "the end of the flow run")
-        assert sweep.status is not None
-        assert sweep.status.state is JobState.CANCELLED
-        ended = [sweep.job(record.number).attempts()[-1].outcome for record in sweep.trial_records()]
+        assert sweep.read_status() is not None
+        assert sweep.read_status().state is JobState.CANCELLED
+        ended = [sweep.job(record.number).attempts()[-1].read_outcome() for record in sweep.trial_records()]
         assert all(outcome and outcome.committed_step == outcome.step for outcome in ended)
 
         stage.crucible("sweeps", "continue", "cancelled")
-        eventually(lambda: sweep.status is not None and sweep.status.state is not JobState.CANCELLED, "the start")
+        eventually(
+            lambda: sweep.read_status() is not None and sweep.read_status().state is not JobState.CANCELLED, "the start"
+        )
         eventually(lambda: completed(sweep), "the end of the sweep")
         assert max(trial.step for trial in sweep.read()) == 360

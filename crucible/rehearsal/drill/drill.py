@@ -227,8 +227,8 @@ class Drill:
         strike.committed_step = max(strike.committed_step, self._committed_step())
         self._say(f"struck: {fault.words}")
         if fault.ends_attempt:
-            self._until(lambda: struck_attempt.outcome is not None, STRIKE_TIMEOUT_SECONDS)
-            outcome = struck_attempt.outcome
+            self._until(lambda: struck_attempt.read_outcome() is not None, STRIKE_TIMEOUT_SECONDS)
+            outcome = struck_attempt.read_outcome()
             strike.end_reason = str(outcome.end_reason) if outcome else "none on record"
             strike.step = outcome.step if outcome else 0
             if fault.with_notice and outcome:
@@ -253,7 +253,7 @@ class Drill:
         attempts = {attempt.number: attempt for attempt in self.job.attempts()}
         for strike in self.strikes:
             following = attempts.get(strike.attempt + 1)
-            start = following.start if following else None
+            start = following.read_start() if following else None
             if strike.struck_at is None or following is None or start is None or strike.end_reason == WENT_ON:
                 continue
             strike.resumed_step = start.step
@@ -277,7 +277,7 @@ class Drill:
             weights_sha256=next(f.sha256 for f in final.files if f.name == WEIGHTS) if final and finished else "",
             undisturbed_sha256=undisturbed_sha256,
             state=str(self._final_state() or "not ended"),
-            pools=[attempt.launch.pool for attempt in attempts.values() if attempt.launch],
+            pools=[launch.pool for attempt in attempts.values() if (launch := attempt.read_launch())],
             cost_usd=round(self.job.cost_usd(), 6),
             left_running=self.stage.still_running(),
             strikes=self.strikes,
@@ -311,7 +311,7 @@ def _newest(job: Job) -> Attempt | None:
 
 def _first_step_after(attempt: Attempt, struck_at: float) -> float | None:
     """Seconds from the strike to the attempt's first new step."""
-    claim, outcome = attempt.claim, attempt.outcome
+    claim, outcome = attempt.read_claim(), attempt.read_outcome()
     if claim is None or outcome is None or outcome.first_step_after_seconds is None:
         return None
     return round(claim.claimed_at.timestamp() + outcome.first_step_after_seconds - struck_at, 1)

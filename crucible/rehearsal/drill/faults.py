@@ -60,7 +60,9 @@ def _restart_server(scene: Scene) -> bool:
 def _claimed_and_restoring(scene: Scene) -> bool:
     """Something is there to restore, and the attempt that has just claimed the job is at it."""
     attempt = scene.attempt
-    return attempt is not None and attempt.number > 1 and attempt.claim is not None and attempt.start is None
+    return (
+        attempt is not None and attempt.number > 1 and attempt.read_claim() is not None and attempt.read_start() is None
+    )
 
 
 def _strike_in_save(scene: Scene) -> bool:

@@ -34,12 +34,12 @@ class Scene:
     def attempt(self) -> Attempt | None:
         """The newest attempt, if it is under way."""
         attempts = self.job.attempts()
-        return attempts[-1] if attempts and attempts[-1].outcome is None else None
+        return attempts[-1] if attempts and attempts[-1].read_outcome() is None else None
 
     def training(self) -> bool:
         """Whether the current attempt has committed something of its own and gone on for the patience drawn."""
         attempt = self.attempt
-        if attempt is None or (start := attempt.start) is None or (beat := attempt.heartbeat) is None:
+        if attempt is None or (start := attempt.read_start()) is None or (beat := attempt.read_heartbeat()) is None:
             return False
         own = [c.step for c in Checkpoints(self.job).list() if c.attempt == attempt.number and c.step > start.step]
         return bool(own) and beat.step >= min(own) + self.patience_steps
@@ -47,7 +47,7 @@ class Scene:
     def agent(self) -> psutil.Process | None:
         """The flow-run process that claimed the current attempt."""
         attempt = self.attempt
-        claim = attempt.claim if attempt else None
+        claim = attempt.read_claim() if attempt else None
         return _process(claim.pid) if claim else None
 
     def workload(self) -> psutil.Process | None:
@@ -60,7 +60,7 @@ class Scene:
         return None
 
     def supervisor(self) -> psutil.Process | None:
-        record = self.job.newest_supervisor()
+        record = self.job.read_newest_supervisor()
         return _process(record.pid) if record else None
 
     def server(self) -> psutil.Process | None:
