@@ -1,12 +1,23 @@
-"""Times, sizes and sums of money as people read them."""
+"""Times, sizes, sums of money and tables, as people read them in the terminal, in logs and on pages."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNKNOWN = "–"
+"""Stands in a table for what is not known (yet)."""
+PIPE_WIDTH = 240
+"""Columns of a table that goes to a file or another program, so that each row stays on one line."""
+
 
 def duration(seconds: float) -> str:
-    """Two significant parts at most.
+    """A measured time: two units at most.
 
-    >>> [duration(s) for s in (0.0125, 3.21, 59.9, 75, 3600, 100_000)]
+    >>> [duration(s) for s in (0.013, 3.21, 59.9, 75, 3600, 100_000)]
     ['13 ms', '3.2 s', '60 s', '1 min 15 s', '1 h', '1 d 4 h']
     """
     if seconds < 1:
@@ -23,16 +34,31 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def usd(amount: float) -> str:
-    """Cents, and finer for small sums, which would otherwise all look free.
+def rough_duration(hours: float) -> str:
+    """An estimated time, in hours: one unit, and no more digits than an estimate is good for.
 
-    >>> [usd(a) for a in (0, 0.00042, 0.123, 12.5)]
-    ['$0.00', '$0.0004', '$0.12', '$12.50']
+    >>> [rough_duration(h) for h in (0.011, 0.2, 3.42, 220)]
+    ['40 s', '12 min', '3.4 h', '9.2 days']
     """
-    return f"${amount:.4f}" if 0 < amount < 0.1 else f"${amount:,.2f}"
+    if hours < 1 / 60:
+        return f"{hours * 3600:.0f} s"
+    if hours < 1:
+        return f"{hours * 60:.0f} min"
+    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
 
 
-def size(count: int) -> str:
+def money(usd: float) -> str:
+    """Dollars and cents, with more digits for small sums, which would otherwise all look free.
+
+    >>> [money(a) for a in (0, 0.00000042, 0.00042, 0.123, 1012.5)]
+    ['$0.00', '<$0.0001', '$0.0004', '$0.12', '$1,012.50']
+    """
+    if 0 < usd < 0.0001:
+        return "<$0.0001"
+    return f"${usd:.4f}" if 0 < usd < 0.1 else f"${usd:,.2f}"
+
+
+def size(count: float) -> str:
     """Bytes in the unit that suits them.
 
     >>> [size(n) for n in (1_492_000_000, 81_234, 412)]
@@ -41,3 +67,63 @@ def size(count: int) -> str:
     if count >= 1e6:
         return f"{count / 1e6:,.1f} MB"
     return f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} B"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 attempt`, `2 attempts`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A markdown table whose columns in `numbers` are right-aligned; no cell can break out of its column.
+
+    >>> print(markdown_table(["file", "bytes"], [["a|b.txt", "12"]], numbers=[1]))
+    | file | bytes |
+    | --- | ---: |
+    | a\\|b.txt | 12 |
+    """
+    rule = ["---:" if i in numbers else "---" for i in range(len(headings))]
+    lines = [[_cell(text) for text in headings], rule, *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def settings_table(settings: Mapping[str, Any]) -> str:
+    """Names and values as a markdown table."""
+    rows = [[f"`{name}`", UNKNOWN if value is None else f"`{value}`"] for name, value in settings.items()]
+    return markdown_table(["setting", "value"], rows)
+
+
+def fenced(text: str) -> str:
+    """A markdown block with the text as it is, even if it has backticks of its own."""
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def print_table(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = (), title: str | None = None
+) -> None:
+    """Print a table to the terminal, the columns in `numbers` right-aligned."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False, title=title)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def console() -> Console:
+    """A console that takes text literally; a pipe gets whole lines, whatever it thinks its width is."""
+    from rich.console import Console
+
+    plain = Console(markup=False, highlight=False, soft_wrap=False)
+    if not plain.is_terminal:
+        plain.width = PIPE_WIDTH
+    return plain
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -14,8 +14,8 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from crucible.errors import CrucibleError
-from crucible.estimate.ranking import in_words, money
 from crucible.estimate.request import Question, answer
+from crucible.formatting import money, rough_duration
 from flows.parameters import Preset
 from tasks.observing import add_tags
 from tasks.recommendation import pool_states, publish
@@ -55,7 +55,7 @@ def recommend(
         return Failed(message=str(error))
     publish(found)
     best = found.recommendation.ranked[0].estimate
-    sentence = f"{best.offer.key}: {in_words(best.hours.likely)}, {money(best.usd.likely)}"
+    sentence = f"{best.offer.key}: {rough_duration(best.hours.likely)}, {money(best.usd.likely)}"
     get_run_logger().info(sentence)
     return Completed(message=sentence)
 

@@ -16,6 +16,7 @@ from crucible.datasets.config import DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.meta import ShardMeta
 from crucible.datasets.progress import Progress
+from crucible.formatting import markdown_table
 from crucible.store import Store
 from tasks.retries import NETWORK_RETRIES, quoted
 
@@ -89,8 +90,8 @@ def report_dataset(info: build.DatasetInfo) -> None:
     }
     if meta.tokenizer.replaced_characters:
         rows["replaced"] = f"{meta.tokenizer.replaced_characters:,} rare characters became U+FFFD"
-    lines = ["| dataset | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
-    create_markdown_artifact("\n".join(lines), key=f"dataset-{info.digest[:12]}", description=f"Dataset {info.digest}")
+    table = markdown_table(["dataset", ""], list(rows.items()))
+    create_markdown_artifact(table, key=f"dataset-{info.digest[:12]}", description=f"Dataset {info.digest}")
 
 
 def _logged(logger: Logger | LoggerAdapter[Any]) -> Callable[[Progress], None]:

@@ -21,7 +21,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.errors import StoreError
-from crucible.formatting import usd
+from crucible.formatting import money
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Heartbeat
 from crucible.reports import Metrics
@@ -157,7 +157,7 @@ class AttemptObserver:
                 self._spent_before = sum(_cost(other) for other in self.job.attempts() if other.number != self.number)
             except StoreError:
                 return ""
-        text = f", {usd(self._spent_before + heartbeat.cost_usd)} so far"
+        text = f", {money(self._spent_before + heartbeat.cost_usd)} so far"
         if heartbeat.first_step_after_seconds is None:
             return text
         self._first_beat = self._first_beat or heartbeat
@@ -165,7 +165,7 @@ class AttemptObserver:
         if steps <= 0 or not heartbeat.total_steps:
             return text
         left = (heartbeat.total_steps - heartbeat.step) * seconds / steps
-        return f"{text}, about {usd(left * heartbeat.cost_usd / heartbeat.seconds)} left"
+        return f"{text}, about {money(left * heartbeat.cost_usd / heartbeat.seconds)} left"
 
     def _tag_cost(self) -> None:
         with suppress(StoreError):

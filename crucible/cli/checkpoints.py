@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json, print_table
+from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json
+from crucible.formatting import print_table, size
 
 if TYPE_CHECKING:
     from crucible.checkpoints.commits import Checkpoint, Checkpoints
@@ -29,8 +30,7 @@ def register(app: typer.Typer) -> None:
 def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List a job's checkpoints, newest first."""
     from crucible.checkpoints.commits import best_checkpoint
-    from crucible.formatting import size
-    from crucible.reports.tables import loss_cell
+    from crucible.reports.report import loss_cell
 
     checkpoints = _open(store, job).list()
     best = best_checkpoint(checkpoints)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crucible.errors import ConfigError
+from crucible.formatting import UNKNOWN, counted, print_table, rough_duration
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -65,41 +66,46 @@ def cost(
 
 
 def _print(found: list[AttemptCost], group: str | None) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from crucible.billing import costs
-    from crucible.estimate.ranking import in_words
 
-    console = Console()
-    if not console.is_terminal:
-        console.width = 240  # whole lines for a pipe
     if not found:
-        console.print("no attempt has cost anything yet")
+        typer.echo("no attempt has cost anything yet")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
     if group is None:
-        for name in ("attempt", "pool", "instance", "began", "time", "USD/h", "USD", "end"):
-            table.add_column(name, justify="right" if name.startswith("USD") else "left")
-        for entry in found:
-            where = (str(entry.attempt), entry.pool, entry.instance or "-", f"{entry.started_at:%Y-%m-%d %H:%M}")
-            price = (in_words(entry.seconds / 3600), f"{entry.usd_per_hour:.4f}", f"{entry.usd:.6f}", entry.end_reason)
-            table.add_row(*where, *price)
+        headings = ["attempt", "pool", "instance", "began", "time", "USD/h", "USD", "end"]
+        rows = [
+            [
+                str(entry.attempt),
+                entry.pool,
+                entry.instance or UNKNOWN,
+                f"{entry.started_at:%Y-%m-%d %H:%M}",
+                rough_duration(entry.seconds / 3600),
+                f"{entry.usd_per_hour:.4f}",
+                f"{entry.usd:.6f}",
+                entry.end_reason,
+            ]
+            for entry in found
+        ]
+        print_table(headings, rows, numbers=(5, 6))
     else:
-        for name in (group, "jobs", "attempts", "time", "USD", "share", "saved"):
-            table.add_column(name, justify="left" if name == group else "right")
-        for row in costs.breakdown(found, group).to_dict("records"):
-            counts = (str(row[group]), str(row["jobs"]), str(row["attempts"]), in_words(row["hours"]))
-            table.add_row(*counts, f"{row['usd']:.6f}", f"{row['share']:.0%}", f"{row['saved_share']:.0%}")
-    console.print(table)
-    total = costs.total_micro_usd(found) / costs.MICRO
-    saved = costs.saved_share(found)
-    console.print(
-        f"total ${total:.6f} over {len(found)} attempts" + (f", {saved:.0%} below on-demand" if saved else ""),
-        highlight=False,
-    )
+        rows = [
+            [
+                str(row[group]),
+                str(row["jobs"]),
+                str(row["attempts"]),
+                rough_duration(row["hours"]),
+                f"{row['usd']:.6f}",
+                f"{row['share']:.0%}",
+                f"{row['saved_share']:.0%}",
+            ]
+            for row in costs.breakdown(found, group).to_dict("records")
+        ]
+        print_table([group, "jobs", "attempts", "time", "USD", "share", "saved"], rows, numbers=range(1, 7))
+    total, saved = costs.total_micro_usd(found) / costs.MICRO, costs.saved_share(found)
+    below = f", {saved:.0%} below on-demand" if saved else ""
+    typer.echo(f"total ${total:.6f} over {counted(len(found), 'attempt')}{below}")
     for sentence in costs.advice(found):
-        console.print(f"note: {sentence}", highlight=False)
+        typer.echo(f"note: {sentence}")
 
 
 def _print_reconciled(found: list[AttemptCost], since: datetime, until: datetime, as_json: bool) -> None:

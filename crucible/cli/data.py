@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crucible.formatting import print_table
+
 if TYPE_CHECKING:
     from crucible.datasets.build import DatasetInfo
     from crucible.datasets.progress import ProgressCallback
@@ -77,28 +79,21 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     if as_json:
         _print_json([_summary(info) for info in infos])
         return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold")
-    for heading in ("digest", "source", "tokenizer"):
-        table.add_column(heading, overflow="fold")
-    for heading in ("vocabulary", "train tokens", "val tokens"):
-        table.add_column(heading, justify="right")
-    for info in infos:
-        meta = info.meta
-        table.add_row(
-            info.digest[:12],
-            meta.source_name(),
-            meta.tokenizer.kind,
-            f"{meta.vocab_size:,}",
-            f"{meta.splits['train'].tokens:,}",
-            f"{meta.splits['val'].tokens:,}",
-        )
-    if infos:
-        Console().print(table)
-    else:
+    if not infos:
         typer.echo("no datasets yet; `crucible data prepare` makes one")
+        return
+    rows = [
+        [
+            info.digest[:12],
+            info.meta.source_name(),
+            info.meta.tokenizer.kind,
+            f"{info.meta.vocab_size:,}",
+            *(f"{info.meta.splits[split].tokens:,}" for split in ("train", "val")),
+        ]
+        for info in infos
+    ]
+    headings = ["digest", "source", "tokenizer", "vocabulary", "train tokens", "val tokens"]
+    print_table(headings, rows, numbers=(3, 4, 5))
 
 
 def show(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from crucible.errors import ConfigError
+from crucible.formatting import print_table
 
 
 def register(app: typer.Typer) -> None:
@@ -151,21 +152,14 @@ def simulate(
         typer.echo(json.dumps([row.to_dict() for row in rows], indent=1))
         return
 
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"{len({row.trace for row in rows})} traces, {job_hours:g} h job (cost 1.0 = all on demand)")
-    for name in ("deadline", "policy", "cost", "above the bound", "late runs"):
-        table.add_column(name, justify="left" if name == "policy" else "right")
-    last = None
-    for line in summarise(rows):
-        if last not in (None, line.deadline_ratio):
-            table.add_section()
-        last = line.deadline_ratio
-        table.add_row(
-            f"{line.deadline_ratio:g} x", line.policy, f"{line.cost:.3f}", f"{line.excess:.3f}", str(line.missed)
-        )
-    Console().print(table)
+    table = [
+        [f"{line.deadline_ratio:g} x", line.policy, f"{line.cost:.3f}", f"{line.excess:.3f}", str(line.missed)]
+        for line in summarise(rows)
+    ]
+    title = f"{len({row.trace for row in rows})} traces, {job_hours:g} h job (cost 1.0 = all on demand)"
+    print_table(
+        ["deadline", "policy", "cost", "above the bound", "late runs"], table, numbers=(0, 2, 3, 4), title=title
+    )
 
 
 def _numbers(text: str, field: str) -> list[float]:

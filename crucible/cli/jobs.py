@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
     from crucible.jobs.job import Job
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from crucible.store import Store
 
 PARALLEL_READS = 8
-UNKNOWN = "–"
 NOT_IN_TABLE = ("time", "max_iters", "checkpoint_")
 """Beginnings of the metrics that only `--json` prints."""
 
@@ -43,7 +43,6 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the jobs of the store, newest first."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from crucible.formatting import usd
     from crucible.jobs.job import Job
     from crucible.reports import summarise
 
@@ -65,7 +64,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
                 _loss(s.val_loss),
                 str(len(s.attempts)),
                 s.attempts[-1].pool if s.attempts else UNKNOWN,
-                usd(s.cost_usd),
+                money(s.cost_usd),
                 f"{s.spec.created_at:%Y-%m-%d %H:%M}",
             ]
             for s in summaries
@@ -76,7 +75,6 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Show one job: where it stands, its attempts and its limits."""
     from crucible.checkpoints.commits import Checkpoints
-    from crucible.formatting import duration, usd
     from crucible.reports import Metrics, summarise
 
     found = open_job(open_store(store), job)
@@ -94,7 +92,7 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
         "loss": f"validation {_loss(summary.val_loss)}, training {_loss(summary.train_loss)}",
         "time": duration(summary.seconds)
         + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
-        "cost": usd(summary.cost_usd),
+        "cost": money(summary.cost_usd),
         "limits": _limits_in_words(found),
         **({"finish by": f"{deadline:%Y-%m-%d %H:%M} UTC"} if deadline else {}),
         "dataset": summary.spec.dataset or UNKNOWN,
@@ -299,22 +297,6 @@ def print_facts(facts: dict[str, str]) -> None:
         typer.echo(f"{name:<{width}}{fact}")
 
 
-def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
-    """Print a table, the columns in `numbers` set to the right; a pipe gets whole lines."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(markup=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 240
-    console.print(table)
-
-
 def _line(summary: JobSummary) -> dict[str, Any]:
     """What `ls --json` says of a job."""
     return {
@@ -335,7 +317,6 @@ def _line(summary: JobSummary) -> dict[str, Any]:
 
 
 def _attempt_row(attempt: AttemptSummary) -> list[str]:
-    from crucible.formatting import duration, usd
 
     steps = UNKNOWN
     if attempt.from_step is not None and attempt.to_step is not None:
@@ -347,18 +328,17 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
         steps,
         str(attempt.steps_lost) if attempt.end_reason else UNKNOWN,
         duration(attempt.recovery_seconds) if attempt.recovery_seconds is not None else UNKNOWN,
-        usd(attempt.cost_usd),
+        money(attempt.cost_usd),
         attempt.end + (f": {attempt.message}" if attempt.message and attempt.message != attempt.end else ""),
     ]
 
 
 def _limits_in_words(job: Job) -> str:
-    from crucible.formatting import usd
 
     limits = job.read_limits()
     return ", ".join(
         [
-            usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
+            money(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
             f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
             f"{limits.max_attempts} attempts",
             f"{limits.max_attempts_without_progress} in a row without progress",

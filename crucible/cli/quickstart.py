@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crucible.formatting import duration, money
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -99,7 +101,6 @@ def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
 
 
 def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
-    from crucible.formatting import duration
 
     summary, figures = standing.summary, ""
     if summary and summary.step:
@@ -114,7 +115,6 @@ def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
 
 def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
     """Print what came out, and what to do next."""
-    from crucible.formatting import duration, usd
     from crucible.jobs.job import Job
     from crucible.reports.evaluation import read_evaluation
 
@@ -126,7 +126,7 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
     rows = {
         "validation loss": measured,
         "training": f"{summary.step:,} steps in {duration(summary.seconds)}, {attempts}",
-        "cost": f"{usd(summary.cost_usd)}{elsewhere(store, summary, preset)}",
+        "cost": f"{money(summary.cost_usd)}{elsewhere(store, summary, preset)}",
         "model": evaluation["uri"].removeprefix("file://"),
         "Prefect UI": page,
         "report": f"crucible jobs show {summary.job_id}",
@@ -142,7 +142,6 @@ def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:
     """What the same training would have cost on the cheapest rented machine that the catalog knows."""
     from crucible.errors import CrucibleError
     from crucible.estimate.request import Question, answer
-    from crucible.formatting import usd
 
     try:
         vocabulary = store.read_json(f"datasets/{summary.spec.dataset}/meta.json")["vocab_size"]
@@ -155,7 +154,7 @@ def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:
     if best is None:
         return ""
     offer, cost = best.estimate.offer, best.estimate.usd
-    return f" here; about {usd(cost.likely)} on {offer.key}, the cheapest known offer (crucible estimate)"
+    return f" here; about {money(cost.likely)} on {offer.key}, the cheapest known offer (crucible estimate)"
 
 
 def indented(text: str, lines: int = 12) -> str:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_facts, print_json, print_table
+from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_facts, print_json
+from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
     from crucible.store import Store
     from crucible.sweeps import Sweep, SweepLimits
 
 DEPLOYMENT = "tune-nanogpt"
-UNKNOWN = "–"
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's name.")]
 
@@ -31,7 +31,6 @@ def register(app: typer.Typer) -> None:
 
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the sweeps of the store, newest first."""
-    from crucible.formatting import usd
     from crucible.sweeps import Sweep
 
     opened = open_store(store)
@@ -50,7 +49,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
                 f"{line['trials']} of {line['max_trials']}",
                 UNKNOWN if line["val_loss"] is None else f"{line['val_loss']:.4f}",
                 f"{line['steps']:,}",
-                usd(line["cost_usd"]),
+                money(line["cost_usd"]),
                 line["created_at"][:16].replace("T", " "),
             ]
             for line in lines
@@ -229,7 +228,6 @@ def _line(sweep: Sweep) -> dict[str, Any]:
 
 
 def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
-    from crucible.formatting import duration, usd
 
     spec, status = sweep.read_spec(), sweep.read_status()
     cost, seconds = (sum(row[name] for row in table) for name in ("cost_usd", "seconds"))
@@ -240,7 +238,7 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
             "search": f"{spec.sampler}, {spec.schedule}, rungs at step {', '.join(f'{s:,}' for s in spec.ladder)}",
             "trials": f"{len(table)}, {spec.parallelism} at a time on {spec.pool}",
             "time": f"{duration(seconds)} of machine time",
-            "cost": usd(cost),
+            "cost": money(cost),
             "limits": _limits_in_words(sweep),
             "records": sweep.store.uri,
         }
@@ -258,7 +256,7 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
             f"{row['step']:,}",
             UNKNOWN if row["val_loss"] is None else f"{row['val_loss']:.4f}",
             f"{row['state']}: {row['failure']}" if row["failure"] else str(row["state"]),
-            usd(row["cost_usd"]),
+            money(row["cost_usd"]),
             str(row["job"]),
         ]
         for row in table
@@ -267,14 +265,13 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
 
 
 def _limits_in_words(sweep: Sweep) -> str:
-    from crucible.formatting import usd
 
     if not sweep.has_limits():
         return "none set yet"
     limits = sweep.read_limits()
     words = [
         f"{limits.max_trials} trials",
-        usd(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
+        money(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
         f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
     ]
     words += [f"until {limits.finish_by:%Y-%m-%d %H:%M} UTC"] if limits.finish_by else []

@@ -17,6 +17,7 @@ from crucible.estimate.history import SpeedRecord
 from crucible.estimate.needs import Needs, why_it_does_not_fit
 from crucible.estimate.script import ScriptNeeds
 from crucible.estimate.speed import Speed, gpus_used, speed_on
+from crucible.formatting import money, rough_duration
 
 _RESERVED_DISCOUNT = 0.37  # one year, nothing upfront, G and P types; assumed, AWS prices it per type
 _STEADY_HOURS = 24.0
@@ -202,9 +203,9 @@ def _too_long_or_dear(found: Estimate, preferences: Preferences) -> str | None:
     hours, usd = found.hours, found.usd
     limit = preferences.finish_within_hours
     if limit is not None and hours.likely > limit:
-        return f"likely to take {in_words(hours.likely)}, longer than the {in_words(limit)} allowed"
+        return f"likely to take {rough_duration(hours.likely)}, longer than the {rough_duration(limit)} allowed"
     if limit is None and hours.likely > preferences.longest_hours:
-        return f"likely to take {in_words(hours.likely)}; raise longest_hours if that is what you want"
+        return f"likely to take {rough_duration(hours.likely)}; raise longest_hours if that is what you want"
     if preferences.uninterrupted and found.offer.lifetime_hours and hours.likely > found.offer.lifetime_hours:
         return f"ends after {found.offer.lifetime_hours:g} h, and uninterrupted is asked for"
     if preferences.max_cost_usd is not None and usd.low > preferences.max_cost_usd:
@@ -294,25 +295,7 @@ def _advice(best: Estimate) -> tuple[str, ...]:
     reserved = offer.usd_per_hour * (1 - _RESERVED_DISCOUNT)
     per_year = reserved * 8760
     return (
-        f"{in_words(best.hours.likely)} on demand: a one-year reservation of {offer.instance} costs about "
+        f"{rough_duration(best.hours.likely)} on demand: a one-year reservation of {offer.instance} costs about "
         f"{money(reserved)}/h around the clock (assumed {_RESERVED_DISCOUNT:.0%} off), {money(per_year)} a year; "
         f"it pays if you use the machine more than {per_year / offer.usd_per_hour:,.0f} hours a year",
     )
-
-
-def in_words(hours: float) -> str:
-    """A duration for people: 40 s, 12 min, 3.4 h, 9.2 days."""
-    if hours < 1 / 60:
-        return f"{hours * 3600:.0f} s"
-    if hours < 1:
-        return f"{hours * 60:.0f} min"
-    if hours < 48:
-        return f"{hours:.1f} h"
-    return f"{hours / 24:,.1f} days"
-
-
-def money(usd: float) -> str:
-    """Dollars for people; small sums keep two digits that count."""
-    if usd and usd < 0.1:
-        return f"${usd:.2g}" if usd >= 0.001 else "<$0.001"
-    return f"${usd:,.2f}"

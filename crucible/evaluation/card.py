@@ -8,9 +8,8 @@ from typing import Any
 import yaml
 
 from crucible.datasets.meta import DatasetMeta
-from crucible.formatting import duration, usd
+from crucible.formatting import UNKNOWN, counted, duration, fenced, markdown_table, money, settings_table
 from crucible.reports.evaluation import LONGEST_SAMPLE
-from crucible.reports.tables import fenced, markdown_table, settings_table
 
 NANOGPT_DATASET = "crucible"
 """What nanoGPT is told that the data is called: the folder below its `data/`."""
@@ -88,15 +87,14 @@ def _training(job: Mapping[str, Any]) -> str:
         [
             str(a["number"]),
             a["pool"],
-            a["instance"] or "–",
+            a["instance"] or UNKNOWN,
             f"{a['from_step'] or 0:,} → {a['to_step'] or 0:,}",
             a["end"],
         ]
         for a in job["attempts"]
     ]
-    count = f"{len(rows)} attempt{'s' if len(rows) != 1 else ''}"
     table = markdown_table(["attempt", "pool", "instance", "steps", "end"], rows, numbers=(0,))
-    return f"{duration(job['seconds'])} in {count}, {usd(job['cost_usd'])}.\n\n{table}"
+    return f"{duration(job['seconds'])} in {counted(len(rows), 'attempt')}, {money(job['cost_usd'])}.\n\n{table}"
 
 
 def _loading(formats: Sequence[str], digest: str, context: int) -> str:

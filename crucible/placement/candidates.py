@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from crucible.errors import ConfigError
 from crucible.estimate.history import PlannedCost
-from crucible.estimate.ranking import Ranked, Recommendation, in_words, money, why_nothing_fits
+from crucible.estimate.ranking import Ranked, Recommendation, why_nothing_fits
+from crucible.formatting import money, rough_duration
 from crucible.supervision.retry_policy import Placement
 
 
@@ -46,7 +47,7 @@ def planned(recommendation: Recommendation) -> PlannedCost:
 
 def _placement(entry: Ranked, place: int) -> Placement:
     estimate, offer = entry.estimate, entry.estimate.offer
-    figures = f"{in_words(estimate.hours.likely)}, {money(estimate.usd.likely)}"
+    figures = f"{rough_duration(estimate.hours.likely)}, {money(estimate.usd.likely)}"
     rank = "best" if place == 0 else f"number {place + 1}"
     reason = f"{rank} of the offers that fit ({figures}{': ' + ', '.join(entry.pros) if entry.pros else ''})"
     return Placement(

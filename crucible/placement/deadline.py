@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from crucible.estimate.ranking import in_words
+from crucible.formatting import rough_duration
 from crucible.jobs.records import now
 from crucible.placement.lookahead import lookahead
 from crucible.placement.policies import CHOICE_NAMES, ON_DEMAND, SPOT, WAIT, DeadlineJob, Rule, decide_once
@@ -87,12 +87,12 @@ class DeadlineCourse:
         if not live.claimed and not on_spot:
             if waited <= STEADY_PATIENCE_SECONDS:
                 return None
-            return f"no machine of {live.pool} took it up within {in_words(STEADY_PATIENCE_SECONDS / 3600)}"
+            return f"no machine of {live.pool} took it up within {rough_duration(STEADY_PATIENCE_SECONDS / 3600)}"
         if live.claimed and waited < self._boot and live.seconds_per_step(self.report_steps) is None:
             return None  # what has just been started is given the time to show how fast it is
         choice = self._choice(tries, moment)
         if on_spot and choice == ON_DEMAND:
-            none = "" if live.claimed else f"no spot machine for {in_words(waited / 3600)}; "
+            none = "" if live.claimed else f"no spot machine for {rough_duration(waited / 3600)}; "
             return f"{none}moved to on-demand: {self._figures(tries, moment)}"
         if not on_spot and choice != ON_DEMAND:
             back = "moved back to spot" if choice == SPOT else "on-demand given up to wait for spot"
@@ -217,8 +217,8 @@ class DeadlineCourse:
         return order[misses // TRIES_PER_PLACE % len(order)]
 
     def _figures(self, tries: Sequence[AttemptView], moment: datetime) -> str:
-        left = in_words(self._work_left(tries) / 3600)
+        left = rough_duration(self._work_left(tries) / 3600)
         until = (self.finish_by - moment).total_seconds() / 3600
         if until <= 0:
-            return f"{left} of work left, finish_by was {in_words(-until)} ago"
-        return f"{left} of work left, {in_words(until)} until finish_by"
+            return f"{left} of work left, finish_by was {rough_duration(-until)} ago"
+        return f"{left} of work left, {rough_duration(until)} until finish_by"

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
-from crucible.estimate.ranking import PoolState, in_words
+from crucible.estimate.ranking import PoolState
+from crucible.formatting import rough_duration
 from crucible.jobs.records import now
 from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
@@ -45,7 +46,7 @@ class Overflow:
         waited = self._waited(live, moment)
         if live.claimed or waited <= self._patience(live.pool) or (place := self._roomy(live.pool)) is None:
             return None
-        return f"waited {in_words(waited / 3600)} for {live.pool}; {self.places[place].pool} has room"
+        return f"waited {rough_duration(waited / 3600)} for {live.pool}; {self.places[place].pool} has room"
 
     def _patience(self, pool: str) -> float:
         return self.patience_seconds + max((p.startup_seconds for p in self.places if p.pool == pool), default=0.0)

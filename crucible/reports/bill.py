@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from crucible.billing.costs import MICRO, on_demand_micro_usd
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
-from crucible.formatting import duration
+from crucible.formatting import UNKNOWN, duration, markdown_table
 from crucible.reports.summary import AttemptSummary, JobSummary
-from crucible.reports.tables import UNKNOWN, markdown_table
 
 
 def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:

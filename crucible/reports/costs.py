@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crucible.billing.costs import MICRO, AttemptCost, advice, breakdown, saved_share, total_micro_usd
-from crucible.estimate.ranking import in_words
-from crucible.reports.tables import markdown_table
+from crucible.formatting import counted, markdown_table, rough_duration
 
 _SECTIONS = ("project", "owner", "stage", "pool", "gpu", "sweep", "job")
 _ROWS = 20
@@ -23,9 +22,10 @@ def cost_report(costs: Sequence[AttemptCost], title: str) -> str:
     lines = [
         f"# {title}",
         "",
-        f"**${total / MICRO:,.6f}** for {len(costs)} attempts of {len({cost.job for cost in costs})} jobs, "
-        f"{in_words(seconds / 3600)} in all. {saved:.0%} saved against on-demand, {spot:.0%} of the money on spot, "
-        f"{in_words(idle / 3600)} of starting up.",
+        f"**${total / MICRO:,.6f}** for {counted(len(costs), 'attempt')} of "
+        f"{counted(len({cost.job for cost in costs}), 'job')}, {rough_duration(seconds / 3600)} in all. "
+        f"{saved:.0%} saved against on-demand, {spot:.0%} of the money on spot, "
+        f"{rough_duration(idle / 3600)} of start-up.",
     ]
     notes = advice(costs)
     if notes:
@@ -37,7 +37,7 @@ def cost_report(costs: Sequence[AttemptCost], title: str) -> str:
             [
                 str(row[by]),
                 str(row["attempts"]),
-                in_words(row["hours"]),
+                rough_duration(row["hours"]),
                 f"{row['usd']:.6f}",
                 f"{row['share']:.0%}",
                 f"{row['saved_share']:.0%}",

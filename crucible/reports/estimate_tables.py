@@ -6,19 +6,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
-from rich.table import Table
-
 from crucible.catalog.offers import Offer
 from crucible.estimate.estimate import Range
 from crucible.estimate.history import EstimateRecord, accuracy
 from crucible.estimate.needs import Needs
-from crucible.estimate.ranking import Ranked, in_words, money
+from crucible.estimate.ranking import Ranked
 from crucible.estimate.request import Answer, describe
+from crucible.formatting import money, print_table, rough_duration, size
 
 _SHOWN = 15
 _EXPLAINED = 3
-_PIPE_WIDTH = 240
 _SHORT_SOURCES = {"history of other configurations": "other runs"}
 
 
@@ -27,30 +24,32 @@ def print_answer(found: Answer, everything: bool, as_json: bool) -> None:
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    console = _console()
-    console.print(_summary(found), highlight=False)
+    print(_summary(found))
     ranked = found.recommendation.ranked
     shown = ranked if everything else ranked[:_SHOWN]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("#", "offer", "GPU", "time", "cost", "speed from"):
-        table.add_column(name, justify="right" if name == "#" else "left", no_wrap=True)
-    for place, entry in enumerate(shown, 1):
-        found_here, offer = entry.estimate, entry.estimate.offer
-        gpu = f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-"
-        source = _SHORT_SOURCES.get(found_here.speed.source, found_here.speed.source)
-        table.add_row(str(place), offer.key, gpu, _hours(found_here.hours), _usd(found_here.usd), source)
-    console.print(table)
+    rows = [
+        [
+            str(place),
+            entry.estimate.offer.key,
+            _gpus(entry.estimate.offer),
+            _hours(entry.estimate.hours),
+            _usd(entry.estimate.usd),
+            _SHORT_SOURCES.get(entry.estimate.speed.source, entry.estimate.speed.source),
+        ]
+        for place, entry in enumerate(shown, 1)
+    ]
+    print_table(["#", "offer", "GPU", "time", "cost", "speed from"], rows, numbers=(0,))
     if len(shown) < len(ranked):
-        console.print(f"… and {len(ranked) - len(shown)} more with --all")
+        print(f"… and {len(ranked) - len(shown)} more with --all")
     for entry in ranked if everything else ranked[:_EXPLAINED]:
-        console.print(f"{entry.estimate.offer.key}: {_remarks(entry)}", highlight=False)
+        print(f"{entry.estimate.offer.key}: {_remarks(entry)}")
     if everything:
         for rejected in found.recommendation.rejected:
-            console.print(f"not {rejected.offer.key}: {rejected.reason}", highlight=False)
+            print(f"not {rejected.offer.key}: {rejected.reason}")
     else:
-        console.print(f"{len(found.recommendation.rejected)} offers do not fit; --all says why", highlight=False)
+        print(f"{len(found.recommendation.rejected)} offers do not fit; --all says why")
     for sentence in (*found.recommendation.advice, *found.warnings):
-        console.print(f"note: {sentence}", highlight=False)
+        print(f"note: {sentence}")
 
 
 def print_accuracy(records: list[EstimateRecord], as_json: bool) -> None:
@@ -60,20 +59,24 @@ def print_accuracy(records: list[EstimateRecord], as_json: bool) -> None:
         jobs = [record.model_dump(mode="json") | {"hours_error": record.hours_error} for record in records]
         print(json.dumps({**together, "estimates": jobs}, indent=1))
         return
-    console = _console()
     if not records:
-        console.print("no job with an estimate has ended yet")
+        print("no job with an estimate has ended yet")
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("job", "offer", "estimated", "took", "error", "estimated cost", "cost", "speed from"):
-        table.add_column(name)
-    for record in records:
-        plan = record.planned
-        bounds = Range(plan.low_hours, plan.hours, plan.high_hours)
-        cells = [record.job_id, plan.offer, _hours(bounds), in_words(record.hours), f"{record.hours_error:+.0%}"]
-        table.add_row(*cells, money(plan.usd), money(record.usd), plan.speed_source)
-    console.print(table)
-    console.print(
+    rows = [
+        [
+            record.job_id,
+            record.planned.offer,
+            _hours(Range(record.planned.low_hours, record.planned.hours, record.planned.high_hours)),
+            rough_duration(record.hours),
+            f"{record.hours_error:+.0%}",
+            money(record.planned.usd),
+            money(record.usd),
+            record.planned.speed_source,
+        ]
+        for record in records
+    ]
+    print_table(["job", "offer", "estimated", "took", "error", "estimated cost", "cost", "speed from"], rows)
+    print(
         f"{together['jobs']} jobs: median error {together['median_error']:.0%}, worst {together['worst_error']:.0%}, "
         f"{together['within_bounds']:.0%} within their bounds"
     )
@@ -84,34 +87,24 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
     if as_json:
         print(json.dumps([asdict(offer) for offer in offers], indent=1, default=str))
         return
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("offer", "GPU", "GiB each", "vCPU", "GiB", "USD/h", "price of", "source"):
-        table.add_column(name, no_wrap=True)
     sources = list(dict.fromkeys(offer.source for offer in offers))
-    for offer in offers:
-        table.add_row(
+    rows = [
+        [
             offer.key,
-            f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-",
+            _gpus(offer),
             f"{offer.gpu_memory_gib:g}" if offer.gpu_memory_gib else "",
             str(offer.vcpus or ""),
             f"{offer.memory_gib:.0f}" if offer.memory_gib else "",
             f"{offer.usd_per_hour:.4f}" + (" ?" if "usd_per_hour" in offer.assumed else ""),
             str(offer.as_of or ""),
             str(sources.index(offer.source) + 1),
-        )
-    console = _console()
-    console.print(table)
-    console.print("? marks an assumed price")
+        ]
+        for offer in offers
+    ]
+    print_table(["offer", "GPU", "GiB each", "vCPU", "GiB", "USD/h", "price of", "source"], rows)
+    print("? marks an assumed price")
     for number, source in enumerate(sources, 1):
-        console.print(f"source {number}: {source}", markup=False, highlight=False)
-
-
-def _console() -> Console:
-    """Whole lines for a pipe, whatever it thinks its width is."""
-    console = Console()
-    if not console.is_terminal:
-        console.width = _PIPE_WIDTH
-    return console
+        print(f"source {number}: {source}")
 
 
 def _summary(found: Answer) -> str:
@@ -121,7 +114,7 @@ def _summary(found: Answer) -> str:
         return f"script: {describe(needs)['hours']:g} h on {needs.measured_on.instance}{inferred}"
     return (
         f"{needs.parameters:,} parameters, {needs.tokens:,} tokens in {needs.steps:,} steps, "
-        f"{needs.flops:.2g} FLOP, checkpoints of {needs.checkpoint_bytes / 1e6:,.1f} MB{inferred}"
+        f"{needs.flops:.2g} FLOP, checkpoints of {size(needs.checkpoint_bytes)}{inferred}"
     )
 
 
@@ -131,8 +124,12 @@ def _remarks(entry: Ranked) -> str:
 
 
 def _hours(hours: Range) -> str:
-    return f"{in_words(hours.likely)} ({in_words(hours.low)}–{in_words(hours.high)})"
+    return f"{rough_duration(hours.likely)} ({rough_duration(hours.low)}–{rough_duration(hours.high)})"
 
 
 def _usd(usd: Range) -> str:
     return "free" if usd.high == 0 else f"{money(usd.likely)} ({money(usd.low)}–{money(usd.high)})"
+
+
+def _gpus(offer: Offer) -> str:
+    return f"{offer.gpus} x {offer.gpu}" if offer.gpus > 1 else offer.gpu or "-"

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from crucible.errors import ObjectMissing
-from crucible.formatting import size
+from crucible.formatting import fenced, markdown_table, size
 from crucible.jobs.job import Job
-from crucible.reports.tables import fenced, markdown_table
 
 EVALUATION = "evaluation.json"
 """Below the job: what was measured of its model, and where the model is."""

@@ -6,10 +6,10 @@ import io
 
 from crucible.estimate.estimate import Range
 from crucible.estimate.needs import Needs
-from crucible.estimate.ranking import Ranked, in_words, money
+from crucible.estimate.ranking import Ranked
 from crucible.estimate.request import Answer
+from crucible.formatting import markdown_table, money, rough_duration
 from crucible.reports.picture import data_uri
-from crucible.reports.tables import markdown_table
 
 _BARS = 12
 _TABLE = 20
@@ -23,7 +23,7 @@ def recommendation_report(answer: Answer) -> str:
     lines = [
         f"# Run it on {best.estimate.offer.key}",
         "",
-        f"{_span(best.estimate.hours, in_words)}, {_span(best.estimate.usd, money)}. {_remarks(best)}.",
+        f"{_span(best.estimate.hours, rough_duration)}, {_span(best.estimate.usd, money)}. {_remarks(best)}.",
         "",
         _needs(answer),
         "",
@@ -51,7 +51,7 @@ def ranking_table(ranked: tuple[Ranked, ...]) -> str:
             str(place),
             entry.estimate.offer.key,
             entry.estimate.offer.gpu or "-",
-            _span(entry.estimate.hours, in_words),
+            _span(entry.estimate.hours, rough_duration),
             _span(entry.estimate.usd, money),
             entry.estimate.speed.source,
         ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from crucible.checkpoints.commits import Checkpoints
-from crucible.formatting import duration, usd
+from collections.abc import Sequence
+
+from crucible.checkpoints.commits import Checkpoint, Checkpoints, best_checkpoint
+from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money, settings_table, size
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.status import JobState
@@ -12,7 +14,6 @@ from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.interval import interval_in_words
 from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
-from crucible.reports.tables import attempts_table, checkpoints_table, settings_table
 
 _STATES = {
     None: "Not started",
@@ -73,10 +74,10 @@ def headline(summary: JobSummary) -> str:
     if summary.running and summary.seconds_left is not None:
         facts.append(f"about {duration(summary.seconds_left)} left")
     elif summary.attempts:
-        facts.append(f"{duration(summary.seconds)} in {_counted(len(summary.attempts), 'attempt')}")
+        facts.append(f"{duration(summary.seconds)} in {counted(len(summary.attempts), 'attempt')}")
     allowed = summary.limits.max_cost_usd
-    left = f", about {usd(summary.cost_left_usd)} left" if summary.cost_left_usd else ""
-    facts.append(usd(summary.cost_usd) + (f" of {usd(allowed)}" if allowed is not None else "") + left)
+    left = f", about {money(summary.cost_left_usd)} left" if summary.cost_left_usd else ""
+    facts.append(money(summary.cost_usd) + (f" of {money(allowed)}" if allowed is not None else "") + left)
     return " · ".join(facts)
 
 
@@ -97,5 +98,54 @@ def _story(attempt: AttemptSummary) -> str:
     return f"- **Attempt {attempt.number}**: {told or attempt.end}"
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def attempts_table(attempts: Sequence[AttemptSummary]) -> str:
+    """One line for each attempt, first to last."""
+    headings = ["attempt", "pool", "instance", "from step", "to step", "steps lost", "recovered in", "end", "cost"]
+    rows = [
+        [
+            str(a.number),
+            a.pool or UNKNOWN,
+            a.instance or UNKNOWN,
+            _number(a.from_step),
+            _number(a.to_step),
+            _number(a.steps_lost) if a.end_reason else UNKNOWN,
+            duration(a.recovery_seconds) if a.recovery_seconds is not None else UNKNOWN,
+            a.end,
+            money(a.cost_usd),
+        ]
+        for a in attempts
+    ]
+    return markdown_table(headings, rows, numbers=(0, 3, 4, 5, 6, 8))
+
+
+def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
+    """One line for each commit that counts, newest first."""
+    best = best_checkpoint(checkpoints)
+    rows = []
+    for index, checkpoint in enumerate(checkpoints):
+        marks = ["newest"] if index == 0 else []
+        marks += ["best"] if checkpoint is best else []
+        rows.append(
+            [
+                _number(checkpoint.step),
+                str(checkpoint.attempt),
+                loss_cell(checkpoint),
+                size(checkpoint.bytes),
+                f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
+                ", ".join(marks),
+            ]
+        )
+    headings = ["step", "attempt", "validation loss", "size", "committed", ""]
+    return markdown_table(headings, rows, numbers=(0, 1, 2, 3))
+
+
+def loss_cell(checkpoint: Checkpoint) -> str:
+    """The loss by which checkpoints are compared, and beside it that over the whole split, where it was measured."""
+    compared, whole = checkpoint.compared_loss, checkpoint.val_loss
+    if compared is None:
+        return UNKNOWN
+    return f"{compared:.4f}" if whole is None or whole == compared else f"{compared:.4f} (whole split {whole:.4f})"
+
+
+def _number(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 
 import yaml
 
-from crucible.formatting import duration, usd
+from crucible.formatting import UNKNOWN, duration, markdown_table, money
 from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
-from crucible.reports.tables import UNKNOWN, markdown_table
 from crucible.sweeps.leaderboard import in_words, is_over
 from crucible.sweeps.space import trial_config
 from crucible.sweeps.sweep import Sweep
@@ -68,7 +67,7 @@ def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
         f"{len(trials)} of {limits.max_trials} trials" + (f", {failed} failed" if failed else ""),
         f"{steps:,} steps" + (f" ({steps / whole:.0%} of training all to the end)" if whole else ""),
         f"{duration(sum(trial.seconds for trial in trials))} of machine time",
-        usd(sum(t.cost_usd for t in trials)) + (f" of {usd(limits.max_cost_usd)}" if limits.max_cost_usd else ""),
+        money(sum(t.cost_usd for t in trials)) + (f" of {money(limits.max_cost_usd)}" if limits.max_cost_usd else ""),
     ]
     return " · ".join(facts)
 
@@ -84,7 +83,7 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
             f"{trial.step:,}",
             UNKNOWN if trial.loss is None else f"{trial.loss:.4f}",
             in_words(trial, over) + (f": {trial.failure}" if trial.failure else ""),
-            usd(trial.cost_usd),
+            money(trial.cost_usd),
             f"`{trial.job_id}`",
         ]
         for place, trial in enumerate(ranked, start=1)
@@ -102,7 +101,7 @@ def best_config_yaml(sweep: Sweep, best: Trial) -> str:
 def _best(sweep: Sweep, best: Trial) -> str:
     parts = [
         f"Trial {best.number} (job `{best.job_id}`): validation loss {best.loss:.4f} at step {best.step:,}, "
-        f"{usd(best.cost_usd)}.",
+        f"{money(best.cost_usd)}.",
         f"```yaml\n{best_config_yaml(sweep, best)}```",
     ]
     evaluation = read_evaluation(sweep.job(best.number))

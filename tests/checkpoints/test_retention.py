@@ -12,7 +12,7 @@ import pytest
 
 from crucible.checkpoints.commits import Checkpoints, best_checkpoint
 from crucible.jobs.job import Job
-from crucible.reports.tables import loss_cell
+from crucible.reports.report import loss_cell
 from crucible.store import Store
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore

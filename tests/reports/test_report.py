@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
+from crucible.formatting import markdown_table
 from crucible.jobs.records import EndReason, Limits, Outcome
 from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
 from crucible.reports.summary import summarise
-from crucible.reports.tables import markdown_table
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice
 

@@ -14,7 +14,7 @@ from crucible.estimate.needs import Needs, needs_of
 from crucible.estimate.speed import Speed, gpus_used, modelled_seconds_per_step, speed_on, speed_record
 from crucible.intervals import checkpoint_interval_seconds
 from crucible.store import store_at
-from tests.routing.offers import BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
+from tests.catalog.offers import BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
 
 
 def small(**changes: object) -> Needs:

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from crucible.config import TrainConfig
 from crucible.estimate.needs import Needs, needs_of
-from crucible.estimate.ranking import PoolState, Preferences, Recommendation, in_words, recommend, why_nothing_fits
+from crucible.estimate.ranking import PoolState, Preferences, Recommendation, recommend, why_nothing_fits
 from crucible.estimate.speed import Speed
-from tests.routing.offers import ALL, BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
+from tests.catalog.offers import ALL, BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
 
 # An hour on the spot machine, ten minutes on the big one, ten hours here; the loss at the end adds a third.
 SECONDS = {SPOT.key: 3600, ON_DEMAND.key: 3600, MODAL.key: 3600, BIG.key: 600, LOCAL.key: 36_000}
@@ -136,11 +136,3 @@ def test_an_offer_without_a_known_speed_is_left_out() -> None:
     unknown = offer_like(SPOT, peak_tflops_bf16=None)
     found = recommend(one_step(), [unknown], Preferences())
     assert "nothing is known about its speed" in reasons(found)[unknown.key]
-
-
-@pytest.mark.parametrize(
-    ("hours", "words"),
-    [(0.005, "18 s"), (0.2, "12 min"), (3.44, "3.4 h"), (220.0, "9.2 days"), (24000.0, "1,000.0 days")],
-)
-def test_durations_in_words(hours: float, words: str) -> None:
-    assert in_words(hours) == words

@@ -7,7 +7,7 @@ import pytest
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.estimate.needs import flops_per_token, needs_of, parameter_count, why_it_does_not_fit
-from tests.routing.offers import BIG, LOCAL, SPOT, offer_like
+from tests.catalog.offers import BIG, LOCAL, SPOT, offer_like
 
 CONFIGS = [
     TrainConfig(),

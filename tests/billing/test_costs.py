@@ -20,7 +20,7 @@ from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
 from crucible.store import Store, store_at
-from tests.routing.offers import MODAL, ON_DEMAND, SPOT, offer_like
+from tests.catalog.offers import MODAL, ON_DEMAND, SPOT, offer_like
 
 OFFERS = {offer.key: offer for offer in (SPOT, ON_DEMAND, MODAL)}
 NOON = datetime(2026, 5, 7, 12, tzinfo=UTC)

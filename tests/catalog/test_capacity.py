@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from crucible.catalog.spot_capacity import spot_capacity
-from tests.routing.offers import LOCAL, MODAL, ON_DEMAND, SPOT
+from tests.catalog.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 
 L4 = [replace(SPOT, instance=f"g6.{size}xlarge") for size in ("", 2, 4)]
 T4 = [replace(SPOT, instance=f"g4dn.{size}xlarge", gpu="T4") for size in ("", 2, 4)]

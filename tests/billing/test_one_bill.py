@@ -99,7 +99,7 @@ def test_every_rendering_of_the_bill_has_the_same_sum(store: Store, job: Job) ->
     state: Any = cost_report(store=store.uri, period="day", return_state=True)
     assert state.is_completed()
     assert of_job(json.loads(artifact("cost-attempts-day"))) == MICRO
-    assert f"**${total / 1e6:,.6f}** for 5 attempts of 1 jobs" in artifact("cost-report-day")
+    assert f"**${total / 1e6:,.6f}** for 5 attempts of 1 job," in artifact("cost-report-day")
     (written,) = store.list("reports/costs")
     assert of_job(list(csv.DictReader(io.StringIO(store.read(written.key).decode())))) == MICRO
 

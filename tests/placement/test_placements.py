@@ -11,7 +11,7 @@ from crucible.errors import ConfigError
 from crucible.estimate.needs import needs_of
 from crucible.estimate.ranking import Preferences, Recommendation, recommend
 from crucible.placement.candidates import placements, planned
-from tests.routing.offers import LOCAL, MODAL, ON_DEMAND, SPOT
+from tests.catalog.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 
 
 def ranking(preferences: Preferences | None = None) -> Recommendation:

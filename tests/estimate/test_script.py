@@ -9,7 +9,7 @@ import pytest
 from crucible.errors import ConfigError
 from crucible.estimate.ranking import Preferences, recommend
 from crucible.estimate.script import read_script, script_needs
-from tests.routing.offers import ALL, BIG, LOCAL, SPOT
+from tests.catalog.offers import ALL, BIG, LOCAL, SPOT
 
 DDP = """
 import torch

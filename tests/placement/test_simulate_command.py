@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from crucible.cli.main import build_app
 from crucible.errors import ConfigError, CrucibleError, DataError
 from crucible.placement.simulate import load_traces, simulate, summarise
-from tests.routing.traces import PUBLIC_TRACES, heavy_tailed, write_trace
+from tests.placement.traces import PUBLIC_TRACES, heavy_tailed, write_trace
 
 POLICIES = ["on-demand", "greedy", "uniform-progress", "crucible", "omniscient"]
 # The zones whose spot runs and outages the two laws of the policy were fitted to; all others are held out.

@@ -25,7 +25,7 @@ from crucible.placement.policies import (
     uniform_progress,
 )
 from crucible.placement.simulate import POLICIES, Outcome, run_policy
-from tests.routing.traces import heavy_tailed
+from tests.placement.traces import heavy_tailed
 
 HOUR = 3600.0
 TICK = 300.0
