@@ -18,7 +18,8 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from crucible.agent.workload import Workload
-from crucible.checkpoints.commits import MODELS, Checkpoint, Checkpoints, best_checkpoint, step_name
+from crucible.checkpoints.commits import MODELS, Checkpoint, Checkpoints, best_checkpoint
+from crucible.contract import step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import CheckpointError, ConfigError, CrucibleError

@@ -11,7 +11,6 @@ Docker's own defaults are at most); the agent plans its last save by it.
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -21,9 +20,8 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from crucible.agent.notices import STOP_FILE_VARIABLE
+from crucible.contract import StopReason, Variable
 
-GRACE_VARIABLE = "CRUCIBLE_STOP_GRACE_SECONDS"
 DEFAULT_GRACE_SECONDS = 30.0
 
 
@@ -33,29 +31,23 @@ def main(arguments: list[str]) -> int:
     if not command:
         print("usage: python -m crucible.agent.entrypoint -- COMMAND [ARGUMENT …]", file=sys.stderr)
         return 2
-    given = os.environ.get(GRACE_VARIABLE) or str(DEFAULT_GRACE_SECONDS)
+    given = os.environ.get(Variable.STOP_GRACE_SECONDS) or str(DEFAULT_GRACE_SECONDS)
     try:
         grace_seconds = float(given)
     except ValueError:
-        print(f"{GRACE_VARIABLE} is {given!r}; it must be a number of seconds", file=sys.stderr)
+        print(f"{Variable.STOP_GRACE_SECONDS} is {given!r}; it must be a number of seconds", file=sys.stderr)
         return 2
-    stop_file = Path(os.environ.get(STOP_FILE_VARIABLE) or Path(tempfile.mkdtemp(prefix="crucible-"), "stop.json"))
+    stop_file = Path(os.environ.get(Variable.STOP_FILE) or Path(tempfile.mkdtemp(prefix="crucible-"), "stop.json"))
     stop_file.unlink(missing_ok=True)
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
-        request = {
-            "source": "container",
-            "reason": f"the container was asked to stop ({signal.Signals(number).name})",
-            "deadline": time.time() + grace_seconds,
-        }
-        partial = stop_file.with_suffix(".partial")
-        partial.write_text(json.dumps(request))
-        partial.replace(stop_file)
+        reason = f"the container was asked to stop ({signal.Signals(number).name})"
+        StopReason("container", reason, time.time() + grace_seconds).write(stop_file)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)
     # A session of its own: a terminal's or a pool's signal to the whole group must reach this process alone.
-    environment = {**os.environ, STOP_FILE_VARIABLE: str(stop_file)}
+    environment = {**os.environ, Variable.STOP_FILE: str(stop_file)}
     try:
         child = subprocess.Popen(command, env=environment, start_new_session=True)
     except OSError as error:

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from crucible.contract import metrics_line
 from crucible.jobs.job import Attempt
 
 NANOGPT_PATTERN = (
@@ -99,9 +100,9 @@ class PrintedMetrics:
         step = groups.pop("step", None) or groups.pop("eval_step", None)
         if step is None:
             return
-        values: dict[str, float] = {"step": int(step), "time": time.time()}
+        values: dict[str, float] = {}
         for name, value in groups.items():
             with suppress(ValueError):  # what looked like a number to the pattern
                 values[name] = float(value)
         with self._path.open("a") as file:
-            file.write(json.dumps(values) + "\n")
+            file.write(metrics_line(int(step), time.time(), values))

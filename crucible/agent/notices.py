@@ -6,7 +6,6 @@ only warns is recorded and shown.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping
@@ -15,12 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from crucible.contract import StopReason, Variable
 from crucible.jobs.records import EndReason, Limits, now
 
-STOP_FILE_VARIABLE = "CRUCIBLE_STOP_FILE"
-"""Names the file through which `crucible.agent.entrypoint` passes a stop request on."""
-LIFETIME_VARIABLE = "CRUCIBLE_MACHINE_ENDS_AT"
-"""Unix seconds at which the pool will take the machine away whatever happens (Modal: 24 hours after its start)."""
 LIFETIME_MARGIN_SECONDS = 120.0
 
 
@@ -53,15 +49,10 @@ class StopFile:
 
     def poll(self) -> Notice | None:
         try:
-            request = json.loads(self.path.read_text())
-            deadline = request["deadline"]
-            return Notice(
-                source=str(request["source"]),
-                reason=str(request["reason"]),
-                deadline=None if deadline is None else float(deadline),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            request = StopReason.read(self.path)
+        except (OSError, ValueError):
             return None
+        return Notice(source=request.source, reason=request.reason, deadline=request.deadline)
 
 
 class MachineLifetime:
@@ -91,8 +82,8 @@ def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list
     from crucible.agent.notices_ec2 import Ec2MetadataNotices
 
     sources: list[NoticeSource] = [Ec2MetadataNotices()]
-    if path := environment.get(STOP_FILE_VARIABLE):
+    if path := environment.get(Variable.STOP_FILE):
         sources.append(StopFile(Path(path)))
-    if ends_at := environment.get(LIFETIME_VARIABLE):
+    if ends_at := environment.get(Variable.MACHINE_ENDS_AT):
         sources.append(MachineLifetime(float(ends_at)))
     return sources

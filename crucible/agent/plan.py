@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from crucible.agent.notices import Notice, NoticeSource
 from crucible.agent.saving import SavePolicy
+from crucible.contract import METRICS_FILE, StopReason, Variable
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Claim, Launch
 
@@ -42,8 +42,7 @@ class Scratch:
     def leave_word(self, notice: Notice) -> None:
         """Tell the workload why it is asked to stop; it stops without that as well. Raises OSError."""
         self.stop_reason_file.parent.mkdir(parents=True, exist_ok=True)
-        word = {"source": notice.source, "reason": notice.reason, "deadline": notice.deadline}
-        self.stop_reason_file.write_text(json.dumps(word))
+        StopReason(notice.source, notice.reason, notice.deadline).write(self.stop_reason_file)
 
     @property
     def checkpoints(self) -> Path:
@@ -51,7 +50,7 @@ class Scratch:
 
     @property
     def metrics_file(self) -> Path:
-        return self.root / "metrics.jsonl"
+        return self.root / METRICS_FILE
 
     @property
     def control_file(self) -> Path:
@@ -85,19 +84,19 @@ class AttemptPlan:
 
     def workload_environment(self, job_id: str, scratch: Scratch, resume_from: Path | None) -> dict[str, str]:
         """Everything the contract between agent and workload says about files and names."""
-        contract = {
-            "CRUCIBLE_JOB_ID": job_id,
-            "CRUCIBLE_ATTEMPT": str(self.launch.number),
-            "CRUCIBLE_CHECKPOINT_DIR": str(scratch.checkpoints),
-            "CRUCIBLE_METRICS_FILE": str(scratch.metrics_file),
-            "CRUCIBLE_CONTROL_FILE": str(scratch.control_file),
-            "CRUCIBLE_STOP_REASON_FILE": str(scratch.stop_reason_file),
+        contract: dict[str, str] = {
+            Variable.JOB_ID: job_id,
+            Variable.ATTEMPT: str(self.launch.number),
+            Variable.CHECKPOINT_DIR: str(scratch.checkpoints),
+            Variable.METRICS_FILE: str(scratch.metrics_file),
+            Variable.CONTROL_FILE: str(scratch.control_file),
+            Variable.STOP_REASON_FILE: str(scratch.stop_reason_file),
         }
         if resume_from:
-            contract["CRUCIBLE_RESUME_FROM"] = str(resume_from)
+            contract[Variable.RESUME_FROM] = str(resume_from)
         if self.launch.stop_at_step is not None:
-            contract["CRUCIBLE_STOP_AT_STEP"] = str(self.launch.stop_at_step)
-        own = {key: value for key, value in self.environment.items() if key != "CRUCIBLE_RESUME_FROM"}
+            contract[Variable.STOP_AT_STEP] = str(self.launch.stop_at_step)
+        own = {key: value for key, value in self.environment.items() if key != Variable.RESUME_FROM}
         return own | contract
 
 

@@ -7,7 +7,6 @@ taken: the ones between would only cost bandwidth. While the store fails, the th
 from __future__ import annotations
 
 import contextvars
-import json
 import math
 import shutil
 import statistics
@@ -18,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from crucible.checkpoints.commits import Checkpoint, Checkpoints, finished_folders, step_of
+from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.contract import Control, finished_folders, step_of
 from crucible.errors import CheckpointError, FencedOut, StoreError
 from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
 from crucible.jobs.job import Attempt
@@ -208,10 +208,8 @@ class Saving:
         ):
             return
         self.figures.interval_seconds = seconds
-        partial = self._control_file.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps({"checkpoint_seconds": round(seconds, 3)}))
-            partial.replace(self._control_file)
+            Control(round(seconds, 3)).write(self._control_file)
         except OSError as error:
             self._on_trouble("scratch", f"the workload cannot be told how often to save: {error}")
 

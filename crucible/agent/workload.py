@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from crucible.contract import EXIT_DONE, EXIT_SAVED
 from crucible.jobs.records import EndReason
 
 logger = logging.getLogger(__name__)
-
-EXIT_SAVED = 75
-"""`EX_TEMPFAIL`: stopped and saved, start me again."""
 
 _KILLED_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 
@@ -87,7 +85,7 @@ class Workload:
         self._reader.join(timeout=5)  # a grandchild in a group of its own may still hold it
         if code > 128 and code - 128 in set(signal.Signals):
             code = 128 - code  # a shell's way to report a signal
-        if code == 0:
+        if code == EXIT_DONE:
             return WorkloadEnd(EndReason.COMPLETED, "the workload is done", code)
         if code == EXIT_SAVED:
             return WorkloadEnd(EndReason.INTERRUPTED, "the workload stopped and saved", code)

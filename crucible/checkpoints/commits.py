@@ -11,7 +11,6 @@ attempt was superseded is decided by the fence of `crucible.jobs.job`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
@@ -26,6 +25,7 @@ from typing import Any, TypeVar
 
 from pydantic import Field, field_validator
 
+from crucible.contract import STATE_FILE, file_sha256, step_name, step_of
 from crucible.errors import CheckpointError, ObjectMissing, StoreError
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Record, now
@@ -37,11 +37,6 @@ FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 MODELS = "models"
 """Evaluated models and their cards lie in folders of this, named by their step."""
-
-
-def step_name(step: int) -> str:
-    """The folder of a checkpoint on a machine, and of the model made from it in the store."""
-    return f"step-{step:08d}"
 
 
 Pause = Callable[[float], bool]
@@ -116,13 +111,13 @@ def _step_and_attempt(name: str) -> tuple[int, int] | tuple[None, None]:
 def _state(folder: Path) -> dict[str, Any]:
     """What the workload says of its state, in `state.json`; nothing if there is no such file."""
     try:
-        state = json.loads((folder / "state.json").read_text())
+        state = json.loads((folder / STATE_FILE).read_text())
     except FileNotFoundError:
         return {}
     except ValueError as error:
-        raise CheckpointError(f"{folder / 'state.json'} is not valid JSON: {error}") from error
+        raise CheckpointError(f"{folder / STATE_FILE} is not valid JSON: {error}") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{folder / 'state.json'} must hold a JSON object, not a {type(state).__name__}")
+        raise CheckpointError(f"{folder / STATE_FILE} must hold a JSON object, not a {type(state).__name__}")
     return state
 
 
@@ -133,21 +128,6 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} vanished while it was carried to the store") from error
     return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def step_of(folder: Path) -> int | None:
-    """The step in a local checkpoint folder's name `step-00001200`; None for any other name."""
-    prefix, _, digits = folder.name.partition("-")
-    return int(digits) if prefix == "step" and digits.isdecimal() else None
-
-
-def finished_folders(parent: Path) -> list[Path]:
-    """The whole checkpoint folders below `parent`, lowest step first; `.partial` ones are not whole."""
-    with suppress(FileNotFoundError):
-        return sorted(
-            (p for p in parent.iterdir() if p.is_dir() and step_of(p) is not None), key=lambda p: step_of(p) or 0
-        )
-    return []
 
 
 class Checkpoints:
@@ -391,9 +371,3 @@ def wait_at_most(seconds: float) -> Pause:
         return False
 
     return pause
-
-
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

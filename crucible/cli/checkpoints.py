@@ -85,7 +85,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
-    from crucible.checkpoints.commits import step_name
+    from crucible.contract import step_name
     from crucible.errors import CheckpointError, ConfigError
 
     found = _open(store, job)

@@ -24,12 +24,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from crucible.config import TrainConfig, preset_names
+from crucible.contract import EXIT_DONE, EXIT_SAVED, METRICS_FILE, Variable
 from crucible.errors import ConfigError, CrucibleError, DataError
 from crucible.training.cpu import gemm
 from crucible.training.folders import STATE, newest_sound
 from crucible.training.launch import launch
 from crucible.training.lock import lock_folder
-from crucible.training.stop import EXIT_SAVED, StopRequest, leave
+from crucible.training.stop import StopRequest, leave
 
 if TYPE_CHECKING:
     from crucible.training.trainer import Result
@@ -51,14 +52,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     config = _config(options)
-    contract = os.environ.get("CRUCIBLE_CHECKPOINT_DIR")
+    contract = os.environ.get(Variable.CHECKPOINT_DIR)
     if contract is None and options.out is None:
         raise ConfigError("--out is missing; say in which folder checkpoints and metrics go")
     checkpoints = Path(contract) if contract is not None else options.out / "checkpoints"
     data = _data(options)
     with _locked(checkpoints) as lock:
         if contract is not None:
-            given = os.environ.get("CRUCIBLE_RESUME_FROM")
+            given = os.environ.get(Variable.RESUME_FROM)
             resume_from = Path(given) if given else None
         else:
             resume_from = newest_sound(checkpoints, _say)
@@ -77,7 +78,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), choice, say)
         if resume_from is not None:
             trainer.resume(resume_from)
-        metrics = os.environ.get("CRUCIBLE_METRICS_FILE") or (options.out and options.out / "metrics.jsonl")
+        metrics = os.environ.get(Variable.METRICS_FILE) or (options.out and options.out / METRICS_FILE)
         result = trainer.run(
             checkpoints,
             metrics=Metrics(Path(metrics) if metrics and processes.first else None, say),
@@ -94,7 +95,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         say(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
         if options.json:
             print(_json_line(result), flush=True)
-    return 0
+    return EXIT_DONE
 
 
 def _locked(checkpoints: Path) -> AbstractContextManager[int | None]:
@@ -125,7 +126,7 @@ def _data(options: argparse.Namespace) -> Path:
     from crucible.datasets.config import DatasetConfig
     from crucible.store import store_at
 
-    root = (options.out or Path(os.environ["CRUCIBLE_CHECKPOINT_DIR"]).parent / "data").absolute()
+    root = (options.out or Path(os.environ[Variable.CHECKPOINT_DIR]).parent / "data").absolute()
     config = DatasetConfig.parse({"source": str(options.text.absolute()), "tokenizer": "char"})
     info = build_dataset(config, store_at(root.as_uri()))
     return cast(Path, root / "datasets" / info.digest)
@@ -143,11 +144,11 @@ def _previous_gemm(resume_from: Path | None) -> gemm.Backend | None:
 
 
 def _stop_at_step() -> int | None:
-    wanted = os.environ.get("CRUCIBLE_STOP_AT_STEP")
+    wanted = os.environ.get(Variable.STOP_AT_STEP)
     if not wanted:
         return None
     if not wanted.isdigit() or int(wanted) < 1:
-        raise ConfigError(f"CRUCIBLE_STOP_AT_STEP = {wanted!r} must be a step, 1 or more")
+        raise ConfigError(f"{Variable.STOP_AT_STEP} = {wanted!r} must be a step, 1 or more")
     return int(wanted)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from crucible.contract import PARTIAL_SUFFIX, STATE_FILE, file_sha256, finished_folders, step_name, step_of
 from crucible.errors import CheckpointError
 
 __all__ = [
@@ -35,16 +35,14 @@ __all__ = [
     "STATE",
     "FilePlan",
     "fault",
-    "finished",
     "newest_sound",
     "prune",
     "safetensors_header",
-    "step_of",
     "sweep",
     "write_folder",
 ]
 
-MODEL, OPTIMIZER, RNG, STATE = "model.safetensors", "optimizer.safetensors", "rng.json", "state.json"
+MODEL, OPTIMIZER, RNG, STATE = "model.safetensors", "optimizer.safetensors", "rng.json", STATE_FILE
 CHECKSUMS = "checksums.json"
 
 _CHUNK = 8 << 20
@@ -65,8 +63,8 @@ def write_folder(parent: Path, step: int, files: Sequence[FilePlan]) -> int:
 
     Raises CheckpointError, and leaves nothing behind, if the disk refuses or a weight is not a finite number.
     """
-    target = parent / f"step-{step:08d}"
-    partial = parent / f"{target.name}.partial"
+    target = parent / step_name(step)
+    partial = parent / f"{target.name}{PARTIAL_SUFFIX}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -99,9 +97,8 @@ def fault(folder: Path) -> str | None:
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
         for name, entry in expected.items():
-            with (folder / name).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    return f"{name} is not what was written (its sha256 differs)"
+            if file_sha256(folder / name) != entry["sha256"]:
+                return f"{name} is not what was written (its sha256 differs)"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -111,7 +108,7 @@ def fault(folder: Path) -> str | None:
 
 def newest_sound(parent: Path, say: Callable[[str], None]) -> Path | None:
     """The newest finished folder that verifies; damaged ones are reported and passed over."""
-    for folder in reversed(finished(parent)):
+    for folder in reversed(finished_folders(parent)):
         problem = fault(folder)
         if problem is None:
             return folder
@@ -119,28 +116,16 @@ def newest_sound(parent: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def finished(parent: Path) -> list[Path]:
-    """The folders that were renamed into place, lowest step first."""
-    found = [entry for entry in parent.glob("step-*") if step_of(entry) is not None and entry.is_dir()]
-    return sorted(found, key=lambda folder: step_of(folder) or 0)
-
-
-def step_of(folder: Path) -> int | None:
-    """The step in a finished folder's name; None for every other name."""
-    match = re.fullmatch(r"step-(\d{8,})", folder.name)
-    return int(match[1]) if match else None
-
-
 def prune(parent: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the `keep` newest finished folders and the one of `best_step`."""
-    for folder in finished(parent)[:-keep]:
+    for folder in finished_folders(parent)[:-keep]:
         if step_of(folder) != best_step:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep(parent: Path) -> list[str]:
     """Remove what interrupted saves left; returns the names. Only for who holds the folder's lock."""
-    leftovers = sorted(parent.glob("step-*.partial"))
+    leftovers = sorted(parent.glob(f"step-*{PARTIAL_SUFFIX}"))
     for folder in leftovers:
         shutil.rmtree(folder, ignore_errors=True)
     return [folder.name for folder in leftovers]

@@ -14,6 +14,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from crucible.contract import EXIT_DONE, EXIT_SAVED
+
 __all__ = ["launch"]
 
 _LOOK_SECONDS = 0.05
@@ -44,7 +46,7 @@ def launch(command: Sequence[str], count: int) -> int:
         signal.signal(number, pass_on)
     while True:
         codes = [process.poll() for process in running]
-        failed = next((code for code in codes if code not in (None, 0, 75)), None)
+        failed = next((code for code in codes if code not in (None, EXIT_DONE, EXIT_SAVED)), None)
         if failed is not None:
             for process in running:
                 process.kill()

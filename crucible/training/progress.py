@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from crucible.contract import metrics_line
 
 __all__ = ["Metrics", "Progress"]
 
@@ -29,7 +30,7 @@ class Metrics:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"time": time.time(), "step": step, **figures}) + "\n")
+            self._file.write(metrics_line(step, time.time(), figures))
             self._file.flush()
         except OSError as error:
             self._say(f"no more metrics are written to {self._file.name}: {error.strerror or error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -10,10 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["EXIT_SAVED", "StopRequest", "leave"]
+from crucible.contract import StopReason, Variable
 
-EXIT_SAVED = 75
-"""Stopped and saved, start me again (EX_TEMPFAIL of sysexits.h)."""
+__all__ = ["StopRequest", "leave"]
 
 
 class StopRequest:
@@ -22,22 +20,22 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._heed)
+            signal.signal(number, self._handle)
 
     def __bool__(self) -> bool:
         return self._signal is not None
 
     def reason(self) -> str:
         """Why we are asked to stop: the agent's words if it left any, else the signal's name."""
-        path = os.environ.get("CRUCIBLE_STOP_REASON_FILE")
+        path = os.environ.get(Variable.STOP_REASON_FILE)
         if path:
             try:
-                return str(json.loads(Path(path).read_text(encoding="utf-8"))["reason"])
-            except (OSError, ValueError, KeyError, TypeError):
+                return StopReason.read(Path(path)).reason
+            except (OSError, ValueError):
                 pass
         return signal.Signals(self._signal).name if self._signal is not None else "asked to stop"
 
-    def _heed(self, number: int, _frame: FrameType | None) -> None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from crucible.agent.entrypoint import GRACE_VARIABLE
-from crucible.agent.notices import STOP_FILE_VARIABLE, MachineLifetime, StopFile
+from crucible.agent.notices import MachineLifetime, StopFile
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import Checkpoints
+from crucible.contract import Variable
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason
 from tests.agent.harness import scripted
@@ -152,7 +152,7 @@ def first(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         process = subprocess.Popen(
             [sys.executable, "-m", "crucible.agent.entrypoint", *command],
             cwd=PROJECT,
-            env={**os.environ, STOP_FILE_VARIABLE: str(tmp_path / "stop.json"), **environment},
+            env={**os.environ, Variable.STOP_FILE: str(tmp_path / "stop.json"), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             preexec_fn=become_reaper if sys.platform == "linux" else None,
@@ -179,7 +179,7 @@ def test_sigterm_becomes_a_stop_file_and_the_command_goes_on(
         "raise SystemExit(41)"
     )
     (tmp_path / "stop.json").write_text("left over from an earlier container")
-    process = first("--", sys.executable, "-c", script, **{GRACE_VARIABLE: "17"})
+    process = first("--", sys.executable, "-c", script, **{Variable.STOP_GRACE_SECONDS: "17"})
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     before = time.time()
@@ -221,7 +221,7 @@ def test_orphans_are_reaped_while_the_command_runs(
         ([], {}, 2, "usage:"),
         (["--"], {}, 2, "usage:"),
         (["--", "no-such-command"], {}, 127, "cannot start 'no-such-command'"),
-        (["--", "true"], {GRACE_VARIABLE: "soon"}, 2, "CRUCIBLE_STOP_GRACE_SECONDS is 'soon'"),
+        (["--", "true"], {Variable.STOP_GRACE_SECONDS: "soon"}, 2, "CRUCIBLE_STOP_GRACE_SECONDS is 'soon'"),
     ],
 )
 def test_misuse_is_told_in_one_line(

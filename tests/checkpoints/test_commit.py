@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints.commits import Checkpoints, finished_folders, step_of, wait_at_most
+from crucible.checkpoints.commits import Checkpoints, wait_at_most
+from crucible.contract import finished_folders, step_of
 from crucible.errors import CheckpointError, StoreError
 from crucible.jobs.job import Job
 from crucible.store import Store

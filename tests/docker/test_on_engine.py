@@ -19,8 +19,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 
-from crucible.checkpoints.commits import Checkpoints, file_sha256
+from crucible.checkpoints.commits import Checkpoints
 from crucible.config import TrainConfig
+from crucible.contract import file_sha256
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset

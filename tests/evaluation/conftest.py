@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from crucible.config import TrainConfig
+from crucible.contract import finished_folders
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.store import store_at
 from crucible.training.data import Dataset
-from crucible.training.folders import finished
 from crucible.training.progress import Metrics
 from crucible.training.trainer import Trainer
 
@@ -61,6 +61,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Trained]:
         checkpoints = folder / f"{tokenizer}-{bias}"
         Trainer(config, Dataset(data)).run(checkpoints, metrics=Metrics(None), stop=lambda: True)
         Trainer(config, Dataset(data)).run(checkpoints, metrics=Metrics(None))
-        return Trained(data, config, finished(checkpoints))
+        return Trained(data, config, finished_folders(checkpoints))
 
     return train

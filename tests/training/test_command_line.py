@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from crucible.contract import finished_folders
 from crucible.training.__main__ import main
 from crucible.training.data import Dataset
 from crucible.training.evaluate import estimate_loss
-from crucible.training.folders import finished
 from crucible.training.lock import lock_folder
 from crucible.training.model import load_model
 from tests.training.conftest import TINY, train_in, write_dataset
@@ -33,9 +33,9 @@ def test_damaged_checkpoints_are_reported_and_passed_over(
     _, whole = train_in(tmp_path / "whole", Dataset(data_folder))
     out = tmp_path / "out"
     for until in (5, 10, 15):
-        before = finished(out / "checkpoints")
+        before = finished_folders(out / "checkpoints")
         train_in(out / "checkpoints", Dataset(data_folder), resume=before[-1] if before else None, until=until)
-    sound, truncated, flipped = finished(out / "checkpoints")
+    sound, truncated, flipped = finished_folders(out / "checkpoints")
     os.truncate(truncated / "optimizer.safetensors", 1000)
     content = bytearray((flipped / "model.safetensors").read_bytes())
     content[-3] ^= 16

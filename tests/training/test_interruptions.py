@@ -16,8 +16,9 @@ from typing import IO
 
 import pytest
 
+from crucible.contract import finished_folders
 from crucible.training.data import Dataset
-from crucible.training.folders import fault, finished
+from crucible.training.folders import fault
 from tests.training.conftest import TINY, train_in
 
 # Every step reports, so that the test knows where it is.
@@ -100,8 +101,8 @@ def test_signals_at_five_seeded_steps(tmp_path: Path, data_folder: Path, undistu
         if number != signal.SIGKILL:
             assert "saved, start again to go on" in words
         # Saves were under way all the time: what has its final name must be whole.
-        assert [fault(folder) for folder in finished(program.checkpoints)] == [None] * len(
-            finished(program.checkpoints)
+        assert [fault(folder) for folder in finished_folders(program.checkpoints)] == [None] * len(
+            finished_folders(program.checkpoints)
         )
     process, output, words = program.run()
     assert process.returncode == 0, words
@@ -109,5 +110,5 @@ def test_signals_at_five_seeded_steps(tmp_path: Path, data_folder: Path, undistu
     assert set(result) == {"step", "train_loss", "val_loss", "tokens_per_second", "weights_sha256"}
     assert result["weights_sha256"] == undisturbed
     assert resumed == 4
-    assert len(finished(program.checkpoints)) == CONFIG.keep_checkpoints
+    assert len(finished_folders(program.checkpoints)) == CONFIG.keep_checkpoints
     assert not list(program.checkpoints.glob("*.partial"))

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from crucible.contract import finished_folders
 from crucible.training.data import Dataset
-from crucible.training.folders import finished
 from crucible.training.processes import Processes
 from tests.training.conftest import TINY, train_in
 
@@ -69,7 +69,7 @@ def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_fo
     checkpoints = tmp_path / "parts" / "checkpoints"
     assert f"resumed at step 5 from {checkpoints / 'step-00000005'}" in resumed.stderr
     assert "another environment" not in resumed.stderr
-    generators = json.loads((finished(checkpoints)[-1] / "rng.json").read_text())["ranks"]
+    generators = json.loads((finished_folders(checkpoints)[-1] / "rng.json").read_text())["ranks"]
     assert generators[0]["torch"] != generators[1]["torch"]
     assert parts["weights_sha256"] == results["whole"]["weights_sha256"]
     assert not [name for name in results["threads"] if "gloo" in name], "the group outlived its end"

@@ -15,10 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from crucible.contract import finished_folders
 from crucible.errors import CheckpointError, ConfigError, TrainingError
 from crucible.training.clock import CheckpointClock
 from crucible.training.data import Dataset
-from crucible.training.folders import fault, finished, prune, safetensors_header
+from crucible.training.folders import fault, prune, safetensors_header
 from crucible.training.progress import Metrics
 from crucible.training.saver import Saver
 from crucible.training.trainer import Trainer
@@ -76,7 +77,7 @@ def test_diverged_training_stops_and_keeps_its_last_good_checkpoint(
 
     with pytest.raises(TrainingError, match="no longer a number at step 9"):
         trainer.run(tmp_path, metrics=Metrics(None), stop=poison)
-    assert [folder.name for folder in finished(tmp_path)] == ["step-00000005"]
+    assert [folder.name for folder in finished_folders(tmp_path)] == ["step-00000005"]
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux to limit the writer's files")
@@ -101,10 +102,10 @@ def test_full_disk_is_survived_once_there_is_a_checkpoint(tmp_path: Path, datase
     assert result.complete
     failures = [line for line in said if "File too large; training goes on and tries again" in line]
     assert failures
-    steps = [int(folder.name[5:]) for folder in finished(tmp_path)]
+    steps = [int(folder.name[5:]) for folder in finished_folders(tmp_path)]
     assert not set(range(11, 20)) & set(steps)
     assert {25, 30} <= set(steps)
-    assert all(fault(folder) is None for folder in finished(tmp_path))
+    assert all(fault(folder) is None for folder in finished_folders(tmp_path))
 
 
 def test_full_disk_at_the_end_is_a_failure(tmp_path: Path, dataset: Dataset) -> None:
@@ -121,7 +122,7 @@ def test_full_disk_at_the_end_is_a_failure(tmp_path: Path, dataset: Dataset) -> 
             trainer.run(tmp_path, metrics=Metrics(None), stop=fill_the_disk)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "step-00000030" not in [folder.name for folder in finished(tmp_path)]
+    assert "step-00000030" not in [folder.name for folder in finished_folders(tmp_path)]
 
 
 def test_kill_in_the_middle_of_a_save_leaves_nothing_trusted(tmp_path: Path) -> None:
@@ -136,7 +137,7 @@ def test_kill_in_the_middle_of_a_save_leaves_nothing_trusted(tmp_path: Path) -> 
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert finished(tmp_path) == []
+    assert finished_folders(tmp_path) == []
     assert partial.parent.exists()
 
 
@@ -149,7 +150,7 @@ def test_training_waits_for_saves_where_memory_is_short(
     trainer = Trainer(config, dataset, say=said.append)
     trainer.run(tmp_path, metrics=Metrics(None))
     assert any("training waits while checkpoints are written" in line for line in said)
-    assert [folder.name for folder in finished(tmp_path)] == [f"step-{step:08d}" for step in range(1, 31)]
+    assert [folder.name for folder in finished_folders(tmp_path)] == [f"step-{step:08d}" for step in range(1, 31)]
 
 
 def test_newest_and_best_are_kept(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
         (tmp_path / f"step-{step:08d}").mkdir()
     (tmp_path / "step-00000050.partial").mkdir()
     prune(tmp_path, keep=2, best_step=10)
-    assert [folder.name for folder in finished(tmp_path)] == ["step-00000010", "step-00000030", "step-00000040"]
+    assert [folder.name for folder in finished_folders(tmp_path)] == ["step-00000010", "step-00000030", "step-00000040"]
 
 
 def test_interval_comes_from_the_agent_then_the_config_then_the_cost(tmp_path: Path) -> None:

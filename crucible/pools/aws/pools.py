@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.pools.common import registration
 
@@ -125,7 +126,7 @@ def _task_definition(outputs: Mapping[str, str], region: str, options: PoolOptio
                 "entryPoint": INIT,
                 "stopTimeout": "{{ stop_timeout }}",
                 # A number is wanted above and text here; a variable within text becomes text, and 0110 is 110.
-                "environment": [{"name": "CRUCIBLE_STOP_GRACE_SECONDS", "value": "0{{ stop_timeout }}"}],
+                "environment": [{"name": Variable.STOP_GRACE_SECONDS.value, "value": "0{{ stop_timeout }}"}],
                 "resourceRequirements": [{"type": "GPU", "value": "{{ gpus }}"}],
                 "linuxParameters": {"sharedMemorySize": "{{ shared_memory }}"},
                 "logConfiguration": {

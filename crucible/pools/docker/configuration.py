@@ -14,6 +14,7 @@ from prefect.workers.base import BaseVariables
 from prefect_docker.worker import DockerWorkerJobConfiguration
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_validator
 
+from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
 
@@ -151,7 +152,7 @@ class DockerGpuJobConfiguration(_Fields, DockerWorkerJobConfiguration):  # type:
     def _own_environment(self) -> dict[str, str]:
         return {
             "CRUCIBLE_HOME": STATE_FOLDER,
-            "CRUCIBLE_STOP_GRACE_SECONDS": str(self.stop_timeout_seconds - GRACE_MARGIN_SECONDS),
+            Variable.STOP_GRACE_SECONDS: str(self.stop_timeout_seconds - GRACE_MARGIN_SECONDS),
             "CRUCIBLE_IMAGE": self.image,
         }
 

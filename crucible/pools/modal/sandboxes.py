@@ -16,7 +16,7 @@ from modal import exception as errors
 from modal.config import config as modal_settings
 
 import crucible
-from crucible.agent.notices import LIFETIME_VARIABLE
+from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.pools.modal import failures as failures
 from crucible.pools.modal.configuration import ModalJobConfiguration
@@ -88,7 +88,7 @@ class Sandboxes:
     ) -> modal.Sandbox:
         wanted = self._configuration
         here: dict[str, Any] = {"environment_name": wanted.environment_name, "client": self._client}
-        lifetime = {LIFETIME_VARIABLE: str(int(time.time()) + wanted.timeout_seconds)}
+        lifetime: dict[str, str] = {Variable.MACHINE_ENDS_AT: str(int(time.time()) + wanted.timeout_seconds)}
         try:
             return await modal.Sandbox.create.aio(
                 *shlex.split(wanted.command or ""),

@@ -12,8 +12,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from crucible.checkpoints.commits import Checkpoints, file_sha256, finished_folders
+from crucible.checkpoints.commits import Checkpoints
 from crucible.config import TrainConfig
+from crucible.contract import METRICS_FILE, Variable, file_sha256, finished_folders
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
@@ -180,8 +181,8 @@ class Drill:
             [sys.executable, "-m", "crucible.training", "--config", str(folder / "config.json"), "--data", str(data)],
             env={
                 **environment,
-                "CRUCIBLE_CHECKPOINT_DIR": str(folder / "checkpoints"),
-                "CRUCIBLE_METRICS_FILE": str(folder / "metrics.jsonl"),
+                Variable.CHECKPOINT_DIR: str(folder / "checkpoints"),
+                Variable.METRICS_FILE: str(folder / METRICS_FILE),
             },
             capture_output=True,
             text=True,
@@ -190,7 +191,7 @@ class Drill:
         if done.returncode:
             raise ServiceError(f"the undisturbed training failed: {done.stderr.strip().splitlines()[-1:]}")
         final = finished_folders(folder / "checkpoints")[-1]
-        reported = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        reported = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
         speeds = [1 / line["seconds_per_step"] for line in reported if line.get("seconds_per_step")]
         # At its fastest: a job that is too long for the plan only takes longer, one that is too short misses its end.
         return file_sha256(final / WEIGHTS), time.monotonic() - began, max(speeds)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from crucible.contract import PARTIAL_SUFFIX
 from crucible.rehearsal.drill.scene import Scene, kill
 
 NOTICE_SECONDS = 30.0
@@ -67,7 +68,7 @@ def _claimed_and_restoring(scene: Scene) -> bool:
 
 def _strike_in_save(scene: Scene) -> bool:
     workload, checkpoints = scene.workload(), scene.local_checkpoints()
-    return _comes(lambda: any(checkpoints.glob("*.partial"))) and kill(workload)
+    return _comes(lambda: any(checkpoints.glob(f"*{PARTIAL_SUFFIX}"))) and kill(workload)
 
 
 def _strike_in_upload(scene: Scene) -> bool:

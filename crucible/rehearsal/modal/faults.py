@@ -8,7 +8,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from crucible.agent.notices import LIFETIME_MARGIN_SECONDS, LIFETIME_VARIABLE
+from crucible.agent.notices import LIFETIME_MARGIN_SECONDS
+from crucible.contract import Variable
 from crucible.pools.modal.configuration import LONGEST_LIFETIME_SECONDS
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
@@ -58,7 +59,7 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> 
             modal.preempt(sandbox.id)
             return False
         let_live(None)
-        notice_at = float(sandbox.env[LIFETIME_VARIABLE]) - LIFETIME_MARGIN_SECONDS
+        notice_at = float(sandbox.env[Variable.MACHINE_ENDS_AT]) - LIFETIME_MARGIN_SECONDS
         time.sleep(max(0.0, notice_at - time.time()))
         return True
 
