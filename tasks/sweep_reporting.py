@@ -14,7 +14,6 @@ from prefect.client.schemas.actions import ArtifactUpdate
 
 from crucible.errors import StoreError
 from crucible.reports.sweep import MOST_ROWS, Curves, sweep_report
-from crucible.sweeps.leaderboard import rows
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
 from tasks.observing import UNAVAILABLE, add_tags
@@ -50,7 +49,7 @@ class SweepBoard:
 
     def _show(self, ranked: Sequence[Trial]) -> None:
         name = self._sweep.sweep_id
-        table = rows(self._sweep, ranked[:MOST_ROWS])
+        table = self._sweep.leaderboard(ranked[:MOST_ROWS])
         page = sweep_report(self._sweep, ranked, self._curves)
         if self._table is None or self._page is None:
             self._table = _made(

@@ -68,11 +68,10 @@ def show(
     from crucible.errors import ConfigError
     from crucible.reports.sweep import best_config_yaml
     from crucible.sweeps.leaderboard import as_csv as csv_of
-    from crucible.sweeps.leaderboard import digest, rows
+    from crucible.sweeps.leaderboard import digest
 
     found = open_sweep(open_store(store), sweep)
-    ranked = found.ranked()
-    table = rows(found, ranked)
+    table = found.leaderboard()
     if page:
         best = found.best()
         if best is None:

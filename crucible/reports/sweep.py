@@ -12,7 +12,7 @@ from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
-from crucible.sweeps.leaderboard import in_words, is_over
+from crucible.sweeps.leaderboard import in_words
 from crucible.sweeps.space import trial_config
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
@@ -74,7 +74,7 @@ def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
     """The trials as a markdown table."""
-    names, over = sweep.space.names, is_over(sweep)
+    names, over = sweep.space.names, sweep.is_over()
     rows = [
         [
             str(place),

@@ -7,13 +7,9 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from crucible.jobs.status import JobState
 from crucible.sweeps.trials import Trial
-
-if TYPE_CHECKING:
-    from crucible.sweeps.sweep import Sweep
 
 _BEFORE = ("rank", "trial")
 _AFTER = ("step", "val_loss", "state", "cost_usd", "seconds", "attempts", "failure", "job")
@@ -26,16 +22,12 @@ def columns(settings: Sequence[str]) -> list[str]:
     return [*_BEFORE, *settings, *_AFTER]
 
 
-def rows(sweep: Sweep, ranked: Sequence[Trial]) -> list[dict[str, Any]]:
-    """A row for each trial, in the order given; settings that a trial does not have are None."""
-    over = is_over(sweep)
-    return [_row(place, trial, sweep.space.names, over) for place, trial in enumerate(ranked, start=1)]
+def rows(ranked: Sequence[Trial], settings: Sequence[str], over: bool) -> list[dict[str, Any]]:
+    """A row for each trial, in the order given; settings that a trial does not have are None.
 
-
-def is_over(sweep: Sweep) -> bool:
-    """Whether nothing remains to be trained: who waits at a rung then waits for good."""
-    status = sweep.read_status()
-    return status is not None and status.state is JobState.COMPLETED
+    `over` says whether the sweep has completed (`Sweep.is_over`).
+    """
+    return [_row(place, trial, settings, over) for place, trial in enumerate(ranked, start=1)]
 
 
 def in_words(trial: Trial, over: bool) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import functools
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -20,7 +20,9 @@ from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
 from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences
 from crucible.jobs.records import JobSpec
+from crucible.jobs.status import JobState
 from crucible.store import Store
+from crucible.sweeps.leaderboard import columns, rows
 from crucible.sweeps.planner import AHEAD, START, Planner
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
 from crucible.sweeps.sampling import make_sampler
@@ -205,14 +207,21 @@ class Sweep:
         """The first of the leaderboard, once one was measured."""
         return next((trial for trial in self.ranked() if trial.losses and not trial.failure), None)
 
+    def is_over(self) -> bool:
+        """Whether nothing remains to be trained: a trial that waits at a rung then waits for good."""
+        status = self.read_status()
+        return status is not None and status.state is JobState.COMPLETED
+
+    def leaderboard(self, ranked: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
+        """A row for each trial, best first, in plain values; of the trials given, if they are read already."""
+        return rows(self.ranked() if ranked is None else ranked, self.space.names, self.is_over())
+
     def trials(self) -> pd.DataFrame:
         """The leaderboard as a table: a row for each trial, a column for each setting; empty cells where a setting was
         not searched (`when`) or something is not known yet."""
         import pandas as pd
 
-        from crucible.sweeps.leaderboard import columns, rows
-
-        return pd.DataFrame(rows(self, self.ranked()), columns=columns(self.space.names))
+        return pd.DataFrame(self.leaderboard(), columns=columns(self.space.names))
 
     def _job_spec(self, record: TrialRecord, config: TrainConfig) -> JobSpec:
         spec = self.read_spec()

@@ -23,7 +23,7 @@ from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
 from crucible.store import Store
 from crucible.sweeps import Sweep, SweepLimits
-from crucible.sweeps.leaderboard import digest, rows
+from crucible.sweeps.leaderboard import digest
 from flows.parameters import TrainOverrides
 from flows.tune import tune_nanogpt
 from tests.conftest import PrefectServer
@@ -35,7 +35,7 @@ DATASET = {"source": "python-stdlib", "max_bytes": 20_000}
 
 
 def leaderboard(sweep: Sweep) -> str:
-    return digest(rows(sweep, sweep.ranked()))
+    return digest(sweep.leaderboard())
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from crucible.jobs.status import JobState
 from crucible.local.state import State
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Sweep
-from crucible.sweeps.leaderboard import digest, rows
+from crucible.sweeps.leaderboard import digest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -101,7 +101,7 @@ def start_step(attempt: Attempt) -> int:
 
 
 def leaderboard(sweep: Sweep) -> list[dict[str, Any]]:
-    return rows(sweep, sweep.ranked())
+    return sweep.leaderboard()
 
 
 def test_five_kills_of_the_flow_and_ten_of_its_trials_change_nothing(tmp_path: Path) -> None:
