@@ -23,9 +23,9 @@ from crucible.store import Store, store_at
 LONGEST_FIRST = (
     "tests/flows/test_pipeline.py",
     "tests/local/test_up.py",
-    "tests/docker/test_on_engine.py",
+    "tests/pools/docker/test_on_engine.py",
     "tests/flows/test_tune.py",
-    "tests/aws/test_ecs_pool.py",
+    "tests/pools/aws/test_ecs_pool.py",
     "tests/training/test_interruptions.py",
     "tests/training/test_processes.py",
 )

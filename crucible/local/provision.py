@@ -11,7 +11,7 @@ import httpx
 import yaml
 
 from crucible.errors import ServiceError
-from crucible.local.services import POOL, last_line, service_environment
+from crucible.local.services import POOL, POOL_TYPE, last_line, service_environment
 from crucible.local.state import Home
 from crucible.store import default_store_uri
 
@@ -27,7 +27,7 @@ def ensure_pool(api: httpx.Client) -> None:
         return
     workers = api.get("/collections/views/aggregate-worker-metadata").raise_for_status().json()
     template = workers["prefect"]["process"]["default_base_job_configuration"]
-    pool = {"name": POOL, "type": "process", "base_job_template": template, "description": "Processes on this machine."}
+    pool = {"name": POOL, "type": POOL_TYPE, "base_job_template": template, "description": "Processes on this machine."}
     created = api.post("/work_pools/", json=pool)
     if created.status_code != httpx.codes.CONFLICT:  # a worker that was running already creates it as well
         created.raise_for_status()

@@ -23,6 +23,8 @@ DEFAULT_PORT = 4200
 LAST_PORT = 32767
 """Above it systems hand out ports for outgoing connections, which would collide now and then."""
 POOL = "local"
+POOL_TYPE = "crucible-local"
+"""The worker's type. It also serves pools of the type `process`, which earlier versions made."""
 DOCKER_POOL, DOCKER_WORKER = "docker-gpu", "docker-worker"
 WORKER_NAME = "crucible-local"
 
@@ -95,10 +97,10 @@ def server(api_url: str) -> Service:
 
 
 def worker(api_url: str) -> Service:
-    """The process worker of the `local` pool."""
+    """The worker of the `local` pool."""
     command = (
-        *(sys.executable, "-m", "crucible.pools.local.worker", "worker", "start"),
-        *("--pool", POOL, "--type", "process", "--name", WORKER_NAME),
+        *(sys.executable, "-m", "crucible.pools.local", "worker", "start"),
+        *("--pool", POOL, "--type", POOL_TYPE, "--name", WORKER_NAME),
     )
     return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
 

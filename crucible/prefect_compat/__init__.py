@@ -10,7 +10,7 @@ import importlib
 
 from crucible.prefect_compat.patches import Patch, PatchStatus, check
 
-MODULES: tuple[str, ...] = ()
+MODULES: tuple[str, ...] = ("process_start",)
 """The files that hold patches. What is named here is shown by `crucible doctor` and checked by the tests."""
 
 

@@ -28,7 +28,7 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 
 from crucible.errors import ConfigError, ServiceError
 from crucible.home import crucible_home
-from crucible.pools.common.event_driven import Waking
+from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.docker.configuration import STATE_FOLDER, DockerGpuJobConfiguration, DockerGpuVariables
 from crucible.pools.docker.sharing import share
 from crucible.store import default_store_uri
@@ -41,7 +41,7 @@ JOB_LABEL = "crucible.job"
 POOL_LABEL = "io.prefect.work-pool-name"
 
 
-class DockerGpuWorker(Waking, DockerWorker):  # type: ignore[misc]  # prefect-docker is untyped
+class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  # prefect-docker is untyped
     """Runs flow runs in containers on this machine's Docker engine, with its GPUs."""
 
     type = TYPE

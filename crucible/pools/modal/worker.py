@@ -28,7 +28,7 @@ from prefect.states import AwaitingRetry, Cancelled, Crashed
 from prefect.workers.base import BaseWorker, BaseWorkerResult
 
 from crucible.errors import CrucibleError
-from crucible.pools.common.event_driven import Waking
+from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.common.outages import through_outages
 from crucible.pools.modal.configuration import ModalJobConfiguration, ModalVariables
 from crucible.pools.modal.ends import End, failure_of
@@ -54,7 +54,7 @@ class ModalWorkerResult(BaseWorkerResult):
     status_code: int = 0
 
 
-class ModalWorker(Waking, BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerResult]):
+class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerResult]):
     """Runs flow runs in Modal sandboxes."""
 
     type = "modal"

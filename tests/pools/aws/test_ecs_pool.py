@@ -15,13 +15,13 @@ from crucible.pools.aws.emergency_stop import running_tasks
 from crucible.pools.aws.session import Aws
 from crucible.pools.aws.status import status
 from crucible.rehearsal.aws.settings import ACCOUNT
-from tests.aws.conftest import PATIENCE_SECONDS, Pool
+from tests.pools.aws.conftest import PATIENCE_SECONDS, Pool
 
 SLEEP = "sleep 600"
 
 
 def test_a_flow_run_runs_on_a_spot_machine_with_its_gpu_tags_and_logs(pool: Pool, aws: Aws) -> None:
-    run = pool.submit(entrypoint="tests/aws/flow_on_ec2.py:where", job="job-1", labels={"team": "vision"})
+    run = pool.submit(entrypoint="tests/pools/aws/flow_on_ec2.py:where", job="job-1", labels={"team": "vision"})
     pool.wait_for_state(run, "Completed")
     task = pool.wait_for_task(run, "STOPPED")
     assert task["exit_code"] == 0

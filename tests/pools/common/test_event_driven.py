@@ -1,4 +1,7 @@
-"""Workers are told of flow runs: the one here would poll once an hour."""
+"""Workers react to scheduled flow runs: the one here would poll once an hour.
+
+Its pool has the type `process`, which earlier versions gave to the pool `local`.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,11 @@ def log(prefect_server: Any, client: SyncPrefectClient, tmp_path_factory: pytest
     command = [
         sys.executable,
         "-m",
-        "crucible.pools.local.worker",
+        "crucible.pools.local",
         "worker",
         "start",
         "--type",
-        "process",
+        "crucible-local",
         "--pool",
         POOL,
     ]

@@ -1,4 +1,4 @@
-"""The engine that the local worker has loaded before there is a flow run for it. Real processes."""
+"""The engine that the local worker loads before there is a flow run for it. Real processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from prefect.settings import get_current_settings
 from prefect.utilities import processutils
 
-from crucible.pools.local.prewarmed import ENGINE, EngineAhead
+from crucible.pools.local.prewarmed import ENGINE, PrewarmedEngine
 
 NO_ID = {"PREFECT__FLOW_RUN_ID": "no-id"}
 
@@ -47,10 +47,10 @@ async def start(command: list[str], env: dict[str, str], folder: Path) -> int:
     return pids[0]
 
 
-def with_an_engine_ahead(scenario: Callable[[EngineAhead], Coroutine[Any, Any, None]]) -> None:
+def with_a_prewarmed_engine(scenario: Callable[[PrewarmedEngine], Coroutine[Any, Any, None]]) -> None:
     async def run() -> None:
-        async with EngineAhead() as ahead:
-            await scenario(ahead)
+        async with PrewarmedEngine() as prewarmed:
+            await scenario(prewarmed)
             (left,) = [
                 child for child in psutil.Process().children() if "crucible.pools.local.engine" in child.cmdline()
             ]
@@ -59,16 +59,16 @@ def with_an_engine_ahead(scenario: Callable[[EngineAhead], Coroutine[Any, Any, N
     asyncio.run(run())
 
 
-def test_a_flow_run_gets_the_engine_ahead_and_the_next_one_is_loaded(
+def test_a_flow_run_gets_the_prewarmed_engine_and_the_next_one_is_loaded(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    async def scenario(ahead: EngineAhead) -> None:
+    async def scenario(prewarmed: PrewarmedEngine) -> None:
         for _ in range(2):
-            assert ahead._process is not None
-            expected = ahead._process.pid
+            assert prewarmed._process is not None
+            expected = prewarmed._process.pid
             assert await start(ENGINE, environment(), tmp_path) == expected
 
-    with_an_engine_ahead(scenario)
+    with_a_prewarmed_engine(scenario)
     assert capfd.readouterr().err.count("Invalid flow run id") == 2, "it says what a new process says"
 
 
@@ -78,36 +78,36 @@ def test_a_flow_run_gets_the_engine_ahead_and_the_next_one_is_loaded(
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_settings_get_a_process_that_is_loaded_with_them(tmp_path: Path, changes: dict[str, str]) -> None:
-    async def scenario(ahead: EngineAhead) -> None:
-        assert ahead._process is not None
-        unfit = ahead._process.pid
+    async def scenario(prewarmed: PrewarmedEngine) -> None:
+        assert prewarmed._process is not None
+        unfit = prewarmed._process.pid
         assert await start(ENGINE, environment(**changes), tmp_path) != unfit
-        assert ahead._process.pid != unfit
-        fit = ahead._process.pid
+        assert prewarmed._process.pid != unfit
+        fit = prewarmed._process.pid
         assert await start(ENGINE, environment(**changes), tmp_path) == fit, "the next one is loaded with them"
 
-    with_an_engine_ahead(scenario)
+    with_a_prewarmed_engine(scenario)
 
 
-def test_an_engine_ahead_that_has_died_is_no_loss(tmp_path: Path) -> None:
-    async def scenario(ahead: EngineAhead) -> None:
-        assert ahead._process is not None
-        dead = ahead._process.pid
+def test_a_prewarmed_engine_that_has_died_is_no_loss(tmp_path: Path) -> None:
+    async def scenario(prewarmed: PrewarmedEngine) -> None:
+        assert prewarmed._process is not None
+        dead = prewarmed._process.pid
         os.kill(dead, signal.SIGKILL)
-        await ahead._process.wait()
+        await prewarmed._process.wait()
         assert await start(ENGINE, environment(), tmp_path) != dead
 
-    with_an_engine_ahead(scenario)
+    with_a_prewarmed_engine(scenario)
 
 
 def test_other_commands_are_not_concerned(tmp_path: Path) -> None:
-    async def scenario(ahead: EngineAhead) -> None:
-        assert ahead._process is not None
-        waiting = ahead._process
+    async def scenario(prewarmed: PrewarmedEngine) -> None:
+        assert prewarmed._process is not None
+        waiting = prewarmed._process
         await start([sys.executable, "-c", "raise SystemExit(1)"], environment(), tmp_path)
-        assert ahead._process is waiting
+        assert prewarmed._process is waiting
 
-    with_an_engine_ahead(scenario)
+    with_a_prewarmed_engine(scenario)
 
 
 def test_it_goes_when_its_worker_goes() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prefect.states import Cancelling
 
-from tests.workers.conftest import Pool
+from tests.pools.modal.conftest import Pool
 
 STEADY = "echo ready; exec sleep 600"
 
@@ -163,7 +163,7 @@ def test_a_restarted_worker_finds_its_sandboxes_again(pool: Pool) -> None:
 
 
 def test_a_flow_runs_to_its_end_under_the_default_command(pool: Pool) -> None:
-    run = pool.submit(None, entrypoint="tests/workers/flow_on_modal.py:greet")
+    run = pool.submit(None, entrypoint="tests/pools/modal/flow_on_modal.py:greet")
     assert pool.end_of(run).startswith("COMPLETED Completed")
     pool.modal.wait_for(lambda views: all(view.over for view in views))
     pool.wait_for_log(run, "printed by the flow")

@@ -19,7 +19,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from crucible.rehearsal.modal import FakeModal, SandboxView
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the server from answering for a minute
 LOOK_AGAIN_SECONDS = 0.1
 

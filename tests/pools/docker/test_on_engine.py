@@ -40,7 +40,7 @@ from crucible.rehearsal.drill.drill import Drill
 from crucible.store import Store
 from tasks.launching import PrefectLauncher
 from tests.conftest import PrefectServer
-from tests.docker.registry import Registry
+from tests.pools.docker.registry import Registry
 
 SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 32, "batch_size": 4, "eval_interval": 1_000_000}
 # Which code multiplies is measured once for each CRUCIBLE_HOME; where two ways are about as fast, two homes may differ.
