@@ -47,7 +47,7 @@ def _self_check() -> str | None:
         return f"open_process takes {', '.join(parameters)}"
     if "open_process" not in processutils.run_process.__code__.co_names:
         return "run_process does not call open_process"
-    if _starter_engine.run_process is not processutils.run_process:
+    if vars(_starter_engine).get("run_process") is not processutils.run_process:
         return "flow runs are not started with run_process"
     return None
 
