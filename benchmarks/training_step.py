@@ -168,9 +168,13 @@ class Worker:
 
 def work(way: str, config: TrainConfig, folder: Path) -> None:
     """The worker's side: train as many steps as each line of input says."""
-    from crucible.training.cpu import gemm
+    from crucible.training.hardware import may_compute_on_cpu
 
-    kernels = gemm.choose(config.fast_gemm, device=config.device).backend
+    kernels = "mkl"
+    if may_compute_on_cpu(config.device):
+        from crucible.training import cpu
+
+        kernels = cpu.choose_gemm(config.fast_gemm).backend
     step = plain_step(config, folder) if way.startswith("plain") else trainer_step(config, folder, kernels)
     print(json.dumps({"kernels": kernels}), flush=True)
     for line in sys.stdin:
@@ -215,7 +219,7 @@ def trainer_step(config: TrainConfig, folder: Path, kernels: str) -> Callable[[]
 
     def step() -> float:
         trainer.train_step()
-        return trainer.mean_since_last_call()[0]
+        return trainer.means.read(trainer.step)[0]
 
     return step
 

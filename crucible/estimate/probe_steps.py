@@ -15,20 +15,25 @@ import time
 from pathlib import Path
 
 from crucible.config import TrainConfig
-from crucible.training.cpu import gemm
+from crucible.training.hardware import may_compute_on_cpu
 
 
 def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> None:
     config = TrainConfig.from_file(config_file)
-    choice = gemm.choose(config.fast_gemm, device=config.device)  # has to come before torch is imported
+    gemm = "mkl"
+    if may_compute_on_cpu(config.device):
+        from crucible.training import cpu
+
+        gemm = cpu.choose_gemm(config.fast_gemm).backend  # before torch is imported
     import torch
 
     from crucible.training.data import Dataset
     from crucible.training.evaluate import estimate_loss
     from crucible.training.saver import Saver
+    from crucible.training.state import tensor_files
     from crucible.training.trainer import Trainer
 
-    trainer = Trainer(config, Dataset(Path(dataset_folder)), gemm=choice.backend)
+    trainer = Trainer(config, Dataset(Path(dataset_folder)), gemm=gemm)
     trainer.model.train()
     on_gpu = trainer.device.type == "cuda"
 
@@ -49,7 +54,7 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
     estimate_loss(trainer.model, trainer.dataset, "train", batches, trainer.autocast())
     ended = now()
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), trainer.tensor_files(), None, lambda line: None)
+        saver = Saver(Path(folder), tensor_files(trainer.optimizer), None, lambda line: None)
         saver.save(trainer.step, {}, time.perf_counter())
         saver.poll(wait=True)
         saver.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.errors import ConfigError, CrucibleError
-from crucible.training.cpu import gemm
+from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.stop import leave
 
 
@@ -23,8 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        if "torch" not in sys.modules:  # nothing can be chosen any more where it is
-            gemm.choose("auto", device=options.device)
+        if may_compute_on_cpu(options.device) and "torch" not in sys.modules:  # once it is, nothing can be chosen
+            from crucible.training import cpu
+
+            cpu.choose_gemm("auto")
         from crucible.evaluation.evaluate import Request, evaluate  # torch takes seconds: usage is told before
 
         request = Request(

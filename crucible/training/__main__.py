@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING, cast
 from crucible.config import TrainConfig, preset_names
 from crucible.contract import EXIT_DONE, EXIT_SAVED, METRICS_FILE, Variable
 from crucible.errors import ConfigError, CrucibleError, DataError
-from crucible.training.cpu import gemm
-from crucible.training.folders import STATE, newest_sound
+from crucible.training.folders import newest_sound
+from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.launch import launch
 from crucible.training.lock import lock_folder
 from crucible.training.stop import StopRequest, leave
 
 if TYPE_CHECKING:
+    from crucible.training.cpu import Gemm
     from crucible.training.trainer import Result
 
 
@@ -63,8 +64,11 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             resume_from = Path(given) if given else None
         else:
             resume_from = newest_sound(checkpoints, _say)
-        # Before torch is imported.
-        choice = gemm.choose(config.fast_gemm, device=config.device, previous=_previous_gemm(resume_from))
+        gemm = None
+        if may_compute_on_cpu(config.device):
+            from crucible.training import cpu
+
+            gemm = cpu.choose_gemm(config.fast_gemm, resume_from)  # before torch is imported
 
         from crucible.training.data import Dataset
         from crucible.training.processes import Processes
@@ -74,8 +78,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         processes = Processes()
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
         say = _say if processes.first else _silent
-        trainer = Trainer(config, Dataset(data), gemm=choice.backend, processes=processes, say=say)
-        _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), choice, say)
+        trainer = Trainer(config, Dataset(data), gemm=gemm.backend if gemm else "mkl", processes=processes, log=say)
+        _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, say)
         if resume_from is not None:
             trainer.resume(resume_from)
         metrics = os.environ.get(Variable.METRICS_FILE) or (options.out and options.out / METRICS_FILE)
@@ -132,17 +136,6 @@ def _data(options: argparse.Namespace) -> Path:
     return cast(Path, root / "datasets" / info.digest)
 
 
-def _previous_gemm(resume_from: Path | None) -> gemm.Backend | None:
-    """How the checkpoint's matrices were multiplied, if that was on this kind of processor."""
-    if resume_from is None:
-        return None
-    try:
-        made_on = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["environment"]
-        return cast(gemm.Backend, made_on["gemm"]) if gemm.cpu_model() in made_on["hardware"] else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # the trainer verifies the folder and tells what is wrong with it
-
-
 def _stop_at_step() -> int | None:
     wanted = os.environ.get(Variable.STOP_AT_STEP)
     if not wanted:
@@ -152,10 +145,11 @@ def _stop_at_step() -> int | None:
     return int(wanted)
 
 
-def _introduce(environment: dict[str, object], parameters: int, choice: gemm.Gemm, say: Callable[[str], None]) -> None:
+def _introduce(environment: dict[str, object], parameters: int, gemm: Gemm | None, say: Callable[[str], None]) -> None:
     say(f"{parameters:,} parameters on {environment['hardware']}, {environment['precision']}")
     if environment["device"] == "cpu":
-        say(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({choice.reason})")
+        reason = gemm.reason if gemm else "torch's own way"
+        say(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({reason})")
 
 
 def _json_line(result: Result) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 from collections.abc import Callable
@@ -14,11 +13,9 @@ from crucible.errors import ConfigError
 
 __all__ = ["choose_device", "choose_precision", "may_compile"]
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
-
 
 def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
-    """The device, made deterministic where torch needs telling. Raises ConfigError if it is not there."""
+    """The device, made deterministic where torch has to be asked for it. Raises ConfigError if it is not there."""
     has_mps = torch.backends.mps.is_available()
     kind = config.device
     if kind == "auto":
@@ -38,29 +35,12 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
         return torch.device("cuda", local_rank)
     if kind == "mps" and not has_mps:
         raise ConfigError("device = 'mps' is not available on this machine; use device = 'auto'")
-    if kind == "cpu":
-        _keep_freed_memory()
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
+    if kind == "cpu" and config.threads is not None:
+        torch.set_num_threads(config.threads)
     return torch.device(kind)
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc keep what a step frees: the next step asks for the same again.
-
-    Else it returns the memory to the kernel, which has to clear it page by page when it is touched anew: 3,000 page
-    faults in every step of `cpu-small`, a seventh of its time. Other C libraries are left as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, TypeError, AttributeError):
-        return
-    mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # bytes; the most it accepts
-    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    mallopt(_M_ARENA_MAX, 1)  # a thread's own arena would give back what it holds all the same
-
-
-def choose_precision(config: TrainConfig, device: torch.device, say: Callable[[str], None]) -> torch.dtype:
+def choose_precision(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> torch.dtype:
     """The dtype of autocast; float32 means none. Raises ConfigError for what the device cannot do."""
     if config.dtype == "auto":
         if device.type != "cuda":
@@ -71,15 +51,15 @@ def choose_precision(config: TrainConfig, device: torch.device, say: Callable[[s
     if config.dtype == "float16" and device.type == "mps":
         raise ConfigError("dtype = 'float16' needs a gradient scaler, which mps lacks; use 'bfloat16' or 'float32'")
     if config.dtype != "float32" and device.type == "cpu":
-        say(f"dtype = {config.dtype} on a CPU is fast only with AVX512-BF16 or AMX, and very slow without")
+        log(f"dtype = {config.dtype} on a CPU is fast only with AVX512-BF16 or AMX, and very slow without")
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.dtype]
 
 
-def may_compile(config: TrainConfig, say: Callable[[str], None]) -> bool:
+def may_compile(config: TrainConfig, log: Callable[[str], None]) -> bool:
     """Whether to compile: asked for, and there is a compiler, which torch.compile calls on every kind of device."""
     if not config.compile:
         return False
     if any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++", "gcc", "cc")):
         return True
-    say("compile = true needs a C++ compiler (g++ or clang++), which is not installed: training goes on uncompiled")
+    log("compile = true needs a C++ compiler (g++ or clang++), which is not installed: training continues uncompiled")
     return False

@@ -21,7 +21,7 @@ _LOGITS_AT_ONCE = 1 << 26
 
 
 class EvaluationStopped(Exception):
-    """`full_loss` was asked to stop before it was through."""
+    """`stop` returned true before the evaluation was finished."""
 
 
 def full_loss(
@@ -31,7 +31,7 @@ def full_loss(
 
     The split is cut into windows of `block_size` that follow each other, so a token is predicted from at most
     `block_size` tokens before it, on average half of that. In float32; draws no random number; restores the mode.
-    Raises EvaluationStopped once `stop` says so.
+    Raises EvaluationStopped once `stop` returns true.
     """
     tokens = dataset.split(split)
     block = model.config.block_size
@@ -55,17 +55,25 @@ def full_loss(
 
 
 def estimate_loss(
-    model: GPT, dataset: Dataset, split: SplitName, batches: int, autocast: AbstractContextManager[Any] | None = None
+    model: GPT,
+    dataset: Dataset,
+    split: SplitName,
+    batches: int,
+    autocast: AbstractContextManager[Any] | None = None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
 ) -> float:
     """Mean loss over `batches` random batches that are the same at every call, in nats per token.
 
-    In the precision of `autocast`, else in float32.
+    In the precision of `autocast`, else in float32. Raises EvaluationStopped once `stop` returns true.
     """
     config = model.config
     device = next(model.parameters()).device
     total = 0.0
     with _inference(model), autocast or nullcontext():
         for number in range(batches):
+            if stop():
+                raise EvaluationStopped
             rows = slice(0, config.batch_size)
             window = dataset.split(split).batch(
                 config.seed, EVAL_STREAM, number, rows, config.batch_size, config.block_size

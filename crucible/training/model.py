@@ -19,7 +19,6 @@ from torch.nn import functional
 
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError
-from crucible.training.cpu.linear import Linear
 from crucible.training.folders import MODEL
 from crucible.training.state import read_state
 
@@ -53,8 +52,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.n_head
         self.dropout = config.dropout
-        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -73,8 +72,8 @@ class MLP(nn.Module):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
-        self.c_fc = Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -127,7 +126,7 @@ class GPT(nn.Module):
         self.vocab_size = vocab_size
         rows = padded_vocabulary(vocab_size)
         self.transformer = Transformer(config, rows)
-        self.lm_head = Linear(config.n_embd, rows, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
         self._initialise()
 

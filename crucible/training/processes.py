@@ -15,6 +15,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from crucible.errors import ConfigError
+
 __all__ = ["Processes"]
 
 
@@ -34,6 +36,19 @@ class Processes:
     def first(self) -> bool:
         """Whether this one evaluates, saves and reports."""
         return self.rank == 0
+
+    def share(self, micro_batches: int) -> int:
+        """How many of a step's micro-batches each process computes. Raises ConfigError if they do not come out even."""
+        if micro_batches % self.count:
+            fitting = max(count for count in range(1, self.count) if micro_batches % count == 0)
+            below = micro_batches - micro_batches % self.count
+            others = f"{below} or {below + self.count}" if below else str(self.count)
+            raise ConfigError(
+                f"gradient_accumulation_steps = {micro_batches} cannot be divided among {self.count} processes; use "
+                f"{fitting} of them, which trains the same, or another gradient_accumulation_steps, which does not: "
+                f"{others}"
+            )
+        return micro_batches // self.count
 
     def average(self, tensor: Tensor) -> None:
         """Replace the tensor by its mean over the processes.

@@ -1,16 +1,22 @@
-"""What a training says while it runs: metrics as JSON lines for programs, a line now and then for people."""
+"""What a training reports while it runs: metrics as JSON lines for programs, log lines for people."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from crucible.contract import metrics_line
+import torch
+from torch import Tensor
 
-__all__ = ["Metrics", "Progress"]
+from crucible.contract import metrics_line
+from crucible.errors import TrainingError
+from crucible.training.processes import Processes
+
+__all__ = ["Means", "Metrics", "Progress"]
 
 _SECONDS_BETWEEN_LINES = 2.0
 
@@ -18,8 +24,8 @@ _SECONDS_BETWEEN_LINES = 2.0
 class Metrics:
     """Appends JSON lines to a file; with no file, to nowhere. A full disk ends the metrics, not the training."""
 
-    def __init__(self, path: Path | None, say: Callable[[str], None] = lambda line: None) -> None:
-        self._say = say
+    def __init__(self, path: Path | None, log: Callable[[str], None] = lambda line: None) -> None:
+        self._log = log
         self._file: IO[str] | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -33,16 +39,16 @@ class Metrics:
             self._file.write(metrics_line(step, time.time(), figures))
             self._file.flush()
         except OSError as error:
-            self._say(f"no more metrics are written to {self._file.name}: {error.strerror or error}")
+            self._log(f"no more metrics are written to {self._file.name}: {error.strerror or error}")
             self._file = None
 
 
 class Progress:
     """Measures speed between reports, with evaluation and saving set aside, and prints lines at a readable rate."""
 
-    def __init__(self, step: int, last: int, tokens_per_step: int, say: Callable[[str], None]) -> None:
+    def __init__(self, step: int, last: int, tokens_per_step: int, log: Callable[[str], None]) -> None:
         self._first_step = self._step = step
-        self._last, self._tokens_per_step, self._say = last, tokens_per_step, say
+        self._last, self._tokens_per_step, self._log = last, tokens_per_step, log
         self._began = self._reported = time.perf_counter()
         self._aside = self._aside_in_all = 0.0
         self._printed = 0.0
@@ -74,9 +80,41 @@ class Progress:
         self._step, self._reported, self._aside = step, now, 0.0
         if now - self._printed >= _SECONDS_BETWEEN_LINES or step == self._last:
             left = int((self._last - step) * per_step)
-            self._say(
+            self._log(
                 f"step {step}/{self._last}: loss {loss:.4f}, {speed:,.0f} tokens/s, "
                 f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
             )
             self._printed = now
         return {"tokens_per_second": speed, "seconds_per_step": per_step}
+
+
+class Means:
+    """Mean loss and gradient norm of the steps since they were last read, summed on the device without waiting."""
+
+    def __init__(self, device: torch.device, processes: Processes, advice: str) -> None:
+        """`advice`: what to do when the loss is no longer a number."""
+        self._loss_sum, self._norm_sum = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._processes, self._advice = processes, advice
+        self.steps = 0
+
+    def add(self, loss: Tensor, norm: Tensor | None) -> None:
+        """One step; the norm is left out where an infinite one is no fault."""
+        self._loss_sum += loss
+        if norm is not None:
+            self._norm_sum += norm
+        self.steps += 1
+
+    def read(self, step: int) -> tuple[float, float]:
+        """The means over all processes, then starts anew. Raises TrainingError if one is no longer a finite number."""
+        sums = torch.stack([self._loss_sum, self._norm_sum])
+        self._processes.average(sums)
+        loss, norm = (sums / max(self.steps, 1)).tolist()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise TrainingError(
+                f"the loss is no longer a number at step {step} (loss {loss}, gradient norm {norm}); nothing was saved "
+                f"since it was; {self._advice}"
+            )
+        self._loss_sum.zero_()
+        self._norm_sum.zero_()
+        self.steps = 0
+        return loss, norm

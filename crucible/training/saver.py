@@ -1,8 +1,8 @@
-"""How checkpoints are saved: a snapshot at a step boundary, then the writing beside the training.
+"""How checkpoints are saved: a snapshot at a step boundary, written while training continues.
 
-The step loop stands still for the copy of the state into one reused buffer, not for the disk. If the buffer is still
+The step loop pauses for the copy of the state into one reused buffer, not for the disk. If the buffer is still
 being written when the next save is due, that one waits for a later step. Where memory has no room for the buffer, the
-loop waits for each save instead, and says so.
+loop waits for each save instead, and logs it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Saver:
     """Saves named groups of flat float32 tensors, each group one safetensors file, and small files beside them."""
 
     def __init__(
-        self, parent: Path, tensors: Mapping[str, TensorFile], lock: int | None, say: Callable[[str], None]
+        self, parent: Path, tensors: Mapping[str, TensorFile], lock: int | None, log: Callable[[str], None]
     ) -> None:
         """`tensors`: by file name; `lock`: see `lock_folder`."""
         self.parent = parent
@@ -51,7 +51,7 @@ class Saver:
         self._writer = self._start_writer(lock)
         self._in_flight: tuple[int, float, float] | None = None  # step, start, stall
         if self._writer is None:
-            say(
+            log(
                 f"memory has no room for a snapshot of {4e-6 * self._floats:,.1f} MB: training waits while checkpoints "
                 f"are written"
             )

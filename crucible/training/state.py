@@ -6,10 +6,12 @@ Weights and AdamW's moments are flat tensors (`optimizer`); what is here is the 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import platform
 import random
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,25 @@ from torch import Tensor
 
 from crucible.config import NOT_IN_DIGEST, TrainConfig
 from crucible.errors import CheckpointError, ConfigError
-from crucible.training.cpu.gemm import cpu_model
-from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault
+from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault, safetensors_header
+from crucible.training.hardware import cpu_model
 from crucible.training.optimizer import FlatAdamW
+from crucible.training.saver import TensorFile
 
-__all__ = ["capture_rng", "environment", "load_tensors", "read_state", "require_same_run", "restore_rng"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "capture_rng",
+    "changes",
+    "environment",
+    "json_files",
+    "load_rng",
+    "load_tensors",
+    "read_state",
+    "require_same_run",
+    "restore_rng",
+    "tensor_files",
+    "weights_sha256",
+]
 
 SCHEMA_VERSION = 1
 
@@ -62,26 +78,56 @@ def restore_rng(captured: Mapping[str, Any], device: torch.device) -> None:
         torch.mps.set_rng_state(_decode(captured["mps"]))
 
 
-def environment(
-    device: torch.device, precision: str, compiled: bool, gemm: str, processes: int, team: int
-) -> dict[str, Any]:
-    """What may change the last bits of a result. Equal environments give equal bits."""
+def environment(device: torch.device, precision: torch.dtype, compiled: bool, processes: int) -> dict[str, Any]:
+    """What may change the last bits of a result, on a CPU besides what `cpu.accelerate` adds.
+
+    Equal environments give equal bits.
+    """
     if device.type == "cuda":
         hardware = torch.cuda.get_device_name(device)
     else:
         hardware = f"{cpu_model()} ({torch.backends.cpu.get_cpu_capability()})"
-    record = {
+    return {
         "hardware": hardware,
         "platform": f"{platform.system()} {platform.machine()}",
         "torch": torch.__version__,
         "device": device.type,
-        "precision": precision,
+        "precision": str(precision).removeprefix("torch."),
         "compile": compiled,
         "processes": processes,
     }
-    if device.type == "cpu":
-        record |= {"threads": torch.get_num_threads(), "threads_with_own_rows": team, "gemm": gemm}
-    return record
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two environments, for the log."""
+    before = {"replicas": before.get("threads_with_own_rows"), **before}  # its name before 0.2
+    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
+
+
+def tensor_files(optimizer: FlatAdamW) -> dict[str, TensorFile]:
+    """The flat tensors of the state and how they are named in the checkpoint's files."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in optimizer.parameters.items()}
+    moments = {f"{moment}.{name}": shape for moment in ("exp_avg", "exp_avg_sq") for name, shape in shapes.items()}
+    return {
+        MODEL: ([optimizer.weights], safetensors_header(shapes)),
+        OPTIMIZER: ([optimizer.first_moment, optimizer.second_moment], safetensors_header(moments)),
+    }
+
+
+def weights_sha256(optimizer: FlatAdamW) -> str:
+    """The sha256 that `model.safetensors` has in a checkpoint of this moment."""
+    (weights,), header = tensor_files(optimizer)[MODEL]
+    digest = hashlib.sha256(header)
+    digest.update(weights.detach().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def json_files(generators: list[dict[str, Any]], state: Mapping[str, Any]) -> dict[str, bytes]:
+    """The files beside the tensors; `generators`: what `capture_rng` gave in each process."""
+    rng = {"schema_version": SCHEMA_VERSION, "ranks": generators}
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    state = {"schema_version": SCHEMA_VERSION, **state, "saved_at": now}
+    return {RNG: (json.dumps(rng) + "\n").encode(), STATE: (json.dumps(state, indent=1) + "\n").encode()}
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -91,7 +137,9 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; resume from another one")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     if not isinstance(state, dict) or state.get("schema_version") != SCHEMA_VERSION:
-        raise CheckpointError(f"checkpoint {folder} was written by another version of this program; start afresh")
+        raise CheckpointError(
+            f"checkpoint {folder} was written by another version of this program; start in another folder"
+        )
     return state
 
 

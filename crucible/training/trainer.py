@@ -1,19 +1,15 @@
 """The training loop, and what happens between two steps: evaluate, report, save, stop.
 
-Read `Trainer.run` first. Nothing that happens at a step boundary changes the mathematics of the steps.
+Read `Trainer.run`, then `Trainer.train_step`. Nothing that happens between two steps changes the mathematics of them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,28 +19,28 @@ import torch
 from torch import Tensor
 
 from crucible.config import TrainConfig
-from crucible.errors import CheckpointError, ConfigError, TrainingError
+from crucible.training.checkpointing import Checkpointer
 from crucible.training.clock import CheckpointClock
-from crucible.training.cpu.linear import use_onednn
-from crucible.training.cpu.replicas import Replicas
-from crucible.training.cpu.team import Team, team_size
-from crucible.training.data import TRAIN_STREAM, Dataset, SplitName
+from crucible.training.data import TRAIN_STREAM, Dataset
 from crucible.training.device import choose_device, choose_precision, may_compile
-from crucible.training.evaluate import EvaluationStopped, estimate_loss, full_loss
-from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, prune, safetensors_header
+from crucible.training.evaluate import EvaluationStopped
+from crucible.training.losses import Losses
 from crucible.training.model import GPT
-from crucible.training.optimizer import FlatAdamW, learning_rate
+from crucible.training.optimizer import ADAMW_IS_AS_KNOWN, FlatAdamW, learning_rate
 from crucible.training.processes import Processes
-from crucible.training.progress import Metrics, Progress
-from crucible.training.saver import Saver, SaveReport, TensorFile
+from crucible.training.progress import Means, Metrics, Progress
+from crucible.training.saver import Saver
 from crucible.training.state import (
-    SCHEMA_VERSION,
     capture_rng,
+    changes,
     environment,
+    json_files,
     load_rng,
     load_tensors,
     read_state,
     require_same_run,
+    tensor_files,
+    weights_sha256,
 )
 
 __all__ = ["Result", "Trainer"]
@@ -72,24 +68,20 @@ class Trainer:
         *,
         gemm: str = "mkl",
         processes: Processes | None = None,
-        say: Callable[[str], None] = lambda line: None,
+        log: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.config, self.dataset, self.say = config, dataset, say
+        self.config, self.dataset, self.log = config, dataset, log
         self.processes = processes or Processes()
         dataset.require_block_size(config.block_size)
-        if config.gradient_accumulation_steps % self.processes.count:
-            raise ConfigError(
-                f"gradient_accumulation_steps = {config.gradient_accumulation_steps} is not a multiple of the "
-                f"{self.processes.count} processes; use {self.processes.count}"
-            )
-        self.micro_steps = config.gradient_accumulation_steps // self.processes.count
+        self.micro_steps = self.processes.share(config.gradient_accumulation_steps)
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
 
         self.device = choose_device(config, self.processes.local_rank)
-        precision = choose_precision(config, self.device, say)
-        compiled = may_compile(config, say)
+        precision = choose_precision(config, self.device, log)
+        compiled = may_compile(config, log)
         self.autocast = partial(torch.autocast, self.device.type, dtype=precision, enabled=precision != torch.float32)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
+        self.environment = environment(self.device, precision, compiled, self.processes.count)
 
         torch.manual_seed(config.seed)
         np.random.seed(config.seed % 2**32)
@@ -97,63 +89,23 @@ class Trainer:
         self.model = GPT(config, dataset.vocab_size).to(self.device)  # drawn on the CPU: equal on every device
         if self.processes.rank:
             torch.manual_seed(config.seed + self.processes.rank)  # dropout differs between processes
-        alone = self.device.type != "cpu" or compiled or self.scaler.is_enabled()
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        self.team = Team(1 if alone else team_size(config, parameters))
-        self.optimizer = FlatAdamW(self.model, config, self.team)
-        if gemm == "onednn":
-            if self.device.type == "cpu" and precision == torch.float32 and not compiled:
-                use_onednn(self.model)
-            else:
-                gemm = "mkl"
-        forward = torch.compile(self.model) if compiled else self.model
-        self.replicas = Replicas(self.model, forward, self.optimizer, self.autocast, self.scaler)
-        name = str(precision).removeprefix("torch.")
-        self.environment = environment(self.device, name, compiled, gemm, self.processes.count, self.team.count)
+        if self.device.type == "cpu":
+            from crucible.training import cpu  # a GPU needs none of it
+
+            self.optimizer, self.replicas, kernels = cpu.accelerate(
+                self.model, config, gemm, log, precision=precision, compiled=compiled
+            )
+            self.environment |= kernels
+        else:
+            self.optimizer, self.replicas = FlatAdamW(self.model, config), None
+        if not ADAMW_IS_AS_KNOWN:
+            log(f"torch {torch.__version__} has another AdamW function than this version knows; its optimizer is used")
+        self.forward = torch.compile(self.model) if compiled else self.model
 
         self.step = 0
-        self.best: dict[str, float] | None = None
-        self.losses: dict[str, float] = {}  # of exactly this step, if they are known
-        self.estimated_val_loss: float | None = None  # likewise; what the best step is chosen by
-        self.full_val_loss: float | None = None  # of this step over the whole split, which is known at the end only
-        self._loss_sum = torch.zeros((), device=self.device)
-        self._norm_sum = torch.zeros((), device=self.device)
-        self._summed = 0
-
-    # One step
-
-    def train_step(self) -> None:
-        """One optimizer step, the (self.step + 1)th."""
-        optimizer, config = self.optimizer, self.config
-        optimizer.rate = learning_rate(config, self.step)
-        self._loss_sum += self.replicas.compute_gradients(self._batch, self.micro_steps, config.batch_size)
-        self.processes.average(optimizer.gradients)
-        self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
-        norm = optimizer.clip(config.grad_clip)
-        self.scaler.step(optimizer)  # type: ignore[arg-type]
-        self.scaler.update()
-        if not self.scaler.is_enabled():  # with a scaler, an infinite norm now and then is its way to find the scale
-            self._norm_sum += norm
-        self._summed += 1
-        self.step += 1
-        self.losses, self.estimated_val_loss = {}, None
-
-    def _batch(self, micro_step: int, rows: range) -> tuple[Tensor, Tensor]:
-        size = self.config.batch_size
-        first = (self.processes.rank * self.micro_steps + micro_step) * size
-        window = self.dataset.train.batch(
-            self.config.seed,
-            TRAIN_STREAM,
-            self.step,
-            slice(first + rows.start, first + rows.stop),
-            self.config.gradient_accumulation_steps * size,
-            self.config.block_size,
-        )
-        if self.device.type == "cuda":
-            window = window.pin_memory().to(self.device, non_blocking=True)
-        else:
-            window = window.to(self.device)
-        return window[:, :-1], window[:, 1:]
+        self.losses = Losses(self.model, dataset, config, self.autocast)
+        advice = f"lower learning_rate = {config.learning_rate}, or use dtype = 'float32' if it is {precision}"
+        self.means = Means(self.device, self.processes, advice.replace("torch.", ""))
 
     # The loop
 
@@ -173,79 +125,116 @@ class Trainer:
         for whoever carries them away.
         """
         last = min(self.config.max_iters, stop_at_step or self.config.max_iters)
-        self._clock = CheckpointClock(self.config.checkpoint_interval_seconds)
-        self._metrics, self._keep, self._resumed_step = metrics, keep, self.step
-        self._progress = Progress(self.step, last, self.tokens_per_step, self.say)
+        first = self.step
+        self._metrics, self._stop = metrics, stop
+        self._progress = Progress(first, last, self.tokens_per_step, self.log)
         self.model.train()
         with ExitStack() as stack:
-            self._saver: Saver | None = None
+            self._checkpointer: Checkpointer | None = None
             if self.processes.first:
-                self._saver = stack.enter_context(closing(Saver(checkpoints, self.tensor_files(), lock, self.say)))
+                saver = stack.enter_context(closing(Saver(checkpoints, tensor_files(self.optimizer), lock, self.log)))
+                clock = CheckpointClock(self.config.checkpoint_interval_seconds)
+                self._checkpointer = Checkpointer(saver, clock, metrics, self.losses, self.log, keep, first)
             while True:
-                improved = False
-                if self.step < last and self.step % self.config.eval_interval == 0 and self.step > self._resumed_step:
-                    improved = self._evaluate()
-                self._collect_save()
-                stopping, due = self.processes.any(stop(), improved or self._checkpoint_due())
+                if self._evaluation_due(last):
+                    self._evaluate(self.losses.estimate)
+                stopping, due = self.processes.any(stop(), self._save_due())
                 if stopping or self.step >= last:
                     break
-                if due and self.step > self._resumed_step:
+                if due and self.step > first:
                     self._save()
                 self.train_step()
                 if self.step % self.config.log_interval == 0 or self.step == last:
                     self._report()
-            return self._finish(self.step >= last, stop)
-
-    def _finish(self, reached: bool, stop: Callable[[], bool]) -> Result:
-        if reached and self.processes.first:
-            reached = self._evaluate_all(stop)
-        if self.step > self._resumed_step or self.step == 0:
-            self._save(wait=True)
+            reached = self.step >= last and self._evaluate(self.losses.measure)
+            if self.step > first or self.step == 0:
+                self._save(wait=True)
         return Result(
             step=self.step,
             complete=reached and self.step >= self.config.max_iters,
             tokens_per_second=self._progress.tokens_per_second,
-            weights_sha256=self.weights_sha256(),
-            **self.losses,
+            weights_sha256=weights_sha256(self.optimizer),
+            **self.losses.known,
         )
 
-    def _evaluate_all(self, stop: Callable[[], bool]) -> bool:
-        """The final losses, in float32 and over every token of the validation split; False if told to stop first."""
-        try:
-            train_loss = estimate_loss(self.model, self.dataset, "train", self.config.eval_iters)
-            val_loss = full_loss(self.model, self.dataset, "val", stop=stop)
-            self._compare(self._estimate("val"))
-        except EvaluationStopped:
-            return False
-        self.losses = {"train_loss": train_loss, "val_loss": val_loss}
-        self.full_val_loss = val_loss
-        self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
-        return True
+    # One step
 
-    def _evaluate(self) -> bool:
-        """Estimate both losses; returns whether the validation loss is the best so far."""
-        if not self.processes.first:
-            return False
-        with self._progress.aside():
-            train_loss, val_loss = self._estimate("train"), self._estimate("val")
-        self.losses = {"val_loss": val_loss}
-        self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
-        self.say(f"step {self.step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
-        return self._compare(val_loss)
+    def train_step(self) -> None:
+        """One optimizer step, the (self.step + 1)th."""
+        optimizer = self.optimizer
+        optimizer.rate = learning_rate(self.config, self.step)
+        loss = self._compute_gradients()
+        self.processes.average(optimizer.gradients)
+        self.scaler.unscale_(optimizer)  # type: ignore[arg-type]
+        norm = optimizer.clip(self.config.grad_clip)
+        self.scaler.step(optimizer)  # type: ignore[arg-type]
+        self.scaler.update()
+        # With a scaler, an infinite norm now and then is its way to find the scale.
+        self.means.add(loss, None if self.scaler.is_enabled() else norm)
+        self.step += 1
+        self.losses.step_made()
 
-    def _estimate(self, split: SplitName) -> float:
-        return estimate_loss(self.model, self.dataset, split, self.config.eval_iters, self.autocast())
+    def _compute_gradients(self) -> Tensor:
+        """Leave the gradients of the mean loss over the micro-batches in the optimizer, and return that loss."""
+        if self.replicas is not None:
+            return self.replicas.compute_gradients(
+                self._accumulate, self._batch, self.micro_steps, self.config.batch_size
+            )
+        self.optimizer.gradients.zero_()
+        batches = (self._batch(micro_step, range(self.config.batch_size)) for micro_step in range(self.micro_steps))
+        return self._accumulate(self.forward, batches, 1 / self.micro_steps)
 
-    def _compare(self, estimated_val_loss: float) -> bool:
-        """Whether this step is the best so far."""
-        self.estimated_val_loss = estimated_val_loss
-        if self.best is not None and not estimated_val_loss < self.best["val_loss"]:
-            return False
-        self.best = {"step": self.step, "val_loss": estimated_val_loss}
+    def _accumulate(
+        self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], weight: float
+    ) -> Tensor:
+        """Add the gradients of `weight` times each batch's loss to the model's; returns the sum of these losses."""
+        loss_sum = torch.zeros((), device=self.device)
+        for inputs, targets in batches:
+            with self.autocast():
+                loss = forward(inputs, targets) * weight
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def _batch(self, micro_step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of some rows of this process's micro-batch of this step."""
+        size = self.config.batch_size
+        first = (self.processes.rank * self.micro_steps + micro_step) * size
+        window = self.dataset.train.batch(
+            self.config.seed,
+            TRAIN_STREAM,
+            self.step,
+            slice(first + rows.start, first + rows.stop),
+            self.config.gradient_accumulation_steps * size,
+            self.config.block_size,
+        )
+        if self.device.type == "cuda":
+            window = window.pin_memory().to(self.device, non_blocking=True)
+        else:
+            window = window.to(self.device)
+        return window[:, :-1], window[:, 1:]
+
+    # Evaluating and reporting
+
+    def _evaluation_due(self, last: int) -> bool:
+        """At every `eval_interval`, also in a run that was stopped during this evaluation and is resumed."""
+        at_interval = self.step % self.config.eval_interval == 0 and 0 < self.step < last
+        return at_interval and self.losses.estimated_val_loss is None
+
+    def _evaluate(self, measure: Callable[[int, Callable[[], bool]], tuple[float, float]]) -> bool:
+        """Estimate or measure both losses; False if this was stopped before it was finished."""
+        if self.processes.first:
+            try:
+                with self._progress.aside():
+                    train_loss, val_loss = measure(self.step, self._stop)
+            except EvaluationStopped:
+                return False
+            self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
+            self.log(f"step {self.step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
         return True
 
     def _report(self) -> None:
-        mean_loss, mean_norm = self.mean_since_last_call()
+        mean_loss, mean_norm = self.means.read(self.step)
         if self.processes.first:
             figures = self._progress.reached(self.step, mean_loss)
             self._metrics.write(
@@ -257,127 +246,29 @@ class Trainer:
                 **figures,
             )
 
-    def mean_since_last_call(self) -> tuple[float, float]:
-        """Mean loss and gradient norm since the last call. Raises TrainingError if one is no number any more."""
-        sums = torch.stack([self._loss_sum, self._norm_sum])
-        self.processes.average(sums)
-        loss, norm = (sums / max(self._summed, 1)).tolist()
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingError(
-                f"the loss is no longer a number at step {self.step} (loss {loss}, gradient norm {norm}); nothing was "
-                f"saved since it was; lower learning_rate = {self.config.learning_rate}, or use dtype = 'float32' if "
-                f"it is {self.environment['precision']}"
-            )
-        self._loss_sum.zero_()
-        self._norm_sum.zero_()
-        self._summed = 0
-        return loss, norm
-
     # Saving and resuming
 
-    def resume(self, folder: Path) -> None:
-        """Take up the exact state of a checkpoint folder; says so where the bits may differ from here on."""
-        state = read_state(folder)
-        require_same_run(state, self.config, self.dataset.digest, folder)
-        load_tensors(folder, self.optimizer)
-        load_rng(folder, self.processes.rank, self.device)
-        self.optimizer.updates = state["updates"]
-        if state["scaler"] and self.scaler.is_enabled():
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.best = state["step"], state["best"]
-        self.losses, self.estimated_val_loss = {}, None
-        before, now = state["environment"], self.environment
-        changed = [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
-        self.say(f"resumed at step {self.step} from {folder}")
-        if changed:
-            self.say(f"exact in state but not in bits, since this is another environment: {', '.join(changed)}")
-
-    def tensor_files(self) -> dict[str, TensorFile]:
-        """The flat tensors of the state and how they are named in the checkpoint's files."""
-        shapes = {name: tuple(parameter.shape) for name, parameter in self.optimizer.parameters.items()}
-        moments = {f"{moment}.{name}": shape for moment in ("exp_avg", "exp_avg_sq") for name, shape in shapes.items()}
-        return {
-            MODEL: ([self.optimizer.weights], safetensors_header(shapes)),
-            OPTIMIZER: ([self.optimizer.first_moment, self.optimizer.second_moment], safetensors_header(moments)),
-        }
-
-    def weights_sha256(self) -> str:
-        """The sha256 that `model.safetensors` has in a checkpoint of this moment."""
-        (weights,), header = self.tensor_files()[MODEL]
-        digest = hashlib.sha256(header)
-        digest.update(weights.detach().cpu().numpy().data)
-        return digest.hexdigest()
+    def _save_due(self) -> bool:
+        return self._checkpointer is not None and self._checkpointer.due(self.step)
 
     def _save(self, *, wait: bool = False) -> None:
         """Begin to save the state of this step, or with `wait` return only when it is durable."""
         began = time.perf_counter()
-        if self._summed:
-            self.mean_since_last_call()
+        if self.means.steps:
+            self.means.read(self.step)  # raises if the loss is no number
         generators = self.processes.gather(capture_rng(self.device))
-        self._clock.saved()
-        if self._saver is None:
+        if self._checkpointer is None:
             return
-        self._collect_save(wait=True)
-        if self._saver.saved_step == self.step:
-            return
-        small = {
-            RNG: _json({"schema_version": SCHEMA_VERSION, "ranks": generators}),
-            STATE: _json(self._state(), indent=1),
-        }
-        if wait:
-            self._saved(self._saver.save_now(self.step, small, began))
-            return
-        try:
-            report = self._saver.save(self.step, small, began)
-        except CheckpointError as error:
-            self._save_failed(error)
-            return
+        self._checkpointer.save(self.step, json_files(generators, self._state()), began, wait=wait)
         self._progress.add_aside(time.perf_counter() - began)
-        if report is not None:
-            self._saved(report)
-
-    def _collect_save(self, *, wait: bool = False) -> None:
-        if self._saver is None or not self._saver.busy:
-            return
-        try:
-            report = self._saver.poll(wait=wait)
-        except CheckpointError as error:
-            self._save_failed(error)
-            return
-        if report is not None:
-            self._saved(report)
-
-    def _saved(self, report: SaveReport) -> None:
-        assert self._saver is not None
-        self._clock.measured(report.stall_seconds, report.write_seconds)
-        self._metrics.write(
-            step=report.step,
-            checkpoint_stall_seconds=report.stall_seconds,
-            checkpoint_write_seconds=report.write_seconds,
-            checkpoint_bytes=report.bytes,
-        )
-        if self._keep is not None:
-            prune(self._saver.parent, self._keep, int(self.best["step"]) if self.best else None)
-
-    def _save_failed(self, error: CheckpointError) -> None:
-        """A full disk may have room again later; but without any checkpoint, going on would be a gamble."""
-        assert self._saver is not None
-        safe = self._saver.saved_step or self._resumed_step
-        if not safe:
-            raise error
-        self.say(f"{error}; training goes on and tries again, the last checkpoint is that of step {safe}")
-
-    def _checkpoint_due(self) -> bool:
-        return self._saver is not None and not self._saver.busy and self._clock.due()
 
     def _state(self) -> dict[str, Any]:
         return {
-            "schema_version": SCHEMA_VERSION,
             "step": self.step,
-            **self.losses,
-            "estimated_val_loss": self.estimated_val_loss,
-            "full_val_loss": self.full_val_loss,
-            "best": self.best,
+            **self.losses.known,
+            "estimated_val_loss": self.losses.estimated_val_loss,
+            "full_val_loss": self.losses.full_val_loss,
+            "best": self.losses.best,
             "updates": self.optimizer.updates,
             "scaler": self.scaler.state_dict() or None,
             "config": self.config.model_dump(mode="json"),
@@ -385,9 +276,19 @@ class Trainer:
             "dataset_digest": self.dataset.digest,
             "vocab_size": self.dataset.vocab_size,
             "environment": self.environment,
-            "saved_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
 
-
-def _json(content: Mapping[str, Any], indent: int | None = None) -> bytes:
-    return (json.dumps(content, indent=indent) + "\n").encode()
+    def resume(self, folder: Path) -> None:
+        """Restore the exact state of a checkpoint folder; logs where the bits may differ from here on."""
+        state = read_state(folder)
+        require_same_run(state, self.config, self.dataset.digest, folder)
+        load_tensors(folder, self.optimizer)
+        load_rng(folder, self.processes.rank, self.device)
+        self.optimizer.updates = state["updates"]
+        if state["scaler"] and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        self.losses.best, self.losses.estimated_val_loss = state["best"], state.get("estimated_val_loss")
+        self.log(f"resumed at step {self.step} from {folder}")
+        if changed := changes(state["environment"], self.environment):
+            self.log(f"exact in state but not in bits, since this is another environment: {', '.join(changed)}")

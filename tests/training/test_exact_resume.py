@@ -172,7 +172,7 @@ def test_a_longer_run_may_continue_a_shorter_one_with_the_same_schedule(tmp_path
 def test_another_environment_is_reported(tmp_path: Path, train: Train, dataset: Dataset) -> None:
     train(tmp_path, until=5)
     said: list[str] = []
-    Trainer(TINY, dataset, gemm="onednn", say=said.append).resume(tmp_path / "step-00000005")
+    Trainer(TINY, dataset, gemm="onednn", log=said.append).resume(tmp_path / "step-00000005")
     assert "exact in state but not in bits, since this is another environment: gemm mkl -> onednn" in said
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from crucible.errors import ConfigError
-from crucible.training.cpu import gemm, mkl_shim
-from crucible.training.cpu.linear import onednn_linear
+from crucible.training import hardware
+from crucible.training.cpu import choose_gemm, gemm, mkl_shim, onednn
+from crucible.training.cpu.onednn import onednn_linear
 
 x86_linux = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"), reason="the shim is for x86-64 Linux"
@@ -22,7 +23,7 @@ x86_linux = pytest.mark.skipif(
 
 @x86_linux
 def test_shim_is_a_library_that_says_yes() -> None:
-    code = "from crucible.training import mkl_shim; mkl_shim.load(); import ctypes;"
+    code = "from crucible.training.cpu import mkl_shim; mkl_shim.load(); import ctypes;"
     code += "print(ctypes.CDLL(None).mkl_serv_intel_cpu_true())"  # as torch's library will look it up
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "1\n"
@@ -52,20 +53,58 @@ def test_onednn_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
         assert torch.allclose(plain, fast, atol=1e-5)
 
 
-def test_choice_follows_the_checkpoint_and_the_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gemm.choose("off", previous="onednn").backend == "mkl"
-    assert gemm.choose("onednn").backend == "onednn"
-    assert gemm.choose("auto", previous="onednn").backend == "onednn"
-    assert gemm.choose("auto", device="cuda").backend == "mkl"
+def checkpoint(folder: Path, kernels: str, hardware: str) -> Path:
+    (folder / "state.json").write_text(json.dumps({"environment": {"gemm": kernels, "hardware": hardware}}))
+    return folder
+
+
+def test_choice_follows_the_config_and_then_the_checkpoint(amd: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path, "onednn", "Test (AVX2)")
+    assert choose_gemm("off", folder).backend == "mkl"
+    assert choose_gemm("onednn").backend == "onednn"
+    assert choose_gemm("auto", folder) == gemm.Gemm("onednn", "as in the checkpoint")
     with pytest.raises(ConfigError, match="fast_gemm = 'shim'"):
-        gemm.choose("shim")  # torch is already here, or this is no x86-64 Linux
+        choose_gemm("shim")  # torch is already here
+    choice = choose_gemm("auto", checkpoint(tmp_path, "shim", "Test (AVX2)"))
+    assert choice.backend == "mkl"
+    assert "the checkpoint's shim does not work here" in choice.reason
+
+
+def test_a_checkpoint_of_another_processor_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gemm, "cpu_info", lambda: {"vendor_id": "GenuineIntel"})
+    assert choose_gemm("auto", checkpoint(tmp_path, "onednn", "Another")).backend == "mkl"
+
+
+def test_onednn_is_left_alone_where_its_operator_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+
+    def renamed(*arguments: object) -> torch.Tensor:
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    for multiply in (renamed, lambda x, weight, bias: x @ weight.t()):
+        monkeypatch.setattr(onednn, "_multiply", multiply)
+        assert not onednn.use_onednn(model, said.append)
+    assert isinstance(model[0], torch.nn.Linear)
+    assert "(it gives a wrong product): oneMKL multiplies" in said[1]
+    assert "has no attribute '_linear_pointwise'" in said[0]
+
+
+@x86_linux
+def test_torch_uses_the_function_that_the_shim_replaces(monkeypatch: pytest.MonkeyPatch) -> None:
+    mkl_shim.require_use_by_torch()
+    monkeypatch.setattr(mkl_shim, "SYMBOL", b"mkl_serv_of_another_version")
+    with pytest.raises(OSError, match="has no mkl_serv_of_another_version"):
+        mkl_shim.require_use_by_torch()
 
 
 @pytest.fixture
 def amd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose gains are what a test says; where the answer is kept."""
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
-    monkeypatch.setattr(gemm, "_cpu_info", lambda: {"vendor_id": "AuthenticAMD", "model name": "Test", "flags": "a b"})
+    info = {"vendor_id": "AuthenticAMD", "model name": "Test", "flags": "a b"}
+    monkeypatch.setattr(hardware, "cpu_info", lambda: info)
+    monkeypatch.setattr(gemm, "cpu_info", lambda: info)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(mkl_shim, "load", lambda: None)
@@ -75,30 +114,30 @@ def amd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_answer_is_measured_once_per_machine(amd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([{"mkl": 80.0, "shim": 90.0, "gain": 1.125}])
     monkeypatch.setattr(gemm, "_probe", lambda: next(answers))
-    first, second = gemm.choose("auto"), gemm.choose("auto")
+    first, second = choose_gemm("auto"), choose_gemm("auto")
     assert first == second
     assert (first.backend, first.reason) == ("shim", "measured: 1.12 times as fast (80 and 90 GFLOPS per core)")
     assert json.loads(amd.read_text())["gain"] == 1.125
 
 
 @pytest.mark.parametrize(
-    ("measured", "said"),
+    ("measured", "logged"),
     [
         ({"mkl": 80.0, "shim": 82.0, "gain": 1.03}, "oneMKL's fast path is 1.03 times as fast"),
         ({"gain": 0.0}, "onednn"),
     ],
 )
 def test_torch_stays_as_it_is_where_the_shim_gains_nothing(
-    amd: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, float], said: str
+    amd: Path, monkeypatch: pytest.MonkeyPatch, measured: dict[str, float], logged: str
 ) -> None:
     amd.parent.mkdir()
     amd.write_text("{}")  # nothing that could be understood
     monkeypatch.setattr(gemm, "_probe", lambda: measured)
-    assert gemm.choose("auto").backend == "mkl"
-    assert said in gemm.choose("auto").reason
+    assert choose_gemm("auto").backend == "mkl"
+    assert logged in choose_gemm("auto").reason
 
 
 def test_nothing_is_measured_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gemm, "_cpu_info", lambda: {"vendor_id": "GenuineIntel"})
+    monkeypatch.setattr(gemm, "cpu_info", lambda: {"vendor_id": "GenuineIntel"})
     monkeypatch.setattr(gemm, "_probe", lambda: pytest.fail("measured"))
-    assert gemm.choose("auto").backend == "mkl"
+    assert choose_gemm("auto").backend == "mkl"

@@ -75,14 +75,33 @@ def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_fo
     assert not [name for name in results["threads"] if "gloo" in name], "the group outlived its end"
 
 
-def test_accumulation_must_divide_among_the_processes(monkeypatch: pytest.MonkeyPatch, dataset: Dataset) -> None:
+@pytest.mark.parametrize(
+    ("processes", "micro_batches", "advice"),
+    [
+        (
+            6,
+            40,
+            "use 5 of them, which trains the same, or another gradient_accumulation_steps, which does not: 36 or 42",
+        ),
+        (2, 1, "use 1 of them, which trains the same, or another gradient_accumulation_steps, which does not: 2"),
+        (
+            3,
+            40,
+            "use 2 of them, which trains the same, or another gradient_accumulation_steps, which does not: 39 or 42",
+        ),
+    ],
+)
+def test_accumulation_must_divide_among_the_processes(
+    monkeypatch: pytest.MonkeyPatch, dataset: Dataset, processes: int, micro_batches: int, advice: str
+) -> None:
     from crucible.errors import ConfigError
     from crucible.training.trainer import Trainer
 
-    processes = Processes()
-    monkeypatch.setattr(processes, "count", 2)
-    with pytest.raises(ConfigError, match=r"gradient_accumulation_steps = 1 is not a multiple of the 2 processes"):
-        Trainer(TINY, dataset, processes=processes)
+    group = Processes()
+    monkeypatch.setattr(group, "count", processes)
+    config = TINY.with_overrides({"gradient_accumulation_steps": micro_batches})
+    with pytest.raises(ConfigError, match=f"{micro_batches} cannot be divided among {processes} processes; {advice}"):
+        Trainer(config, dataset, processes=group)
 
 
 if __name__ == "__main__":

@@ -84,28 +84,50 @@ def test_diverged_training_stops_and_keeps_its_last_good_checkpoint(
 def test_full_disk_is_survived_once_there_is_a_checkpoint(tmp_path: Path, dataset: Dataset) -> None:
     said: list[str] = []
     config = TINY.with_overrides({"checkpoint_interval_seconds": 1e-9, "eval_interval": 1000})
-    trainer = Trainer(config, dataset, say=said.append)
+    trainer = Trainer(config, dataset, log=said.append)
 
     def fill_the_disk_for_a_while() -> bool:
-        assert trainer._saver is not None
-        assert trainer._saver._writer is not None
+        checkpointer = trainer._checkpointer
+        assert checkpointer is not None
+        assert checkpointer.saver._writer is not None
         if trainer.step in (10, 20):
-            trainer._collect_save(wait=True)
+            checkpointer.collect(wait=True)
             limit = 40_000 if trainer.step == 10 else resource.RLIM_INFINITY
-            process = trainer._saver._writer._process.pid
+            process = checkpointer.saver._writer._process.pid
             resource.prlimit(process, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         elif trainer.step > 20:
-            trainer._collect_save(wait=True)
+            checkpointer.collect(wait=True)
         return False
 
     result = trainer.run(tmp_path, metrics=Metrics(None), stop=fill_the_disk_for_a_while)
     assert result.complete
-    failures = [line for line in said if "File too large; training goes on and tries again" in line]
+    failures = [line for line in said if "File too large; training continues and tries again" in line]
     assert failures
     steps = [int(folder.name[5:]) for folder in finished_folders(tmp_path)]
     assert not set(range(11, 20)) & set(steps)
     assert {25, 30} <= set(steps)
     assert all(fault(folder) is None for folder in finished_folders(tmp_path))
+
+
+def test_a_stop_during_an_evaluation_does_not_wait_for_its_end(tmp_path: Path, dataset: Dataset) -> None:
+    trainer = Trainer(TINY.with_overrides({"eval_iters": 1000}), dataset)
+    looks = 0
+
+    def stop() -> bool:
+        nonlocal looks
+        looks += trainer.step == 10
+        return looks > 3  # of the 2,000 batches
+
+    result = trainer.run(tmp_path, metrics=Metrics(tmp_path / "metrics.jsonl"), stop=stop)
+    assert (result.step, looks) == (10, 5)
+    assert json.loads((tmp_path / "step-00000010" / "state.json").read_text())["estimated_val_loss"] is None
+
+    resumed = Trainer(TINY, dataset)
+    resumed.resume(tmp_path / "step-00000010")
+    metrics = tmp_path / "resumed.jsonl"
+    resumed.run(tmp_path, metrics=Metrics(metrics), stop_at_step=12)
+    evaluated = [line["step"] for line in map(json.loads, metrics.open()) if "val_loss" in line]
+    assert evaluated == [10, 12], "what was interrupted is evaluated when training resumes"
 
 
 def test_full_disk_at_the_end_is_a_failure(tmp_path: Path, dataset: Dataset) -> None:
@@ -147,7 +169,7 @@ def test_training_waits_for_saves_where_memory_is_short(
     monkeypatch.setattr(Saver, "_start_writer", lambda self, lock: None)
     said: list[str] = []
     config = TINY.with_overrides({"checkpoint_interval_seconds": 1e-9})
-    trainer = Trainer(config, dataset, say=said.append)
+    trainer = Trainer(config, dataset, log=said.append)
     trainer.run(tmp_path, metrics=Metrics(None))
     assert any("training waits while checkpoints are written" in line for line in said)
     assert [folder.name for folder in finished_folders(tmp_path)] == [f"step-{step:08d}" for step in range(1, 31)]

@@ -5,7 +5,7 @@ There are two ways around it:
 
 - `shim`: oneMKL's fast path, opened by `mkl_shim`; measured once per machine and torch version, and the answer is kept
   under CRUCIBLE_HOME so that every attempt on a machine decides alike;
-- `onednn`: torch's other library, called by `linear`, where the config asks for it.
+- `onednn`: torch's other library, called by `onednn`, where the config asks for it.
 
 They compute the same sums in another order, so the last bits differ: the choice is written into every checkpoint, and
 a resumed run takes that of its checkpoint. Nothing is measured on Intel processors, where oneMKL is already fast.
@@ -25,8 +25,10 @@ from typing import Any, Literal, cast
 
 from crucible.errors import ConfigError
 from crucible.training.cpu import mkl_shim
+from crucible.training.folders import STATE
+from crucible.training.hardware import cpu_info, cpu_model
 
-__all__ = ["Backend", "Gemm", "choose", "cpu_model"]
+__all__ = ["Backend", "Gemm", "choose_gemm"]
 
 Backend = Literal["mkl", "onednn", "shim"]
 
@@ -36,29 +38,31 @@ _WORTH = 1.05
 
 @dataclass(frozen=True)
 class Gemm:
-    """The choice and the reason for it, in words for the log."""
+    """The choice, and the reason for it as the log gives it."""
 
     backend: Backend
     reason: str
 
 
-def choose(wanted: str, *, device: str = "cpu", previous: Backend | None = None) -> Gemm:
-    """Decide, and load the shim if it is the choice; to be called once, before torch is imported.
+def choose_gemm(fast_gemm: str, resume_from: Path | None = None) -> Gemm:
+    """Decide, and load the shim if it is the choice; call it once, before torch is imported.
 
-    `wanted` is the config's `fast_gemm`, `previous` the backend of the checkpoint to resume from, if that was made on
-    this kind of processor. Raises ConfigError if `shim` is demanded where it cannot work.
+    `fast_gemm` is the config's. A run that resumes takes the choice of its checkpoint, if that was made on this kind of
+    processor. Raises ConfigError if `fast_gemm` asks for the shim where it cannot work.
     """
-    if wanted == "off":
+    if fast_gemm == "off":
         return Gemm("mkl", "fast_gemm is off")
-    if wanted == "onednn":
+    if fast_gemm == "onednn":
         return Gemm("onednn", "asked for by fast_gemm")
-    if wanted == "shim":
+    if fast_gemm == "shim":
         _load_or_refuse()
         return Gemm("shim", "asked for by fast_gemm")
-    if device == "cuda" or (device == "auto" and Path("/dev/nvidiactl").exists()):
-        return Gemm("mkl", "the GPU does the work")
+    previous = _previous(resume_from)
     if previous == "shim":
-        _load_or_refuse()
+        try:
+            _load_or_refuse()
+        except ConfigError as error:  # the trainer logs what this changes
+            return Gemm("mkl", f"the checkpoint's shim does not work here: {error}")
     if previous is not None:
         return Gemm(previous, "as in the checkpoint")
     if not _may_help():
@@ -66,14 +70,20 @@ def choose(wanted: str, *, device: str = "cpu", previous: Backend | None = None)
     return _measured()
 
 
-def cpu_model() -> str:
-    """The processor's name, as far as the system tells."""
-    return _cpu_info().get("model name") or platform.processor() or platform.machine()
+def _previous(resume_from: Path | None) -> Backend | None:
+    """How the checkpoint's matrices were multiplied, if that was on this kind of processor."""
+    if resume_from is None:
+        return None
+    try:
+        made_on = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["environment"]
+        return cast(Backend, made_on["gemm"]) if cpu_model() in made_on["hardware"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # the trainer verifies the folder and reports what is wrong with it
 
 
 def _measured() -> Gemm:
     answer = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible") / "gemm" / "measured.json"
-    machine = {"cpu": cpu_model(), "flags": len(_cpu_info().get("flags", "")), "torch": metadata.version("torch")}
+    machine = {"cpu": cpu_model(), "flags": len(cpu_info().get("flags", "")), "torch": metadata.version("torch")}
     known = _read(answer)
     if known.get("machine") != machine or not isinstance(known.get("gain"), float):
         known = {"machine": machine} | _probe()
@@ -102,7 +112,7 @@ def _probe() -> dict[str, float]:
 
 
 def _may_help() -> bool:
-    vendor = _cpu_info().get("vendor_id", "")
+    vendor = cpu_info().get("vendor_id", "")
     return sys.platform == "linux" and platform.machine() == "x86_64" and vendor not in ("", "GenuineIntel")
 
 
@@ -110,22 +120,14 @@ def _load_or_refuse() -> None:
     if not (sys.platform == "linux" and platform.machine() == "x86_64"):
         raise ConfigError("fast_gemm = 'shim' works on x86-64 Linux only; use fast_gemm = 'auto'")
     if "torch" in sys.modules:
-        raise ConfigError("fast_gemm = 'shim' must be chosen before torch is imported; use python -m crucible.training")
+        raise ConfigError("fast_gemm = 'shim' must come before torch is imported; use python -m crucible.training")
     try:
         mkl_shim.load()
+        mkl_shim.require_use_by_torch()
     except OSError as error:
         raise ConfigError(
             f"fast_gemm = 'shim' cannot be loaded here ({error}); use fast_gemm = 'onednn' or 'off'"
         ) from None
-
-
-def _cpu_info() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; empty where there is none."""
-    try:
-        first = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0]
-    except OSError:
-        return {}
-    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -62,8 +62,7 @@ def product_of_onemkl() -> Callable[[], float]:
 
     Raises OSError or AttributeError where torch has no oneMKL, and ArithmeticError if it gives a wrong product.
     """
-    torch = distribution("torch").locate_file("torch")
-    library = ctypes.CDLL(str(torch / "lib" / "libtorch_cpu.so"))
+    library = ctypes.CDLL(str(distribution("torch").locate_file("torch/lib/libtorch_cpu.so")))
     generator = np.random.default_rng(0)
     x = generator.standard_normal((ROWS, WIDTH_IN), dtype=np.float32)
     weight = generator.standard_normal((WIDTH_OUT, WIDTH_IN), dtype=np.float32)

@@ -5,7 +5,11 @@
 oneMKL, which torch multiplies float32 matrices with, calls this function of its own to decide whether it may take its
 code for Intel's processors; on an AMD one it says no, and matrix products run at down to half speed. The linker gives a
 symbol to whoever defines it first, so loading this library before torch answers yes. oneMKL still asks the processor
-which instructions it has. `gemm` measures whether that helps before it is used.
+which instructions it has.
+
+Relies on that name, which oneMKL does not document; there is no public switch since MKL_DEBUG_CPU_TYPE went in 2020.
+Checked with torch 2.13 for CPUs. `gemm` measures whether it helps before it is used, and where it is used
+unmeasured, `require_use_by_torch` refuses a torch without that function.
 """
 
 from __future__ import annotations
@@ -13,8 +17,9 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from importlib.metadata import distribution
 
-__all__ = ["load", "shared_library"]
+__all__ = ["load", "require_use_by_torch", "shared_library"]
 
 SYMBOL = b"mkl_serv_intel_cpu_true"
 _CODE = bytes.fromhex("f30f1efa b801000000 c3")  # endbr64; mov eax, 1; ret
@@ -66,6 +71,13 @@ def load() -> None:
         ctypes.CDLL(f"/proc/self/fd/{file}", mode=ctypes.RTLD_GLOBAL)
     finally:
         os.close(file)
+
+
+def require_use_by_torch() -> None:
+    """Raise OSError unless torch's library has the function that this one replaces."""
+    library = str(distribution("torch").locate_file("torch/lib/libtorch_cpu.so"))
+    if not hasattr(ctypes.CDLL(library), SYMBOL.decode()):
+        raise OSError(f"torch {distribution('torch').version} has no {SYMBOL.decode()}")
 
 
 def _align(offset: int) -> int:
