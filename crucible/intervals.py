@@ -7,8 +7,9 @@ about
     C / t + (t / 2 + W + R) / M        t: interval, W: time until a save is durable, R: time to restart
 
 whose minimum over t is Young's sqrt(2 C M); Daly's expression adds the terms that matter when C is no longer tiny
-beside M. Ten times off the optimum doubles the loss, twice off costs little: the interval may follow the measured C and
-M lazily.
+beside M. An interval twice off the optimum costs little, so following the measured C and M lazily is enough.
+
+The agent and a trainer without one use the same `IntervalPolicy` on the same `SaveCosts`.
 
 * J. W. Young, "A first order approximation to the optimum checkpoint interval", CACM 17(9), 1974.
 * J. T. Daly, "A higher order estimate of the optimum checkpoint interval for restart dumps", FGCS 22(3), 2006, eq. 37.
@@ -17,12 +18,76 @@ M lazily.
 from __future__ import annotations
 
 import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from crucible.errors import ConfigError
 
-# With no history at all: the mean time between interruptions assumed on spot machines. Pessimistic on purpose (V100
-# spot traces of 2023 show about 4 h), because saving too often is cheap and saving too rarely is not.
 ASSUMED_SPOT_MTBF_SECONDS = 2 * 3600.0
+"""Mean time between interruptions of spot machines when there is no history. Pessimistic on purpose (V100 spot traces
+of 2023 show about 4 h), because saving too often is cheap and saving too rarely is not."""
+UNINTERRUPTED_MTBF_SECONDS = 24 * 3600.0
+"""The same for a machine that nobody takes away: it still crashes, runs out of memory or loses power."""
+FIRST_INTERVAL_SECONDS = 15.0
+"""Until a save has been measured."""
+
+
+@dataclass
+class SaveCosts:
+    """What the last few saves cost, in seconds."""
+
+    stall_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """How long the step loop stood still."""
+    write_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """From the snapshot to a whole checkpoint on the local disk."""
+    upload_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
+    """From there to the manifest in the store; empty for a trainer without an agent."""
+
+    @property
+    def stall(self) -> float:
+        """Median stall in seconds; 0 before the first save."""
+        return _median(self.stall_seconds)
+
+    @property
+    def durable(self) -> float:
+        """Median seconds from the snapshot until the checkpoint is durable."""
+        return _median(self.write_seconds) + _median(self.upload_seconds)
+
+
+@dataclass(frozen=True)
+class IntervalPolicy:
+    """What decides how often to save, besides what a save costs."""
+
+    mtbf_seconds: float | None = None
+    """Mean time between interruptions; None when nobody takes the machine away."""
+    minimum_seconds: float = 5.0
+    maximum_seconds: float = 300.0
+    fixed_seconds: float | None = None
+    """The interval that the user asked for."""
+
+    @property
+    def first_seconds(self) -> float:
+        """The interval before the first save has been measured, in seconds."""
+        return self.fixed_seconds or min(FIRST_INTERVAL_SECONDS, self.maximum_seconds)
+
+    def wanted_seconds(self, costs: SaveCosts) -> float:
+        """The interval that loses least time, in seconds, however long a save takes to become durable."""
+        if self.fixed_seconds is not None:
+            return self.fixed_seconds
+        return checkpoint_interval_seconds(
+            max(costs.stall, 1e-3),  # no measured stall is a clock too coarse, not a save that is free
+            UNINTERRUPTED_MTBF_SECONDS if self.mtbf_seconds is None else self.mtbf_seconds,
+            self.minimum_seconds,
+            max(self.maximum_seconds, self.minimum_seconds),
+        )
+
+    def interval_seconds(self, costs: SaveCosts) -> float:
+        """Seconds between the starts of two saves: as wanted, or half as long again as a save takes to become durable,
+        so that saves never queue up."""
+        wanted = self.wanted_seconds(costs)
+        return 1.5 * costs.durable if costs.durable > wanted else wanted
 
 
 def checkpoint_interval_seconds(
@@ -84,6 +149,10 @@ def lost_share(
     _require(0 <= notice_saves <= 1, "notice_saves", notice_saves, "between 0 and 1")
     rework = (1 - notice_saves) * (interval_seconds / 2 + durable_seconds)
     return save_cost_seconds / interval_seconds + (rework + restart_seconds) / mtbf_seconds
+
+
+def _median(values: Sequence[float]) -> float:
+    return statistics.median(values) if values else 0.0
 
 
 def _require(holds: bool, field: str, value: float, wanted: str) -> None:

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from crucible.errors import ConfigError
-from crucible.intervals import checkpoint_interval_seconds, lost_share
+from crucible.intervals import IntervalPolicy, SaveCosts, checkpoint_interval_seconds, lost_share
 
 
 def simulated_loss(interval: float, save: float, mtbf: float, restart: float, lives: int = 4000) -> float:
@@ -57,3 +57,12 @@ def test_bounds_and_extremes() -> None:
 def test_nonsense_is_refused_by_name(save_cost: float, mtbf: float, minimum: float, maximum: float) -> None:
     with pytest.raises(ConfigError, match=r"is .*: it must be"):
         checkpoint_interval_seconds(save_cost, mtbf, minimum, maximum)
+
+
+def test_a_save_slower_than_its_interval_lengthens_it() -> None:
+    costs = SaveCosts()
+    assert IntervalPolicy(fixed_seconds=2.0).interval_seconds(costs) == 2
+    costs.write_seconds.append(3.0)
+    costs.upload_seconds.append(1.0)
+    assert IntervalPolicy(fixed_seconds=2.0).interval_seconds(costs) == 6
+    assert IntervalPolicy(fixed_seconds=5.0).interval_seconds(costs) == 5

@@ -313,7 +313,7 @@ class _AttemptRun:
         limits = self.attempt.job.read_limits()
         if self.notice is None:  # those that made it stop are remembered
             self._limits = limits
-        seconds_to_save = self.saving.figures.durable_seconds if self.saving else 0.0
+        seconds_to_save = self.saving.figures.durable if self.saving else 0.0
         reserve = self.plan.launch.usd_per_hour / 3600 * (seconds_to_save + 2 * self.plan.beat_seconds)
         return limit_reached(
             limits, self._spent_before + self._cost() + reserve, self.attempt.job.read_spec().created_at

@@ -9,62 +9,41 @@ from __future__ import annotations
 import contextvars
 import math
 import shutil
-import statistics
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from crucible.checkpoints.commits import Checkpoint, Checkpoints
 from crucible.contract import Control, finished_folders, step_of
 from crucible.errors import CheckpointError, FencedOut, StoreError
-from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
+from crucible.intervals import FIRST_INTERVAL_SECONDS, IntervalPolicy, SaveCosts
 from crucible.jobs.job import Attempt
 
 LOOK_SECONDS = 0.25
-FIRST_INTERVAL_SECONDS = 15.0
-"""Until a save has been measured."""
 
 
 @dataclass(frozen=True)
-class SavePolicy:
+class SavePolicy(IntervalPolicy):
     """What decides how often to save and what to keep."""
 
-    mtbf_seconds: float | None = None
-    """Mean time between interruptions; None when the pool does not interrupt (kills still happen: see `mtbf`)."""
-    minimum_seconds: float = 5.0
-    maximum_seconds: float = 300.0
-    fixed_seconds: float | None = None
     keep_last: int = 3
-
-    @property
-    def mtbf(self) -> float:
-        """A machine that nobody reclaims still loses power, memory or patience; it is trusted for a day."""
-        return self.mtbf_seconds if self.mtbf_seconds is not None else 12 * ASSUMED_SPOT_MTBF_SECONDS
 
 
 @dataclass
-class SaveFigures:
-    """What saving has cost lately, each the last few measurements, in seconds; bytes of the newest checkpoint."""
+class SaveFigures(SaveCosts):
+    """What saving has cost lately, the bytes of the newest checkpoint, and the interval in force."""
 
-    stall_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
-    write_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
-    upload_seconds: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     bytes: int = 0
     interval_seconds: float = FIRST_INTERVAL_SECONDS
 
-    @property
-    def durable_seconds(self) -> float:
-        """From the snapshot to the manifest in the store."""
-        return _median(self.write_seconds) + _median(self.upload_seconds)
-
     def as_record(self) -> dict[str, float]:
+        """As the heartbeat and the outcome keep them."""
         return {
             "interval_seconds": round(self.interval_seconds, 3),
-            "stall_seconds": round(_median(self.stall_seconds), 6),
-            "durable_seconds": round(self.durable_seconds, 3),
+            "stall_seconds": round(self.stall, 6),
+            "durable_seconds": round(self.durable, 3),
             "bytes": float(self.bytes),
         }
 
@@ -96,7 +75,7 @@ class Saving:
         self._deadline = math.inf
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._run,), name="saving", daemon=True)
-        self._publish_interval(policy.fixed_seconds or min(FIRST_INTERVAL_SECONDS, policy.maximum_seconds))
+        self._publish_interval(policy.first_seconds)
 
     def start(self, committed_step: int) -> None:
         self.committed_step = committed_step
@@ -180,27 +159,15 @@ class Saving:
     def _choose_interval(self) -> None:
         """By the newest figures: the interval and its reason are shown to people side by side."""
         with self._choosing:  # a commit and a measurement come from different threads
-            self._publish_interval(self._wanted_interval())
-
-    def _wanted_interval(self) -> float:
-        if self.policy.fixed_seconds is not None:
-            wanted = self.policy.fixed_seconds
-        else:
-            wanted = checkpoint_interval_seconds(
-                max(_median(self.figures.stall_seconds), 1e-3),
-                self.policy.mtbf,
-                self.policy.minimum_seconds,
-                max(self.policy.maximum_seconds, self.policy.minimum_seconds),
-            )
-        durable = self.figures.durable_seconds
-        if durable > wanted:
-            self._on_trouble(
-                "saving",
-                f"a save takes {durable:.1f} s to reach the store, longer than the interval of {wanted:.1f} s; "
-                f"the interval grows to {durable * 1.5:.1f} s",
-            )
-            wanted = durable * 1.5
-        return wanted
+            wanted, durable = self.policy.wanted_seconds(self.figures), self.figures.durable
+            interval = self.policy.interval_seconds(self.figures)
+            if interval > wanted:
+                self._on_trouble(
+                    "saving",
+                    f"a save takes {durable:.1f} s to reach the store, longer than the interval of {wanted:.1f} s; "
+                    f"the interval grows to {interval:.1f} s",
+                )
+            self._publish_interval(interval)
 
     def _publish_interval(self, seconds: float) -> None:
         if abs(seconds - self.figures.interval_seconds) < 0.05 * self.figures.interval_seconds and (
@@ -212,7 +179,3 @@ class Saving:
             Control(round(seconds, 3)).write(self._control_file)
         except OSError as error:
             self._on_trouble("scratch", f"the workload cannot be told how often to save: {error}")
-
-
-def _median(values: deque[float]) -> float:
-    return statistics.median(values) if values else 0.0

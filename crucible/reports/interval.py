@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crucible.formatting import duration
-from crucible.intervals import ASSUMED_SPOT_MTBF_SECONDS, checkpoint_interval_seconds
+from crucible.intervals import UNINTERRUPTED_MTBF_SECONDS, checkpoint_interval_seconds
 from crucible.reports.summary import AttemptSummary
 
 NEARLY = 0.1
@@ -32,7 +32,7 @@ def _reason(attempt: AttemptSummary, interval: float, fixed_seconds: float | Non
     if attempt.mtbf_seconds:
         mtbf, expected = attempt.mtbf_seconds, "interruptions are expected"
     else:
-        mtbf, expected = 12 * ASSUMED_SPOT_MTBF_SECONDS, "this pool does not interrupt, and a crash is expected"
+        mtbf, expected = UNINTERRUPTED_MTBF_SECONDS, "this pool does not interrupt, and a crash is expected"
     optimum = checkpoint_interval_seconds(max(attempt.saving["stall_seconds"], 1e-3), mtbf)
     basis = f"{expected} every {duration(mtbf)} on average"
     if _near(interval, optimum):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from crucible.errors import ConfigError
+from crucible.contract import Control, Variable
+from crucible.intervals import IntervalPolicy, SaveCosts
 
 __all__ = ["CheckpointClock"]
 
@@ -16,33 +16,31 @@ __all__ = ["CheckpointClock"]
 class CheckpointClock:
     """Decides when a checkpoint is due.
 
-    The interval is, in this order: what the agent writes into CRUCIBLE_CONTROL_FILE, CRUCIBLE_CHECKPOINT_SECONDS, the
-    config, else Young's sqrt(2 C M) for the measured pause C and an assumed M = 2 hours between interruptions, at most
-    five minutes and never so short that saves queue up.
+    The interval is the one that the agent publishes in its control file; without an agent `configured`, the config's
+    `checkpoint_interval_seconds`; without that what `crucible.intervals` makes of the measured costs. `log` receives
+    one line when the control file is damaged: the interval then stays as it is.
     """
 
-    _MTBF_SECONDS = 2 * 3600.0
-    _LONGEST_SECONDS = 300.0
-    _FIRST_SECONDS = 15.0  # until a save has been measured
-
-    def __init__(self, configured: float | None, environment: Mapping[str, str] = os.environ) -> None:
-        self._fixed = configured
-        wanted = environment.get("CRUCIBLE_CHECKPOINT_SECONDS")
-        if wanted:
-            try:
-                self._fixed = float(wanted)
-            except ValueError:
-                raise ConfigError(f"CRUCIBLE_CHECKPOINT_SECONDS = {wanted!r} is not a number of seconds") from None
-        control = environment.get("CRUCIBLE_CONTROL_FILE")
+    def __init__(
+        self,
+        configured: float | None,
+        log: Callable[[str], None] = lambda line: None,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._configured, self._log = configured, log
+        self._policy, self._costs = IntervalPolicy(), SaveCosts()
+        self._adapted = self._policy.first_seconds
+        self._published: float | None = None
+        control = environment.get(Variable.CONTROL_FILE)
         self._control = Path(control) if control else None
         self._control_changed = 0
-        self._adapted = self._FIRST_SECONDS
         self._last = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """The interval wanted now."""
-        return self._adapted if self._fixed is None else self._fixed
+        """The interval in force, in seconds."""
+        fixed = self._configured if self._published is None else self._published
+        return self._adapted if fixed is None else fixed
 
     def due(self) -> bool:
         """Whether the interval has passed since the last save began."""
@@ -55,16 +53,20 @@ class CheckpointClock:
 
     def measured(self, stall_seconds: float, write_seconds: float) -> None:
         """Adapt to what a save has cost."""
-        young = (2 * stall_seconds * self._MTBF_SECONDS) ** 0.5
-        self._adapted = max(3 * write_seconds, min(young, self._LONGEST_SECONDS), 1.0)
+        self._costs.stall_seconds.append(stall_seconds)
+        self._costs.write_seconds.append(write_seconds)
+        self._adapted = self._policy.interval_seconds(self._costs)
 
     def _read_control(self) -> None:
         if self._control is None:
             return
         try:
             changed = self._control.stat().st_mtime_ns
-            if changed != self._control_changed:
-                self._fixed = float(json.loads(self._control.read_text(encoding="utf-8"))["checkpoint_seconds"])
-                self._control_changed = changed
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # not there yet, or half written: the next step looks again
+            if changed == self._control_changed:
+                return
+            self._control_changed = changed
+            self._published = Control.read(self._control).checkpoint_seconds
+        except OSError:
+            return  # not there yet
+        except ValueError as error:
+            self._log(f"{error}; a checkpoint is still saved every {self.seconds:g} s")

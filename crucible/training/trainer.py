@@ -133,7 +133,7 @@ class Trainer:
             self._checkpointer: Checkpointer | None = None
             if self.processes.first:
                 saver = stack.enter_context(closing(Saver(checkpoints, tensor_files(self.optimizer), lock, self.log)))
-                clock = CheckpointClock(self.config.checkpoint_interval_seconds)
+                clock = CheckpointClock(self.config.checkpoint_interval_seconds, self.log)
                 self._checkpointer = Checkpointer(saver, clock, metrics, self.losses, self.log, keep, first)
             while True:
                 if self._evaluation_due(last):

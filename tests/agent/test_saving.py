@@ -15,6 +15,7 @@ from crucible.agent.saving import SavePolicy, Saving
 from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.store import Store
+from crucible.training.clock import CheckpointClock
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job, running
 
@@ -146,6 +147,17 @@ def test_a_measurement_that_comes_after_its_commit_counts(job: Job, tmp_path: Pa
     carrier.saving.finish(time.monotonic() + 20)
     carrier.saving.measured(0.5, 0.1)
     assert carrier.interval == pytest.approx(120, rel=0.05)
+
+
+@pytest.mark.parametrize(("stall", "write"), [(0.5, 0.1), (0.001, 0.1), (0.02, 400.0)])
+def test_a_trainer_without_an_agent_saves_as_often(job: Job, tmp_path: Path, stall: float, write: float) -> None:
+    """One formula: the same figures give the same interval, whoever applies it."""
+    carrier = Carrier(job, tmp_path, SavePolicy())
+    clock = CheckpointClock(None, environment={})
+    assert clock.seconds == carrier.interval
+    carrier.saving.measured(stall, write)
+    clock.measured(stall, write)
+    assert clock.seconds == pytest.approx(carrier.interval, abs=1e-3)
 
 
 def test_whatever_goes_wrong_the_next_one_is_carried(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

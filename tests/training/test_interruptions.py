@@ -40,7 +40,7 @@ class Program:
     def start(self) -> tuple[subprocess.Popen[str], IO[str]]:
         """The process and its metrics, which end when it does."""
         config = self.folder / "config.json"
-        config.write_text(CONFIG.model_dump_json())
+        config.write_text(CONFIG.with_overrides({"checkpoint_interval_seconds": self.seconds}).model_dump_json())
         command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(self.data)]
         reader, writer = os.pipe()
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, resource.getpagesize())
@@ -49,7 +49,6 @@ class Program:
             env={
                 **os.environ,
                 "OMP_NUM_THREADS": "1",
-                "CRUCIBLE_CHECKPOINT_SECONDS": self.seconds,
                 "CRUCIBLE_METRICS_FILE": f"/dev/fd/{writer}",
             },
             stdout=subprocess.PIPE,

@@ -57,8 +57,7 @@ def test_two_processes_learn_like_one_and_resume_exactly(tmp_path: Path, data_fo
     torchrun("-m", "tests.training.test_processes", str(tmp_path), str(data_folder))
     resumed = torchrun(
         *("-m", "crucible.training", "--config", str(tmp_path / "config.json"), "--data", str(data_folder)),
-        *("--out", str(tmp_path / "parts"), "--json"),
-        CRUCIBLE_CHECKPOINT_SECONDS="0.001",
+        *("--out", str(tmp_path / "parts"), "--json", "--set", "checkpoint_interval_seconds=0.001"),
     )
     parts = json.loads(resumed.stdout.splitlines()[-1])
     results = json.loads((tmp_path / "results.json").read_text())
