@@ -25,7 +25,7 @@ def up(
         Path | None, typer.Option(help="Deploy this folder's prefect.yaml instead of Crucible's own.", file_okay=False)
     ] = None,
     pool: Annotated[
-        str | None, typer.Option(help="Bring up this pool and its worker as well: docker-gpu.", show_default=False)
+        str | None, typer.Option(help="Start this pool and its worker too: docker-gpu.", show_default=False)
     ] = None,
     gpus: Annotated[
         str, typer.Option(help="For docker-gpu: all, a number, or device=0,2; 0: train on the CPU.")
@@ -44,17 +44,19 @@ def up(
     from crucible.local.status import StatusLines
     from crucible.local.up import up as bring_up
 
-    if pool not in (None, services.DOCKER_POOL):
-        raise ConfigError(f"--pool {pool!r}: only {services.DOCKER_POOL} can be brought up here")
+    if pool not in (None, "docker-gpu"):
+        raise ConfigError(f"--pool {pool!r}: only docker-gpu can be started here")
     home = Home.current()
     with StatusLines() as lines:
         state = bring_up(home, project.absolute() if project else PROJECT, lines.report)
         if pool is not None:
-            from crucible.pools.docker.local_pool import bring_up as bring_up_docker
+            from crucible.local.docker import bring_up as bring_up_docker
 
             bring_up_docker(home, lines.report, gpus=gpus, memory=memory, image=image)
     assert state.api_url is not None
     typer.echo(f"UI       {services.ui_url(state.api_url)}")
+    if state.database:
+        typer.echo(f"Database {state.database}")
     typer.echo(f"Profile  {profile.NAME} is selected, so `prefect …` reaches this server; `crucible down` goes back,")
     typer.echo(f"         or at once: prefect profile use {state.previous_profile or profile.PREFECT_DEFAULT}")
     for name in profile.overridden_by(services.client_settings(state.api_url)):
@@ -63,12 +65,13 @@ def up(
 
 def down() -> None:
     """Stop all that `crucible up` started and select the earlier Prefect profile again."""
+    from crucible.local import docker
     from crucible.local.state import Home
     from crucible.local.status import StatusLines
     from crucible.local.up import down as bring_down
 
     with StatusLines() as lines:
-        restored = bring_down(Home.current(), lines.report)
+        restored = bring_down(Home.current(), lines.report, {docker.SERVICE: docker.stop_runs})
     typer.echo(f"Everything is stopped{f'; Prefect profile {restored} is selected again' if restored else ''}.")
 
 
@@ -89,7 +92,7 @@ def env() -> None:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False) -> None:
-    """Check this machine and every pool: ready, not ready, how to mend. Fails if the local pool is not ready."""
+    """Check this machine and every pool, and say how to fix what is not ready. Fails if the local pool is not ready."""
     from crucible.doctor import checks, pool_checks
 
     machine, pools = checks.machine(), pool_checks.pools()

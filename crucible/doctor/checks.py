@@ -14,7 +14,9 @@ from importlib import metadata
 from packaging.requirements import Requirement
 
 from crucible.errors import CrucibleError
+from crucible.formatting import size
 from crucible.local import profile, services
+from crucible.local.database import SETTING
 from crucible.local.state import PROJECT, Home, State
 from crucible.store import default_store_uri, store_at
 
@@ -116,6 +118,23 @@ def server() -> Check:
     return service("server", "Prefect server", lambda state: services.server_answers(state.api_url or ""))
 
 
+def database() -> Check:
+    """Whether the server reaches its database, and which one that is."""
+    home = Home.current()
+    state = State.load(home)
+    file = home.prefect / "prefect.db"
+    if state.database:
+        name = state.database
+    elif file.exists():
+        name = f"SQLite file {file}, {size(file.stat().st_size)}"
+    else:
+        return Check("database", False, "not there yet", "crucible up")
+    if not services.database_answers(state.api_url or ""):
+        fix = f"start the database, or check {SETTING}; then: crucible down && crucible up"
+        return Check("database", False, f"{name} does not answer", fix if state.database else "crucible up")
+    return Check("database", True, name)
+
+
 def worker() -> Check:
     return service("worker", "Worker", lambda state: services.worker_answers(state.api_url or "", since=0))
 
@@ -139,4 +158,4 @@ def prefect_profile() -> Check:
 
 def machine() -> list[Callable[[], Check]]:
     """Every check of this machine and its services."""
-    return [python, packages, torch, disk, store, server, worker, watchdog, prefect_profile]
+    return [python, packages, torch, disk, store, server, database, worker, watchdog, prefect_profile]

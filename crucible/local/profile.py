@@ -1,4 +1,4 @@
-"""The Prefect profile `crucible`: what makes plain `prefect …` commands reach the local server."""
+"""The Prefect profile `crucible`, with which plain `prefect …` commands reach the local server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from crucible.errors import ServiceError
 
 NAME = "crucible"
 PREFECT_DEFAULT = "ephemeral"
-"""The profile that Prefect uses where none was ever selected."""
+"""The profile that Prefect uses if none was ever selected."""
 
 
 def profiles_path() -> Path:
@@ -27,6 +27,12 @@ def profiles_path() -> Path:
 def active() -> str:
     """The name of the profile that is selected for new shells."""
     return str(_read().get("active") or PREFECT_DEFAULT)
+
+
+def setting(name: str) -> str | None:
+    """A setting of the profile `crucible`; None if it has none of that name."""
+    value = _read().get("profiles", {}).get(NAME, {}).get(name)
+    return None if value is None else str(value)
 
 
 def select(settings: Mapping[str, str]) -> str | None:
@@ -44,7 +50,7 @@ def select(settings: Mapping[str, str]) -> str | None:
 
 
 def restore(previous: str | None) -> str | None:
-    """Make `previous` active again and return its name; None, and nothing done, if the user chose another meanwhile."""
+    """Make `previous` active again and return its name; None, with nothing changed, if the user chose another since."""
     content = _read()
     if content.get("active") != NAME:
         return None
@@ -66,7 +72,7 @@ def _read() -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
-        raise ServiceError(f"Prefect's profiles in {path} are not valid TOML ({error}); mend or delete it") from error
+        raise ServiceError(f"Prefect's profiles in {path} are not valid TOML ({error}); fix or delete it") from error
 
 
 def _write(content: Mapping[str, Any]) -> None:

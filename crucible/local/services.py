@@ -1,4 +1,4 @@
-"""The services of the local set-up: how each is started, and how one knows that it answers."""
+"""The services of the local set-up: how each one is started, and how to tell that it answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -15,21 +15,21 @@ import httpx
 import psutil
 
 from crucible.errors import ServiceError
+from crucible.local import database
 from crucible.local.processes import ProcessRecord, environment, start_detached
 from crucible.local.state import PROJECT, Home
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
 LAST_PORT = 32767
-"""Above it systems hand out ports for outgoing connections, which would collide now and then."""
+"""Above it, operating systems hand out ports for outgoing connections."""
 POOL = "local"
 POOL_TYPE = "crucible-local"
 """The worker's type. It also serves pools of the type `process`, which earlier versions made."""
-DOCKER_POOL, DOCKER_WORKER = "docker-gpu", "docker-worker"
 WORKER_NAME = "crucible-local"
 
 
-_RARER = {
+_LOOP_SECONDS = {
     f"PREFECT_SERVER_SERVICES_{name}_SECONDS": seconds
     for name, seconds in {
         "LATE_RUNS_LOOP": "15",
@@ -38,7 +38,7 @@ _RARER = {
         "SCHEDULER_RECENT_DEPLOYMENTS_LOOP": "15",
     }.items()
 }
-"""What the server looks for by itself, rarer than every 5 s: each look takes its time from a training beside it."""
+"""How often the server's own loops run: each run takes CPU time from a training on the same machine."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,14 @@ class Service:
     label: str
     command: tuple[str, ...]
     answers: Callable[[ProcessRecord], bool]
-    """Asked again and again until true; must return quickly and not raise."""
+    """Called until it returns true; must return quickly and not raise."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables of this service only."""
     timeout_seconds: float = 240.0
 
     def start(self, home: Home, project: Path, api_url: str) -> ProcessRecord:
-        env = service_environment(home, api_url)
+        """Start the process in `project`. Raises `ServiceError` if its program cannot be started."""
+        env = {**service_environment(home, api_url), **self.settings}
         try:
             return start_detached(self.command, log=home.log(self.name), cwd=project, env=env)
         except OSError as error:
@@ -65,7 +68,7 @@ class Service:
         while not self.answers(record):
             if record.find() is None:
                 raise ServiceError(
-                    f"{self.label} ended while starting: {last_line(record.log)}; see {record.log}, mend that, "
+                    f"{self.label} ended while starting: {last_line(record.log)}; see {record.log}, fix that, "
                     "then run: crucible up"
                 )
             if time.monotonic() > deadline:
@@ -76,23 +79,18 @@ class Service:
             time.sleep(0.1)
 
 
-def server(api_url: str) -> Service:
-    """The Prefect server: API, scheduler and UI in one process, on SQLite."""
-    port = str(httpx.URL(api_url).port)
-    command = (
-        sys.executable,
-        "-m",
-        "crucible.prefect_compat.server",
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        port,
-    )
-    # Another server may have taken the port while ours was starting; its answer is not ours.
+def server(api_url: str, database_url: str | None = None) -> Service:
+    """The Prefect server: API, scheduler and UI in one process, on `database_url` or, by default, on SQLite."""
+    port = httpx.URL(api_url).port
+    assert port is not None
+    command = (sys.executable, "-m", "crucible.local.server", "--host", HOST, "--port", str(port))
     return Service(
-        "server", "Prefect server", command, lambda record: listens(record, int(port)) and server_answers(api_url)
+        "server",
+        "Prefect server",
+        command,
+        # Another server may have taken the port while ours was starting; its answer does not count.
+        lambda record: listens(record, port) and server_answers(api_url),
+        {database.SETTING: database_url} if database_url else {},
     )
 
 
@@ -102,39 +100,25 @@ def worker(api_url: str) -> Service:
         *(sys.executable, "-m", "crucible.pools.local", "worker", "start"),
         *("--pool", POOL, "--type", POOL_TYPE, "--name", WORKER_NAME),
     )
-    return Service("worker", "Worker", command, lambda record: worker_answers(api_url, since=record.created))
-
-
-def docker_worker(api_url: str) -> Service:
-    """The worker of the `docker-gpu` pool, whose containers run on this machine's engine."""
-    command = (
-        *(sys.executable, "-m", "prefect", "worker", "start"),
-        *("--pool", DOCKER_POOL, "--type", DOCKER_POOL, "--name", WORKER_NAME),
-    )
-    return Service(
-        DOCKER_WORKER,
-        "Docker worker",
-        command,
-        lambda record: worker_answers(api_url, since=record.created, pool=DOCKER_POOL),
-    )
+    return Service("worker", "Worker", command, lambda record: worker_reports(api_url, record, POOL))
 
 
 def watchdog() -> Service:
-    """The process that notices attempts which fell silent."""
+    """The process that restarts supervisors without a heartbeat."""
     command = (sys.executable, "-m", "crucible.supervision.watchdog")
     return Service("watchdog", "Watchdog", command, lambda record: record.find() is not None)
 
 
 def companions(api_url: str) -> list[Service]:
-    """What runs beside the server."""
+    """The services that run beside the server."""
     return [worker(api_url), watchdog()]
 
 
 def service_environment(home: Home, api_url: str) -> dict[str, str]:
-    """The environment of every service, and through the worker of every flow run.
+    """The environment of every service and, through the worker, of every flow run.
 
-    A key, a profile or a home that belongs to another server must not leak in: the user's own Prefect set-up stays
-    untouched.
+    A key, a profile or a home that belongs to another server must not leak in, and the database's password stays with
+    the server.
     """
     return environment(
         {
@@ -144,12 +128,15 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-            **_RARER,
-            # Flow runs import `flows`, `tasks` and `blocks`, which are not part of the installed package.
+            **_LOOP_SECONDS,
+            # Flow runs import `flows`, `tasks` and `blocks`, which are not in the installed package.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
         },
-        drop=("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
+        drop=(
+            *("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
+            *database.SECRET_SETTINGS,
+        ),
     )
 
 
@@ -175,6 +162,14 @@ def server_answers(api_url: str) -> bool:
         return False
 
 
+def database_answers(api_url: str) -> bool:
+    """Whether the server is there and reaches its database."""
+    try:
+        return httpx.get(f"{api_url}/ready", timeout=10).is_success
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
+
+
 def listens(record: ProcessRecord, port: int) -> bool:
     """Whether it is this process that accepts connections on the port."""
     process = record.find()
@@ -185,6 +180,13 @@ def listens(record: ProcessRecord, port: int) -> bool:
     except psutil.NoSuchProcess:
         return False
     return any(open_.status == psutil.CONN_LISTEN and open_.laddr.port == port for open_ in connections)
+
+
+def worker_reports(api_url: str, record: ProcessRecord, pool: str) -> bool:
+    """Whether the worker in this process has reported to the server."""
+    process = record.find()
+    # Asked of the operating system again: if the clock was set since the start, both times follow it.
+    return process is not None and worker_answers(api_url, since=process.create_time(), pool=pool)
 
 
 def worker_answers(api_url: str, since: float, pool: str = POOL) -> bool:
@@ -203,7 +205,7 @@ def worker_answers(api_url: str, since: float, pool: str = POOL) -> bool:
 
 
 def free_port(first: int = DEFAULT_PORT) -> int:
-    """The first port from `first` on that nobody listens on. Raises `ServiceError` if there is none."""
+    """The first port from `first` on that no process listens on. Raises `ServiceError` if there is none."""
     for port in range(first, LAST_PORT + 1):
         if is_free(port):
             return port

@@ -59,6 +59,8 @@ class State(BaseModel):
     schema_version: Literal[1] = 1
     api_url: str | None = None
     """Address of the server's API; None before the first start."""
+    database: str | None = None
+    """The server's own database in words, without its password; None for SQLite in the home."""
     previous_profile: str | None = None
     """The Prefect profile that was selected before ours."""
     services: dict[str, ProcessRecord] = Field(default_factory=dict)

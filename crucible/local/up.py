@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
 
 from crucible.errors import ServiceError
-from crucible.local import profile, provision, services
+from crucible.local import database, profile, provision, services
 from crucible.local.processes import stop_tree
 from crucible.local.services import HOST, Service
 from crucible.local.state import PROJECT, Home, State
 
 Report = Callable[[str, str], None]
-"""Told of a part ("Prefect server") and what it is doing now ("starting"); for a live status line."""
+"""Called with a part ("Prefect server") and its status ("starting"), for a live status line."""
+BeforeStop = Callable[[Home, Report], None]
+"""Called before `down` stops a service, while the server still answers."""
 
 SAVE_SECONDS = 30.0
-"""How long `down` lets running work save itself before it is killed; what Prefect allows after SIGTERM as well."""
+"""How long `down` lets running work save itself before it is killed; Prefect allows the same after SIGTERM."""
 
 
 def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status: None) -> State:
     """Start what is not running, deploy what has changed, select the Prefect profile; return once all of it answers.
 
-    Raises `ServiceError` in one line: what failed, the log and how to mend it. What did start keeps running, so that a
-    second call goes on from there.
+    Raises `ServiceError` in one line: what failed, the log and how to fix it. What did start keeps running, so that a
+    second call continues from there.
     """
     provision.deployment_names(project)  # refuse a project without deployments before anything starts
     with home.locked():
         state = State.load(home)
-        api_url = _ensure_server(home, project, state, report)
+        api_url = ensure_server(home, project, state, report)
         try:
             with httpx.Client(base_url=api_url, timeout=30) as api:
                 _ensure_the_rest(api, home, project, state, report)
@@ -42,17 +44,22 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
         return state
 
 
-def _ensure_server(home: Home, project: Path, state: State, report: Report) -> str:
-    """The address of the running server, started if need be where it was before, or on the first free port."""
-    # Work that is under way and other shells know the address; only a port that someone else took makes it change.
+def ensure_server(home: Home, project: Path, state: State, report: Report) -> str:
+    """The address of the running server, started if need be on its earlier port or, if that is taken, on a free one.
+
+    Raises `ServiceError` if it does not start, or if it would use another database than before.
+    """
+    database_url = _database_url(state)
+    # Running work and other shells know the address, so it changes only if another program took the port.
     wanted = httpx.URL(state.api_url).port if state.api_url else None
     while True:
         if not state.is_running("server"):
             port = wanted if wanted and services.is_free(wanted) else services.free_port()
             state.api_url = f"http://{HOST}:{port}/api"
+            state.database = database.describe(database_url) if database_url else None
         assert state.api_url is not None
         try:
-            ensure_all([services.server(state.api_url)], home, project, state, report)
+            ensure_all([services.server(state.api_url, database_url)], home, project, state, report)
         except ServiceError:
             refused = httpx.URL(state.api_url).port
             if state.is_running("server") or refused is None or services.is_free(refused):
@@ -62,8 +69,22 @@ def _ensure_server(home: Home, project: Path, state: State, report: Report) -> s
             return state.api_url
 
 
+def _database_url(state: State) -> str | None:
+    url = database.configured_url()
+    wanted = database.describe(url) if url else None
+    if state.services.get("server") is None or wanted == state.database:
+        return url
+    if state.is_running("server") and url is None:
+        return None  # it goes on with the database that it was started with
+    raise ServiceError(
+        f"the Prefect server uses {state.database or 'SQLite in its own folder'}, and {database.SETTING} "
+        f"{f'names {wanted}' if wanted else 'is not set here'}: set it as before, or, to change the database, run: "
+        "crucible down && crucible up"
+    )
+
+
 def _ensure_the_rest(api: httpx.Client, home: Home, project: Path, state: State, report: Report) -> None:
-    """Pool, deployments, worker and watchdog, side by side."""
+    """Pool, deployments, worker and watchdog, all at once."""
     assert state.api_url is not None
     provision.ensure_pool(api)
     deploying = None
@@ -79,39 +100,44 @@ def _ensure_the_rest(api: httpx.Client, home: Home, project: Path, state: State,
 
 
 def ensure_all(wanted: list[Service], home: Home, project: Path, state: State, report: Report) -> None:
-    """Start those of the services that are not running, all at once, then wait for each."""
+    """Start the services that are not running, all at once, then wait for each."""
     assert state.api_url is not None
     for service in wanted:
         if not state.is_running(service.name):
             report(service.label, "starting")
             state.services[service.name] = service.start(home, project, state.api_url)
-            state.save(home)  # at once: a process nobody knows of could never be stopped
+            state.save(home)  # at once: a process that is not on record could never be stopped
     for service in wanted:
         service.wait(state.services[service.name])
         report(service.label, "ready")
 
 
-def down(home: Home, report: Report = lambda part, status: None) -> str | None:
+def down(
+    home: Home,
+    report: Report = lambda part, status: None,
+    before_stop: Mapping[str, BeforeStop] | None = None,
+) -> str | None:
     """Stop everything `up` started and select the earlier Prefect profile again; return its name if it was switched.
 
-    Work that runs is asked to save and end first. Raises `ServiceError` if something cannot be stopped.
+    Running work is asked to save and end first; `before_stop` names what else must happen before a service is stopped.
+    Raises `ServiceError` if something cannot be stopped.
     """
     with home.locked():
         state = State.load(home)
-        stop_services(home, state, report)
+        stop_services(home, state, report, before_stop or {})
         restored = profile.restore(state.previous_profile)
         home.services_file.unlink(missing_ok=True)
         return restored
 
 
-def stop_services(home: Home, state: State, report: Report) -> None:
-    """Stop all services of `state`, the server last, so that the others can still tell it how they ended."""
+def stop_services(
+    home: Home, state: State, report: Report, before_stop: Mapping[str, BeforeStop] | None = None
+) -> None:
+    """Stop all services of `state`, the server last, so that the others can still report to it how they ended."""
     for name in sorted(state.services, key=lambda name: name == "server"):
         record = state.services[name]
-        if name == services.DOCKER_WORKER:
-            from crucible.pools.docker.local_pool import stop_runs
-
-            stop_runs(home, report)
+        if before_stop and name in before_stop:
+            before_stop[name](home, report)
         if (process := record.find()) is not None:
             report(name.capitalize(), "stopping")
             stop_tree(process, children_first_seconds=SAVE_SECONDS if name == "worker" else 0)

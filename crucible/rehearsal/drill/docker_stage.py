@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from crucible.pools.docker.containers import containers_of
 from crucible.pools.docker.images import Recipe, build
-from crucible.pools.docker.local_pool import containers_of
 from crucible.pools.docker.own_engine import OwnEngine, an_engine
 from crucible.rehearsal.drill.docker_faults import docker_faults
 from crucible.rehearsal.drill.stage import Stage, local_stage
@@ -33,7 +33,7 @@ class DockerStage(Stage):
     def still_running(self) -> list[str]:
         """Containers that outlived the job."""
         deadline = time.monotonic() + _END_SECONDS
-        while (left := containers_of(self.home)) and time.monotonic() < deadline:
+        while (left := containers_of(self.home.root)) and time.monotonic() < deadline:
             time.sleep(0.5)
         return [f"container {container.name}" for container in left]
 

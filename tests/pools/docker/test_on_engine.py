@@ -28,9 +28,9 @@ from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import EndReason, JobSpec, Launch
+from crucible.local.docker import bring_up
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
-from crucible.pools.docker.local_pool import bring_up
 from crucible.pools.docker.own_engine import OwnEngine
 from crucible.pools.docker.pool import PoolOptions, pool_template
 from crucible.pools.docker.registry import push

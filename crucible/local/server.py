@@ -1,0 +1,45 @@
+"""The local Prefect server: `python -m crucible.local.server --port 4200`.
+
+What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import uvicorn
+from prefect.server.api.server import create_app
+from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine import make_url
+
+KEEP_ALIVE_SECONDS = 5
+
+
+def main() -> None:
+    """Serve until a signal ends it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=4200)
+    options = parser.parse_args()
+    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: connection_url()}):
+        uvicorn.run(
+            create_app(final=True),
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        )
+
+
+def connection_url() -> str:
+    """Prefect's connection URL, with `crucible.local.sqlite_dialect` where it names a SQLite file."""
+    url = make_url(PREFECT_SERVER_DATABASE_CONNECTION_URL.value())
+    if url.get_backend_name() == "sqlite":
+        registry.register("sqlite.crucible", "crucible.local.sqlite_dialect", "Dialect")
+        url = url.set(drivername="sqlite+crucible")
+    return url.render_as_string(hide_password=False)
+
+
+if __name__ == "__main__":
+    main()
