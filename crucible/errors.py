@@ -1,6 +1,6 @@
 """Every error a user can meet.
 
-One family, so that the command line, the flows and the tests can tell "the user must mend something" from a bug.
+One family, so that the command line, the flows and the tests can tell an expected error from a bug.
 A message names what was wrong, where, and what to do about it.
 """
 
@@ -12,7 +12,7 @@ class CrucibleError(Exception):
 
 
 class ConfigError(CrucibleError):
-    """A value given by the user is invalid: the message names the field, the value and the mend."""
+    """A value given by the user is invalid: the message names the field, the value and the fix."""
 
 
 class DataError(CrucibleError):
@@ -24,7 +24,23 @@ class SourceUnreachable(DataError):
 
 
 class StoreError(CrucibleError):
-    """The object store refused, could not be reached, or does not hold what was asked for."""
+    """The object store failed. What to do next depends on which of the errors below it is."""
+
+
+class StoreUnavailable(StoreError):
+    """The store is not reachable, throttles or is full: the same request may succeed later (`crucible.store.retry`)."""
+
+
+class StoreRefused(StoreError):
+    """The store will go on refusing until a person changes something; the message says what."""
+
+
+class StoreAccessDenied(StoreRefused):
+    """The store does not accept these credentials, or the bucket or folder does not exist."""
+
+
+class RecordDamaged(StoreError):
+    """An object is there but is not what it should be. Its job fails or goes on without it; waiting does not help."""
 
 
 class ObjectExists(StoreError):
@@ -33,6 +49,10 @@ class ObjectExists(StoreError):
 
 class ObjectMissing(StoreError):
     """A read found no such object."""
+
+
+class LocalDiskError(CrucibleError):
+    """A file or folder of this machine cannot be read or written; the store is not to blame."""
 
 
 class CheckpointError(CrucibleError):

@@ -25,7 +25,7 @@ class Settings(BaseModel):
                 if key not in cls.model_fields:
                     near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
                     mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
-                    raise invalid(f"{key} = {data[key]!r} is not a known setting; {mend}")
+                    raise invalid(f"{key} = {shown(data[key])} is not a known setting; {mend}")
         return data
 
     @classmethod
@@ -48,12 +48,18 @@ def explain_validation_error(error: ValidationError, source: str = "") -> str:
         elif detail["type"] == "missing":
             sentences.append(f"{place} is missing; give it a value")
         elif detail["type"] == "extra_forbidden":
-            sentences.append(f"{place} = {detail['input']!r} is not a known setting; remove it")
+            sentences.append(f"{place} = {shown(detail['input'])} is not a known setting; remove it")
         else:
             mend = message.removeprefix("Input ").replace("should be", "it must be", 1)
-            sentences.append(f"{place} = {detail['input']!r} is not valid; {mend}")
+            sentences.append(f"{place} = {shown(detail['input'])} is not valid; {mend}")
     text = "; ".join(sentences)
     return f"{source}: {text}" if source else text
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it: no more than 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
 _OWN_SENTENCE = "crucible_config"

@@ -12,7 +12,7 @@ from typing import Any, TypedDict, TypeVar, cast
 
 from prefect.utilities.annotations import quote
 
-from crucible.errors import ObjectMissing, SourceUnreachable, StoreError
+from crucible.errors import SourceUnreachable, StoreUnavailable
 
 T = TypeVar("T")
 
@@ -27,9 +27,7 @@ class _Retries(TypedDict):
 def network_failed(_task: Any, _task_run: Any, state: Any) -> bool:
     """Whether a task failed for a reason that another attempt may fix."""
     error = state.result(raise_on_failure=False)
-    if isinstance(error, StoreError):
-        return not isinstance(error, ObjectMissing)
-    return isinstance(error, SourceUnreachable)
+    return isinstance(error, StoreUnavailable | SourceUnreachable)
 
 
 NETWORK_RETRIES: _Retries = {

@@ -28,10 +28,10 @@ from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.restoring import restore_newest
 from crucible.agent.saving import Saving
 from crucible.agent.workload import Workload, WorkloadEnd
-from crucible.checkpoints.commits import persist, wait_at_most
 from crucible.errors import FencedOut, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits, Outcome
+from crucible.store.retry import persist, wait_at_most
 
 T = TypeVar("T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crucible.agent.notices import Notice
 from crucible.agent.workload import WorkloadEnd
-from crucible.errors import ObjectMissing, SourceUnreachable, StoreError
+from crucible.errors import LocalDiskError, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
 
 
@@ -23,6 +23,6 @@ def verdict(
 
 
 def blame(error: Exception) -> EndReason:
-    """Interrupted when the same may go well at another time or place, failed when it is the user's to mend."""
-    passing = isinstance(error, StoreError | SourceUnreachable) and not isinstance(error, ObjectMissing)
-    return EndReason.INTERRUPTED if passing else EndReason.FAILED
+    """Interrupted when the same may go well at another time or place, failed when it is the user's to fix."""
+    passes = isinstance(error, StoreUnavailable | SourceUnreachable | LocalDiskError)
+    return EndReason.INTERRUPTED if passes else EndReason.FAILED

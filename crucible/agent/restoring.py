@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crucible.agent.observer import Guarded
-from crucible.checkpoints.commits import Checkpoint, Checkpoints, persist, wait_at_most
+from crucible.checkpoints.commits import Checkpoint, Checkpoints
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Start
+from crucible.store.retry import persist, wait_at_most
 
 
 def restore_newest(

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from crucible.checkpoints.commits import Checkpoint, Checkpoints
 from crucible.contract import Control, finished_folders, step_of
-from crucible.errors import CheckpointError, FencedOut, StoreError
+from crucible.errors import CheckpointError, FencedOut, StoreError, StoreUnavailable
 from crucible.intervals import FIRST_INTERVAL_SECONDS, IntervalPolicy, SaveCosts
 from crucible.jobs.job import Attempt
 
@@ -98,7 +98,7 @@ class Saving:
         if self._thread.is_alive():
             self._thread.join(None if math.isinf(leave_at) else max(0.0, leave_at - time.monotonic()))
             if self._thread.is_alive():
-                self.failure = StoreError("the machine's time was up before it had reached the store")
+                self.failure = StoreUnavailable("the machine's time was up before it had reached the store")
 
     def _run(self) -> None:
         while True:

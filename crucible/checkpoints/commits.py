@@ -15,32 +15,27 @@ import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import Field, field_validator
 
 from crucible.contract import STATE_FILE, file_sha256, step_name, step_of
-from crucible.errors import CheckpointError, ObjectMissing, StoreError
+from crucible.errors import CheckpointError, LocalDiskError, ObjectMissing, RecordDamaged, StoreUnavailable
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Record, now
-
-T = TypeVar("T")
+from crucible.store.base import local_disk
+from crucible.store.retry import Pause, no_wait, persist
 
 PARALLEL_TRANSFERS = 4
 FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 MODELS = "models"
 """Evaluated models and their cards lie in folders of this, named by their step."""
-
-
-Pause = Callable[[float], bool]
-"""Waits that many seconds; True when waiting must end (the machine is going)."""
 
 
 class StoredFile(Record):
@@ -159,7 +154,7 @@ class Checkpoints:
         step = step_of(folder)
         if step is None:
             raise CheckpointError(f"{folder} is no checkpoint folder: its name must be step-<number>")
-        wait = pause or _no_wait
+        wait = pause or no_wait
         persist(attempt.require_current, wait)
         paths = sorted(p for p in folder.rglob("*") if p.is_file())
         if not paths:
@@ -195,7 +190,7 @@ class Checkpoints:
             checkpoint.files = list(pool.map(carry, paths))
         persist(attempt.require_current, wait)
         manifest = f"{FOLDER}/{checkpoint.name}/{MANIFEST}"
-        persist(lambda: self.job.store.write_json(manifest, checkpoint.model_dump(mode="json")), wait)
+        persist(lambda: self.job.store.write_model(manifest, checkpoint), wait)
         persist(attempt.require_current, wait)
         return checkpoint
 
@@ -209,7 +204,10 @@ class Checkpoints:
                     return f"{file.name} is missing"
                 if size != file.size:
                     return f"{file.name} has {size} bytes instead of {file.size}"
-            elif (found := file_sha256(folder / file.name)) != file.sha256:
+                continue
+            with local_disk(folder / file.name):
+                found = file_sha256(folder / file.name)
+            if found != file.sha256:
                 return f"{file.name} has sha256 {found[:12]}… instead of {file.sha256[:12]}…"
         return None
 
@@ -219,7 +217,8 @@ class Checkpoints:
         """Download the newest commit that verifies to `into/step-…`; None when nothing (whole) is committed.
 
         A damaged checkpoint is told to `on_damaged` with what is wrong, and the one before it is taken. Raises
-        `StoreError` when the store cannot be reached: that is no reason to start from nothing.
+        `StoreUnavailable` when the store cannot be reached and `LocalDiskError` when this machine takes no files:
+        neither is a reason to start from nothing.
         """
         passed_over: set[str] = set()
         while True:
@@ -244,7 +243,7 @@ class Checkpoints:
             return problem
         try:
             self.download(checkpoint, target)
-        except ObjectMissing as error:
+        except (ObjectMissing, RecordDamaged) as error:
             return str(error)
         return self.verify(checkpoint, target)
 
@@ -332,42 +331,12 @@ class Checkpoints:
                     return
                 self.job.store.upload(path, key)
                 stored = self.job.store.size(key)
-            except ObjectMissing:
+            except ObjectMissing as error:
                 attempt.require_current()  # it was cleared away, and only a successor does that
-                raise
+                raise StoreUnavailable(f"store {self.job.store.uri}: {key} vanished after its upload") from error
+            except LocalDiskError as error:
+                raise CheckpointError(f"{path} cannot be carried to the store: {error}") from error
             if stored != size:
-                raise StoreError(f"store {self.job.store.uri}: {key} arrived with {stored} of {size} bytes")
+                raise StoreUnavailable(f"store {self.job.store.uri}: {key} arrived with {stored} of {size} bytes")
 
         persist(send, pause)
-
-
-def persist(action: Callable[[], T], pause: Pause) -> T:
-    """Do it, again and again with growing pauses while the store fails, until `pause` says that time is up.
-
-    Raises the last `StoreError` then.
-    """
-    delay = 0.5
-    while True:
-        try:
-            return action()
-        except StoreError:
-            if pause(delay):
-                raise
-            delay = min(delay * 2, 10.0)
-
-
-def _no_wait(_seconds: float) -> bool:
-    return True
-
-
-def wait_at_most(seconds: float) -> Pause:
-    """A `Pause` that gives up once `seconds` have passed since now."""
-    deadline = time.monotonic() + seconds
-
-    def pause(delay: float) -> bool:
-        if time.monotonic() + delay > deadline:
-            return True
-        time.sleep(delay)
-        return False
-
-    return pause

@@ -28,9 +28,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar
 
-from pydantic import ValidationError
-
-from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, StoreError
+from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing
 from crucible.jobs.records import (
     Claim,
     Heartbeat,
@@ -109,7 +107,7 @@ class Attempt:
         self._create("start", start)
 
     def write_heartbeat(self, heartbeat: Heartbeat) -> None:
-        self.job.store.write_json(f"{self._prefix}/heartbeat.json", heartbeat.model_dump(mode="json"))
+        self.job.store.write_model(f"{self._prefix}/heartbeat.json", heartbeat)
 
     def request_stop(self, request: StopRequest) -> None:
         """Ask the attempt to save and stop; the first request stands."""
@@ -123,9 +121,7 @@ class Attempt:
         try:
             self._create("outcome", outcome)
         except ObjectExists:
-            standing = self.read_outcome()
-            assert standing is not None
-            return standing
+            return self._standing("outcome", self.read_outcome())
         return outcome
 
     def append_metrics(self, sequence: int, lines: bytes) -> None:
@@ -138,7 +134,13 @@ class Attempt:
             yield from self.job.store.read(info.key).splitlines()
 
     def _create(self, name: str, record: Record) -> None:
-        self.job.store.create_json(f"{self._prefix}/{name}.json", record.model_dump(mode="json"))
+        self.job.store.create_model(f"{self._prefix}/{name}.json", record)
+
+    def _standing(self, name: str, record: R | None) -> R:
+        """The record that was there first."""
+        if record is None:
+            raise self.job.store.damaged(f"{self._prefix}/{name}.json", "it vanished as it was read", "try again")
+        return record
 
     def _read(self, name: str, kind: type[R]) -> R | None:
         return _read(self.job.store, f"{self._prefix}/{name}.json", kind)
@@ -163,7 +165,7 @@ class Job:
         """
         job = cls(store, spec.job_id)
         try:
-            job.store.create_json("job.json", spec.model_dump(mode="json"))
+            job.store.create_model("job.json", spec)
         except ObjectExists:
             existing = job.read_spec()
             differing = differences(
@@ -229,9 +231,7 @@ class Job:
         try:
             attempt._create("launch", launch)
         except ObjectExists:
-            standing = attempt.read_launch()
-            assert standing is not None
-            return standing
+            return attempt._standing("launch", attempt.read_launch())
         return launch
 
     def supervise(self, flow_run_id: str = "") -> Supervisor:
@@ -267,7 +267,7 @@ class Job:
             number = max(self._numbered(folder), default=0) + 1
             record = make(number)
             try:
-                self.store.create_json(f"{folder}/{number:04d}.json", record.model_dump(mode="json"))
+                self.store.create_model(f"{folder}/{number:04d}.json", record)
             except ObjectExists:
                 continue
             return record
@@ -286,12 +286,11 @@ def checked_job_id(job_id: str) -> str:
 
 
 def _read(store: Store, key: str, kind: type[R]) -> R | None:
+    """The record, or None if there is none. Raises `RecordDamaged`."""
     try:
-        return kind.model_validate(store.read_json(key))
+        return store.read_model(key, kind, kind.fix)
     except ObjectMissing:
         return None
-    except ValidationError as error:
-        raise StoreError(f"{store.uri}/{key} is damaged: {error}") from error
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

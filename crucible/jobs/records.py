@@ -7,7 +7,7 @@ import socket
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -66,11 +66,15 @@ class Record(BaseModel):
     """A JSON object in the store. Fields that a newer release added are kept out of the way, not refused."""
 
     model_config = ConfigDict(extra="ignore")
+    fix: ClassVar[str] = ""
+    """What a person does about a damaged record of this kind."""
     schema_version: int = SCHEMA_VERSION
 
 
 class JobSpec(Record):
     """What is to be trained. It never changes: another spec is another job."""
+
+    fix = "restore it from a copy, or delete the job's folder and start the job again"
 
     job_id: str
     config: dict[str, Any] = Field(default_factory=dict)
@@ -88,6 +92,8 @@ class JobSpec(Record):
 class Limits(Record):
     """How much may be spent on a job before a person is asked."""
 
+    fix = "delete it and set the limits again with `crucible jobs limit`"
+
     max_attempts: int = Field(default=50, ge=1)
     max_cost_usd: float | None = Field(default=None, gt=0)
     max_hours: float | None = Field(default=None, gt=0)
@@ -96,6 +102,8 @@ class Limits(Record):
 
 class Launch(Record):
     """The supervisor's decision to try once more."""
+
+    fix = "delete it: the attempt is then decided again"
 
     number: int
     pool: str
@@ -112,6 +120,8 @@ class Launch(Record):
 class Claim(Record):
     """The machine and process that took an attempt up."""
 
+    fix = "delete the attempt's claim.json if the process is gone"
+
     number: int
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)
     host: str = Field(default_factory=socket.gethostname)
@@ -125,6 +135,8 @@ class Claim(Record):
 class Start(Record):
     """What an attempt began from; commits of earlier attempts beyond `step` do not count from here on."""
 
+    fix = "delete it: the commits of all attempts count then"
+
     step: int
     from_attempt: int | None = None
     damaged: list[str] = Field(default_factory=list)
@@ -135,6 +147,8 @@ class Start(Record):
 
 class Heartbeat(Record):
     """Sign of life. `sequence` grows with each beat, so that a reader needs no common clock."""
+
+    fix = "delete it: the attempt writes it again if it is alive"
 
     sequence: int
     phase: str
@@ -163,6 +177,8 @@ class Notification(Record):
 class Outcome(Record):
     """How an attempt ended: the first one written stands."""
 
+    fix = "delete it: it is written again when the attempt is seen to be over"
+
     end_reason: EndReason
     message: str
     step: int = 0
@@ -184,6 +200,8 @@ class Outcome(Record):
 class StopRequest(Record):
     """Asks an attempt to save and stop."""
 
+    fix = "delete it, and ask again with `crucible jobs stop`"
+
     end_reason: EndReason
     reason: str
     at: datetime = Field(default_factory=now)
@@ -191,6 +209,8 @@ class StopRequest(Record):
 
 class Supervisor(Record):
     """Who decides for a job: the newest one counts."""
+
+    fix = "delete it: the next supervisor takes its place"
 
     number: int
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)

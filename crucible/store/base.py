@@ -18,12 +18,17 @@ import json
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from crucible.errors import ConfigError, ObjectMissing, StoreError
+from pydantic import BaseModel, ValidationError
+
+from crucible.errors import ConfigError, LocalDiskError, ObjectMissing, RecordDamaged
+from crucible.settings import explain_validation_error
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,11 @@ class ObjectInfo:
 
 
 class Store(ABC):
-    """Whole objects under slash-separated relative keys. Every method raises `StoreError` when the store fails."""
+    """Whole objects under slash-separated relative keys.
+
+    Every method raises `StoreUnavailable` when the same request may succeed later, `StoreRefused` when a person has to
+    change something first. `upload` and `download` raise `LocalDiskError` when the fault is this machine's.
+    """
 
     uri: str
 
@@ -91,18 +100,38 @@ class Store(ABC):
             return False
         return True
 
-    def read_json(self, key: str) -> Any:
-        """The object parsed as JSON. Raises `ObjectMissing`, and `StoreError` when it is not JSON."""
+    def read_json(self, key: str, fix: str = "") -> Any:
+        """The object parsed as JSON. Raises `ObjectMissing`, and `RecordDamaged` (ending with `fix`) if it is not."""
+        data = self.read(key)
         try:
-            return json.loads(self.read(key))
-        except ValueError as error:
-            raise StoreError(f"{self.uri}/{key} is not valid JSON: {error}") from error
+            return json.loads(data)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if data else "it is empty"
+            raise self.damaged(key, f"not valid JSON: {reason}", fix) from error
+
+    def read_model(self, key: str, model: type[M], fix: str = "") -> M:
+        """The record parsed as `model`. Raises `ObjectMissing`, and `RecordDamaged` (which ends with `fix`)."""
+        try:
+            return model.model_validate(self.read_json(key, fix))
+        except ValidationError as error:
+            raise self.damaged(key, explain_validation_error(error), fix) from None
+
+    def damaged(self, key: str, reason: str, fix: str = "") -> RecordDamaged:
+        """The error to raise for an object that is not what it should be."""
+        fix = fix or "restore it from a copy, or delete it if it can be done without"
+        return RecordDamaged(f"{self.uri}/{key} is damaged: {reason}; {fix}")
 
     def write_json(self, key: str, value: Any) -> None:
         self.write(key, _json_bytes(value))
 
     def create_json(self, key: str, value: Any) -> None:
         self.create(key, _json_bytes(value))
+
+    def write_model(self, key: str, record: BaseModel) -> None:
+        self.write_json(key, record.model_dump(mode="json"))
+
+    def create_model(self, key: str, record: BaseModel) -> None:
+        self.create_json(key, record.model_dump(mode="json"))
 
     def __repr__(self) -> str:
         return f"Store({self.uri!r})"
@@ -120,12 +149,26 @@ def checked_key(key: str) -> str:
 
 
 @contextmanager
+def local_disk(path: Path) -> Iterator[None]:
+    """Turns the failures of this machine's files into `LocalDiskError`, apart from those of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise LocalDiskError(
+            f"{error.filename or path}: {error.strerror or error}; check the disk that it is on"
+        ) from error
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to download to, renamed to `path` at the end; two processes may download the same object at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
+    with local_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
-        partial.replace(path)
+        with local_disk(path):
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

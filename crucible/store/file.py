@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+import shlex
 import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
-from crucible.errors import ObjectExists, ObjectMissing, StoreError
-from crucible.store.base import ObjectInfo, Store, checked_key, whole_file
+from crucible.errors import ObjectExists, ObjectMissing, RecordDamaged, StoreAccessDenied, StoreError, StoreUnavailable
+from crucible.home import crucible_home
+from crucible.store.base import ObjectInfo, Store, checked_key, local_disk, whole_file
 
 COPY_CHUNK_BYTES = 8 << 20
 """Read size of file transfers: memory stays bounded whatever the file's size."""
@@ -22,21 +24,22 @@ COPY_CHUNK_BYTES = 8 << 20
 class FileStore(Store):
     """Objects as files below a folder. A file is written beside its place, fsynced, then renamed or linked in."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, within: Path | None = None) -> None:
         self.root = root
         self.uri = root.as_uri()
+        self._store = within or root
 
     def read(self, key: str) -> bytes:
         with self._failures(key):
             return self._path(key).read_bytes()
 
     def write(self, key: str, data: bytes) -> None:
-        with self._failures(key), self._staged() as staged:
+        with self._failures(key, writing=True), self._staged() as staged:
             staged.write_bytes(data)
             self._place(staged, key, os.replace)
 
     def create(self, key: str, data: bytes) -> None:
-        with self._failures(key), self._staged() as staged:
+        with self._failures(key, writing=True), self._staged() as staged:
             staged.write_bytes(data)
             try:
                 self._place(staged, key, os.link)
@@ -72,7 +75,7 @@ class FileStore(Store):
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        with self._failures(key):
+        with self._failures(key, writing=True), suppress(NotADirectoryError):
             path.unlink(missing_ok=True)
         for parent in path.parents:  # a prefix without objects does not exist; neither should its folder
             if parent == self.root:
@@ -83,17 +86,24 @@ class FileStore(Store):
                 break
 
     def upload(self, path: Path, key: str) -> None:
-        self._sweep_staging()
-        with self._failures(key), self._staged() as staged:
-            _copy(path, staged)
+        with local_disk(path):
+            source = path.open("rb")
+        with source, self._failures(key, writing=True), self._staged() as staged:
+            self._sweep_staging()
+            with staged.open("wb") as target:
+                while chunk := _next_chunk(source, local_disk(path)):
+                    target.write(chunk)
             self._place(staged, key, os.replace)
 
     def download(self, key: str, path: Path) -> None:
-        with self._failures(key), whole_file(path) as partial:
-            _copy(self._path(key), partial)
+        with self._failures(key):
+            source = self._path(key).open("rb")
+        with source, whole_file(path) as partial, local_disk(path), partial.open("wb") as target:
+            while chunk := _next_chunk(source, self._failures(key)):
+                target.write(chunk)
 
     def child(self, prefix: str) -> FileStore:
-        return FileStore(self._path(prefix))
+        return FileStore(self._path(prefix), self._store)
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
@@ -102,6 +112,7 @@ class FileStore(Store):
     def _staged(self) -> Iterator[Path]:
         """A fresh file to write to, on the same file system as the objects, so that the last move is atomic."""
         staging = self.root / _STAGING
+        self._require_place()
         staging.mkdir(parents=True, exist_ok=True)
         staged = staging / uuid.uuid4().hex  # not mkstemp: its files are for their owner's eyes only
         try:
@@ -133,14 +144,39 @@ class FileStore(Store):
                     if time.time() - entry.stat().st_mtime > _ABANDONED_SECONDS:
                         Path(entry).unlink()
 
+    def _require_place(self) -> None:
+        """A new store is a new folder in one that exists: a mistyped address must not become a store nobody finds."""
+        home, parent = crucible_home(), self._store.parent
+        if not self._store.exists() and not parent.is_dir() and home not in self._store.parents:
+            raise StoreAccessDenied(
+                f"store {self._store.as_uri()}: the folder {parent} does not exist; correct the address, or create the "
+                f"store with: mkdir -p {shlex.quote(str(self._store))}"
+            )
+
     @contextmanager
-    def _failures(self, key: str) -> Iterator[None]:
+    def _failures(self, key: str, writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
         except OSError as error:
-            raise StoreError(f"store {self.uri}: {key or 'listing'} failed: {error.strerror or error}") from error
+            raise self._store_error(error, key, writing) from error
+
+    def _store_error(self, error: OSError, key: str, writing: bool) -> StoreError:
+        what = f"store {self.uri}: {key or 'listing'}"
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not writing:
+            return ObjectMissing(f"{self.uri}/{key} does not exist")
+        if isinstance(error, IsADirectoryError):
+            return RecordDamaged(f"{self.uri}/{key} is a folder where an object should be; move the folder away")
+        if isinstance(error, NotADirectoryError):
+            return RecordDamaged(f"{what} cannot be written: {error}; move the file away")
+        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+            doing = "written" if writing else "read"
+            return StoreAccessDenied(
+                f"{what} cannot be {doing}: {error.strerror}; check who owns {self._store} and that it is mounted for "
+                f"reading and writing"
+            )
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return StoreUnavailable(f"{what} cannot be written: {error.strerror}; free some space in {self._store}")
+        return StoreUnavailable(f"{what} failed: {error.strerror or error}")
 
 
 _STAGING = ".partial"
@@ -163,9 +199,10 @@ def _unless_gone(error: OSError) -> None:
         raise error
 
 
-def _copy(source: Path, target: Path) -> None:
-    with source.open("rb") as reader, target.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, COPY_CHUNK_BYTES)
+def _next_chunk(source: BinaryIO, failures: AbstractContextManager[None]) -> bytes:
+    """The next bytes of a transfer, empty at its end. `failures` says whose a failed read is."""
+    with failures:
+        return source.read(COPY_CHUNK_BYTES)
 
 
 def _fsync(path: Path) -> None:

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
-from crucible.store.base import ObjectInfo, Store, checked_key, whole_file
+from crucible.errors import (
+    ConfigError,
+    CrucibleError,
+    LocalDiskError,
+    ObjectExists,
+    ObjectMissing,
+    StoreAccessDenied,
+    StoreRefused,
+    StoreUnavailable,
+)
+from crucible.store.base import ObjectInfo, Store, checked_key, local_disk, whole_file
 
+CHECKSUMS_OFF = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+"""What makes botocore leave out the checksums that some S3-compatible stores reject."""
 _PART_BYTES = 16 << 20
 _PARTS_AT_ONCE = 4
 """A file's parts that are in memory during its upload. S3 takes 10,000 of them: files of up to 160 GB."""
@@ -73,6 +85,8 @@ class S3Store(Store):
             self._call(key, lambda: self._s3.rm_file(self._path(key)))
 
     def upload(self, path: Path, key: str) -> None:
+        with local_disk(path):
+            path.open("rb").close()
         self._call(
             key,
             lambda: self._s3.put_file(
@@ -82,6 +96,8 @@ class S3Store(Store):
 
     def download(self, key: str, path: Path) -> None:
         with whole_file(path) as partial:
+            with local_disk(path):
+                partial.touch()  # a disk that takes no file is told apart from a store that does not answer
             self._call(key, lambda: self._s3.get_file(self._path(key), str(partial)))
 
     def child(self, prefix: str) -> S3Store:
@@ -95,23 +111,31 @@ class S3Store(Store):
         try:
             return action()
         except Exception as error:
-            code = _s3_code(error)
-            if isinstance(error, FileExistsError) or code in ("PreconditionFailed", "412"):
-                raise ObjectExists(f"{self.uri}/{key} already exists") from error
-            if code == "NoSuchBucket":
-                raise StoreError(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first") from error
-            if isinstance(error, FileNotFoundError):
-                raise ObjectMissing(f"{self.uri}/{key} does not exist") from error
-            if isinstance(error, PermissionError) or code == "400":  # a HEAD with an expired token gets a bare 400
-                raise StoreError(
-                    f"store {self.uri}: access denied to {key or 'listing'} ({error}); check the credentials and that "
-                    f"they have not expired"
-                ) from error
-            if isinstance(error, OSError) or type(error).__module__.startswith(_S3_ERROR_MODULES):
-                raise StoreError(
-                    f"store {self.uri}: {key or 'listing'} failed: {type(error).__name__}: {error}"
-                ) from error
-            raise
+            if not isinstance(error, OSError) and not type(error).__module__.startswith(_S3_ERROR_MODULES):
+                raise
+            raise self._our_error(error, key) from error
+
+    def _our_error(self, error: Exception, key: str) -> CrucibleError:
+        code, what = _s3_code(error), f"store {self.uri}: {key or 'listing'}"
+        if isinstance(error, OSError) and error.errno in _LOCAL_ERRNOS and not code:
+            return LocalDiskError(f"{error.filename or key}: {error.strerror}; free some space on this machine's disk")
+        if code in ("PreconditionFailed", "412") or (isinstance(error, FileExistsError) and not code):
+            return ObjectExists(f"{self.uri}/{key} already exists")
+        if code == "NoSuchBucket":
+            return StoreAccessDenied(f"store {self.uri}: bucket {self.bucket!r} does not exist; create it first")
+        if code in _UNSUPPORTED:
+            return StoreRefused(
+                f"{what} was refused ({code}: {error}); if this is an S3-compatible store that does not know the "
+                f"checksums of newer clients, set {CHECKSUMS_OFF}"
+            )
+        if isinstance(error, FileNotFoundError):
+            return ObjectMissing(f"{self.uri}/{key} does not exist")
+        # A HEAD with an expired token gets a bare 400.
+        if isinstance(error, PermissionError) or code == "400" or type(error).__name__ in _NO_CREDENTIALS:
+            return StoreAccessDenied(
+                f"{what}: access denied ({error}); check the credentials and that they have not expired"
+            )
+        return StoreUnavailable(f"{what} failed: {type(error).__name__}: {error}")
 
 
 def _s3_code(error: BaseException | None) -> str:
@@ -125,3 +149,8 @@ def _s3_code(error: BaseException | None) -> str:
 
 
 _S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")
+_LOCAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE})
+_UNSUPPORTED = frozenset(
+    {"NotImplemented", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidRequest"}
+)
+_NO_CREDENTIALS = frozenset({"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"})

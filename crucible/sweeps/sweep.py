@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from crucible.config import TrainConfig
-from crucible.errors import ConfigError, ObjectExists, ObjectMissing, StoreError
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing, RecordDamaged
 from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences
 from crucible.jobs.records import JobSpec
@@ -153,7 +153,7 @@ class Sweep:
         try:
             return sorted((TrialRecord.model_validate(entry) for entry in read), key=lambda record: record.number)
         except ValidationError as error:
-            raise StoreError(f"{self.store.uri}/trials is damaged: {error}") from error
+            raise RecordDamaged(f"{self.store.uri}/trials is damaged: {error}") from error
 
     def record_trial(self, number: int, values: Values) -> TrialRecord:
         """Begin a trial: its values, then its job. Doing it again finds both."""

@@ -14,7 +14,7 @@ import pytest
 import crucible.agent.attempt as attempt_module
 from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
-from crucible.errors import StoreError
+from crucible.errors import StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason
 from crucible.store import store_at
@@ -35,7 +35,7 @@ class Outage:
     def __call__(self, operation: str, key: str) -> None:
         if self.on:
             self.asked += 1
-            raise StoreError("connection refused")
+            raise StoreUnavailable("connection refused")
 
 
 def test_training_goes_on_while_the_store_is_away(job: Job, tmp_path: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_job_is_not_done_before_its_last_checkpoint_is_in_the_store(
 
     def refuse(operation: str, key: str) -> None:
         if operation == "upload" and "step-00000020" in key:
-            raise StoreError("quota exceeded")
+            raise StoreUnavailable("quota exceeded")
 
     launched(job, 1)
     frail = Job(FaultyStore(job.root, refuse), "job")
@@ -156,7 +156,7 @@ def test_a_hiccup_at_the_end_does_not_lose_the_outcome(job: Job, tmp_path: Path,
 
     def hiccup(operation: str, key: str) -> None:
         if failing in key and operation in ("write", "create") and (failing == "metrics/" or next(failures) < 2):
-            raise StoreError("slow down")
+            raise StoreUnavailable("slow down")
 
     launched(job, 1)
     frail = Job(FaultyStore(job.root, hiccup), "job")
@@ -174,7 +174,7 @@ def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
 
     def hiccup(operation: str, key: str) -> None:
         if operation == "download" and next(failures) < 2:
-            raise StoreError("connection reset")
+            raise StoreUnavailable("connection reset")
 
     launched(job, 2)
     frail = Job(FaultyStore(job.root, hiccup), "job")
@@ -186,7 +186,7 @@ def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
 
     def break_down(operation: str, key: str) -> None:
         if operation == "download":
-            raise StoreError("connection refused")
+            raise StoreUnavailable("connection refused")
 
     monkeypatch.setattr(attempt_module, "RESTORE_SECONDS", 0.2)
     launched(job, 3)

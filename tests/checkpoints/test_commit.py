@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints.commits import Checkpoints, wait_at_most
+from crucible.checkpoints.commits import Checkpoints
 from crucible.contract import finished_folders, step_of
-from crucible.errors import CheckpointError, StoreError
+from crucible.errors import CheckpointError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.store import Store
+from crucible.store.retry import wait_at_most
 from tests.checkpoints.committing import commit, restored_step
 from tests.faults.faulty_store import Died, DiesAfter, FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, claimed, is_whole, new_job, running, weights
@@ -190,7 +191,7 @@ def test_one_failure_at_any_point_of_a_commit_is_outlived(store: Store, scratch:
 
         def fail_once(operation: str, key: str, counter: Iterator[int] = counter, failing: int = failing) -> None:
             if next(counter) == failing:
-                raise StoreError("connection reset")
+                raise StoreUnavailable("connection reset")
 
         job = new_job(store, f"job-{failing}")
         running(job, 1)
@@ -206,7 +207,7 @@ def test_a_store_that_stays_away_is_given_up_when_time_is_up(store: Store, scrat
     running(new_job(store), 1)
 
     def fail(operation: str, key: str) -> None:
-        raise StoreError("connection refused")
+        raise StoreUnavailable("connection refused")
 
     job = Job(FaultyStore(store, fail), "job")
     with pytest.raises(StoreError, match="connection refused"):
@@ -222,7 +223,7 @@ def test_a_store_that_cannot_be_read_is_no_fresh_start(store: Store, scratch: Pa
 
         def fail(operation: str, key: str, counter: Iterator[int] = counter, failing: int = failing) -> None:
             if next(counter) >= failing:
-                raise StoreError("connection refused")
+                raise StoreUnavailable("connection refused")
 
         frail = Job(FaultyStore(store, fail), "job")
         try:

@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from crucible.datasets import build
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
-from crucible.errors import StoreError
+from crucible.errors import StoreUnavailable
 from crucible.store import Store
 from flows.preprocess import preprocess
 from tasks import datasets as dataset_tasks
@@ -77,7 +77,7 @@ def test_bad_text_fails_the_run_with_the_message_and_without_retries(
 def test_a_store_that_fails_once_is_tried_again(
     prefect_api: str, text_file: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, failures = build.build_shard, iter([StoreError("the network blinked")])
+    whole, failures = build.build_shard, iter([StoreUnavailable("the network blinked")])
 
     def fails_once(*arguments: Any, **options: Any) -> Any:
         for error in failures:

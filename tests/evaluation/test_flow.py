@@ -11,7 +11,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from crucible.checkpoints.commits import MANIFEST, Checkpoints
-from crucible.errors import ConfigError, StoreError
+from crucible.errors import ConfigError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
 from crucible.reports import job_report
@@ -113,7 +113,7 @@ def test_a_model_that_could_not_be_uploaded_whole_has_no_metrics(
 
     def refuse(self: FileStore, path: Path, key: str) -> None:
         if path.name == "samples.txt":
-            raise StoreError("no space left")
+            raise StoreUnavailable("no space left")
         upload(self, path, key)
 
     monkeypatch.setattr(FileStore, "upload", refuse)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.errors import FencedOut, StoreError
+from crucible.errors import FencedOut, StoreUnavailable
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits
 from crucible.jobs.status import JobState, JobStatus, status_of
@@ -152,7 +152,7 @@ def test_a_pool_is_not_asked_about_an_attempt_that_speaks_for_itself(job: Job, w
 def test_a_store_that_cannot_be_read_is_no_silence(job: Job, world: World) -> None:
     def weather(operation: str, key: str) -> None:
         if 1030 < world.time < 1630:
-            raise StoreError("connection refused")
+            raise StoreUnavailable("connection refused")
 
     dead_at_20 = Pool(world, {1: alive_for(900, (901, ends("completed")))})
     frail = Job(FaultyStore(job.root, weather), "job")
@@ -169,7 +169,7 @@ def test_a_store_away_when_something_must_be_decided_is_waited_for(job: Job, wor
 
     def weather(operation: str, key: str) -> None:
         if world.time < away["until"]:
-            raise StoreError("connection refused")
+            raise StoreUnavailable("connection refused")
 
     pool = Pool(world, {1: alive_for(5, (6, ends("interrupted"))), 2: alive_for(5, (6, ends("completed", 20)))})
     pool.launch = lambda _job, launch, launch_it=pool.launch: launch_it(job, launch)  # type: ignore
