@@ -1,51 +1,98 @@
 """A Prefect plugin: `prefect deployment run train-nanogpt`, without the name of the flow before it.
 
-Prefect's command line wants FLOW/DEPLOYMENT. This looks up a name without a slash among all deployments; if exactly one
-has it, that one is meant. Anything else, and any change in Prefect that this does not know, is left to Prefect itself.
-Prefect loads it in every process where `prefect.toml` or the profile enables the plugin `crucible`.
+Prefect's commands want FLOW/DEPLOYMENT. In `prefect deployment …`, and nowhere else, this completes a bare name on the
+command line before Prefect reads it, if exactly one deployment has that name. It replaces nothing in Prefect. Prefect
+loads it where `prefect.toml` or the profile enables the plugin `crucible`.
+
+Upstream issue: none found. Delete this when Prefect accepts a deployment's name alone.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 from prefect.plugins import register_hook
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
-    from prefect.client.schemas.responses import DeploymentResponse
+FLAGS = frozenset({"--watch", "--no-watch", "--all", "--replace", "--accept-yes", "-y", "--active", "--no-active"})
+"""Options of `prefect deployment …` that no value follows."""
 
 logger = logging.getLogger(__name__)
 
 
 @register_hook
-def setup_environment(*, ctx: Any) -> None:
-    """Called by Prefect while it is being imported."""
-    try:
-        from prefect.client.orchestration._deployments.client import DeploymentAsyncClient as Client
-
-        original = Client.read_deployment_by_name
-    except (ImportError, AttributeError) as error:
-        logger.debug("This Prefect keeps its deployment client elsewhere; names need their flow: %s", error)
+async def setup_environment(*, ctx: Any) -> None:
+    """Called by Prefect while it is being imported: complete the name on this process's command line."""
+    arguments = command_arguments(sys.argv, sys.orig_argv)
+    place = name_at(arguments)
+    if place is None:
         return
-
-    async def read_deployment_by_name(self: Client, name: str) -> DeploymentResponse:
-        if "/" not in name and (only := await _only_deployment(self, name)):
-            return only
-        return await original(self, name)
-
-    Client.read_deployment_by_name = read_deployment_by_name  # type: ignore[method-assign]
+    name = arguments[place]
+    full = await full_name(name, _option(arguments, "--profile", "-p"))
+    if full is not None:
+        start = len(sys.argv) - len(arguments)
+        sys.argv[start + place] = full  # in place: `python -m` keeps the list while Prefect is imported
 
 
-async def _only_deployment(client: DeploymentAsyncClient, name: str) -> DeploymentResponse | None:
-    """The deployment of that name, if there is exactly one."""
-    try:
-        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+def command_arguments(argv: Sequence[str], original: Sequence[str]) -> list[str]:
+    """The arguments of the `prefect` command that this process is; empty for any other program."""
+    if Path(argv[0]).name in ("prefect", "prefect.exe"):
+        return list(argv[1:])
+    if "-m" in original:
+        module = original.index("-m") + 1
+        if original[module : module + 1] == ["prefect"]:
+            return list(original[module + 1 :])
+    return []
 
-        wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
-        found = await client.read_deployments(deployment_filter=wanted)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        logger.debug("This Prefect looks deployments up in another way; names need their flow: %s", error)
+
+def name_at(arguments: Sequence[str]) -> int | None:
+    """Where a deployment's bare name stands in the arguments of `prefect`; None: nowhere."""
+    if "deployment" not in arguments:
         return None
-    return found[0] if len(found) == 1 else None
+    words = ["deployment"]
+    taken = False  # by the option before it
+    for place in range(arguments.index("deployment") + 1, len(arguments)):
+        argument = arguments[place]
+        if argument.startswith("-"):
+            taken = "=" not in argument and argument not in FLAGS
+        elif taken:
+            taken = False
+        elif len(words) == 1 or words == ["deployment", "schedule"]:
+            words.append(argument)  # the command itself
+        else:
+            return place if "/" not in argument else None
+    return None
+
+
+async def full_name(name: str, profile: str | None = None) -> str | None:
+    """FLOW/DEPLOYMENT of the only deployment of that name; None: there is none, or several, or no server."""
+    try:
+        from prefect.client.orchestration import get_client
+        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+        from prefect.context import use_profile
+
+        selected = use_profile(profile, override_environment_variables=True) if profile else nullcontext()
+        with selected:
+            async with get_client() as client:
+                wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
+                found = await client.read_deployments(deployment_filter=wanted)
+                if len(found) != 1:
+                    return None
+                return f"{(await client.read_flow(found[0].flow_id)).name}/{name}"
+    except Exception as error:  # noqa: BLE001 - Prefect itself answers what is wrong with the name or the server
+        logger.debug("the deployment name %s is left as it is: %r", name, error)
+        return None
+
+
+def _option(arguments: Sequence[str], *names: str) -> str | None:
+    """The value of an option of `prefect` itself, which stands before the command."""
+    before = arguments[: arguments.index("deployment")]
+    for place, argument in enumerate(before):
+        option, equals, value = argument.partition("=")
+        if option in names:
+            return value if equals else next(iter(before[place + 1 :]), None)
+    return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from crucible.prefect_compat import deployment_names
 
 if TYPE_CHECKING:
     from tests.conftest import PrefectServer
@@ -55,38 +56,39 @@ def test_the_full_name_works_as_ever(kitchen: PrefectServer) -> None:
     assert "Created flow run" in kitchen.prefect("deployment", "run", "fry/both").stdout
 
 
-def test_a_prefect_without_that_client_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from crucible.prefect_compat import deployment_names
-
-    monkeypatch.setitem(sys.modules, "prefect.client.orchestration._deployments.client", None)
-    with caplog.at_level(logging.DEBUG, logger=deployment_names.__name__):
-        deployment_names.setup_environment(ctx=None)
-    assert [record.levelname for record in caplog.records] == ["DEBUG"]
+def test_a_schedule_is_created_by_the_bare_name(kitchen: PrefectServer) -> None:
+    created = kitchen.prefect("deployment", "schedule", "create", "only-bread", "--interval", "3600")
+    assert "Created deployment schedule" in created.stdout
 
 
-def test_a_prefect_whose_client_takes_other_arguments_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, prefect_api: str
-) -> None:
-    import anyio
-    from prefect import get_client
-    from prefect.client.orchestration._deployments.client import DeploymentAsyncClient
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ("deployment run bread", "bread"),
+        ("deployment run -p pool=ec2-spot --watch bread", "bread"),
+        ("deployment run bread -p store=aws", "bread"),
+        ("--no-prompt --profile other deployment inspect bread -o json", "bread"),
+        ("deployment schedule create bread --cron daily", "bread"),
+        ("deployment schedule pause bread 3f2", "bread"),
+        ("deployment run bake/bread", None),
+        ("deployment run --id 3f2", None),
+        ("deployment ls", None),
+        ("worker start --pool deployment", None),
+        ("server start", None),
+    ],
+)
+def test_the_name_is_found_among_the_arguments(arguments: str, name: str | None) -> None:
+    words = arguments.split()
+    place = deployment_names.name_at(words)
+    assert (None if place is None else words[place]) == name
 
-    from crucible.prefect_compat import deployment_names
 
-    async def other_arguments(self: object) -> None: ...
-
-    async def look_up() -> None:
-        async with get_client() as client:
-            await client.read_deployment_by_name("no-such-deployment")
-
-    monkeypatch.setattr(DeploymentAsyncClient, "read_deployments", other_arguments)
-    # Restored at the end of the test, together with what the plugin puts in its place.
-    monkeypatch.setattr(DeploymentAsyncClient, "read_deployment_by_name", DeploymentAsyncClient.read_deployment_by_name)
-    deployment_names.setup_environment(ctx=None)
-    with pytest.raises(ValueError, match="Expected format"):
-        anyio.run(look_up)
+def test_only_prefects_own_command_line_is_read() -> None:
+    run = ["deployment", "run", "bread"]
+    assert deployment_names.command_arguments(["/bin/prefect", *run], ["python", "/bin/prefect", *run]) == run
+    assert deployment_names.command_arguments(["-m", *run], ["python", "-m", "prefect", *run]) == run
+    assert deployment_names.command_arguments(["train.py", *run], ["python", "train.py", *run]) == []
+    assert deployment_names.command_arguments(["-m", *run], ["python", "-m", "kitchen", *run]) == []
 
 
 def test_prefect_is_not_slowed_down_by_what_else_the_package_needs(tmp_path: Path) -> None:

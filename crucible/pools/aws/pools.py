@@ -16,6 +16,8 @@ from crucible.errors import ConfigError
 from crucible.pools.common import registration
 
 SPOT, ON_DEMAND = "ec2-spot", "ec2-on-demand"
+WORKER_TYPE = "crucible-ecs"
+"""Its worker also serves pools of the type `ecs`, which earlier versions made."""
 PROVIDER_OUTPUTS = {SPOT: "SpotProvider", ON_DEMAND: "OnDemandProvider"}
 SIZE_PARAMETERS = {SPOT: "MaxSpotInstances", ON_DEMAND: "MaxOnDemandInstances"}
 CONTAINER = "prefect"  # the name by which the worker's observer finds the container that counts
@@ -160,7 +162,7 @@ def register(
     return [
         registration.register(
             options.prefix + pool,
-            "ecs",
+            WORKER_TYPE,
             runs=f"on {options.prefix}{pool}",
             deploy=deploy,
             base_job_template=pool_template(pool, outputs, options),

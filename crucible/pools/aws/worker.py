@@ -1,8 +1,6 @@
-"""The Prefect worker of an AWS pool, started with what prefect-aws takes only from the environment.
+"""The worker of an AWS pool, of the type `crucible-ecs`: prefect-aws's, with an observer and a cancellation of our own.
 
-Its observer wants the event queue's name and a region in environment variables and silently does nothing without them;
-what `crucible.pools.aws.collection` mends must be in the same process.
-`python -m crucible.pools.aws.worker` is `prefect` with it.
+prefect-aws's own type `ecs`, and workers of it, stay as they are.
 """
 
 from __future__ import annotations
@@ -10,12 +8,49 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from typing import Any
 
+from prefect_aws.workers import ECSWorker
+from prefect_aws.workers.ecs_worker import ECSJobConfiguration
+
+from crucible.pools.aws.cancellation import stopping_waiting_tasks
+from crucible.pools.aws.observer import observing
+from crucible.pools.aws.pools import WORKER_TYPE as TYPE
 from crucible.pools.aws.stack import StackState
+from crucible.pools.common.event_driven import EventDrivenWorker
+
+
+class EcsJobConfiguration(ECSJobConfiguration):  # type: ignore[misc]  # prefect-aws is untyped
+    """How one flow run is to be run as an ECS task."""
+
+
+class EcsWorker(EventDrivenWorker, ECSWorker):  # type: ignore[misc]  # as above
+    """Runs flow runs as ECS tasks on EC2 machines with GPUs."""
+
+    type = TYPE
+    job_configuration = EcsJobConfiguration
+    _display_name = "Crucible ECS"
+    _description = "Run flow runs as ECS tasks on EC2 machines with GPUs."
+
+    async def __aenter__(self) -> EcsWorker:
+        # Not ECSWorker's own: it starts prefect-aws's observer, which would handle the same events.
+        await super(ECSWorker, self).__aenter__()
+        self._background = AsyncExitStack()
+        await self._background.enter_async_context(observing())
+        await self._background.enter_async_context(stopping_waiting_tasks(self))
+        return self
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await self._background.aclose()
+        await super().__aexit__(*exc_info)
 
 
 def worker_environment(state: StackState, profile: str | None = None) -> dict[str, str]:
-    """What the worker's environment needs beyond the usual: the event queue and the region."""
+    """What the worker's environment needs beyond the usual: the event queue and the region.
+
+    The observer reads both from environment variables only, and without them it does nothing.
+    """
     environment = {
         "PREFECT_INTEGRATIONS_AWS_ECS_OBSERVER_SQS_QUEUE_NAME": state.outputs["TaskEventsQueue"],
         "AWS_DEFAULT_REGION": state.region,
@@ -26,7 +61,7 @@ def worker_environment(state: StackState, profile: str | None = None) -> dict[st
 
 def worker_command(pool: str) -> list[str]:
     """The command line that runs a worker of `pool`."""
-    return [sys.executable, "-m", "crucible.pools.aws.worker", "worker", "start", "--pool", pool, "--type", "ecs"]
+    return [sys.executable, "-m", "crucible.pools.aws", "worker", "start", "--pool", pool, "--type", TYPE]
 
 
 def run_worker(pool: str, state: StackState, profile: str | None = None) -> None:
@@ -34,18 +69,3 @@ def run_worker(pool: str, state: StackState, profile: str | None = None) -> None
     environment: Mapping[str, str] = {**os.environ, **worker_environment(state, profile)}
     command = worker_command(pool)
     os.execve(command[0], command, dict(environment))
-
-
-def main() -> None:
-    """`prefect`, with the mends of prefect-aws in place."""
-    from prefect.cli import app
-
-    from crucible.pools.aws import collection
-
-    collection.install()
-    sys.argv[0] = "prefect"
-    app()
-
-
-if __name__ == "__main__":
-    main()

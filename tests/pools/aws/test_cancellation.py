@@ -1,4 +1,4 @@
-"""Which tasks the ECS worker's watch over cancelled runs stops; on the pool itself it is tried in test_ecs_pool."""
+"""Which tasks of cancelled runs the ECS worker stops. `test_ecs_pool` tries it on the pool itself."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, WorkPool
 from prefect.exceptions import InfrastructureNotFound
 from prefect.states import Cancelled, Cancelling
 
-from crucible.prefect_compat.ecs_cancellation import _stop_waiting_tasks
+from crucible.pools.aws.cancellation import stop_waiting_tasks
 
 
 class Worker:
     """What the watch asks of Prefect's ECS worker, with an ECS that forgot some tasks and refuses to stop others."""
 
-    _work_pool_name, name, backend_id, work_pool = "ec2-spot", "worker", None, None
+    name, backend_id, work_pool = "worker", None, WorkPool(name="ec2-spot", type="crucible-ecs")
 
     def __init__(self, *runs: FlowRun) -> None:
         self.runs, self.stopped, self.asked = runs, list[str](), list[str]()
-        self.client = SimpleNamespace(read_flow_runs=self._read)
+        self.client = SimpleNamespace(read_flow_runs=self._read, set_flow_run_state=self._set)
         self.job_configuration = SimpleNamespace(resolve_for_flow_run=self._resolve)
 
     async def _read(self, **filters: Any) -> tuple[FlowRun, ...]:
@@ -32,7 +32,8 @@ class Worker:
     async def _resolve(self, run: FlowRun, **more: Any) -> None:
         return None
 
-    async def _cancel_run(self, run: UUID) -> None:
+    async def _set(self, run: UUID, state: State[Any], force: bool) -> None:
+        assert state.is_cancelled()
         self.stopped.append(str(run))
 
     async def kill_infrastructure(self, identifier: str, configuration: None) -> None:
@@ -44,7 +45,7 @@ class Worker:
         self.stopped.append(identifier)
 
     def turn(self, stopped: set[UUID]) -> None:
-        asyncio.run(_stop_waiting_tasks(self, stopped))
+        asyncio.run(stop_waiting_tasks(self, stopped))  # type: ignore[arg-type]
 
 
 def cancelled(task: str | None) -> FlowRun:

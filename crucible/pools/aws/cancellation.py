@@ -1,0 +1,102 @@
+"""Cancelling a run that waits for a machine: its ECS task must stop, or it brings up a machine for nothing.
+
+Prefect's worker watches a run for cancellation only while it submits it. The ECS worker has submitted a run as soon as
+RunTask has answered, so a run that is cancelled while its task is PROVISIONING stays Cancelling for ever (prefect 3.8,
+prefect-aws 0.7.12; https://github.com/PrefectHQ/prefect/issues/18585). Once a run has started, its own process handles
+the cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import InfrastructureNotFound
+from prefect.states import Cancelled
+from prefect.workers.base import BaseWorker
+
+POLL_SECONDS = 3.0
+LOOK_BACK = timedelta(hours=1)
+"""ECS gives up on a task after half an hour by itself."""
+logger = logging.getLogger("prefect.workers.ecs.cancellation")
+
+Worker = BaseWorker[Any, Any, Any]
+
+
+@contextlib.asynccontextmanager
+async def stopping_waiting_tasks(worker: Worker) -> AsyncIterator[None]:
+    """Stop the tasks of cancelled runs that never started, in the background."""
+    task = asyncio.create_task(_watch(worker))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _watch(worker: Worker) -> None:
+    stopped: set[UUID] = set()
+    while True:
+        try:
+            await stop_waiting_tasks(worker, stopped)
+        except Exception as error:  # noqa: BLE001 - the server or AWS is away: tried again in the next round
+            logger.warning("could not look for cancelled runs: %s", error)
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def stop_waiting_tasks(worker: Worker, stopped: set[UUID]) -> None:
+    """One round: stop the task of every cancelled run of the worker's pool that never started.
+
+    `stopped` remembers the runs that need no further look.
+    """
+    runs = await worker.client.read_flow_runs(
+        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[worker.work_pool.name])),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])),
+            expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - LOOK_BACK),
+        ),
+    )
+    for run in runs:
+        # Of a run that goes straight from Pending to Cancelled, Prefect says that it started at that moment.
+        started = run.start_time is not None and run.start_time != run.end_time
+        if run.id in stopped or started:
+            continue
+        try:
+            await _stop_task(worker, run)
+        except Exception as error:  # noqa: BLE001 - the other runs' tasks cost money too
+            logger.warning("the task of cancelled flow run %s is not stopped yet: %s", run.id, error)
+            continue
+        if run.state_type == StateType.CANCELLED and run.infrastructure_pid:
+            stopped.add(run.id)
+
+
+async def _stop_task(worker: Worker, run: FlowRun) -> None:
+    if run.infrastructure_pid:
+        configuration = await worker.job_configuration.resolve_for_flow_run(
+            run,
+            client=worker.client,
+            work_pool=worker.work_pool.model_copy(deep=True),
+            worker_name=worker.name,
+            worker_id=worker.backend_id,
+        )
+        with contextlib.suppress(InfrastructureNotFound):  # ECS forgets a task an hour after its end
+            await worker.kill_infrastructure(run.infrastructure_pid, configuration)
+        logger.info("stopped the task of flow run %s, which was cancelled before it started", run.id)
+    if run.state_type == StateType.CANCELLING:
+        state = Cancelled(message="Cancelled before it had a machine")
+        await worker.client.set_flow_run_state(run.id, state, force=True)
