@@ -13,7 +13,6 @@ KNOWN = {
     ("crucible.pools.docker.local_pool", "crucible.local.state"),
     ("crucible.pools.docker.local_pool", "crucible.local.up"),
     ("crucible.pools.modal.orphan_recovery", "crucible.pools.modal.worker"),
-    ("crucible.prefect_compat.ecs_observer", "crucible.pools.aws.diagnosis"),
 }
 """Imports that close a circle today. The list only gets shorter."""
 
