@@ -9,9 +9,6 @@ ROOT = Path(__file__).parents[1]
 KNOWN = {
     ("crucible.agent.notices_ec2", "crucible.agent.notices"),
     ("crucible.datasets.tokenizers.base", "crucible.datasets.tokenizers.files"),
-    ("crucible.pools.docker.local_pool", "crucible.local.services"),
-    ("crucible.pools.docker.local_pool", "crucible.local.state"),
-    ("crucible.pools.docker.local_pool", "crucible.local.up"),
     ("crucible.pools.modal.orphan_recovery", "crucible.pools.modal.worker"),
 }
 """Imports that close a circle today. The list only gets shorter."""

@@ -24,7 +24,7 @@ from prefect.client.schemas.filters import (
     WorkPoolFilter,
     WorkPoolFilterName,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import InfrastructureNotFound
 from prefect.states import Cancelled
 from prefect.workers.base import BaseWorker
@@ -98,5 +98,5 @@ async def _stop_task(worker: Worker, run: FlowRun) -> None:
             await worker.kill_infrastructure(run.infrastructure_pid, configuration)
         logger.info("stopped the task of flow run %s, which was cancelled before it started", run.id)
     if run.state_type == StateType.CANCELLING:
-        state = Cancelled(message="Cancelled before it had a machine")
+        state: State[Any] = Cancelled(message="Cancelled before it had a machine")
         await worker.client.set_flow_run_state(run.id, state, force=True)

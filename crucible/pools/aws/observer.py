@@ -58,7 +58,7 @@ async def observing() -> AsyncIterator[None]:
 async def _observe() -> None:
     while True:
         try:
-            await make_observer().run()
+            await make_observer().run()  # type: ignore[no-untyped-call]
             return  # without a queue there is nothing to observe; prefect-aws has logged it
         except Exception as error:  # noqa: BLE001 - AWS or the server is away: as long as it takes
             logger.warning("The observer of ECS tasks starts again in %.0f s: %r", RESTART_SECONDS, error)
@@ -104,13 +104,13 @@ def _exits(detail: dict[str, Any]) -> str:
 
 async def _forward_logs(detail: dict[str, Any], task: str, flow_run_id: uuid.UUID) -> None:
     """Copy the container's last log lines to a flow run that never reached the server itself."""
-    import aiobotocore.session
+    from aiobotocore.session import get_session
 
     settings = ecs.ecs_observer.settings
     definition = detail.get("taskDefinitionArn")
     if not settings.forward_crashed_run_logs or not definition:
         return
-    session, region = aiobotocore.session.get_session(), task.split(":")[3]
+    session, region = get_session(), task.split(":")[3]
     log = flow_run_logger(flow_run_id=flow_run_id).getChild("observer")
     try:
         async with session.create_client("ecs", region_name=region) as client:

@@ -21,11 +21,11 @@ from crucible.pools.aws.stack import StackState
 from crucible.pools.common.event_driven import EventDrivenWorker
 
 
-class EcsJobConfiguration(ECSJobConfiguration):  # type: ignore[misc]  # prefect-aws is untyped
+class EcsJobConfiguration(ECSJobConfiguration):
     """How one flow run is to be run as an ECS task."""
 
 
-class EcsWorker(EventDrivenWorker, ECSWorker):  # type: ignore[misc]  # as above
+class EcsWorker(EventDrivenWorker, ECSWorker):
     """Runs flow runs as ECS tasks on EC2 machines with GPUs."""
 
     type = TYPE
