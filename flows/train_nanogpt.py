@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging import get_run_logger
@@ -39,17 +39,17 @@ from crucible.supervision.supervisor import Supervision
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.cancelling import CancellationWatch, being_cancelled
 from tasks.console import outlive_the_console
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
-from tasks.observing import JobListener, add_tags
+from tasks.observing import JobListener, add_tags, job_tags
 from tasks.placing import choose, placement_policy_for, saved_share
+from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
-from tasks.training import beat_seconds
+from tasks.training import heartbeat_seconds
 
-CANCEL_PATIENCE_SECONDS = 20.0
-"""Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
+SAVE_SECONDS = 20.0
+"""For the running attempt to save: Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
 
 
 def job_name() -> str:
@@ -90,46 +90,63 @@ def train_nanogpt(
         limits = Limits(max_attempts=max_attempts, max_cost_usd=max_cost_usd, max_hours=max_hours)
         spec = JobSpec(job_id=job_name(), project=project, owner=owner)
         placed = open_store(store)
-        # Of a flow run that is brought back, the choice is on record, and its deadline may have passed.
-        record = Job(placed, spec.job_id)
-        choice = choice_of(record, flow_run.id or "")
+        job_record = Job(placed, spec.job_id)
+        # For a flow run that is restarted the choice is on record, and its deadline may have passed.
+        choice = choice_of(job_record, flow_run.id or "")
         deadline = moment_to_come(finish_by, None if choice else now()) if finish_by else None
-        with HeartbeatWriter(placed, flow_run.id or "", spec.job_id) as heartbeat:
-            resolved = resolve(preset, config)
-            data = _prepare(spec.job_id, project, resolved, dataset, placed, store)
-            first_choice = choice is None
-            if choice is None:
-                wishes = Preferences(optimize_for=optimize_for)
-                saved = saved_share(record, resolved.max_iters)
-                choice = choose(placed, resolved, data.meta, pool, limits, wishes, project, owner, deadline, saved)
-            # Not before: a run that is refused leaves no job behind whose name is taken.
-            _put_on_record(spec, limits, resolved, data.digest, placed)
-            if first_choice:
-                remember_choice(record, flow_run.id or "", choice)
-            if choice.planned:
-                remember_plan(record, choice.planned)
-            status = _supervise(record, choice, resolved, store, heartbeat)
-            if status.state is JobState.COMPLETED:
-                remember_job(record)
-                if run_evaluation:
-                    with without_heartbeat():
-                        evaluate(job=record.job_id, store=store)
+        marks = job_tags(spec)
+        with (
+            tags(*marks),
+            StopWatch(job_record) as watch,
+            HeartbeatWriter(placed, flow_run.id or "", spec.job_id) as heartbeat,
+        ):
+            add_tags(*marks, "stage:pipeline")
+            try:
+                resolved = resolve(preset, config)
+                data = _prepare(resolved, dataset, placed, store)
+                first_choice = choice is None
+                if choice is None:
+                    wishes = Preferences(optimize_for=optimize_for)
+                    saved = saved_share(job_record, resolved.max_iters)
+                    choice = choose(placed, resolved, data.meta, pool, limits, wishes, project, owner, deadline, saved)
+                # Not before: a run that is refused leaves no job behind whose name is taken.
+                _put_on_record(spec, limits, resolved, data.digest, placed)
+                if first_choice:
+                    remember_choice(job_record, flow_run.id or "", choice)
+                if choice.planned:
+                    remember_plan(job_record, choice.planned)
+                status = _supervise(job_record, choice, resolved, store, watch)
+                if status.state is JobState.COMPLETED:
+                    remember_job(job_record)
+                    if run_evaluation:
+                        with without_heartbeat():
+                            evaluate(job=job_record.job_id, store=store)
+                if status.state is JobState.PAUSED and watch.paused:
+                    return stay_paused(status.reason)
+                state = as_prefect_state(status.state, status.reason)
+            except TerminationSignal:
+                # A person stopped it outside of supervision. Any other end of this process leaves the job as it is,
+                # for the next run of this flow to find.
+                request = watch.requested()
+                if request is None:
+                    raise
+                heartbeat.finish()
+                if watch.paused:
+                    return stay_paused(request.reason)
+                state = Cancelled(message=request.reason)
     except FencedOut as error:
         newest = Job(placed, spec.job_id).read_newest_supervisor()
         if newest is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
-        return Cancelled(name="Superseded", message=str(error))
+        state = Cancelled(name="Superseded", message=str(error))
     except CrucibleError as error:
         get_run_logger().error(str(error))
-        return Failed(message=str(error))
-    return end_as(as_prefect_state(status.state, status.reason))
+        state = Failed(message=str(error))
+    return end_as(state)
 
 
-def _prepare(
-    job_id: str, project: str, config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str
-) -> DatasetInfo:
+def _prepare(config: TrainConfig, dataset: DatasetConfig, placed: Store, store: str) -> DatasetInfo:
     """The job's dataset, in the store."""
-    add_tags(f"job:{job_id}", "stage:pipeline", f"project:{project}")
     with without_heartbeat():
         data = resolve_dataset(placed, preprocess(dataset=dataset, store=store))
     require_block_size(data.meta, config.block_size)
@@ -144,7 +161,7 @@ def _put_on_record(spec: JobSpec, limits: Limits, config: TrainConfig, dataset: 
         job.set_limits(limits)
 
 
-def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, heartbeat: HeartbeatWriter) -> JobStatus:
+def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, watch: StopWatch) -> JobStatus:
     spec = job.read_spec()
     supervision = Supervision(
         job,
@@ -153,19 +170,17 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, heartb
         JobListener(),
         flow_run_id=str(flow_run.id or ""),
         placement_policy=placement_policy_for(choice, job, config),
-        timeouts=Timeouts(ended_and_silent=2 * beat_seconds(job.root) + 2.0),
-        cancelled=CancellationWatch(being_cancelled).noticed,
+        timeouts=Timeouts(ended_and_silent=2 * heartbeat_seconds(job.root) + 2.0),
+        stop_requested=lambda: watch.request,
         logger=get_run_logger(),
     )
     try:
-        return supervision.run()
+        with watch.polled():
+            return supervision.run()
     except TerminationSignal:
-        # Cancelled by a person: the attempt saves and stops. Any other end of this process leaves the attempt alone,
-        # for the next supervisor to find.
-        if being_cancelled():
-            heartbeat.finish()
-            supervision.cancel("cancelled in Prefect", CANCEL_PATIENCE_SECONDS)
-        raise
+        if (request := watch.requested()) is None:
+            raise
+        return supervision.stop(request, SAVE_SECONDS)
 
 
 if __name__ == "__main__":

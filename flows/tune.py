@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from prefect import flow
+from prefect import flow, tags
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.logging import get_run_logger
@@ -43,16 +43,16 @@ from crucible.sweeps.sweep import Sweep
 from flows.evaluate import evaluate
 from flows.parameters import Pool, Preset, TrainOverrides, resolve
 from flows.preprocess import preprocess
-from tasks.cancelling import CancellationWatch, being_cancelled
 from tasks.console import outlive_the_console
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
 from tasks.placing import choose
+from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
 from tasks.sweep_reporting import SweepBoard
 from tasks.sweeping import SweepRun
-from tasks.training import beat_seconds
+from tasks.training import heartbeat_seconds
 from tasks.trials import HereLauncher, Machine, threads_per_trial
 
 MOST_PARALLEL = 64
@@ -134,8 +134,9 @@ def tune_nanogpt(
     try:
         placed = open_store(store)
         found = Sweep(placed, name)
-        with HeartbeatWriter(placed, flow_run.id or "", name) as heartbeat:
-            add_tags(f"sweep:{name}", "stage:tune", f"project:{project}")
+        marks = [f"sweep:{name}", f"project:{project}", *([f"owner:{owner}"] if owner else [])]
+        with tags(*marks), StopWatch() as watch, HeartbeatWriter(placed, flow_run.id or "", name) as heartbeat:
+            add_tags(*marks, "stage:tune")
             if not (found.exists() and not space and not space_file):
                 wanted = _space(space, space_file, name)
                 base = resolve(preset, config)
@@ -160,7 +161,9 @@ def tune_nanogpt(
             deadline = moment_to_come(finish_by, None) if finish_by else None
             _set_limits(found, max_trials, max_cost_usd, max_hours, deadline)
             board = SweepBoard(found)
-            status = _carry_out(found, optimize_for, store, heartbeat, board)
+            status = _carry_out(found, optimize_for, store, heartbeat, watch, board)
+            if watch.paused and status.state is JobState.CANCELLED:
+                return stay_paused(status.reason)
             if status.state is JobState.COMPLETED and run_evaluation and (best := found.best()) is not None:
                 with without_heartbeat():
                     evaluate(job=best.job_id, store=store)
@@ -168,10 +171,10 @@ def tune_nanogpt(
     except FencedOut as error:
         if (newest := found.read_status()) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
-        return Cancelled(name="Superseded", message=str(error))
+        return end_as(Cancelled(name="Superseded", message=str(error)))
     except CrucibleError as error:
         get_run_logger().error(str(error))
-        return Failed(message=str(error))
+        return end_as(Failed(message=str(error)))
     return end_as(as_prefect_state(status.state, status.reason))
 
 
@@ -251,12 +254,13 @@ def _carry_out(
     optimize_for: Literal["cost", "time", "balanced"],
     store: str,
     heartbeat: HeartbeatWriter,
+    watch: StopWatch,
     board: SweepBoard,
 ) -> SweepStatus:
     spec, here = sweep.read_spec(), sweep.read_spec().pool == HERE
     meta = resolve_dataset(sweep.root, spec.dataset).meta
     machine = Machine(spec.parallelism, spec.threads)
-    timeouts = Timeouts(ended_and_silent=2 * beat_seconds(sweep.root) + 2.0)
+    timeouts = Timeouts(ended_and_silent=2 * heartbeat_seconds(sweep.root) + 2.0)
     if here:  # an attempt whose process is gone is over, and one that has ended has an outcome
         timeouts = Timeouts(ended_and_silent=0.0, poll=LOOK_HERE_SECONDS)
 
@@ -274,15 +278,18 @@ def _carry_out(
         here=here,
         timeouts=timeouts,
         board=board,
-        cancelled=CancellationWatch(being_cancelled).noticed,
+        cancelled=lambda: watch.request is not None,
     )
     try:
-        return run.run()
+        with watch.polled():
+            return run.run()
     except TerminationSignal:
-        cancelled = being_cancelled()
-        if cancelled:
+        request = watch.requested()
+        if request is not None:
             heartbeat.finish()
-        run.leave("cancelled in Prefect" if cancelled else "the flow run was asked to stop (SIGTERM)", cancelled)
+        run.leave(request.reason if request else "the flow run was asked to stop (SIGTERM)", request is not None)
+        if watch.paused:
+            return stay_paused("the sweep is paused; Resume goes on from there")
         raise
 
 

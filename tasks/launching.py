@@ -17,7 +17,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Launch, Outcome, now
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.modal.failures import PERMANENT
-from crucible.supervision.supervisor import Hint, PoolSays
+from crucible.supervision.launcher import Hint, PoolSays
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
@@ -61,6 +61,8 @@ class PrefectLauncher:
                 idempotency_key=f"{job.store.uri}/{launch.number}",
                 job_variables=self._job_variables(job, launch),
                 timeout=0,
+                # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
+                as_subflow=False,
             )
         except ObjectNotFound as error:
             raise ServiceError(

@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 from crucible.errors import StoreError
 from crucible.formatting import money
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Heartbeat
+from crucible.jobs.records import Heartbeat, JobSpec
 from crucible.reports import Metrics
 from tasks.reporting import artifact_key, publish_report
 
@@ -50,6 +50,12 @@ def emit(kind: str, job_id: str, message: str, **details: Any) -> None:
             related=related,
             payload={"message": message, **details},
         )
+
+
+def job_tags(spec: JobSpec) -> list[str]:
+    """Whose work a flow run does and whose money it spends."""
+    marks = {"job": spec.job_id, "project": spec.project, "owner": spec.owner}
+    return [f"{name}:{value}" for name, value in marks.items() if value]
 
 
 def add_tags(*tags: str, replacing: tuple[str, ...] = ()) -> None:

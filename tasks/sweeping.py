@@ -27,8 +27,9 @@ from crucible.errors import FencedOut, ObjectMissing, ServiceError, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Limits, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus
+from crucible.supervision.launcher import Launcher
 from crucible.supervision.retry_policy import Placement, Timeouts
-from crucible.supervision.supervisor import Launcher, Supervision
+from crucible.supervision.supervisor import Supervision
 from crucible.sweeps.planner import Planner
 from crucible.sweeps.records import SweepLimits, SweepStatus, TrialRecord
 from crucible.sweeps.schedules import Piece

@@ -26,8 +26,8 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.pools.aws.prices import spot_price
 from crucible.store import Store
-from tasks.cancelling import being_cancelled
 from tasks.observing import AttemptObserver
+from tasks.stopping import being_cancelled
 
 WORKER_GRACE_SECONDS = 25.0
 """Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
@@ -53,7 +53,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
         on_interrupt=_stop_notice,
-        beat_seconds=beat_seconds(job.root),
+        beat_seconds=heartbeat_seconds(job.root),
     )
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
 
@@ -81,7 +81,7 @@ def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
     return SavePolicy(mtbf_seconds=launch.mtbf_seconds, fixed_seconds=fixed)
 
 
-def beat_seconds(store: Store) -> float:
+def heartbeat_seconds(store: Store) -> float:
     """Between two signs of life: often where a write is free, rarer where every request costs and takes its time."""
     return 2.0 if store.uri.startswith("file:") else 5.0
 

@@ -28,9 +28,9 @@ from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome
-from crucible.supervision.supervisor import Hint, Launcher, PoolSays
+from crucible.supervision.launcher import Hint, Launcher, PoolSays
 from tasks.observing import emit
-from tasks.training import beat_seconds, prepare, save_policy
+from tasks.training import heartbeat_seconds, prepare, save_policy
 
 
 class SweepHalted(Exception):
@@ -126,7 +126,7 @@ class HereLauncher:
                 total_steps=spec.config.get("max_iters"),
                 cwd=Path.cwd(),
                 interrupts=(),  # signals reach the main thread; the sweep passes them on as stop requests
-                beat_seconds=beat_seconds(job.root),
+                beat_seconds=heartbeat_seconds(job.root),
             )
             run_attempt(job.attempt(launch.number), plan, TrialObserver(job, launch.number))
 

@@ -7,6 +7,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
     jobs/<job>/limits/0001.json …               attempts, money and time allowed; the newest counts
     jobs/<job>/starts/<flow run>.json           which flow runs have worked on it
     jobs/<job>/supervisors/0001.json …          who decides; the newest counts, older ones step aside
+    jobs/<job>/stops/<flow run>.json            a person's request to stop the job
     jobs/<job>/attempts/0001/launch.json        the decision to try: where, why, at what price; create-only
                              claim.json         the machine that took it up; create-only
                              start.json         what it resumed from; create-only
@@ -26,6 +27,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing
@@ -250,6 +252,24 @@ class Job:
         numbers = self._numbered("supervisors")
         return _read(self.store, f"supervisors/{numbers[-1]:04d}.json", Supervisor) if numbers else None
 
+    def request_stop(self, request: StopRequest) -> None:
+        """Ask whoever decides for this job now to stop it, whatever it is doing; the first request stands.
+
+        It concerns that flow run only, restarted or not: a later start of the job is a new wish.
+        """
+        newest = self.read_newest_supervisor()
+        if newest is not None:
+            with suppress(ObjectExists):
+                self.store.create_json(f"stops/{newest.name}.json", request.model_dump(mode="json"))
+
+    def read_stop_request(self, supervisor: str) -> StopRequest | None:
+        """The request to that supervisor (`Supervisor.name`), if there is one."""
+        return _read(self.store, f"stops/{supervisor}.json", StopRequest)
+
+    def forget_stop_request(self, supervisor: str) -> None:
+        """It has been carried out."""
+        self.store.delete(f"stops/{supervisor}.json")
+
     def cost_usd(self) -> float:
         """What all attempts together have cost so far, in USD: final figures where known, else the last heartbeat's."""
         total = 0.0
@@ -259,7 +279,9 @@ class Job:
         return total
 
     def _numbered(self, folder: str) -> list[int]:
-        names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list(folder)]
+        # The first part below the folder: a directory in a record's place is a damaged record, not none.
+        keys = [info.key.removeprefix(f"{folder}/").split("/", 1)[0] for info in self.store.list(folder)]
+        names = [key.removesuffix(".json") for key in keys]
         return [int(name) for name in names if name.isdecimal()]
 
     def _create_next(self, folder: str, make: Callable[[int], R]) -> R:

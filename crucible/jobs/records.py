@@ -218,3 +218,8 @@ class Supervisor(Record):
     host: str = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
     claimed_at: datetime = Field(default_factory=now)
+
+    @property
+    def name(self) -> str:
+        """Of the flow run where there is one: restarted, it is another supervisor with the same name."""
+        return self.flow_run_id or f"{self.number:04d}"

@@ -20,8 +20,8 @@ from crucible.formatting import rough_duration
 from crucible.jobs.records import now
 from crucible.placement.lookahead import lookahead
 from crucible.placement.policies import CHOICE_NAMES, ON_DEMAND, SPOT, WAIT, DeadlineJob, Rule, decide_once
-from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
+from crucible.supervision.snapshot import AttemptView
 
 DETECTION_SECONDS = 120.0
 """Until a machine that vanished is known to be gone, and what it did since its last commit is done again."""

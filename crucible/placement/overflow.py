@@ -9,8 +9,8 @@ from datetime import datetime
 from crucible.estimate.ranking import PoolState
 from crucible.formatting import rough_duration
 from crucible.jobs.records import now
-from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
+from crucible.supervision.snapshot import AttemptView
 
 PATIENCE_SECONDS = 300.0
 """In a queue, beyond the time that a machine of the pool takes to start."""

@@ -1,10 +1,10 @@
 """What follows an attempt: `decide`, a pure function of the job's history.
 
     completed, paused                     the job has what it was asked for
-    interrupted, killed, lost             launch again; elsewhere when a pool takes its machines away too often
-    never started                         launch again after a pause, elsewhere if that goes on
-    refused by the pool for good          launch elsewhere; the end when there is no other place
-    budget used up, cancelled             stop; a person may go on later
+    interrupted, killed, lost             launch again; elsewhere if a pool takes its machines away too often
+    never started                         launch again after a delay, elsewhere if that goes on
+    refused by the pool for good          launch elsewhere; the end if there is no other place
+    budget used up, cancelled             stop; a person may continue the job later
     failed                                stop; the user's own error is never retried
 
 Where the next attempt goes is by the order of the places here; a
@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from crucible.jobs.records import EndReason, Limits, Outcome
+from crucible.jobs.records import EndReason, Limits
 from crucible.jobs.status import JobState
+from crucible.supervision.snapshot import FinishedAttempt
 
 LOST_SECONDS = 45.0
 """A heartbeat that has not moved for so long is taken for the end of its machine."""
 ENDED_AND_SILENT_SECONDS = 12.0
 """The same when the pool, too, says that the run has ended: two missed beats confirm it."""
 LOOK_SECONDS = 1.0
-SUPERVISOR = "supervisor"
-"""Who decided, in the records of what the supervisor decided."""
 
 
 @dataclass(frozen=True)
@@ -55,45 +54,14 @@ class Decision:
     """Index into the places, for a launch."""
 
 
-@dataclass(frozen=True)
-class FinishedAttempt:
-    """One attempt that is over, as far as deciding needs it."""
-
-    outcome: Outcome
-    start_step: int
-    pool: str = ""
-
-    @property
-    def missed(self) -> bool:
-        """No machine ever took it up."""
-        return self.outcome.end_reason is EndReason.NOT_STARTED
-
-    @property
-    def refused(self) -> bool:
-        """The pool will not start it, now or later; the workload never ran."""
-        return self.outcome.end_reason is EndReason.FAILED and self.outcome.decided_by == SUPERVISOR
-
-    @property
-    def in_vain(self) -> bool:
-        return self.missed or self.refused
-
-    @property
-    def taken_away(self) -> bool:
-        """The machine went, by the pool's doing."""
-        return self.outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST) and not self.moved
-
-    @property
-    def moved(self) -> bool:
-        """It saved and stopped because the supervisor wanted it elsewhere."""
-        return any(notification.source == SUPERVISOR for notification in self.outcome.notifications)
-
-
 @dataclass
 class Timeouts:
     """How long to wait for what. Times in seconds."""
 
     lost: float = LOST_SECONDS
     ended_and_silent: float = ENDED_AND_SILENT_SECONDS
+    ended_and_unclaimed: float = 2.0
+    """A run that its pool calls ended before a machine took it up is given so long to be taken up after all."""
     start: float = 900.0
     """For a launched attempt to be taken up by a machine."""
     first_retry_delay: float = 5.0
@@ -104,41 +72,45 @@ class Timeouts:
     short: float = 1800.0
     poll: float = LOOK_SECONDS
     """Between two looks at the records; each look is a few requests to the store."""
+    save: float = 45.0
+    """For an attempt that is asked to save and stop when the job ends."""
     placement_review: float = 30.0
     """Between two questions to the placement policy whether a running attempt should move."""
 
 
-def decide(
-    ended: Sequence[FinishedAttempt],
-    limits: Limits,
-    pools: Sequence[str] = ("",),
-    *,
-    attempts: int | None = None,
-    spent_usd: float = 0.0,
-    age_hours: float = 0.0,
-    timeouts: Timeouts | None = None,
-) -> Decision:
-    """What follows from a job's history; pure.
+@dataclass(frozen=True)
+class History:
+    """What a decision rests on."""
 
-    `ended` holds the attempts to judge by, first to last; `pools` the places to try, in order; `attempts` is the number
-    of all that were ever made, when a person started the job again after it had ended. The
-    pause before a launch is without jitter; `Supervision` adds it.
-    """
-    timeouts = timeouts or Timeouts()
+    ended: Sequence[FinishedAttempt]
+    """The attempts to judge by, first to last."""
+    limits: Limits
+    pools: Sequence[str] = ("",)
+    """The pools of the places to try, in order."""
+    attempts: int | None = None
+    """All attempts ever made, when they are more: a person started the job again after it had ended."""
+    spent_usd: float = 0.0
+    age_hours: float = 0.0
+    timeouts: Timeouts = field(default_factory=Timeouts)
+
+
+def decide(history: History) -> Decision:
+    """What follows from a job's history; pure. The delay is without jitter, which `Supervision` adds."""
+    ended, limits = history.ended, history.limits
     last = ended[-1].outcome if ended else None
     if last is not None and not ended[-1].refused and (final := _FINAL.get(last.end_reason)):
         return Decision(final, last.message)
     saved = f"; step {last.committed_step} is saved" if last else ""
-    if limits.max_cost_usd is not None and spent_usd >= limits.max_cost_usd:
-        return Decision(JobState.BUDGET_STOP, f"${spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
-    if limits.max_hours is not None and age_hours >= limits.max_hours:
+    if limits.max_cost_usd is not None and history.spent_usd >= limits.max_cost_usd:
+        return Decision(JobState.BUDGET_STOP, f"${history.spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
+    if limits.max_hours is not None and history.age_hours >= limits.max_hours:
         return Decision(JobState.BUDGET_STOP, f"the job's {limits.max_hours:g} hours are over{saved}")
     if last is not None and last.end_reason is EndReason.BUDGET and last.limits == limits:
         return Decision(JobState.BUDGET_STOP, f"{last.message}{saved}")
-    if (attempts or len(ended)) >= limits.max_attempts:
+    if (history.attempts or len(ended)) >= limits.max_attempts:
         return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
     if last is None:
-        return Decision(JobState.RUNNING, "started again by hand" if attempts else "first attempt")
+        return Decision(JobState.RUNNING, "started again by hand" if history.attempts else "first attempt")
     fruitless = _trailing([e for e in ended if not e.in_vain], lambda e: e.outcome.committed_step <= e.start_step)
     if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
         return Decision(
@@ -146,17 +118,17 @@ def decide(
             f"the last {fruitless} attempts committed nothing new (last: {last.end_reason.words}: {last.message}); "
             f"stopped so that a crash loop cannot go on costing money",
         )
-    place, tries, why = _next_place(ended, pools, timeouts)
+    place, tries, why = _next_place(ended, history.pools, history.timeouts)
     if place is None and ended[-1].refused:
         return Decision(JobState.FAILED, last.message)
     if place is None:
         return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
     ending = "refused by its pool" if ended[-1].refused else last.end_reason.words
     reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}"
-    return Decision(JobState.RUNNING, f"{why}{reason}", pause_seconds(tries, timeouts), place)
+    return Decision(JobState.RUNNING, f"{why}{reason}", retry_delay(tries, history.timeouts), place)
 
 
-def pause_seconds(tries: int, timeouts: Timeouts) -> float:
+def retry_delay(tries: int, timeouts: Timeouts) -> float:
     """How long to wait after so many launches in vain at one place."""
     return min(timeouts.first_retry_delay * 2 ** (tries - 1), timeouts.longest_retry_delay) if tries else 0.0
 

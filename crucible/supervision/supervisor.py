@@ -1,11 +1,12 @@
-"""Supervision: launches a job's attempts, watches their records, and does what the retry policy says.
+"""Supervision: launches a job's attempts, watches their records, and carries out what the policies decide.
 
-Everything it knows is in the job's records, so a second supervisor carries on where the first was killed. What the pool
-says of a run is only a hint: an attempt is over when its outcome says so, or when its heartbeat has stood still for
-`LOST_SECONDS` by the supervisor's own clock while the store could be read.
+    one look           `SnapshotReader.read`: everything that is on record, typed
+    what follows       `attempt_policy.judge` for an attempt that is not over, `retry_policy.decide` for one that is
+    here               launch, wait, ask to stop, declare an outcome, end the job
 
-Several supervisors of one job do no harm: the newest counts (`Job.supervise`), every decision is a create-only record
-that the others find, and launching is idempotent.
+Everything it knows is in the job's records, so a second supervisor carries on where the first was killed. Several
+supervisors of one job do no harm: the newest counts (`Job.supervise`), every decision is a create-only record that the
+others find, and launching is idempotent.
 """
 
 from __future__ import annotations
@@ -14,78 +15,51 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.errors import CrucibleError, ObjectMissing, StoreError
-from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import EndReason, Heartbeat, Launch, Outcome, StopRequest, now
+from crucible.errors import CrucibleError, ObjectMissing, RecordDamaged, StoreError, StoreRefused
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Launch, Outcome, StopRequest, Supervisor, now
 from crucible.jobs.status import JobState, JobStatus, status_of
-from crucible.supervision.placement_policy import AttemptView, PlacementPolicy
-from crucible.supervision.retry_policy import (
-    LOOK_SECONDS,
-    SUPERVISOR,
-    Decision,
-    FinishedAttempt,
-    Placement,
-    Timeouts,
-    decide,
-    pause_seconds,
+from crucible.store.retry import persist
+from crucible.supervision.attempt_policy import (
+    AskPool,
+    AskToStop,
+    Declare,
+    Observation,
+    Step,
+    judge,
+    refusal,
+    same_refusals,
 )
+from crucible.supervision.launcher import Hint, Launcher, Listener, PoolSays
+from crucible.supervision.placement_policy import PlacementPolicy
+from crucible.supervision.retry_policy import Decision, History, Placement, Timeouts, decide, retry_delay
+from crucible.supervision.snapshot import SUPERVISOR, AttemptView, JobSnapshot, SnapshotReader
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_STILL_COUNT = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
+GIVE_UP_SECONDS = 3.0
+"""A stopped job does not wait longer than this for a store that does not answer."""
+
+_ATTEMPTS_STILL_COUNT = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
 """After a budget stop what counts is whether the limits were raised, not that someone started the job again."""
+_STOPPED = {EndReason.CANCELLED: JobState.CANCELLED, EndReason.BUDGET: JobState.BUDGET_STOP}
+"""What a person's request makes of the job; anything else pauses it."""
 
 
-class PoolSays(StrEnum):
-    """What the pool believes of a run."""
+class _Stop(Exception):
+    """A person wants the job to stop."""
 
-    WAITING = "waiting"
-    ALIVE = "alive"
-    ENDED = "ended"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Hint:
-    """The pool's belief, with its words; never the truth by itself."""
-
-    says: PoolSays
-    message: str = ""
-    cancelled: bool = False
-    """A person cancelled the run there."""
-    permanent: bool = False
-    """What keeps the run from starting will not go away by itself: trying again cannot help."""
-
-
-class Launcher(Protocol):
-    """Brings attempts to life on pools."""
-
-    def launch(self, job: Job, launch: Launch) -> None:
-        """Start the attempt; doing it again must find the same run. Raises `CrucibleError` when it cannot."""
-
-    def hint(self, job: Job, launch: Launch) -> Hint:
-        """What the pool believes; must not raise."""
-
-    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
-        """See to it that the run is over for the pool as well, and that nothing of it keeps running or costing."""
-
-
-class Listener(Protocol):
-    """Hears of changes, for people to see."""
-
-    def changed(self, job: Job, message: str) -> None:
-        """Something happened: an attempt was launched, ended, moved."""
-
-    def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
-        """A look was taken; called every few seconds."""
+    def __init__(self, request: StopRequest) -> None:
+        super().__init__(request.reason)
+        self.request = request
 
 
 @dataclass
@@ -101,308 +75,379 @@ class Supervision:
     placement_policy: PlacementPolicy | None = None
     """What knows better than the order of the placements where to go, if anything does."""
     timeouts: Timeouts = field(default_factory=Timeouts)
-    cancelled: Callable[[], bool] = lambda: False
-    """Asked between two looks: whether a person has cancelled the job. A signal may say so as well, see `cancel`."""
+    stop_requested: Callable[[], StopRequest | None] = lambda: None
+    """Asked between two looks: whether a person wants the job to stop. A signal may say so as well, see `stop`."""
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
-    """Where an error of the listener is told."""
+    """Where an error of the listener is logged."""
     sleep: Callable[[float], None] = time.sleep
     clock: Callable[[], float] = time.monotonic
     wall_clock: Callable[[], datetime] = now
-    """For the records; how long something takes is told by `clock`."""
-    _over: dict[int, AttemptView] = field(default_factory=dict, init=False, repr=False)
-    """Attempts that are over, read once: their records do not change any more."""
+    """For the records; how long something takes is measured by `clock`."""
+
+    def __post_init__(self) -> None:
+        self._reader = SnapshotReader(self.job, self.clock)
+        self._supervisor: Supervisor | None = None
+        self._attempts_before_restart = 0
+        self._live: AttemptView | None = None
+        self._review_at = 0.0
+        self._asked_to_stop: set[int] = set()
+        self._warned: set[str] = set()
+        self._stopping = False
+        self._give_up_at: float | None = None
 
     def run(self) -> JobStatus:
         """Launch and watch attempts until the job ends; the status returned is also on record.
 
-        Raises `FencedOut` when another supervisor has taken over.
+        A damaged record, or a store that denies access, ends the job as failed. Raises `FencedOut` when another
+        supervisor has taken over.
         """
-        self._supervisor = self._unless_store_fails(lambda: self.job.supervise(self.flow_run_id))
-        self._attempts_before_restart = self._attempts_before_this_start()
-        self._record(JobState.RUNNING, "supervised")
         try:
+            self._supervisor = self._persist(lambda: self.job.supervise(self.flow_run_id))
+            self._reader = SnapshotReader(self.job, self.clock)
+            self._attempts_before_restart = self._count_attempts_before_restart()
+            self._record(JobState.RUNNING, "supervised")
             return self._to_the_end()
-        except _Cancelled:
-            return self.cancel("cancelled by a person", self.timeouts.lost)
+        except _Stop as stop:
+            return self.stop(stop.request, self.timeouts.save)
+        except (RecordDamaged, ObjectMissing, StoreRefused) as error:
+            return self._fail(error)
+
+    def stop(self, request: StopRequest, wait_seconds: float) -> JobStatus:
+        """End the job for now: its attempt saves and stops, and is waited for that long at most.
+
+        Ends within seconds where there is nothing to save, where nothing is left that could, or where the store does
+        not answer.
+        """
+        self._stopping = True
+        state = _STOPPED.get(request.end_reason, JobState.PAUSED)
+        try:
+            snapshot = self._persist(self._reader.read)
+            if snapshot.live is not None:
+                self._stop_attempt(snapshot.live, request, wait_seconds)
+        except StoreError as error:
+            self._notify(f"the attempt could not be asked to stop: {error}")
+            if self._live is not None and state is JobState.CANCELLED:  # its pool can still end it
+                self._retire(
+                    self._live, Outcome(end_reason=EndReason.CANCELLED, message=request.reason, decided_by=SUPERVISOR)
+                )
+        status = self._record(state, request.reason)
+        if self._supervisor is not None:
+            with suppress(StoreError):
+                self.job.forget_stop_request(self._supervisor.name)
+        return status
+
+    def _stop_attempt(self, view: AttemptView, request: StopRequest, wait_seconds: float) -> None:
+        attempt = self.job.attempt(view.number)
+        self._persist(lambda: attempt.request_stop(request))
+        if not view.claimed:
+            outcome = self._outcome(Declare(request.end_reason, request.reason))
+            self._retire(view, self._persist(lambda: attempt.end(outcome)))
+            return
+        deadline = self.clock() + wait_seconds
+        while (ended := self._persist(attempt.read_outcome)) is None:
+            if self.clock() >= deadline or self._hint(view).says is PoolSays.ENDED:
+                return
+            self.sleep(0.5)
+        self._retire(view, ended)
 
     def _to_the_end(self) -> JobStatus:
         while True:
-            self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
-            attempts = self._unless_store_fails(self.job.attempts)
-            if attempts and self._unless_store_fails(attempts[-1].read_outcome) is None:
-                self._watch(attempts[-1])
+            snapshot = self._persist(self._look)
+            if snapshot.live is not None:
+                self._watch(snapshot.live)
                 continue
-            decision = self._unless_store_fails(self._decide)
+            decision = self._decide(snapshot)
             if decision.state is not JobState.RUNNING:
                 return self._end(decision)
             self._pause(decision.pause_seconds * random.uniform(0.5, 1.5))
-            self._launch(len(attempts) + 1, decision)
+            self._launch(snapshot.next_number, decision)
 
-    def _attempts_before_this_start(self) -> int:
-        """How many attempts no longer count: those of a job that had ended, and that a person has now started again."""
-        status = self._unless_store_fails(lambda: status_of(self.job))
-        if status is None or status.state in _STILL_COUNT:
+    def _look(self) -> JobSnapshot:
+        """Raises `FencedOut` when another supervisor has taken over, `_Stop` when a person wants the job to stop."""
+        snapshot = self._reader.read()
+        if self._supervisor is not None and snapshot.newest_supervisor > self._supervisor.number:
+            self.job.require_supervisor(self._supervisor)
+        self._live = snapshot.live
+        for warning in snapshot.warnings:
+            if warning not in self._warned:
+                self._warned.add(warning)
+                self._notify(f"goes on without a damaged record: {warning}")
+        if snapshot.stop_request is not None:
+            raise _Stop(snapshot.stop_request)
+        return snapshot
+
+    def _count_attempts_before_restart(self) -> int:
+        """How many attempts no longer count: those of a job that had ended, and that a person has started again."""
+        try:
+            status = self._persist(lambda: status_of(self.job))
+        except RecordDamaged as error:
+            self._notify(f"goes on without a damaged record: {error}")
+            return 0
+        if status is None or status.state in _ATTEMPTS_STILL_COUNT:
             return status.attempts_before_restart if status else 0
         if status.state is JobState.PAUSED and self.stop_at_step is not None:
             return status.attempts_before_restart  # it goes on to its next rung, if it is not there already
-        return len(self._unless_store_fails(self.job.attempts))
+        return len(self._persist(self.job.attempts))
 
-    def _pause(self, seconds: float) -> None:
-        """Sleep, but not through another supervisor's start."""
-        end = self.clock() + seconds
-        while (left := end - self.clock()) > 0:
-            self._sleep(min(left, LOOK_SECONDS))
-            self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
+    # Deciding
 
-    def cancel(self, reason: str, patience_seconds: float) -> JobStatus:
-        """End the job for now: ask the running attempt to save and stop, and wait that long for it at most."""
-        attempts = self.job.attempts()
-        if attempts and attempts[-1].read_outcome() is None:
-            attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
-            deadline = self.clock() + patience_seconds
-            while self.clock() < deadline and attempts[-1].read_outcome() is None:
-                self.sleep(0.5)
-        return self._record(JobState.CANCELLED, reason)
-
-    def _sleep(self, seconds: float) -> None:
-        """Raises `_Cancelled` where a person has cancelled the job meanwhile."""
-        self.sleep(seconds)
-        if self.cancelled():
-            raise _Cancelled
-
-    def _decide(self) -> Decision:
-        attempts = self.job.attempts()
-        tries = [self._try(attempt) for attempt in attempts]
-        ended = [entry.ended for entry in tries[self._attempts_before_restart :] if entry.ended is not None]
-        counted = [entry for entry in ended if not (entry.missed and entry.pool in self._waits_for)]
+    def _decide(self, snapshot: JobSnapshot) -> Decision:
+        counted = snapshot.attempts[self._attempts_before_restart :]
+        ended = [view.ended for view in counted if view.ended is not None]
         last = ended[-1].outcome if ended else None
         wanted = self.stop_at_step or 0
         if last and last.end_reason is EndReason.PAUSED and last.committed_step < wanted:
             return Decision(JobState.RUNNING, f"goes on to step {wanted}")
-        age = self.wall_clock() - self.job.read_spec().created_at
         decision = decide(
-            counted,
-            self.job.read_limits(),
-            [place.pool for place in self.placements],
-            attempts=len(attempts) - len(ended) + len(counted),
-            spent_usd=self.job.cost_usd(),
-            age_hours=age.total_seconds() / 3600,
-            timeouts=self.timeouts,
+            History(
+                ended=[entry for entry in ended if not (entry.missed and entry.pool in self._waits_for)],
+                limits=snapshot.limits,
+                pools=[place.pool for place in self.placements],
+                attempts=len(snapshot.attempts),
+                spent_usd=snapshot.spent_usd,
+                age_hours=self._age_hours(snapshot),
+                timeouts=self.timeouts,
+            )
         )
         if self.placement_policy is None or decision.state is not JobState.RUNNING:
             return decision
-        if ended and ended[-1].missed:  # not at once, lest a pool that refuses be asked without end
-            decision = replace(decision, pause_seconds=max(decision.pause_seconds, pause_seconds(1, self.timeouts)))
-        return self.placement_policy.next(tries[self._attempts_before_restart :], decision)
+        placed = self.placement_policy.next(counted, decision)
+        if not ended or not ended[-1].missed:
+            return placed
+        # Not at once, lest a pool that refuses be asked without end.
+        pool = self.placements[placed.placement].pool
+        refused = same_refusals(counted, pool, ended[-1].outcome.message)
+        delay = retry_delay(max(1, refused), self.timeouts)
+        return replace(placed, pause_seconds=max(placed.pause_seconds, delay))
+
+    def _age_hours(self, snapshot: JobSnapshot) -> float:
+        return (self.wall_clock() - snapshot.created_at).total_seconds() / 3600
+
+    @property
+    def _number(self) -> int:
+        return self._supervisor.number if self._supervisor else 0
 
     @property
     def _waits_for(self) -> frozenset[str]:
         return self.placement_policy.waits_for if self.placement_policy else frozenset()
 
-    def _try(self, attempt: Attempt, heartbeat: Heartbeat | None = None, claimed: bool = False) -> AttemptView:
-        if attempt.number in self._over:
-            return self._over[attempt.number]
-        launch, start, outcome = attempt.read_launch(), attempt.read_start(), attempt.read_outcome()
-        assert launch is not None
-        ended = (
-            FinishedAttempt(outcome, start.step if start else outcome.committed_step, launch.pool) if outcome else None
-        )
-        found = AttemptView(
-            pool=launch.pool,
-            launched_at=launch.decided_at,
-            start_step=start.step if start else 0,
-            claimed=claimed,
-            heartbeat=heartbeat,
-            ended=ended,
-        )
-        if ended is not None:
-            self._over[attempt.number] = found
-        return found
+    # Launching
+
+    def _pause(self, seconds: float) -> None:
+        """Sleep, but not through another supervisor's start or a person's request to stop."""
+        end = self.clock() + seconds
+        while (left := end - self.clock()) > 0:
+            self._sleep(min(left, 1.0))
+            self._persist(self._look)
 
     def _launch(self, number: int, decision: Decision) -> None:
         placement = self.placements[decision.placement]
-        launch = self._unless_store_fails(
-            lambda: self.job.decide(
-                Launch(
-                    number=number,
-                    pool=placement.pool,
-                    instance=placement.instance,
-                    usd_per_hour=placement.usd_per_hour,
-                    mtbf_seconds=placement.mtbf_seconds,
-                    reason=decision.reason,
-                    stop_at_step=self.stop_at_step,
-                    decided_at=self.wall_clock(),
-                    decided_by=f"supervisor {self._supervisor.number}",
-                )
-            )
+        launch = Launch(
+            number=number,
+            pool=placement.pool,
+            instance=placement.instance,
+            usd_per_hour=placement.usd_per_hour,
+            mtbf_seconds=placement.mtbf_seconds,
+            reason=decision.reason,
+            stop_at_step=self.stop_at_step,
+            decided_at=self.wall_clock(),
+            decided_by=f"supervisor {self._number}",
         )
-        self._tell(f"attempt {number} goes to {launch.pool}: {launch.reason}")
+        standing = self._persist(lambda: self.job.decide(launch))
+        self._notify(f"attempt {number} goes to {standing.pool}: {standing.reason}")
 
-    def _watch(self, attempt: Attempt) -> None:
-        """Until the attempt has an outcome, its own or one that is given to it here."""
-        launch = self._unless_store_fails(attempt.read_launch)
-        assert launch is not None
-        self._bring_to_life(attempt, launch)
-        silence = _Silence(self.clock)
-        self._review_placement_at = self.clock() + self.timeouts.placement_review
-        while (outcome := self._look(attempt, launch, silence)) is None:
-            self._sleep(self.timeouts.poll)
-        self._unless_store_fails(lambda: self.job.require_supervisor(self._supervisor))
-        self.launcher.retire(self.job, launch, outcome)
-        self._tell(
-            f"attempt {attempt.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}"
-        )
-
-    def _bring_to_life(self, attempt: Attempt, launch: Launch) -> None:
-        """Launch it, maybe once more: whoever finds a decision need not know how far the one who made it got."""
+    def _start(self, view: AttemptView) -> None:
+        """Launch it, maybe once more: idempotent, since the previous supervisor may have died in mid-launch."""
+        assert view.launch is not None  # of a live attempt, by `SnapshotReader`
         try:
-            self.launcher.launch(self.job, launch)
+            self.launcher.launch(self.job, view.launch)
         except CrucibleError as error:
-            if self._unless_store_fails(attempt.read_claim) is not None:
+            if view.claimed:
                 return  # it runs already; only the pool's hints about it are missing
-            outcome = Outcome(end_reason=EndReason.NOT_STARTED, message=str(error), decided_by=SUPERVISOR)
-            self._unless_store_fails(lambda: attempt.end(self._with_progress(outcome)))
+            snapshot = self._persist(self._look)
+            if snapshot.live is None or snapshot.live.claimed:
+                return
+            same = same_refusals(snapshot.attempts[:-1], view.pool, str(error))
+            self._declare(view, refusal(str(error), same))
 
-    def _look(self, attempt: Attempt, launch: Launch, silence: _Silence) -> Outcome | None:
-        try:
-            self.job.require_supervisor(self._supervisor)
-            if (outcome := attempt.read_outcome()) is not None:
-                return outcome
-            heartbeat = attempt.read_heartbeat()
-            claimed = heartbeat is not None or attempt.read_claim() is not None
-        except StoreError:
-            silence.restart()  # what cannot be read is no silence
-            return None
+    # Watching
+
+    def _watch(self, view: AttemptView) -> None:
+        """Until the attempt has an outcome, its own or one that is given to it here."""
+        self._start(view)
+        silence = _Silence(self.clock)
+        self._review_at = self.clock() + self.timeouts.placement_review
+        while (snapshot := self._persist(self._look, silence.restart)).live is not None:
+            step = self._judge(snapshot, snapshot.live, silence)
+            if isinstance(step, Declare):
+                self._declare(snapshot.live, step)
+                continue
+            if isinstance(step, AskToStop) and view.number not in self._asked_to_stop:
+                self._ask_to_stop(snapshot.live, step.request)
+            self._sleep(self.timeouts.poll)
+        over = snapshot.attempts[-1]
+        assert over.ended is not None
+        outcome = over.ended.outcome
+        self._retire(over, outcome)
+        self._notify(
+            f"attempt {over.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}"
+        )
+
+    def _judge(self, snapshot: JobSnapshot, live: AttemptView, silence: _Silence) -> Step:
+        """What to do about the attempt; its pool is asked only where that matters."""
         # Before anything that may take its time: a pool that is slow to answer is no silence of the attempt.
-        seconds = silence.seconds(heartbeat.sequence if heartbeat else -1, claimed)
-        self._show(lambda: self.listener.watched(self.job, heartbeat))
-        leave = self._why_leave(attempt, heartbeat, claimed)
-        if not claimed:
-            return self._unclaimed(attempt, launch, self.launcher.hint(self.job, launch), seconds, leave)
-        if leave is not None:
-            self._ask_to_leave(attempt, leave)
-        if seconds <= min(self.timeouts.ended_and_silent, self.timeouts.lost):
-            return None  # it speaks for itself, so the pool need not be asked every second
-        hint = self.launcher.hint(self.job, launch)
-        ended = hint.says is PoolSays.ENDED and seconds > self.timeouts.ended_and_silent
-        if not ended and seconds <= self.timeouts.lost:
+        seconds = silence.seconds(live)
+        self._show(lambda: self.listener.watched(self.job, live.heartbeat))
+        seen = Observation(
+            silent_seconds=seconds,
+            leave=self._why_leave(snapshot),
+            over_limit=self._over_limit(snapshot),
+            waited_for=live.pool in self._waits_for,
+        )
+        step = judge(live, seen, self.timeouts)
+        if not isinstance(step, AskPool):
+            return step
+        hint = self._hint(live)
+        same = same_refusals(snapshot.attempts[:-1], live.pool, hint.message)
+        return judge(live, replace(seen, hint=hint, same_refusals=same), self.timeouts)
+
+    def _why_leave(self, snapshot: JobSnapshot) -> str | None:
+        """The placement policy's answer, asked every so often."""
+        if self.placement_policy is None or self.clock() < self._review_at:
             return None
-        verdict = Outcome(
-            end_reason=EndReason.CANCELLED if hint.cancelled else EndReason.LOST,
-            message=f"no sign of life for {seconds:.0f} s"
-            + (f"; the pool said: {hint.message}" if hint.message else ""),
+        self._review_at = self.clock() + self.timeouts.placement_review
+        return self.placement_policy.why_leave(snapshot.attempts[self._attempts_before_restart :])
+
+    def _over_limit(self, snapshot: JobSnapshot) -> str | None:
+        """The job's time, by this machine's clock: the attempt's own may be wrong."""
+        hours = snapshot.limits.max_hours
+        return f"the job's {hours:g} hours are over" if hours and self._age_hours(snapshot) >= hours else None
+
+    def _ask_to_stop(self, view: AttemptView, request: StopRequest) -> None:
+        self._persist(lambda: self.job.attempt(view.number).request_stop(request))
+        self._asked_to_stop.add(view.number)
+        self._notify(f"attempt {view.number} is asked to save and stop: {request.reason}")
+
+    def _declare(self, view: AttemptView, declared: Declare) -> None:
+        limits = self._persist(self.job.read_limits) if declared.end_reason is EndReason.BUDGET else None
+        outcome = self._outcome(declared, view).model_copy(update={"limits": limits})
+        self._persist(lambda: self.job.attempt(view.number).end(outcome))
+
+    def _outcome(self, declared: Declare, view: AttemptView | None = None) -> Outcome:
+        """With what is known of the attempt's progress and cost; the newest commit counts, heartbeats or not."""
+        newest = next(iter(self._persist(lambda: Checkpoints(self.job).list())), None)
+        beat = view.heartbeat if view else None
+        committed = newest.step if newest else 0
+        return Outcome(
+            end_reason=declared.end_reason,
+            message=declared.message,
             decided_by=SUPERVISOR,
             ended_at=self.wall_clock(),
+            committed_step=committed,
+            step=max(committed, beat.step if beat else 0),
+            seconds=beat.seconds if beat else 0.0,
+            cost_usd=beat.cost_usd if beat else 0.0,
+            first_step_after_seconds=beat.first_step_after_seconds if beat else None,
         )
-        return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict, heartbeat, launch)))
 
-    def _why_leave(self, attempt: Attempt, heartbeat: Heartbeat | None, claimed: bool) -> str | None:
-        """The course's answer, asked every so often."""
-        if self.placement_policy is None or self.clock() < self._review_placement_at:
-            return None
-        self._review_placement_at = self.clock() + self.timeouts.placement_review
-        try:
-            before = [
-                self._try(other)
-                for other in self.job.attempts()[self._attempts_before_restart :]
-                if other.number < attempt.number
-            ]
-            return self.placement_policy.why_leave([*before, self._try(attempt, heartbeat, claimed)])
-        except StoreError:
-            return None  # later, then
+    def _hint(self, view: AttemptView) -> Hint:
+        return self.launcher.hint(self.job, view.launch) if view.launch else Hint(PoolSays.UNKNOWN)
 
-    def _ask_to_leave(self, attempt: Attempt, reason: str) -> None:
-        if self._unless_store_fails(attempt.read_stop_request) is None:
-            request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
-            self._unless_store_fails(lambda: attempt.request_stop(request))
-            self._tell(f"attempt {attempt.number} is asked to save and stop: {reason}")
+    def _retire(self, view: AttemptView, outcome: Outcome) -> None:
+        if view.launch is not None:
+            self.launcher.retire(self.job, view.launch, outcome)
 
-    def _unclaimed(
-        self, attempt: Attempt, launch: Launch, hint: Hint, seconds: float, leave: str | None
-    ) -> Outcome | None:
-        """A launched attempt that no machine has taken up yet."""
-        if hint.says is PoolSays.ENDED and seconds > 2.0:
-            reason = EndReason.FAILED if hint.permanent else EndReason.NOT_STARTED
-            reason = EndReason.CANCELLED if hint.cancelled else reason
-            message = hint.message or "the run ended before a machine took it up"
-        elif leave is not None:
-            reason, message = EndReason.NOT_STARTED, leave
-        elif seconds > self.timeouts.start and launch.pool not in self._waits_for:
-            reason, message = EndReason.NOT_STARTED, f"no machine took it up within {self.timeouts.start:.0f} s"
-        else:
-            return None
-        verdict = Outcome(end_reason=reason, message=message, decided_by=SUPERVISOR, ended_at=self.wall_clock())
-        return self._unless_store_fails(lambda: attempt.end(self._with_progress(verdict)))
-
-    def _with_progress(
-        self, verdict: Outcome, heartbeat: Heartbeat | None = None, launch: Launch | None = None
-    ) -> Outcome:
-        """The verdict with what is known of the attempt's progress and cost; the newest commit counts, beats or not."""
-        newest = next(iter(Checkpoints(self.job).list()), None)
-        verdict.committed_step = newest.step if newest else 0
-        verdict.step = max(verdict.committed_step, heartbeat.step if heartbeat else 0)
-        if heartbeat and launch:
-            verdict.seconds = heartbeat.seconds
-            verdict.cost_usd = heartbeat.cost_usd
-            verdict.first_step_after_seconds = heartbeat.first_step_after_seconds
-        return verdict
+    # The end
 
     def _end(self, decision: Decision) -> JobStatus:
         status = self._record(decision.state, decision.reason)
-        self._tell(f"job {decision.state}: {decision.reason}")
+        self._notify(f"job {decision.state}: {decision.reason}")
         return status
+
+    def _fail(self, error: StoreError) -> JobStatus:
+        """The job cannot go on with these records: an attempt that runs is asked to save, and nothing is waited for."""
+        self._stopping = True
+        reason = f"{error}; then `crucible jobs continue {self.job.job_id}`"
+        try:
+            attempts = self._persist(self.job.attempts)
+            if attempts:
+                request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
+                self._persist(lambda: attempts[-1].request_stop(request))
+        except StoreError as trouble:
+            self._notify(f"the attempt could not be asked to stop: {trouble}")
+        return self._end(Decision(JobState.FAILED, reason))
 
     def _record(self, state: JobState, reason: str) -> JobStatus:
         status = JobStatus(
             state=state,
             reason=reason,
-            supervisor=self._supervisor.number,
+            supervisor=self._number,
             flow_run_id=self.flow_run_id,
             attempts_before_restart=self._attempts_before_restart,
         )
-        self._unless_store_fails(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+        try:
+            self._persist(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+        except StoreError as error:
+            if state is JobState.RUNNING:
+                raise
+            self._notify(f"that the job is {state} could not be recorded: {error}")
         return status
 
-    def _tell(self, message: str) -> None:
+    # Small things
+
+    def _sleep(self, seconds: float) -> None:
+        """Raises `_Stop` when a person wants the job to stop."""
+        self.sleep(seconds)
+        if not self._stopping and (request := self.stop_requested()) is not None:
+            raise _Stop(request)
+
+    def _persist(self, action: Callable[[], T], on_failure: Callable[[], None] = lambda: None) -> T:
+        """Do it, again and again while the store is away: without records nothing can be decided.
+
+        Raises `_Stop` when a person wants the job to stop meanwhile; once it stops, a store that is away is given up.
+        """
+        reported = False
+
+        def report(error: StoreError) -> None:
+            nonlocal reported
+            on_failure()
+            if not reported and not self._stopping:
+                self._notify(f"the store does not answer, waiting: {error}")
+                reported = True
+
+        def pause(seconds: float) -> bool:
+            if self._stopping:
+                self._give_up_at = self._give_up_at or self.clock() + GIVE_UP_SECONDS
+                if self.clock() >= self._give_up_at:
+                    return True
+            self._sleep(min(seconds, 2.0))
+            return False
+
+        return persist(action, pause, on_failure=report)
+
+    def _notify(self, message: str) -> None:
         self._show(lambda: self.listener.changed(self.job, message))
 
-    def _show(self, tell: Callable[[], None]) -> None:
+    def _show(self, notify: Callable[[], None]) -> None:
         """Whatever the listener raises, the job goes on without being seen."""
         try:
-            tell()
+            notify()
         except Exception:
             self.logger.exception("job %s: what happens cannot be shown", self.job.job_id)
 
-    def _unless_store_fails(self, action: Callable[[], T]) -> T:
-        """Do it; while the store cannot be reached, say so and try again: without records nothing can be decided."""
-        told = False
-        while True:
-            try:
-                return action()
-            except ObjectMissing:
-                raise
-            except StoreError as error:
-                if not told:
-                    self._tell(f"the store does not answer, waiting: {error}")
-                    told = True
-                self.sleep(2.0)
-
-
-class _Cancelled(Exception):
-    """The job is to end for now."""
-
 
 class _Silence:
-    """How long a sequence number has stood still, by this process's clock."""
+    """How long an attempt's records have stood still, by this process's clock."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._last: tuple[int, bool] | None = None
         self._since = clock()
 
-    def seconds(self, sequence: int, claimed: bool) -> float:
-        if (sequence, claimed) != self._last:
-            self._last, self._since = (sequence, claimed), self._clock()
+    def seconds(self, view: AttemptView) -> float:
+        position = (view.heartbeat.sequence if view.heartbeat else -1, view.claimed)
+        if position != self._last:
+            self._last, self._since = position, self._clock()
         return self._clock() - self._since
 
     def restart(self) -> None:

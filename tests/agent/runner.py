@@ -23,8 +23,9 @@ from crucible.agent.attempt import run_attempt
 from crucible.jobs.job import Job
 from crucible.jobs.records import Heartbeat, Launch, Outcome
 from crucible.store import store_at
+from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import Placement, Timeouts
-from crucible.supervision.supervisor import Hint, PoolSays, Supervision
+from crucible.supervision.supervisor import Supervision
 from tests.agent.harness import Recorder, plan, scripted
 
 PROJECT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import ServiceError
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Outcome, Start
-from crucible.supervision.supervisor import Hint, PoolSays
+from crucible.supervision.launcher import Hint, PoolSays
 
 
 class World:

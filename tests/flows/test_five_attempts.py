@@ -23,8 +23,8 @@ from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
 from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from crucible.supervision.placement_policy import AttemptView
 from crucible.supervision.retry_policy import Decision, Placement
+from crucible.supervision.snapshot import AttemptView
 from crucible.supervision.supervisor import Supervision
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener

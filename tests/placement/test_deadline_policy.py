@@ -14,9 +14,10 @@ from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Notificat
 from crucible.jobs.status import JobState
 from crucible.placement.deadline import DeadlineCourse
 from crucible.store import Store
-from crucible.supervision.placement_policy import AttemptView
+from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import Placement, Timeouts
-from crucible.supervision.supervisor import Hint, PoolSays, Supervision
+from crucible.supervision.snapshot import AttemptView
+from crucible.supervision.supervisor import Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, World
 

@@ -9,9 +9,10 @@ from crucible.jobs.records import EndReason, Outcome
 from crucible.jobs.status import JobState
 from crucible.placement.overflow import Overflow
 from crucible.store import Store
-from crucible.supervision.placement_policy import AttemptView
-from crucible.supervision.retry_policy import Decision, FinishedAttempt, Placement
-from crucible.supervision.supervisor import Hint, PoolSays, Supervision
+from crucible.supervision.launcher import Hint, PoolSays
+from crucible.supervision.retry_policy import Decision, Placement
+from crucible.supervision.snapshot import AttemptView, FinishedAttempt
+from crucible.supervision.supervisor import Supervision
 from tests.faults.small_jobs import new_job
 from tests.faults.world import Listening, Pool, World, alive_for, ends
 

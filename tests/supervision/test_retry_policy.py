@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from crucible.jobs.records import EndReason, Limits, Notification, Outcome
-from crucible.supervision.retry_policy import FinishedAttempt, Timeouts, decide
+from crucible.supervision.retry_policy import History, Timeouts, decide
+from crucible.supervision.snapshot import FinishedAttempt
 
 
 def ended(reason: str, start: int = 0, committed: int = 10, pool: str = "", **fields: Any) -> FinishedAttempt:
@@ -71,14 +72,16 @@ def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[
 )
 def test_what_follows(history: list[FinishedAttempt], options: dict[str, Any], state: str, words: str) -> None:
     limits = options.pop("limits", Limits())
-    decision = decide(history, limits, ("spot", "modal")[: options.pop("placements", 1)], **options)
+    decision = decide(History(history, limits, ("spot", "modal")[: options.pop("placements", 1)], **options))
     assert decision.state == state
     assert words in decision.reason
 
 
 def test_pauses_grow_and_then_another_place_is_tried() -> None:
     timeouts = Timeouts(first_retry_delay=5.0, longest_retry_delay=12.0, launches_per_placement=4)
-    decisions = [decide([missed()] * count, Limits(), ("spot", "modal"), timeouts=timeouts) for count in range(1, 8)]
+    decisions = [
+        decide(History([missed()] * count, Limits(), ("spot", "modal"), timeouts=timeouts)) for count in range(1, 8)
+    ]
     assert [d.pause_seconds for d in decisions] == [5, 10, 12, 0, 5, 10, 12]
     assert [d.placement for d in decisions] == [0, 0, 0, 1, 1, 1, 1]
 
@@ -106,15 +109,15 @@ MOVED = [Notification(source="supervisor", reason="moved to on-demand")]
 def test_a_pool_that_does_not_work_out_gives_way_to_the_next(
     history: list[FinishedAttempt], place: int, words: str
 ) -> None:
-    decision = decide(history, Limits(), ("spot", "modal", "local"))
+    decision = decide(History(history, Limits(), ("spot", "modal", "local")))
     assert (decision.state, decision.placement) == ("running", place)
     assert words in decision.reason
 
 
 def test_the_only_place_is_kept_however_often_it_takes_machines_away() -> None:
-    assert decide(taken("spot", 9), Limits(), ("spot",)).placement == 0
+    assert decide(History(taken("spot", 9), Limits(), ("spot",))).placement == 0
 
 
 def test_a_job_that_every_pool_refuses_fails_with_the_last_ones_words() -> None:
-    decision = decide([refused("spot"), refused("modal")], Limits(), ("spot", "modal"))
+    decision = decide(History([refused("spot"), refused("modal")], Limits(), ("spot", "modal")))
     assert (decision.state, decision.reason) == ("failed", "about failed")

@@ -13,15 +13,17 @@ import pytest
 from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import FencedOut, StoreUnavailable
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits, StopRequest
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.store import Store
+from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import LOST_SECONDS, Placement, Timeouts
-from crucible.supervision.supervisor import Hint, PoolSays, Supervision
-from tasks.cancelling import CancellationWatch
+from crucible.supervision.supervisor import Supervision
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job
 from tests.faults.world import Listening, Pool, World, alive_for, claims, ends
+
+CANCEL = StopRequest(end_reason=EndReason.CANCELLED, reason="a person cancelled it")
 
 
 @pytest.fixture
@@ -106,22 +108,12 @@ def test_a_person_cancelling_the_run_in_the_pool_cancels_the_job(job: Job, world
 @pytest.mark.parametrize("life", [alive_for(600), []], ids=["it trains", "no machine has taken it up"])
 def test_a_job_cancelled_without_a_signal_is_asked_to_save_and_ends(job: Job, world: World, life: Any) -> None:
     pool = Pool(world, {1: life}, hints={1: Hint(PoolSays.WAITING)})
-    status = supervision(job, world, pool, cancelled=lambda: world.time > 1030).run()
+    status = supervision(job, world, pool, stop_requested=lambda: CANCEL if world.time > 1030 else None).run()
     assert (status.state, status_of(job)) == (JobState.CANCELLED, status)
     request = job.attempt(1).read_stop_request()
     assert request is not None
     assert request.end_reason is EndReason.CANCELLED
     assert pool.born == [1]
-
-
-def test_a_cancellation_is_noticed_when_the_worker_has_had_its_time() -> None:
-    time, cancelled = 0.0, False
-    watch = CancellationWatch(lambda: cancelled, clock=lambda: time)
-    noticed = []
-    for moment in range(60):
-        time, cancelled = float(moment), moment >= 25
-        noticed += [moment] if watch.noticed() else []
-    assert noticed == [40, 50]  # seen at 30
 
 
 def test_what_cannot_be_mended_by_trying_again_ends_the_job(job: Job, world: World) -> None:
@@ -353,12 +345,12 @@ def test_cancel_asks_the_running_attempt_and_waits_for_its_save(job: Job, world:
     with pytest.raises(Killed):
         supervisor.run()
     world.after(3, lambda: obey(job.attempt(1)))
-    supervisor.cancel("pressed Cancel", patience_seconds=20)
+    supervisor.stop(CANCEL, 20)
     outcome = job.attempt(1).read_outcome()
     assert outcome is not None
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.CANCELLED, 33)
     began = world.time
-    supervisor.cancel("again", patience_seconds=20)
+    supervisor.stop(CANCEL, 20)
     assert world.time == began, "there is nothing to wait for"
     status = status_of(job)
     assert status is not None

@@ -1,0 +1,119 @@
+"""Whether a person wants this flow run to stop: Cancel or Pause in Prefect, or `crucible jobs stop`.
+
+Prefect's worker passes a cancellation on by a signal. That signal does not come when the worker that started the
+process is gone or was without the server for a minute (Prefect 3.8), and for a pause there is none at all: the run
+shows as Paused while it goes on. So whoever supervises looks at the flow run's state itself.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import NoReturn, Self
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State, StateType
+from prefect.exceptions import Abort, PrefectException
+from prefect.runtime import flow_run
+from prefect.states import Suspended
+
+from crucible.errors import StoreError
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, StopRequest
+
+LOOK_SECONDS = 4.0
+
+
+class StopWatch:
+    """Looks every few seconds whether a person wants this flow run to stop; for the time of a `with` block.
+
+    `request` says so. What the main thread is doing meanwhile (tokenizing, evaluating) is interrupted as the worker
+    interrupts it: by SIGTERM, which Prefect raises there as `TerminationSignal`. Code that asks `request` itself runs
+    inside `polled`.
+    """
+
+    def __init__(self, job: Job | None = None, look_seconds: float = LOOK_SECONDS) -> None:
+        self.request: StopRequest | None = None
+        self._job, self._look_seconds = job, look_seconds
+        self._over, self._polled = threading.Event(), threading.Event()
+        context = contextvars.copy_context()
+        self._thread = threading.Thread(target=context.run, args=(self._look,), name="stop-watch", daemon=True)
+
+    def __enter__(self) -> Self:
+        if flow_run.id:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._over.set()
+
+    @property
+    def paused(self) -> bool:
+        """Whether the person can go on by Resume in Prefect."""
+        return self.request is not None and self.request.end_reason is EndReason.INTERRUPTED
+
+    @contextmanager
+    def polled(self) -> Iterator[None]:
+        """The code inside asks `request` itself, every second or so, and need not be interrupted."""
+        self._polled.set()
+        try:
+            yield
+        finally:
+            self._polled.clear()
+
+    def requested(self) -> StopRequest | None:
+        """What a person wants, looked up now: for whoever has just received a signal."""
+        self.request = self.request or requested_in_prefect()
+        if self.request is None and self._job is not None and not self._polled.is_set():
+            with suppress(StoreError):  # whoever polls reads the job's records, too
+                self.request = self._job.read_stop_request(flow_run.id or "")
+        return self.request
+
+    def _look(self) -> None:
+        while not self._over.wait(self._look_seconds):
+            if self.requested() is not None and not self._polled.is_set():
+                if callable(signal.getsignal(signal.SIGTERM)) and not self._over.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+
+def requested_in_prefect() -> StopRequest | None:
+    """What the state of this flow run asks for: CANCELLED or PAUSED; None also if the server cannot be asked."""
+    try:
+        with get_client(sync_client=True) as client:
+            state = client.read_flow_run(UUID(flow_run.id or "")).state
+    except (httpx.HTTPError, PrefectException, ValueError):
+        return None
+    if state is None:
+        return None
+    if state.type in (StateType.CANCELLING, StateType.CANCELLED):
+        return StopRequest(end_reason=EndReason.CANCELLED, reason="cancelled in Prefect")
+    if state.type is StateType.PAUSED:
+        return StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused in Prefect; Resume goes on from there")
+    return None
+
+
+def being_cancelled() -> bool:
+    """Whether a person cancelled the flow run this code is in; False when the server cannot be asked."""
+    request = requested_in_prefect()
+    return request is not None and request.end_reason is EndReason.CANCELLED
+
+
+def stay_paused(reason: str) -> NoReturn:
+    """End this process and leave the flow run paused, to be resumed at any time; a worker starts it anew then.
+
+    Prefect's UI gives every pause a limit, five minutes unless the person changes it, after which Resume fails the run.
+    """
+    state: State = Suspended(message=reason)
+    with suppress(httpx.HTTPError, PrefectException, ValueError), get_client(sync_client=True) as client:
+        client.set_flow_run_state(UUID(flow_run.id or ""), state, force=True)
+    raise Abort(reason)
