@@ -17,6 +17,7 @@ from crucible.errors import CrucibleError
 from crucible.estimate.request import Question, answer
 from crucible.formatting import money, rough_duration
 from flows.parameters import Preset
+from tasks.ending import end_as
 from tasks.observing import add_tags
 from tasks.recommendation import pool_states, publish
 
@@ -52,7 +53,7 @@ def recommend(
         found = answer(question, pools=pool_states())
     except CrucibleError as error:
         get_run_logger().error(str(error))
-        return Failed(message=str(error))
+        return end_as(Failed(message=str(error)))
     publish(found)
     best = found.recommendation.ranked[0].estimate
     sentence = f"{best.offer.key}: {rough_duration(best.hours.likely)}, {money(best.usd.likely)}"

@@ -1,8 +1,8 @@
-"""A flow run outlives the worker that started it.
+"""Let a flow run outlive the worker that started it.
 
-What it logs goes to the Prefect server and, for people who watch the worker, through a pipe to the worker's console.
-When the worker is gone, that pipe is broken, and rich, which Prefect's console handler prints with, ends whoever
-prints next by `SystemExit`: one thread without a word, or the whole flow run.
+The flow run's log lines go to the Prefect server, and through a pipe to the worker's console. When the worker is gone,
+the pipe is broken. Rich, which Prefect's console handler prints with, then raises `SystemExit` in the thread that logs
+next, which ends that thread, or the whole flow run, without a message.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from prefect.logging.handlers import PrefectConsoleHandler
 
 
 def outlive_the_console() -> None:
-    """Go on without it once nobody reads there any more."""
+    """Stop printing to the console once nobody reads it any more, and go on."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, PrefectConsoleHandler):
-            # rich asks for a subclass, but it is Prefect that makes the console.
+            # Rich documents this method as the one to override; Prefect makes the console, so it is set on the object.
             handler.console.on_broken_pipe = partial(setattr, handler.console, "quiet", True)  # type: ignore[method-assign]

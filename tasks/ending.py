@@ -1,4 +1,4 @@
-"""The end of flow runs: in a state of our own choosing, and at once."""
+"""How flow runs end: in a state that the flow chooses, and at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
-from prefect.utilities.engine import propose_state_sync
 
 from crucible.jobs.status import JobState
 
 
 class Ended(Abort):
-    """The run has its final state; Prefect's engine has only to leave."""
+    """The flow run has its final state. Prefect's engine leaves, and logs nothing but that."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state.message)
@@ -26,20 +25,21 @@ class Ended(Abort):
 
 
 def end_as(state: State) -> State:
-    """For a flow's last line, `return end_as(state)`.
+    """End a flow that is no subflow in a state: `return end_as(state)` is its last line.
 
-    Prefect's engine asks every state that a flow returns for its result, and takes what a state other than Completed
-    answers for an error: a stack trace in the run's log, and a process that exits with 1. So such a state is reported
-    here, and raised as `Ended`, which the engine knows as a quiet end.
+    Prefect lets a flow return a state. For any state but Completed, its engine then logs a stack trace, because it
+    takes the missing result for an error (https://github.com/PrefectHQ/prefect/issues/9376). So such a state is set
+    here through the client, and `Ended` makes the engine leave.
     """
     if state.is_completed():
         return state
     with get_client(sync_client=True) as client:
-        raise Ended(propose_state_sync(client, state, flow_run_id=UUID(flow_run.id or "")))
+        client.set_flow_run_state(UUID(flow_run.id or ""), state)
+    raise Ended(state)
 
 
 def as_prefect_state(state: JobState, reason: str) -> State:
-    """How the end of a job or a sweep shows in the Prefect UI."""
+    """The end of a job or a sweep as the Prefect UI shows it."""
     match state:
         case JobState.COMPLETED:
             return Completed(message=reason)
@@ -55,9 +55,9 @@ def as_prefect_state(state: JobState, reason: str) -> State:
 
 @contextmanager
 def without_heartbeat() -> Iterator[None]:
-    """For flows that a flow calls: the end of each waits up to a second for Prefect's heartbeat thread (3.8).
+    """For subflows in the caller's process, whose own heartbeat is enough.
 
-    They are part of the caller's process, whose own heartbeat tells as much.
+    Otherwise the end of each waits up to a second for Prefect's heartbeat thread (3.8; upstream issue: none found).
     """
     with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
