@@ -14,7 +14,7 @@ from prefect.states import Completed, Failed
 from pydantic import Field
 
 from crucible.errors import CrucibleError
-from crucible.estimate.request import Question, answer
+from crucible.estimate.request import EstimateRequest, run_estimate
 from crucible.formatting import money, rough_duration
 from flows.parameters import Preset
 from tasks.ending import end_as
@@ -36,21 +36,23 @@ def recommend(
     store: Annotated[str | None, Field(description="Address of the store with past runs. Empty: the local.")] = None,
 ) -> State[Any]:
     """Rank all offers for a training run: hours and dollars, low to high, and what speaks for and against each."""
-    question = Question(
-        preset=preset,
-        tokens=tokens or None,
-        changes=changes,
-        optimize_for=optimize_for,
-        pools=pools or None,
-        dedicated=dedicated,
-        uninterrupted=uninterrupted,
-        max_cost_usd=max_cost_usd,
-        finish_by=finish_by or None,
-        store=store,
-    )
     add_tags("stage:recommend")
     try:
-        found = answer(question, pools=pool_states())
+        request = EstimateRequest.parse(
+            {
+                "preset": preset,
+                "tokens": tokens or None,
+                "changes": changes,
+                "optimize_for": optimize_for,
+                "pools": pools or None,
+                "dedicated": dedicated,
+                "uninterrupted": uninterrupted,
+                "max_cost_usd": max_cost_usd,
+                "finish_by": finish_by or None,
+                "store": store,
+            }
+        )
+        found = run_estimate(request, pools=pool_states())
     except CrucibleError as error:
         get_run_logger().error(str(error))
         return end_as(Failed(message=str(error)))

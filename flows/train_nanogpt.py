@@ -24,14 +24,14 @@ from crucible.datasets.build import DatasetInfo, resolve_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import require_block_size
 from crucible.errors import CrucibleError, FencedOut
+from crucible.estimate.for_job import remember_job
 from crucible.estimate.history import remember_plan
-from crucible.estimate.learning import remember_job
 from crucible.estimate.ranking import Preferences
-from crucible.estimate.request import moment_to_come
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, Limits, now
 from crucible.jobs.status import JobState, JobStatus
-from crucible.placement.choice import Choice, choice_of, remember_choice
+from crucible.moments import moment_to_come
+from crucible.placement.choice import Choice, PlacementRequest, read_choice, remember_choice
 from crucible.store import Store
 from crucible.supervision.heartbeat import HeartbeatWriter
 from crucible.supervision.retry_policy import Timeouts
@@ -92,7 +92,7 @@ def train_nanogpt(
         placed = open_store(store)
         job_record = Job(placed, spec.job_id)
         # For a flow run that is restarted the choice is on record, and its deadline may have passed.
-        choice = choice_of(job_record, flow_run.id or "")
+        choice = read_choice(job_record, flow_run.id or "")
         deadline = moment_to_come(finish_by, None if choice else now()) if finish_by else None
         marks = job_tags(spec)
         with (
@@ -106,9 +106,19 @@ def train_nanogpt(
                 data = _prepare(resolved, dataset, placed, store)
                 first_choice = choice is None
                 if choice is None:
-                    wishes = Preferences(optimize_for=optimize_for)
-                    saved = saved_share(job_record, resolved.max_iters)
-                    choice = choose(placed, resolved, data.meta, pool, limits, wishes, project, owner, deadline, saved)
+                    request = PlacementRequest(
+                        job_id=spec.job_id,
+                        config=resolved,
+                        dataset=data.meta,
+                        pool=pool,
+                        limits=limits,
+                        preferences=Preferences(optimize_for=optimize_for),
+                        project=project,
+                        owner=owner,
+                        finish_by=deadline,
+                        saved_share=saved_share(job_record, resolved.max_iters),
+                    )
+                    choice = choose(placed, request)
                 # Not before: a run that is refused leaves no job behind whose name is taken.
                 _put_on_record(spec, limits, resolved, data.digest, placed)
                 if first_choice:
@@ -127,13 +137,13 @@ def train_nanogpt(
             except TerminationSignal:
                 # A person stopped it outside of supervision. Any other end of this process leaves the job as it is,
                 # for the next run of this flow to find.
-                request = watch.requested()
-                if request is None:
+                stop = watch.requested()
+                if stop is None:
                     raise
                 heartbeat.finish()
                 if watch.paused:
-                    return stay_paused(request.reason)
-                state = Cancelled(message=request.reason)
+                    return stay_paused(stop.reason)
+                state = Cancelled(message=stop.reason)
     except FencedOut as error:
         newest = Job(placed, spec.job_id).read_newest_supervisor()
         if newest is not None and newest.flow_run_id == flow_run.id:

@@ -29,9 +29,10 @@ from crucible.datasets.config import DatasetConfig
 from crucible.datasets.meta import require_block_size
 from crucible.errors import ConfigError, CrucibleError, FencedOut
 from crucible.estimate.ranking import Preferences
-from crucible.estimate.request import moment_to_come
 from crucible.jobs.records import Limits
 from crucible.jobs.status import JobState
+from crucible.moments import moment_to_come
+from crucible.placement.choice import PlacementRequest
 from crucible.store import Store
 from crucible.supervision.heartbeat import HeartbeatWriter
 from crucible.supervision.retry_policy import Placement, Timeouts
@@ -266,9 +267,17 @@ def _carry_out(
 
     @cache
     def places(config: TrainConfig) -> Sequence[Placement]:
-        limits = Limits(max_cost_usd=sweep.read_limits().max_cost_usd)
-        wishes = Preferences(optimize_for=optimize_for)
-        return choose(sweep.root, config, meta, spec.pool, limits, wishes, spec.project, spec.owner).placements
+        request = PlacementRequest(
+            job_id=sweep.sweep_id,
+            config=config,
+            dataset=meta,
+            pool=spec.pool,
+            limits=Limits(max_cost_usd=sweep.read_limits().max_cost_usd),
+            preferences=Preferences(optimize_for=optimize_for),
+            project=spec.project,
+            owner=spec.owner,
+        )
+        return choose(sweep.root, request).placements
 
     base = places(sweep.base)
     run = SweepRun(

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import StateType, WorkerStatus
 from crucible.catalog.offers import load_catalog
 from crucible.catalog.spot_capacity import spot_capacity
 from crucible.estimate.ranking import PoolState
-from crucible.estimate.request import Answer
+from crucible.estimate.request import EstimateResult
 from crucible.reports.recommendation import recommendation_report
 
 TABLE_KEY, REPORT_KEY = "recommendation-offers", "recommendation"
@@ -43,7 +43,7 @@ def pool_states(ask_capacity: bool = True) -> dict[str, PoolState]:
     return states
 
 
-def publish(found: Answer) -> None:
+def publish(found: EstimateResult) -> None:
     """The table and the report (chart, table, reasons) as artifacts of the running flow."""
     ranked = found.recommendation.ranked
     create_table_artifact(

@@ -38,7 +38,7 @@ def cost(
 
     from crucible.billing import costs
     from crucible.catalog.offers import load_catalog
-    from crucible.estimate.request import moment_ago
+    from crucible.moments import moment_ago
     from crucible.store import default_store_uri, store_at
 
     if as_json and as_csv:

@@ -51,36 +51,40 @@ def estimate(
 
     A range is low to high around the likely figure; the truth should lie within it 8 times out of 10.
     """
-    from crucible.estimate.request import Question, answer, past_accuracy
-    from crucible.reports.estimate_tables import print_accuracy, print_answer
+    from crucible.estimate.history import estimates
+    from crucible.estimate.request import EstimateRequest, run_estimate
+    from crucible.reports.estimate_tables import print_accuracy, print_result
+    from crucible.store import default_store_uri, store_at
 
     if accuracy:
-        print_accuracy(past_accuracy(store), as_json)
+        print_accuracy(estimates(store_at(store or default_store_uri())), as_json)
         return
-    question = Question(
-        preset=preset,
-        config=config,
-        changes=tuple(changes or ()),
-        tokens=tokens,
-        vocab_size=vocab_size,
-        dataset=dataset,
-        script=script,
-        hours=hours,
-        measured_on=measured_on,
-        gpu_memory_gib=gpu_memory_gib,
-        optimize_for=optimize_for,
-        value_of_hour_usd=value_of_hour_usd,
-        pools=tuple(pool.strip() for pool in pools.split(",")) if pools else None,
-        dedicated=dedicated,
-        uninterrupted=uninterrupted,
-        max_cost_usd=max_cost_usd,
-        longest_hours=longest_hours,
-        finish_by=finish_by,
-        offers=offers,
-        store=store,
-        probe=probe,
+    request = EstimateRequest.parse(
+        {
+            "preset": preset,
+            "config": config,
+            "changes": tuple(changes or ()),
+            "tokens": tokens,
+            "vocab_size": vocab_size,
+            "dataset": dataset,
+            "script": script,
+            "hours": hours,
+            "measured_on": measured_on,
+            "gpu_memory_gib": gpu_memory_gib,
+            "optimize_for": optimize_for,
+            "value_of_hour_usd": value_of_hour_usd,
+            "pools": tuple(pool.strip() for pool in pools.split(",")) if pools else None,
+            "dedicated": dedicated,
+            "uninterrupted": uninterrupted,
+            "max_cost_usd": max_cost_usd,
+            "longest_hours": longest_hours,
+            "finish_by": finish_by,
+            "offers": offers,
+            "store": store,
+            "probe": probe,
+        }
     )
-    print_answer(answer(question, lambda message: typer.echo(message, err=True)), everything, as_json)
+    print_result(run_estimate(request, lambda message: typer.echo(message, err=True)), everything, as_json)
 
 
 def list_prices(

@@ -348,10 +348,10 @@ def _limits_in_words(job: Job) -> str:
 
 def _deadline(job: Job) -> datetime | None:
     """The `finish_by`, in UTC, of the flow run that decides for the job now or did last."""
-    from crucible.placement.choice import choice_of
+    from crucible.placement.choice import read_choice
 
     supervisor = job.read_newest_supervisor()
-    choice = choice_of(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None
+    choice = read_choice(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None
     return choice.finish_by.astimezone(UTC) if choice and choice.finish_by else None
 
 

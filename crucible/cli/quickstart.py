@@ -141,14 +141,14 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
 def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:
     """What the same training would have cost on the cheapest rented machine that the catalog knows."""
     from crucible.errors import CrucibleError
-    from crucible.estimate.request import Question, answer
+    from crucible.estimate.request import EstimateRequest, run_estimate
 
     try:
         vocabulary = store.read_json(f"datasets/{summary.spec.dataset}/meta.json")["vocab_size"]
-        question = Question(
+        request = EstimateRequest(
             preset=preset, changes=("device=auto",), vocab_size=vocabulary, optimize_for="cost", pools=RENTED
         )
-        best = answer(question).recommendation.best
+        best = run_estimate(request).recommendation.best
     except CrucibleError:  # an estimate is a courtesy here; `crucible estimate` says what stands in its way
         return ""
     if best is None:

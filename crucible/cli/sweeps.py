@@ -170,7 +170,7 @@ def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
     from pydantic import ValidationError
 
     from crucible.errors import ConfigError
-    from crucible.estimate.request import moment_to_come
+    from crucible.moments import moment_to_come
     from crucible.settings import explain_validation_error
     from crucible.sweeps import SweepLimits
 

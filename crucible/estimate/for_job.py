@@ -1,19 +1,25 @@
-"""`pool = auto`: the recommendation for a job that is about to start, from its real configuration and dataset."""
+"""A job's estimate before it starts, and what is learned from it once it has ended."""
 
 from __future__ import annotations
 
+import json
+import socket
+import statistics
 from collections.abc import Mapping
-from pathlib import Path
 
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.catalog.this_machine import with_own_machine
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
-from crucible.errors import ConfigError
+from crucible.errors import ConfigError, ObjectMissing
 from crucible.estimate import history
 from crucible.estimate.needs import Needs, needs_of
 from crucible.estimate.ranking import PoolState, Preferences, Recommendation, recommend, why_nothing_fits
+from crucible.estimate.speed import speed_record
+from crucible.jobs.job import Attempt, Job
 from crucible.store import Store
+
+_FEWEST_REPORTS = 3
 
 
 def recommend_for(
@@ -22,41 +28,71 @@ def recommend_for(
     meta: DatasetMeta,
     preferences: Preferences,
     pools: Mapping[str, PoolState] | None = None,
-    only_ready: bool = True,
-    own_offers: Path | None = None,
 ) -> Recommendation:
-    """Rank the offers whose pool can take the job now (`only_ready`), with the speeds remembered in `store`.
+    """Rank the offers for a job that is about to start, with the speeds remembered in `store`.
+
+    With `pools`, only offers whose pool can take the job now count.
 
     Raises:
-        ConfigError: nothing fits, with the most frequent reasons; an offers file that cannot be read.
+        ConfigError: nothing fits, with the most frequent reasons.
     """
-    offers = with_own_machine(load_catalog(own_offers))
+    offers = with_own_machine(load_catalog())
     found = recommend(
-        job_needs(config, meta),
-        offers,
-        preferences,
-        history.speeds(store),
-        pools=pools,
-        only_ready=only_ready and pools is not None,
+        job_needs(config, meta), offers, preferences, history.speeds(store), pools=pools, only_ready=pools is not None
     )
     if found.best is None:
         raise ConfigError(why_nothing_fits(found))
     return found
 
 
-def job_needs(config: TrainConfig, meta: DatasetMeta) -> Needs:
-    """What a run of `config` on the dataset needs."""
-    return needs_of(
-        config,
-        meta.vocab_size,
-        dataset_bytes=meta.tokens * meta.token_bytes,
-        val_tokens=meta.splits["val"].tokens,
-    )
+def job_needs(config: TrainConfig, meta: DatasetMeta, tokens: int | None = None) -> Needs:
+    """What a run of `config` on the dataset needs; `tokens` replaces the number of steps."""
+    dataset_bytes, val_tokens = meta.tokens * meta.token_bytes, meta.splits["val"].tokens
+    return needs_of(config, meta.vocab_size, tokens, dataset_bytes, val_tokens)
 
 
-def offer_at(offers: list[Offer], pool: str, instance: str) -> Offer | None:
-    """The offer an attempt ran on; own machines are recorded without a type."""
-    for offer in offers:
-        if offer.pool == pool and (offer.instance == instance or offer.own_machine):
-            return offer
-    return None
+def remember_job(job: Job) -> history.EstimateRecord | None:
+    """Put an ended job's speeds and its estimate's error into the history; idempotent.
+
+    Returns the estimate beside the truth, or None when the job was launched without one. Jobs of scripts have no speed
+    that other jobs could use and leave only the latter.
+    """
+    spec = job.read_spec()
+    try:
+        config = TrainConfig.parse(spec.config)
+        where = f"datasets/{spec.dataset}/meta.json"
+        meta = DatasetMeta.parse(job.root.read_json(where), where)
+    except (ConfigError, ObjectMissing):
+        return history.remember_truth(job)
+    needs, offers = job_needs(config, meta), with_own_machine(load_catalog())
+    for attempt in job.attempts():
+        offer = _offer_of(attempt, offers)
+        seconds, steps = _speed(attempt)
+        if offer is not None and seconds is not None:
+            record = speed_record(needs, offer, seconds, steps)
+            history.remember_speed(job.root, record, name=f"{job.job_id}-{attempt.number:04d}")
+    return history.remember_truth(job)
+
+
+def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
+    """The offer of the machine that took the attempt up, which may be another than the planned one."""
+    launch, claim = attempt.read_launch(), attempt.read_claim()
+    if launch is None or claim is None:
+        return None
+    instance = claim.instance or launch.instance
+    # Own machines are recorded without a type.
+    found = (o for o in offers if o.pool == launch.pool and (o.instance == instance or o.own_machine))
+    offer = next(found, None)
+    if offer is not None and offer.own_machine and claim.host != socket.gethostname():
+        return None  # somebody else's machine: its hardware is not on record
+    return offer
+
+
+def _speed(attempt: Attempt) -> tuple[float | None, int]:
+    """Median seconds per step of the attempt's reports, and the steps they cover."""
+    rows = [json.loads(line) for line in attempt.metrics()]
+    reports = [row for row in rows if row.get("seconds_per_step")][1:]  # the first includes compilation and cold caches
+    if len(reports) < _FEWEST_REPORTS:
+        return None, 0
+    steps = int(reports[-1]["step"] - reports[0]["step"])
+    return statistics.median(float(row["seconds_per_step"]) for row in reports), max(steps, 1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from crucible.catalog.offers import Offer, Precision
 from crucible.config import TrainConfig
@@ -48,6 +49,17 @@ class Needs:
     def flops(self) -> float:
         """Arithmetic of the whole run."""
         return self.flops_per_token * (self.tokens + self.evaluation_tokens / 3)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        names = ("parameters", "flops_per_token", "flops", "tokens", "steps", "vocab_size")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "gpu_memory_gib": self.gpu_memory_gib("bfloat16"),
+            "checkpoint_bytes": self.checkpoint_bytes,
+            "dataset_bytes": self.dataset_bytes,
+            "inferred": list(self.inferred),
+        }
 
     def precision_on(self, offer: Offer) -> Precision:
         """The autocast precision that `dtype: auto` gets on that hardware."""

@@ -7,8 +7,10 @@ The script is parsed, never run. How long it takes cannot be read from it: the u
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from crucible.catalog.offers import Offer, Precision
 from crucible.errors import ConfigError
@@ -56,6 +58,19 @@ class ScriptNeeds:
     evaluation_tokens: int = 0
     checkpoint_interval_seconds: float | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "hours": self.hours,
+            "measured_on": self.measured_on.instance,
+            "gpu_memory_gib": self.gpu_memory_gib,
+            "uses_gpu": self.facts.uses_gpu,
+            "distributed": self.facts.distributed,
+            "frameworks": list(self.facts.frameworks),
+            "precision": self.facts.precision,
+            "inferred": list(self.inferred),
+        }
+
     def why_it_does_not_fit(self, offer: Offer) -> str | None:
         """The first reason why the script cannot run on this offer, in words, or None."""
         if offer.missing:
@@ -95,13 +110,15 @@ def read_script(script: Path) -> ScriptFacts:
         ConfigError: the file cannot be read or is not Python.
     """
     try:
-        tree = ast.parse(script.read_text(encoding="utf-8"))
+        tree = ast.parse(script.read_text(encoding="utf-8-sig"))
+        reader = _Reader()
+        reader.visit(tree)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"script {script} cannot be read: {error}") from error
     except SyntaxError as error:
         raise ConfigError(f"script {script} line {error.lineno} is not valid Python: {error.msg}") from error
-    reader = _Reader()
-    reader.visit(tree)
+    except (ValueError, RecursionError, MemoryError) as error:  # NUL bytes; nested too deeply for the parser
+        raise ConfigError(f"script {script} cannot be parsed: {error or type(error).__name__}") from error
     if not reader.uses_gpu:
         reader.inferred.append("no mention of CUDA: runs on CPUs as well")
     return ScriptFacts(
@@ -131,8 +148,8 @@ def script_needs(
             "hours and measured_on are needed for a script, since its length cannot be read from it: "
             "for instance --hours 3 --measured-on g5.xlarge"
         )
-    if not hours > 0:
-        raise ConfigError(f"hours is {hours}: it must be a number > 0")
+    if not 0 < hours < math.inf:
+        raise ConfigError(f"hours is {hours}: it must be a finite number > 0")
     machine = next((offer for offer in offers if measured_on in (offer.instance, offer.key)), None)
     if machine is None:
         known = ", ".join(sorted({offer.instance for offer in offers}))

@@ -1,20 +1,71 @@
-"""Where a job may go, chosen once per flow run and kept: a supervisor that is brought back does not choose anew."""
+"""Where a job may go: chosen once per flow run, and kept, so that a restarted supervisor does not choose again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 
+from pydantic import BaseModel, ConfigDict, Field
+
+from crucible.catalog.offers import OWN_POOLS
 from crucible.config import TrainConfig
-from crucible.errors import ObjectExists, ObjectMissing
+from crucible.datasets.meta import DatasetMeta
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing
 from crucible.estimate.history import PlannedCost
+from crucible.estimate.ranking import Preferences, Ranked, Recommendation, why_nothing_fits
+from crucible.formatting import money, rough_duration
 from crucible.jobs.job import Job
-from crucible.jobs.records import Record
-from crucible.placement.deadline import DeadlineCourse
+from crucible.jobs.records import EndReason, Limits, Record
+from crucible.placement.deadline import DeadlinePolicy
+from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
 
+AUTO = "auto"
+FALLBACK = {"ec2-spot": ("ec2-on-demand",)}
+"""Where a job continues when the requested pool cannot start it."""
+ENOUGH_INTERRUPTIONS = 3
+"""With fewer than these on record, the catalog's rate is the better guess."""
 _SLOWER = 1.25
-"""How much longer than on spot a job may take at the place that has to save its deadline."""
+"""How much longer than on spot a job may take on the machine that has to save its deadline."""
+
+
+class PlacementRequest(BaseModel):
+    """What is to be placed, for whom, and under which limits."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    job_id: str
+    config: TrainConfig
+    dataset: DatasetMeta
+    pool: str
+    """A work pool, or `auto` for the best of those that are ready."""
+    limits: Limits = Field(default_factory=Limits)
+    preferences: Preferences = Field(default_factory=Preferences)
+    project: str = "default"
+    owner: str = ""
+    finish_by: datetime | None = None
+    saved_share: float = Field(0.0, ge=0, le=1)
+    """Of a job that is continued: the share of its steps that is saved already."""
+
+    @property
+    def pools(self) -> tuple[str, ...] | None:
+        """The allowed pools in the order they are tried; None for any."""
+        return None if self.pool == AUTO else (self.pool, *FALLBACK.get(self.pool, ()))
+
+    @property
+    def may_go_without_estimate(self) -> bool:
+        """Your own machine can be tried even if the catalog cannot judge it, unless limits need the estimate."""
+        return self.pool in OWN_POOLS and self.limits.max_cost_usd is None and self.finish_by is None
+
+    def ranking_preferences(self) -> Preferences:
+        """`preferences` with what pool, cap and deadline add to them."""
+        added: dict[str, object] = {"max_cost_usd": self.limits.max_cost_usd}
+        if self.pools is not None:
+            added["pools"] = self.pools
+        if self.finish_by is not None:
+            hours = (self.finish_by - datetime.now(UTC)).total_seconds() / 3600
+            added["finish_within_hours"] = hours / max(1 - self.saved_share, 0.01)  # only the rest has to be done
+        return self.preferences.model_copy(update=added)
 
 
 class Choice(Record):
@@ -25,8 +76,8 @@ class Choice(Record):
     finish_by: datetime | None = None
 
 
-def choice_of(job: Job, flow_run_id: str) -> Choice | None:
-    """What this flow run chose when it first started; None when it did not get so far."""
+def read_choice(job: Job, flow_run_id: str) -> Choice | None:
+    """What this flow run chose when it first started; None when it did not get that far."""
     try:
         return Choice.model_validate(job.store.read_json(_key(flow_run_id)))
     except ObjectMissing:
@@ -34,27 +85,63 @@ def choice_of(job: Job, flow_run_id: str) -> Choice | None:
 
 
 def remember_choice(job: Job, flow_run_id: str, choice: Choice) -> None:
-    """Keep it for whoever brings this flow run back; the first one stands."""
+    """Keep the choice for a restart of this flow run; the first one stands."""
     try:
         job.store.create_json(_key(flow_run_id), choice.model_dump(mode="json"))
     except ObjectExists:
         return
 
 
-def deadline_course(
-    choice: Choice, config: TrainConfig, first_step: int, capacity: Callable[[str], bool | None]
-) -> DeadlineCourse | None:
-    """The course that keeps the choice's deadline; None when there is none to keep, or nothing to choose between.
+def placements(recommendation: Recommendation, per_pool: int = 2, most: int = 6) -> list[Placement]:
+    """The best offer first, then the next best, at most `per_pool` of each pool.
 
-    It takes a first place that can be taken away, and one that cannot, costs money and is about as fast. `first_step`
-    is what is saved already; `capacity` tells whether a machine of a type is to be had on spot.
+    A job that finds no capacity on spot thus goes on demand, to Modal or home, rather than through every size of the
+    same pool.
+
+    Raises:
+        ConfigError: nothing fits; the message says why.
+    """
+    if recommendation.best is None:
+        raise ConfigError(why_nothing_fits(recommendation))
+    chosen: list[Ranked] = []
+    for entry in recommendation.ranked:
+        pool = entry.estimate.offer.pool
+        if sum(other.estimate.offer.pool == pool for other in chosen) < per_pool and len(chosen) < most:
+            chosen.append(entry)
+    return [_placement(entry, place) for place, entry in enumerate(chosen)]
+
+
+def planned_cost(recommendation: Recommendation) -> PlannedCost:
+    """The best offer's estimate, kept with the job and compared at its end (`history.remember_plan`)."""
+    if recommendation.best is None:
+        raise ConfigError(why_nothing_fits(recommendation))
+    best = recommendation.best.estimate
+    return PlannedCost(
+        offer=best.offer.key,
+        speed_source=best.speed.source,
+        low_hours=best.hours.low,
+        hours=best.hours.likely,
+        high_hours=best.hours.high,
+        low_usd=best.usd.low,
+        usd=best.usd.likely,
+        high_usd=best.usd.high,
+    )
+
+
+def deadline_policy(
+    choice: Choice, config: TrainConfig, first_step: int, capacity: Callable[[str], bool | None]
+) -> DeadlinePolicy | None:
+    """The policy that keeps the choice's deadline; None without a deadline, or with nothing to choose between.
+
+    It needs a first place that can be interrupted, and one that cannot, costs money and is about as fast. `first_step`
+    is what is saved already; `capacity` says whether spot machines of a type are available.
     """
     places = choice.placements
     pair = _spot_and_steady(places)
     if choice.finish_by is None or pair is None:
         return None
     spot, steady = places[pair[0]], pair[1]
-    return DeadlineCourse(
+    return DeadlinePolicy(
         places=places,
         spot=pair[0],
         steady=steady,
@@ -64,6 +151,38 @@ def deadline_course(
         report_steps=config.log_interval,
         first_step=first_step,
         capacity=lambda: capacity(spot.instance),
+    )
+
+
+def observed_mtbf_seconds(store: Store, pool: str) -> float | None:
+    """Mean seconds of machine time between interruptions on `pool`, over all jobs on record; None: too few to say.
+
+    Notices and losses count; the job's own end, its own failure and a person's cancel do not.
+    """
+    seconds, interruptions = 0.0, 0
+    for job_id in Job.ids(store):
+        for attempt in Job(store, job_id).attempts():
+            launch, outcome = attempt.read_launch(), attempt.read_outcome()
+            if launch is None or outcome is None or launch.pool != pool:
+                continue
+            seconds += outcome.seconds
+            interruptions += outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST)
+    return seconds / interruptions if interruptions >= ENOUGH_INTERRUPTIONS else None
+
+
+def _placement(entry: Ranked, place: int) -> Placement:
+    estimate, offer = entry.estimate, entry.estimate.offer
+    figures = f"{rough_duration(estimate.hours.likely)}, {money(estimate.usd.likely)}"
+    rank = "best" if place == 0 else f"number {place + 1}"
+    reason = f"{rank} of the offers that fit ({figures}{': ' + ', '.join(entry.pros) if entry.pros else ''})"
+    return Placement(
+        pool=offer.pool,
+        instance="" if offer.own_machine else offer.instance,
+        usd_per_hour=offer.usd_per_hour,
+        mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
+        reason=reason,
+        startup_seconds=round(estimate.breakdown.startup, 1),
+        hours=estimate.hours.likely,
     )
 
 

@@ -1,11 +1,11 @@
-"""A live job with a deadline: at every tick spot, on-demand or waiting, as the look-ahead policy says.
+"""The placement policy of a job with a deadline: at every tick spot, on-demand or waiting, as `lookahead` decides.
 
-What the policy asks for is told from the records: the work left from the steps left and the speed measured so far
-(before that, the estimate's), and whether spot is there from what became of the attempts on it. Waiting is an attempt
-on the spot pool that no machine has taken up yet: it costs nothing, and begins the moment there is one.
+Everything it needs comes from the records: the work left from the steps left and the measured speed (before that, the
+estimate's), and whether spot is available from what happened to the attempts on it. Waiting is an attempt on the spot
+pool that no machine has taken up yet: it costs nothing, and starts as soon as there is a machine.
 
-    waiting, spot gone         a launch on spot that is left in the queue
-    on spot                    stays until taken away; leaves early only when time gets too short to recover from that
+    waiting, no spot           a launch on spot stays in the queue
+    on spot                    stays until interrupted; leaves early only when too little time is left to recover
     on-demand                  goes back to spot, or to waiting, when the capacity probe saw spot and it pays
 """
 
@@ -24,14 +24,14 @@ from crucible.supervision.retry_policy import Decision, Placement
 from crucible.supervision.snapshot import AttemptView
 
 DETECTION_SECONDS = 120.0
-"""Until a machine that vanished is known to be gone, and what it did since its last commit is done again."""
+"""Until a vanished machine is detected and the steps since its last commit are repeated."""
 MARGIN = 1.05
-"""Work is assumed to take a little longer than it did so far."""
+"""The rest of the work is assumed to be this much slower than the work so far."""
 NEW_SPEED = 0.1
-"""A measured speed that is so far off the planned one makes a new plan."""
-STEADY_PATIENCE_SECONDS = 900.0
+"""Plan again when the measured speed is off the planned one by more than this share."""
+ON_DEMAND_TIMEOUT_SECONDS = 900.0
 TICK_SECONDS = 60.0
-TRIES_PER_PLACE = 3
+LAUNCHES_PER_PLACE = 3
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ class _Plan:
 
 
 @dataclass
-class DeadlineCourse:
-    """Keeps to `finish_by`, on spot as long as it can. A `crucible.supervision.placement_policy.PlacementPolicy`.
+class DeadlinePolicy:
+    """Meets `finish_by`, on spot as long as possible; implements `PlacementPolicy`.
 
     `spot` and `steady` are indices into `places`; `seconds_per_step` is the estimate's, until speed is measured;
-    `capacity` says whether a spot machine is to be had (None: nobody knows), and is asked only while none is held.
+    `capacity` says whether a spot machine is available (None: unknown), and is called only while none is held.
     """
 
     places: Sequence[Placement]
@@ -59,9 +59,9 @@ class DeadlineCourse:
     total_steps: int
     seconds_per_step: float
     first_step: int = 0
-    """Saved before the first of the tries that this course gets to see."""
+    """Saved before the first of the attempts that this policy sees."""
     report_steps: int = 1
-    """Between two reports of the workload."""
+    """Steps between two reports of the workload."""
     capacity: Callable[[], bool | None] = lambda: None
     clock: Callable[[], datetime] = now
     _plan: _Plan | None = field(default=None, init=False)
@@ -71,70 +71,72 @@ class DeadlineCourse:
     def waits_for(self) -> frozenset[str]:
         return frozenset({self._spot_pool})
 
-    def next(self, tries: Sequence[AttemptView], decision: Decision) -> Decision:
+    def next(self, attempts: Sequence[AttemptView], decision: Decision) -> Decision:
         moment = self.clock()
-        choice = self._choice(tries, moment)
-        place = self.spot if choice != ON_DEMAND else self._steady_place(tries)
+        choice = self._choice(attempts, moment)
+        place = self.spot if choice != ON_DEMAND else self._steady_place(attempts)
         what = "waits for spot" if choice == WAIT else f"on {CHOICE_NAMES[choice]}"
-        last = tries[-1].ended if tries else None
-        before = "" if last and (last.missed or last.moved) else f"; {decision.reason}"  # those said it themselves
-        return replace(decision, placement=place, reason=f"{what}: {self._figures(tries, moment)}{before}")
+        last = attempts[-1].ended if attempts else None
+        before = (
+            "" if last and (last.missed or last.moved) else f"; {decision.reason}"
+        )  # these two give their own reason
+        return replace(decision, placement=place, reason=f"{what}: {self._figures(attempts, moment)}{before}")
 
-    def why_leave(self, tries: Sequence[AttemptView]) -> str | None:
-        moment, live = self.clock(), tries[-1]
+    def why_leave(self, attempts: Sequence[AttemptView]) -> str | None:
+        moment, live = self.clock(), attempts[-1]
         waited = (moment - live.launched_at).total_seconds()
         on_spot = live.pool == self._spot_pool
         if not live.claimed and not on_spot:
-            if waited <= STEADY_PATIENCE_SECONDS:
+            if waited <= ON_DEMAND_TIMEOUT_SECONDS:
                 return None
-            return f"no machine of {live.pool} took it up within {rough_duration(STEADY_PATIENCE_SECONDS / 3600)}"
+            return f"no machine of {live.pool} took it up within {rough_duration(ON_DEMAND_TIMEOUT_SECONDS / 3600)}"
         if live.claimed and waited < self._boot and live.seconds_per_step(self.report_steps) is None:
-            return None  # what has just been started is given the time to show how fast it is
-        choice = self._choice(tries, moment)
+            return None  # give a new attempt the time to show its speed
+        choice = self._choice(attempts, moment)
         if on_spot and choice == ON_DEMAND:
             none = "" if live.claimed else f"no spot machine for {rough_duration(waited / 3600)}; "
-            return f"{none}moved to on-demand: {self._figures(tries, moment)}"
+            return f"{none}moved to on-demand: {self._figures(attempts, moment)}"
         if not on_spot and choice != ON_DEMAND:
-            back = "moved back to spot" if choice == SPOT else "on-demand given up to wait for spot"
-            return f"{back}: {self._figures(tries, moment)}"
+            back = "moved back to spot" if choice == SPOT else "left on-demand to wait for spot"
+            return f"{back}: {self._figures(attempts, moment)}"
         return None
 
     @property
     def _spot_pool(self) -> str:
         return self.places[self.spot].pool
 
-    def _choice(self, tries: Sequence[AttemptView], moment: datetime) -> int:
-        refused = {entry.pool for entry in tries if entry.ended and entry.ended.refused}
+    def _choice(self, attempts: Sequence[AttemptView], moment: datetime) -> int:
+        refused = {entry.pool for entry in attempts if entry.ended and entry.ended.refused}
         time_left = (self.finish_by - moment).total_seconds()
         if time_left <= 0 or self._spot_pool in refused:
             return ON_DEMAND
-        if self.total_steps <= self._step(tries):
+        if self.total_steps <= self._step(attempts):
             return SPOT
-        plan = self._planned(tries, moment)
-        running, available, age = self._spot_now(tries, moment)
-        done = (self._step(tries) - plan.first_step) * plan.seconds_per_step
-        if running == SPOT and self._last_chance(tries, time_left):
+        plan = self._planned(attempts, moment)
+        running, available, age = self._spot_now(attempts, moment)
+        done = (self._step(attempts) - plan.first_step) * plan.seconds_per_step
+        if running == SPOT and self._last_chance(attempts, time_left):
             return ON_DEMAND
         return decide_once(plan.rule, (moment - plan.began).total_seconds(), done, running, available, age)
 
-    def _last_chance(self, tries: Sequence[AttemptView], time_left: float) -> bool:
-        """On spot, with too little slack to survive its loss if the move to on-demand is not made now.
+    def _last_chance(self, attempts: Sequence[AttemptView], time_left: float) -> bool:
+        """Whether this is the last moment at which losing the spot machine could still be recovered from on-demand.
 
-        The policy's rules never get here by themselves, for they start spot with slack to spare; a job that turns out
-        slower than it was planned does. Past the last chance, or near the end, staying is the better bet. But a machine
-        that has not come yet is no bet at all: for the policy, which knows of no booting, it is held already.
+        `lookahead` starts spot only with slack to spare, so this happens only to a job that turns out slower than
+        planned. Past that moment, or near the end, staying is the better bet. A machine that has not started yet gets
+        no such credit: `lookahead` does not model booting and counts it as held.
         """
-        work_left, changeover = self._work_left(tries), self._changeover
+        work_left, changeover = self._work_left(attempts), self._changeover
         slack = time_left - work_left
-        if not tries[-1].claimed:
+        if not attempts[-1].claimed:
             return slack < changeover + TICK_SECONDS
         return changeover <= slack < 1.5 * changeover and work_left > changeover
 
-    def _planned(self, tries: Sequence[AttemptView], moment: datetime) -> _Plan:
-        pace = self._pace(tries)
+    def _planned(self, attempts: Sequence[AttemptView], moment: datetime) -> _Plan:
+        pace = self._pace(attempts)
         plan = self._plan
         if plan is None or abs(pace / plan.seconds_per_step - 1) > NEW_SPEED:
-            step = self._step(tries)
+            step = self._step(attempts)
             job = DeadlineJob(
                 work_seconds=pace * (self.total_steps - step),
                 deadline_seconds=(self.finish_by - moment).total_seconds(),
@@ -151,34 +153,34 @@ class DeadlineCourse:
 
     @property
     def _boot(self) -> float:
-        """Within which a machine that is to be had has begun."""
+        """Seconds within which an available machine has started."""
         return 2 * self.places[self.spot].startup_seconds + DETECTION_SECONDS
 
-    def _pace(self, tries: Sequence[AttemptView]) -> float:
-        """Seconds a step is planned to take: as measured last, else as estimated."""
+    def _pace(self, attempts: Sequence[AttemptView]) -> float:
+        """Planned seconds per step: as last measured, else as estimated."""
         measured = next(
-            (seconds for entry in reversed(tries) if (seconds := entry.seconds_per_step(self.report_steps))), None
+            (seconds for entry in reversed(attempts) if (seconds := entry.seconds_per_step(self.report_steps))), None
         )
         return MARGIN * (measured or self.seconds_per_step)
 
-    def _step(self, tries: Sequence[AttemptView]) -> int:
-        """Saved, or reached by the attempt that runs."""
+    def _step(self, attempts: Sequence[AttemptView]) -> int:
+        """Saved, or reached by the running attempt."""
         steps = [self.first_step]
-        for entry in tries:
+        for entry in attempts:
             record = entry.progress
             if record is not None:
                 steps.append(record.committed_step if entry.ended else record.step)
         return max(steps)
 
-    def _work_left(self, tries: Sequence[AttemptView]) -> float:
-        return self._pace(tries) * (self.total_steps - self._step(tries))
+    def _work_left(self, attempts: Sequence[AttemptView]) -> float:
+        return self._pace(attempts) * (self.total_steps - self._step(attempts))
 
-    def _spot_now(self, tries: Sequence[AttemptView], moment: datetime) -> tuple[int, bool, float]:
-        """What is held, whether spot is there, and for how many seconds that has been so."""
-        live = tries[-1] if tries and tries[-1].ended is None else None
+    def _spot_now(self, attempts: Sequence[AttemptView], moment: datetime) -> tuple[int, bool, float]:
+        """The machine held, whether spot is available, and for how many seconds that has been so."""
+        live = attempts[-1] if attempts and attempts[-1].ended is None else None
         seen: list[tuple[datetime, bool]] = []
         holds_spot = False
-        for entry in tries:
+        for entry in attempts:
             if entry.pool != self._spot_pool:
                 continue
             booting = entry is live and not entry.claimed and (moment - entry.launched_at).total_seconds() < self._boot
@@ -197,27 +199,27 @@ class DeadlineCourse:
         available = observed[-1][1] if observed else True
         held = WAIT if live is None or live.pool == self._spot_pool else ON_DEMAND
         if held == WAIT and live is not None:
-            available = False  # it would have been taken up
+            available = False  # a machine would have taken the attempt up
         return held, available, self._age(observed, moment)
 
     @staticmethod
     def _age(seen: Sequence[tuple[datetime, bool]], moment: datetime) -> float:
-        """Seconds since spot has been as it was seen last."""
+        """Seconds for which spot has been in its latest state."""
         ordered = sorted(seen, reverse=True)
         same = list(itertools.takewhile(lambda entry: entry[1] == ordered[0][1], ordered))
         return max(0.0, (moment - same[-1][0]).total_seconds()) if same else 0.0
 
-    def _steady_place(self, tries: Sequence[AttemptView]) -> int:
-        """On-demand, or when that cannot start it, the places after it in turn."""
+    def _steady_place(self, attempts: Sequence[AttemptView]) -> int:
+        """On-demand, or if that does not start the attempt, the other places in turn."""
         others = [n for n, place in enumerate(self.places) if n != self.steady and place.pool != self._spot_pool]
-        vain = list(itertools.takewhile(lambda entry: entry.ended and entry.ended.in_vain, reversed(tries)))
+        vain = list(itertools.takewhile(lambda entry: entry.ended and entry.ended.in_vain, reversed(attempts)))
         misses = sum(entry.pool != self._spot_pool for entry in vain)
-        refused = {entry.pool for entry in tries if entry.ended and entry.ended.refused}
+        refused = {entry.pool for entry in attempts if entry.ended and entry.ended.refused}
         order = [n for n in (self.steady, *others) if self.places[n].pool not in refused] or [self.spot]
-        return order[misses // TRIES_PER_PLACE % len(order)]
+        return order[misses // LAUNCHES_PER_PLACE % len(order)]
 
-    def _figures(self, tries: Sequence[AttemptView], moment: datetime) -> str:
-        left = rough_duration(self._work_left(tries) / 3600)
+    def _figures(self, attempts: Sequence[AttemptView], moment: datetime) -> str:
+        left = rough_duration(self._work_left(attempts) / 3600)
         until = (self.finish_by - moment).total_seconds() / 3600
         if until <= 0:
             return f"{left} of work left, finish_by was {rough_duration(-until)} ago"

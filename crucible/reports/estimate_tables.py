@@ -11,7 +11,7 @@ from crucible.estimate.estimate import Range
 from crucible.estimate.history import EstimateRecord, accuracy
 from crucible.estimate.needs import Needs
 from crucible.estimate.ranking import Ranked
-from crucible.estimate.request import Answer, describe
+from crucible.estimate.request import EstimateResult
 from crucible.formatting import money, print_table, rough_duration, size
 
 _SHOWN = 15
@@ -19,7 +19,7 @@ _EXPLAINED = 3
 _SHORT_SOURCES = {"history of other configurations": "other runs"}
 
 
-def print_answer(found: Answer, everything: bool, as_json: bool) -> None:
+def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None:
     """The ranked offers; with `everything`, all of them and the rejected ones with their reason."""
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
@@ -107,11 +107,11 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
         print(f"source {number}: {source}")
 
 
-def _summary(found: Answer) -> str:
+def _summary(found: EstimateResult) -> str:
     needs = found.needs
     inferred = "".join(f"\n  {sentence}" for sentence in needs.inferred)
     if not isinstance(needs, Needs):
-        return f"script: {describe(needs)['hours']:g} h on {needs.measured_on.instance}{inferred}"
+        return f"script: {needs.hours:g} h on {needs.measured_on.instance}{inferred}"
     return (
         f"{needs.parameters:,} parameters, {needs.tokens:,} tokens in {needs.steps:,} steps, "
         f"{needs.flops:.2g} FLOP, checkpoints of {size(needs.checkpoint_bytes)}{inferred}"

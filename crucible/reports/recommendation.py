@@ -7,7 +7,7 @@ import io
 from crucible.estimate.estimate import Range
 from crucible.estimate.needs import Needs
 from crucible.estimate.ranking import Ranked
-from crucible.estimate.request import Answer
+from crucible.estimate.request import EstimateResult
 from crucible.formatting import markdown_table, money, rough_duration
 from crucible.reports.picture import data_uri
 
@@ -16,16 +16,16 @@ _TABLE = 20
 _EXPLAINED = 5
 
 
-def recommendation_report(answer: Answer) -> str:
+def recommendation_report(result: EstimateResult) -> str:
     """Markdown: what is needed, the best offer and why, a bar chart, the table, the reasons for and against."""
-    ranked = answer.recommendation.ranked
+    ranked = result.recommendation.ranked
     best = ranked[0]
     lines = [
         f"# Run it on {best.estimate.offer.key}",
         "",
         f"{_span(best.estimate.hours, rough_duration)}, {_span(best.estimate.usd, money)}. {_remarks(best)}.",
         "",
-        _needs(answer),
+        _needs(result),
         "",
         f"![cost and time of the best offers]({data_uri(bar_chart(ranked[:_BARS]))})",
         "",
@@ -35,10 +35,10 @@ def recommendation_report(answer: Answer) -> str:
         "",
         *(f"- **{entry.estimate.offer.key}**: {_remarks(entry)}" for entry in ranked[:_EXPLAINED]),
     ]
-    rejected = answer.recommendation.rejected
+    rejected = result.recommendation.rejected
     if rejected:
         lines += ["", "## Does not fit", "", *(f"- {entry.offer.key}: {entry.reason}" for entry in rejected)]
-    notes = (*answer.recommendation.advice, *answer.warnings)
+    notes = (*result.recommendation.advice, *result.warnings)
     if notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in notes)]
     return "\n".join(lines) + "\n"
@@ -87,8 +87,8 @@ def bar_chart(ranked: tuple[Ranked, ...]) -> bytes:
     return image.getvalue()
 
 
-def _needs(answer: Answer) -> str:
-    needs = answer.needs
+def _needs(result: EstimateResult) -> str:
+    needs = result.needs
     inferred = "".join(f" {sentence}." for sentence in needs.inferred)
     if not isinstance(needs, Needs):
         return f"A script that took {needs.hours:g} h on {needs.measured_on.instance}.{inferred}"

@@ -20,7 +20,8 @@ from crucible.errors import ConfigError, CrucibleError
 from crucible.estimate import history
 from crucible.estimate.needs import needs_of
 from crucible.estimate.probe import ProbeError, probe
-from crucible.estimate.request import hours_until, parse_count
+from crucible.estimate.request import parse_count
+from crucible.moments import hours_until
 from crucible.store import store_at
 
 
@@ -84,8 +85,8 @@ def test_a_dataset_says_its_own_vocabulary(tmp_path: Path) -> None:
 
 
 def test_past_runs_decide_the_speed(home: Path) -> None:
-    question = ("--preset", "gpt2-124m", "--tokens", "1B", "--pools", "modal")
-    before = ask(*question)
+    arguments = ("--preset", "gpt2-124m", "--tokens", "1B", "--pools", "modal")
+    before = ask(*arguments)
     l4 = next(entry for entry in before["ranked"] if entry["instance"] == "L4")
     assert l4["speed_source"] == "peak"
     from crucible.catalog.offers import load_catalog
@@ -94,7 +95,7 @@ def test_past_runs_decide_the_speed(home: Path) -> None:
     offer = next(offer for offer in load_catalog() if offer.key == "modal/L4")
     needs = needs_of(TrainConfig.preset("gpt2-124m"), 50257)
     history.remember_speed(store_at(str(home / "store")), speed_record(needs, offer, 1.5, 50))
-    after = ask(*question)
+    after = ask(*arguments)
     assert next(entry for entry in after["ranked"] if entry["instance"] == "L4")["seconds_per_step"] == 1.5
 
 
@@ -114,10 +115,17 @@ def test_past_runs_decide_the_speed(home: Path) -> None:
         (("--preset", "debug", "--max-cost-usd", "-2"), "max_cost_usd = -2.0"),
         (("--preset", "debug", "--finish-by", "soon"), "finish_by is 'soon'"),
         (("--preset", "debug", "--finish-by", "2001-01-01"), "which is over"),
-        (("--preset", "debug", "--vocab-size", "0"), "vocab_size is 0"),
+        (("--preset", "debug", "--vocab-size", "0"), "vocab_size = 0"),
         (("--preset", "gpt2-124m", "--max-cost-usd", "0.01"), "no offer fits"),
         (("--preset", "debug", "--offers", "none.csv"), "none.csv does not exist"),
         (("--preset", "debug", "--dataset", "none"), "is not a finished dataset"),
+        (("--preset", "debug", "--finish-by", "99999999999d"), "finish_by is '99999999999d'"),
+        (("--preset", "debug", "--finish-by", "0001-01-01T00:00+14:00"), "finish_by is"),
+        (("--preset", "debug", "--tokens", "1e99999"), "tokens is '1e99999'"),
+        (("--script", "x.py", "--hours", "inf"), "hours = inf is not valid"),
+        (("--script", "x.py", "--hours", "1e300"), "hours = 1e[+]300 is not valid"),
+        (("--script", "x.py", "--gpu-memory-gib", "nan"), "gpu_memory_gib = nan is not valid"),
+        (("--preset", "debug", "--longest-hours", "nan"), "longest_hours = nan is not valid"),
     ],
 )
 def test_nonsense_is_refused_in_one_sentence(arguments: tuple[str, ...], message: str) -> None:

@@ -12,12 +12,11 @@ from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
 from crucible.estimate import history
-from crucible.estimate.for_job import recommend_for
-from crucible.estimate.learning import remember_job
+from crucible.estimate.for_job import recommend_for, remember_job
 from crucible.estimate.ranking import PoolState, Preferences
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.placement.candidates import planned
+from crucible.placement.choice import planned_cost
 from crucible.store import Store, store_at
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=500, warmup_iters=10, lr_decay_iters=500)
@@ -53,7 +52,7 @@ def run_job(store: Store, meta: DatasetMeta, pool: str, instance: str, seconds: 
 def test_a_finished_job_makes_the_next_estimate_better(store: Store, meta: DatasetMeta) -> None:
     before = recommend_for(store, CONFIG, meta, Preferences())
     job = run_job(store, meta, "ec2-spot", "g6.xlarge", 2.5)
-    history.remember_plan(job, planned(before))
+    history.remember_plan(job, planned_cost(before))
     record = remember_job(job)
     assert record is not None
     assert record.hours == 0.5

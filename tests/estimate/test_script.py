@@ -84,3 +84,15 @@ def test_files_that_are_no_python(tmp_path: Path) -> None:
         read_script(write(tmp_path, "def (:\n"))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_script(tmp_path / "none.py")
+
+
+def test_a_script_with_a_byte_order_mark_is_python(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_bytes(b"\xef\xbb\xbf" + DDP.encode())
+    assert read_script(script).frameworks == ("torch", "transformers")
+
+
+@pytest.mark.parametrize("source", ["x = 1\0", "(" * 5000, "x = " + "-" * 100_000 + "1"])
+def test_what_cannot_be_parsed_is_refused_in_one_sentence(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"train\.py"):
+        read_script(write(tmp_path, source))

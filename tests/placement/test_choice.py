@@ -10,12 +10,11 @@ import pytest
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
-from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Limits
-from crucible.placement.choice import Choice, choice_of, deadline_course, remember_choice
-from crucible.placement.deadline import DeadlineCourse
-from crucible.placement.overflow import Overflow
+from crucible.jobs.records import JobSpec
+from crucible.placement.choice import Choice, PlacementRequest, deadline_policy, read_choice, remember_choice
+from crucible.placement.deadline import DeadlinePolicy
+from crucible.placement.overflow import OverflowPolicy
 from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
 from tasks.placing import choose, placement_policy_for
@@ -45,43 +44,51 @@ def within(hours: float) -> datetime:
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_a_deadline_chooses_offers_that_make_it_and_a_course_that_keeps_it(store: Store, meta: DatasetMeta) -> None:
+def test_a_deadline_chooses_offers_that_make_it_and_a_policy_that_keeps_it(store: Store, meta: DatasetMeta) -> None:
     def chosen(hours: float, saved_share: float = 0.0) -> Choice:
-        return choose(store, CONFIG, meta, "ec2-spot", Limits(), Preferences(), "p", "o", within(hours), saved_share)
+        request = PlacementRequest(
+            job_id="job",
+            config=CONFIG,
+            dataset=meta,
+            pool="ec2-spot",
+            finish_by=within(hours),
+            saved_share=saved_share,
+        )
+        return choose(store, request)
 
     job = Job.create(store, JobSpec(job_id="job"))
     roomy = chosen(48.0)
     assert [place.pool for place in roomy.placements] == ["ec2-spot", "ec2-on-demand"]
-    course = placement_policy_for(roomy, job, CONFIG)
-    assert isinstance(course, DeadlineCourse)
-    assert (course.spot, course.steady, course.total_steps) == (0, 1, 2000)
-    assert course.report_steps == CONFIG.log_interval
-    assert 0 < course.seconds_per_step * 2000 < roomy.placements[0].hours * 3600
+    policy = placement_policy_for(roomy, job, CONFIG)
+    assert isinstance(policy, DeadlinePolicy)
+    assert (policy.spot, policy.steady, policy.total_steps) == (0, 1, 2000)
+    assert policy.report_steps == CONFIG.log_interval
+    assert 0 < policy.seconds_per_step * 2000 < roomy.placements[0].hours * 3600
 
     with pytest.raises(ConfigError, match="longer than the"):
         chosen(0.05)
     assert chosen(0.5, saved_share=0.9).placements, "a tenth of the work is left"
-    assert isinstance(placement_policy_for(roomy.model_copy(update={"finish_by": None}), job, CONFIG), Overflow)
+    assert isinstance(placement_policy_for(roomy.model_copy(update={"finish_by": None}), job, CONFIG), OverflowPolicy)
 
 
-def test_without_two_places_to_choose_between_there_is_no_course() -> None:
-    def course(*places: Placement) -> DeadlineCourse | None:
-        return deadline_course(Choice(placements=list(places), finish_by=within(9)), CONFIG, 0, lambda instance: None)
+def test_without_two_places_to_choose_between_there_is_no_policy() -> None:
+    def policy(*places: Placement) -> DeadlinePolicy | None:
+        return deadline_policy(Choice(placements=list(places), finish_by=within(9)), CONFIG, 0, lambda instance: None)
 
-    both = course(SPOT, LOCAL, STEADY)
+    both = policy(SPOT, LOCAL, STEADY)
     assert both is not None
     assert both.steady == 2, "one's own machine costs nothing, and is too slow to save the deadline"
-    assert course(SPOT) is None
-    assert course(SPOT, LOCAL) is None
-    assert course(STEADY, SPOT) is None, "nobody takes that away"
-    assert course(LOCAL, SPOT, STEADY) is None
+    assert policy(SPOT) is None
+    assert policy(SPOT, LOCAL) is None
+    assert policy(STEADY, SPOT) is None, "nobody takes that away"
+    assert policy(LOCAL, SPOT, STEADY) is None
 
 
 def test_the_choice_is_kept_for_the_flow_run_that_made_it(store: Store) -> None:
     job = Job.create(store, JobSpec(job_id="job"))
     choice = Choice(placements=[SPOT, STEADY], finish_by=within(9))
-    assert choice_of(job, "run-1") is None
+    assert read_choice(job, "run-1") is None
     remember_choice(job, "run-1", choice)
     remember_choice(job, "run-1", Choice(placements=[LOCAL]))
-    assert choice_of(job, "run-1") == choice
-    assert choice_of(job, "run-2") is None
+    assert read_choice(job, "run-1") == choice
+    assert read_choice(job, "run-2") is None

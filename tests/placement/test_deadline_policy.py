@@ -12,7 +12,7 @@ import pytest
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, Launch, Notification, Outcome, Start
 from crucible.jobs.status import JobState
-from crucible.placement.deadline import DeadlineCourse
+from crucible.placement.deadline import DeadlinePolicy
 from crucible.store import Store
 from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import Placement, Timeouts
@@ -118,14 +118,14 @@ def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: A
     market = Market(world, spot, **{k: v for k, v in fields.items() if k == "step_seconds"})
     capacity = fields.get("capacity", lambda hour: None)
     finish_by = world.now() + timedelta(hours=hours)
-    course = course_of(world, finish_by, lambda: capacity(world.time / HOUR))
+    policy = policy_for(world, finish_by, lambda: capacity(world.time / HOUR))
     listener = Listening()
     status = Supervision(
         new_job(store),
         market,
         PLACES,
         listener,
-        placement_policy=course,
+        placement_policy=policy,
         timeouts=Timeouts(lost=600.0, poll=120.0, placement_review=60.0),
         sleep=world.sleep,
         clock=world.clock,
@@ -134,8 +134,8 @@ def night(store: Store, spot: Callable[[float], bool], hours: float, **fields: A
     return Night(status.state, world.time / HOUR, market.pools, listener.messages)
 
 
-def course_of(world: World, finish_by: datetime, capacity: Callable[[], bool | None] = lambda: None) -> DeadlineCourse:
-    return DeadlineCourse(
+def policy_for(world: World, finish_by: datetime, capacity: Callable[[], bool | None] = lambda: None) -> DeadlinePolicy:
+    return DeadlinePolicy(
         places=PLACES,
         spot=0,
         steady=1,
@@ -191,10 +191,10 @@ def test_a_job_slower_than_estimated_leaves_spot_while_on_demand_is_still_in_tim
     began, step_seconds = world.now(), 20.0
     seconds = STEPS / 2 * step_seconds
     left = 1.05 * STEPS / 2 * step_seconds
-    course = course_of(world, began + timedelta(seconds=seconds + left + 60 * slack_minutes))
+    policy = policy_for(world, began + timedelta(seconds=seconds + left + 60 * slack_minutes))
     beat = Heartbeat(sequence=1, phase="training", step=STEPS // 2, seconds=seconds, first_step_after_seconds=20.0)
     world.sleep(seconds)
-    why = course.why_leave([AttemptView("ec2-spot", began, claimed=True, heartbeat=beat)])
+    why = policy.why_leave([AttemptView("ec2-spot", began, claimed=True, heartbeat=beat)])
     assert (why is not None) is leaves
     assert why is None or why.startswith("moved to on-demand: 10.5 h of work left, 10.6 h until finish_by")
 
@@ -203,9 +203,9 @@ def test_a_machine_that_does_not_come_is_given_up_while_on_demand_is_still_in_ti
     """A job of four seconds: the thirteen minutes it has are less than spot machines may take to boot."""
     world = World()
     began = world.now()
-    course = replace(course_of(world, began + timedelta(minutes=13)), total_steps=1, seconds_per_step=4.0)
+    policy = replace(policy_for(world, began + timedelta(minutes=13)), total_steps=1, seconds_per_step=4.0)
     waited = 0
-    while (why := course.why_leave([AttemptView("ec2-spot", began)])) is None:
+    while (why := policy.why_leave([AttemptView("ec2-spot", began)])) is None:
         world.sleep(30)
         waited += 30
     assert 240 < waited <= 13 * 60 - 6 * 60 - 4

@@ -7,7 +7,7 @@ from datetime import timedelta
 from crucible.estimate.ranking import PoolState
 from crucible.jobs.records import EndReason, Outcome
 from crucible.jobs.status import JobState
-from crucible.placement.overflow import Overflow
+from crucible.placement.overflow import OverflowPolicy
 from crucible.store import Store
 from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import Decision, Placement
@@ -20,8 +20,8 @@ PLACES = (Placement("docker-gpu"), Placement("ec2-spot", startup_seconds=240.0),
 FULL, ROOMY = PoolState(1, queued=4), PoolState(1)
 
 
-def overflow(world: World, **pools: PoolState) -> Overflow:
-    return Overflow(PLACES, lambda: {name.replace("_", "-"): state for name, state in pools.items()}, world.now)
+def overflow(world: World, **pools: PoolState) -> OverflowPolicy:
+    return OverflowPolicy(PLACES, lambda: {name.replace("_", "-"): state for name, state in pools.items()}, world.now)
 
 
 def waiting(world: World, seconds: float, pool: str = "docker-gpu") -> list[AttemptView]:
@@ -62,9 +62,9 @@ def test_a_supervised_job_overflows(store: Store) -> None:
     world, job = World(), new_job(store)
     pool = Pool(world, {2: alive_for(5, (6, ends("completed")))}, hints={1: Hint(PoolSays.WAITING)})
     listener = Listening()
-    course = overflow(world, docker_gpu=FULL, modal=ROOMY)
+    policy = overflow(world, docker_gpu=FULL, modal=ROOMY)
     status = Supervision(
-        job, pool, PLACES, listener, placement_policy=course, sleep=world.sleep, clock=world.clock, wall_clock=world.now
+        job, pool, PLACES, listener, placement_policy=policy, sleep=world.sleep, clock=world.clock, wall_clock=world.now
     ).run()
     assert status.state is JobState.COMPLETED
     assert [name for _, name in pool.asked] == ["docker-gpu", "modal"]

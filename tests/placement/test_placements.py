@@ -10,7 +10,7 @@ from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.estimate.needs import needs_of
 from crucible.estimate.ranking import Preferences, Recommendation, recommend
-from crucible.placement.candidates import placements, planned
+from crucible.placement.choice import placements, planned_cost
 from tests.catalog.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 
 
@@ -41,14 +41,14 @@ def test_a_placement_says_how_often_it_is_interrupted() -> None:
 
 def test_nothing_that_fits_is_an_error_with_the_reasons() -> None:
     nothing = ranking(Preferences(pools=("mars",)))
-    for ask in (placements, planned):
+    for ask in (placements, planned_cost):
         with pytest.raises(ConfigError, match=r"no offer fits; .*not among those allowed"):
             ask(nothing)
 
 
 def test_the_plan_is_that_of_the_best() -> None:
     found = ranking()
-    plan = planned(found)
+    plan = planned_cost(found)
     best = found.ranked[0].estimate
     assert (plan.offer, plan.low_hours, plan.hours, plan.high_hours) == (
         best.offer.key,
