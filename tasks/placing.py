@@ -13,8 +13,8 @@ from prefect.exceptions import PrefectException
 
 from crucible.billing.budgets import budget_state, why_over_budget
 from crucible.billing.costs import attempt_costs
+from crucible.catalog.ec2 import spot_capacity
 from crucible.catalog.offers import load_catalog
-from crucible.catalog.spot_capacity import spot_capacity
 from crucible.checkpoints.commits import Checkpoints
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError

@@ -10,8 +10,8 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 from prefect.client.schemas.objects import StateType, WorkerStatus
 
+from crucible.catalog.ec2 import spot_capacity
 from crucible.catalog.offers import load_catalog
-from crucible.catalog.spot_capacity import spot_capacity
 from crucible.estimate.ranking import PoolState
 from crucible.estimate.request import EstimateResult
 from crucible.reports.recommendation import recommendation_report

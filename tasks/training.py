@@ -7,8 +7,11 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
@@ -18,13 +21,15 @@ from crucible.agent.notices import Notice, sources_of_this_machine
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
+from crucible.billing.machine_price import EC2_POOLS, machine_price
+from crucible.catalog.ec2 import PriceUnavailable, spot_price
+from crucible.catalog.offers import load_catalog
 from crucible.catalog.this_machine import nvidia_gpus
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
-from crucible.pools.aws.prices import spot_price
 from crucible.store import Store
 from tasks.observing import AttemptObserver
 from tasks.stopping import being_cancelled
@@ -42,13 +47,15 @@ def train_attempt(job: Job, number: int) -> Outcome:
     launch = job.attempt(number).read_launch()
     if launch is None:
         raise ConfigError(f"attempt: {number} of {job.job_id} was never decided on; start the job with train-nanogpt")
+    machine = _Machine.here()
     plan = AttemptPlan(
         prepare=lambda scratch: prepare(job, spec, scratch),
         scratch=crucible_home() / "scratch",
         launch=launch,
         save=save_policy(spec, launch),
         sources=sources_of_this_machine(),
-        claim=lambda: _claim(number, launch),
+        claim=lambda: machine.claim(number, launch),
+        current_price=machine.current_price if launch.pool in EC2_POOLS else None,
         total_steps=spec.config.get("max_iters"),
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
@@ -86,16 +93,47 @@ def heartbeat_seconds(store: Store) -> float:
     return 2.0 if store.uri.startswith("file:") else 5.0
 
 
-def _claim(number: int, launch: Launch) -> Claim:
-    identity = Ec2MetadataNotices().instance_identity() or {}
-    if identity.get("lifecycle") == "spot" and (price := spot_price(identity["instance_type"], identity["zone"])):
-        identity["spot_usd_per_hour"] = price
-    return Claim(
-        number=number,
-        flow_run_id=str(flow_run.id or ""),
-        instance=identity.get("instance_type") or launch.instance,
-        environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **identity},
-    )
+@dataclass(frozen=True)
+class _Machine:
+    """The EC2 instance under this attempt as its metadata describe it; empty elsewhere."""
+
+    identity: Mapping[str, str]
+
+    @classmethod
+    def here(cls) -> _Machine:
+        return cls(Ec2MetadataNotices().instance_identity() or {})
+
+    def read_spot_price(self) -> float:
+        """USD per hour now. Raises `PriceUnavailable`, also for a machine that is not on the spot market."""
+        if self.identity.get("lifecycle") != "spot":
+            raise PriceUnavailable("the machine is not on the spot market")
+        return spot_price(self.identity["instance_type"], self.identity["zone"])
+
+    def current_price(self) -> float | None:
+        with suppress(PriceUnavailable):
+            return self.read_spot_price()
+        return None
+
+    def claim(self, number: int, launch: Launch) -> Claim:
+        """Claim the attempt for this machine, at this machine's price."""
+        facts: dict[str, Any] = dict(self.identity)
+        instance = self.identity.get("instance_type") or launch.instance
+        lifecycle, spot_usd_per_hour = self.identity.get("lifecycle", ""), None
+        if lifecycle == "spot":
+            try:
+                facts["spot_usd_per_hour"] = spot_usd_per_hour = self.read_spot_price()
+            except PriceUnavailable as error:
+                facts["spot_price_unavailable"] = str(error)
+        offers = {offer.key: offer for offer in load_catalog()}
+        price = machine_price(launch, instance, lifecycle, spot_usd_per_hour, offers)
+        return Claim(
+            number=number,
+            flow_run_id=str(flow_run.id or ""),
+            instance=instance,
+            usd_per_hour=price.usd_per_hour,
+            price_remark=price.remark,
+            environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **facts},
+        )
 
 
 def _image() -> dict[str, str]:

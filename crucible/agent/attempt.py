@@ -20,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from crucible.agent.cost_meter import CostMeter
 from crucible.agent.exit_classification import blame, verdict
 from crucible.agent.metrics import MetricsFile, MetricsRelay, PrintedMetrics, numbers
 from crucible.agent.notices import Notice, limit_reached
@@ -62,7 +63,8 @@ class _AttemptRun:
         self.journal = Journal(observer)
         self.observer = self.journal.observer
         self.scratch = Scratch.of(plan.scratch, attempt)
-        self.began = time.monotonic()
+        self.meter = CostMeter(plan.launch.usd_per_hour)
+        self._price_remark = ""
         self.phase = "claiming"
         self.step = 0
         self.start_step = 0
@@ -93,6 +95,9 @@ class _AttemptRun:
     def run(self) -> Outcome:
         claim = self.plan.claim() if self.plan.claim else Claim(number=self.attempt.number)
         self._through_interrupts(lambda: self.attempt.take(claim))
+        if claim.usd_per_hour is not None:
+            self.meter = CostMeter(claim.usd_per_hour)
+        self._price_remark = claim.price_remark
         try:
             return self._through_interrupts(self._to_the_end)
         finally:
@@ -123,7 +128,8 @@ class _AttemptRun:
     # From the claim to the workload's end
 
     def _arrive(self) -> None:
-        self.observer.event("claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here")
+        remark = f"; {self._price_remark}" if self._price_remark else ""
+        self.observer.event("claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here{remark}")
         patience = wait_at_most(RESTORE_SECONDS)
         self._spent_before = persist(self.attempt.job.cost_usd, patience)
         self._limits = persist(self.attempt.job.read_limits, patience)
@@ -269,6 +275,7 @@ class _AttemptRun:
         for sequence in itertools.count(1):
             next_beat = time.monotonic() + self.plan.beat_seconds
             try:
+                self._follow_price()
                 self._beat(sequence)
                 self._pass_on(self._stop_requested() or self._limit_reached(), heard)
                 self.attempt.require_current()
@@ -294,8 +301,9 @@ class _AttemptRun:
             step=self.step,
             total_steps=self.plan.total_steps,
             committed_step=self.saving.committed_step if self.saving else self.start_step,
-            seconds=round(self._seconds(), 3),
-            cost_usd=self._cost(),
+            seconds=round(self.meter.seconds(), 3),
+            cost_usd=self.meter.usd(),
+            usd_per_hour=self.meter.usd_per_hour,
             first_step_after_seconds=self.first_step_after,
             metrics=self.latest,
             saving=self.saving.figures.as_record() if self.saving else {},
@@ -303,6 +311,11 @@ class _AttemptRun:
         self.attempt.write_heartbeat(heartbeat)
         self._relay.send()
         self.observer.beat(heartbeat)
+
+    def _follow_price(self) -> None:
+        """A spot price may change while the machine runs: bill, cap and estimate go on with the new one."""
+        if self.plan.current_price and (price := self.meter.follow(self.plan.current_price)) is not None:
+            self.observer.event("price", f"the machine now costs ${price:.4g} per hour")
 
     def _stop_requested(self) -> Notice | None:
         request = self.attempt.read_stop_request()
@@ -314,9 +327,9 @@ class _AttemptRun:
         if self.notice is None:  # those that made it stop are remembered
             self._limits = limits
         seconds_to_save = self.saving.figures.durable if self.saving else 0.0
-        reserve = self.plan.launch.usd_per_hour / 3600 * (seconds_to_save + 2 * self.plan.beat_seconds)
+        reserve = self.meter.usd_per_hour / 3600 * (seconds_to_save + 2 * self.plan.beat_seconds)
         return limit_reached(
-            limits, self._spent_before + self._cost() + reserve, self.attempt.job.read_spec().created_at
+            limits, self._spent_before + self.meter.usd() + reserve, self.attempt.job.read_spec().created_at
         )
 
     # The end
@@ -355,8 +368,9 @@ class _AttemptRun:
             step=self.step,
             committed_step=self.saving.committed_step if self.saving else self.start_step,
             exit_code=exit_code,
-            seconds=round(self._seconds(), 3),
-            cost_usd=self._cost(),
+            seconds=round(self.meter.seconds(), 3),
+            cost_usd=self.meter.usd(),
+            usd_per_hour=self.meter.usd_per_hour,
             first_step_after_seconds=self.first_step_after,
             notifications=self.journal.notifications,
             saving=self.saving.figures.as_record() if self.saving else {},
@@ -382,15 +396,9 @@ class _AttemptRun:
                 continue
             found = numbers(values)
             if step > self.start_step and self.first_step_after is None:
-                self.first_step_after = round(self._seconds(), 3)
+                self.first_step_after = round(self.meter.seconds(), 3)
             self.step = max(self.step, step)
             if "checkpoint_stall_seconds" in found and self.saving:
                 self.saving.measured(found["checkpoint_stall_seconds"], found.get("checkpoint_write_seconds", 0.0))
             self.latest = self.latest | {k: v for k, v in found.items() if not k.startswith("checkpoint_")}
             self.observer.metrics(step, found)
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def _cost(self) -> float:
-        return round(self._seconds() * self.plan.launch.usd_per_hour / 3600, 6)

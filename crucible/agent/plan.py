@@ -74,6 +74,8 @@ class AttemptPlan:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path = field(default_factory=Path.cwd)
     claim: Callable[[], Claim] | None = None
+    current_price: Callable[[], float | None] | None = None
+    """USD per hour of this machine now, None where unknown; asked every ten minutes. Without it the price is fixed."""
     total_steps: int | None = None
     printed_metrics: str | None = None
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from crucible.catalog.offers import Offer
 from crucible.errors import ConfigError
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import JobSpec
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
 from crucible.store import Store
 
 if TYPE_CHECKING:
@@ -209,14 +209,21 @@ def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> 
     return micro_usd if price is None else max(round(seconds / 3600 * price * MICRO), micro_usd)
 
 
+def attempt_usd_per_hour(launch: Launch, claim: Claim | None, record: Heartbeat | Outcome | None) -> float:
+    """The latest price on record: as last metered, else as claimed, else as planned."""
+    for known in (record, claim):
+        if known is not None and known.usd_per_hour is not None:
+            return known.usd_per_hour
+    return launch.usd_per_hour
+
+
 def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: str) -> AttemptCost | None:
     launch, claim, outcome = attempt.read_launch(), attempt.read_claim(), attempt.read_outcome()
     record = outcome or attempt.read_heartbeat()
     if launch is None or claim is None or record is None:
         return None
-    # A pool may choose another machine than the one that was planned for.
-    instance = claim.instance or launch.instance
-    offer = offers.get(f"{launch.pool}/{instance}") or offers.get(f"{launch.pool}/{launch.instance}")
+    instance = claim.instance or launch.instance  # a pool may choose another machine than the planned one
+    offer = offers.get(f"{launch.pool}/{instance}")
     micro = round(record.cost_usd * MICRO)
     gpus = offer.gpus if offer is not None else 0
     first_step = outcome.first_step_after_seconds if outcome is not None else None
@@ -232,7 +239,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         started_at=claim.claimed_at,
         end_reason=outcome.end_reason.value if outcome is not None else "running",
         seconds=record.seconds,
-        usd_per_hour=launch.usd_per_hour,
+        usd_per_hour=attempt_usd_per_hour(launch, claim, record),
         micro_usd=micro,
         on_demand_micro_usd=on_demand_micro_usd(record.seconds, micro, offer),
         idle_seconds=first_step or 0.0,

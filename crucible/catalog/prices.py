@@ -1,7 +1,7 @@
 """Today's prices from AWS and Modal, for those who have an account there.
 
 Each source is asked only when its credentials exist, and one that fails does not stop the others. A price that is more
-than ten times off the one known is not taken: it is another unit or a stand-in, not a price.
+than ten times off the known one is refused: it is another unit or comes from a stand-in.
 """
 
 from __future__ import annotations
@@ -13,24 +13,26 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from typing import Any
 
+from crucible.catalog.ec2 import price_history
 from crucible.catalog.offers import Offer
+from crucible.formatting import counted
 
-_FARTHEST = 10.0
+_LARGEST_FACTOR = 10.0
 _MODAL_CORES, _MODAL_GIB = 1, 8
-"""What is added to a GPU's rate, as the catalog's Modal rows say."""
+"""CPU and memory added to a GPU's rate, as in the catalog's Modal rows."""
 _SANDBOX_FACTOR = 3.0  # sandboxes pay three times the CPU and memory rate of functions
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """The outcome: offers with new prices, and what each source had to say."""
+    """The outcome: offers with new prices, and one message per source."""
 
     offers: tuple[Offer, ...]
     messages: tuple[str, ...]
 
 
 def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
-    """Ask every source that can be asked; offers no source knows are left out of the result."""
+    """Ask every source that can be asked; offers without a new price are left out and named in a message."""
     sources: tuple[tuple[str, Callable[[], Mapping[str, float]], str], ...] = (
         ("EC2 spot price history", lambda: _spot_prices(offers, region, now), "ec2-spot"),
         ("AWS price list", lambda: _on_demand_prices(offers, region), "ec2-on-demand"),
@@ -45,13 +47,13 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
             continue
         try:
             prices = ask()
-        except Exception as error:  # noqa: BLE001 (any failure of a cloud's client is that source's, and is told)
+        except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of its source)
             messages.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
             continue
         where = "" if pool == "modal" else f", {region}"
-        taken, told = _take(offers, pool, prices, f"{name}{where}", now.date())
+        taken, problems = _take(offers, pool, prices, f"{name}{where}", now.date())
         fresh += taken
-        messages.append(f"{name}: {len(taken)} prices{told}")
+        messages.append("; ".join([f"{name}: {counted(len(taken), 'price')}", *problems]))
     return Refreshed(tuple(_with_on_demand(fresh)), tuple(messages))
 
 
@@ -71,19 +73,24 @@ def why_not_asked(pool: str) -> str | None:
 
 def _take(
     offers: Iterable[Offer], pool: str, prices: Mapping[str, float], source: str, today: date
-) -> tuple[list[Offer], str]:
-    taken, refused = [], []
+) -> tuple[list[Offer], list[str]]:
+    taken, refused, missing = [], [], []
     for offer in offers:
-        price = prices.get(offer.instance)
-        if offer.pool != pool or price is None:
+        if offer.pool != pool:
             continue
-        if not offer.usd_per_hour / _FARTHEST <= price <= offer.usd_per_hour * _FARTHEST:
+        price = prices.get(offer.instance)
+        if price is None:
+            missing.append(offer.instance)
+            continue
+        if not offer.usd_per_hour / _LARGEST_FACTOR <= price <= offer.usd_per_hour * _LARGEST_FACTOR:
             refused.append(f"{offer.instance} at ${price:g}, known ${offer.usd_per_hour:g}")
             continue
         assumed = tuple(name for name in offer.assumed if name != "usd_per_hour")
         taken.append(replace(offer, usd_per_hour=round(price, 6), source=source, as_of=today, assumed=assumed))
-    told = f"; not taken, more than {_FARTHEST:g} times off: {', '.join(refused)}" if refused else ""
-    return taken, told
+    problems = [f"no price for {', '.join(missing)}"] if missing else []
+    if refused:
+        problems.append(f"refused, more than {_LARGEST_FACTOR:g} times off: {', '.join(refused)}")
+    return taken, problems
 
 
 def _with_on_demand(fresh: list[Offer]) -> list[Offer]:
@@ -105,13 +112,11 @@ def _spot_prices(offers: Sequence[Offer], region: str, now: datetime) -> dict[st
     """Median over the zones of the region, in USD per hour, by machine type."""
     import boto3
 
-    pages = boto3.client("ec2", region_name=region).get_paginator("describe_spot_price_history")
     prices: dict[str, list[float]] = {}
-    for page in pages.paginate(
-        InstanceTypes=_types(offers, "ec2-spot"), ProductDescriptions=["Linux/UNIX"], StartTime=now
+    for entry in price_history(
+        boto3.client("ec2", region_name=region), {"InstanceTypes": _types(offers, "ec2-spot")}, now
     ):
-        for entry in page["SpotPriceHistory"]:
-            prices.setdefault(entry["InstanceType"], []).append(float(entry["SpotPrice"]))
+        prices.setdefault(entry["InstanceType"], []).append(float(entry["SpotPrice"]))
     return {instance: statistics.median(values) for instance, values in prices.items()}
 
 
@@ -131,10 +136,10 @@ def _on_demand_prices(offers: Sequence[Offer], region: str) -> dict[str, float]:
             "capacitystatus": "Used",
         }
         filters = [{"Type": "TERM_MATCH", "Field": field, "Value": value} for field, value in wanted.items()]
-        answer = client.get_products(ServiceCode="AmazonEC2", Filters=filters, MaxResults=1)
-        for product in answer["PriceList"]:
-            if (price := on_demand_price(json.loads(product))) is not None:
-                prices[instance] = price
+        pages = client.get_paginator("get_products").paginate(ServiceCode="AmazonEC2", Filters=filters)
+        found = (on_demand_price(json.loads(product)) for page in pages for product in page["PriceList"])
+        if (price := next((price for price in found if price is not None), None)) is not None:
+            prices[instance] = price
     return prices
 
 

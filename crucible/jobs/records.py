@@ -128,6 +128,10 @@ class Claim(Record):
     pid: int = Field(default_factory=os.getpid)
     flow_run_id: str = ""
     instance: str = ""
+    usd_per_hour: float | None = None
+    """What this machine costs, which may be another than the planned one; None in records of earlier versions."""
+    price_remark: str = ""
+    """How the price differs from the plan, or that it is a guess."""
     environment: dict[str, Any] = Field(default_factory=dict)
     claimed_at: datetime = Field(default_factory=now)
 
@@ -157,6 +161,8 @@ class Heartbeat(Record):
     committed_step: int = 0
     seconds: float = 0.0
     cost_usd: float = 0.0
+    usd_per_hour: float | None = None
+    """The price in force at that moment; None in records of earlier versions."""
     first_step_after_seconds: float | None = None
     """From the claim to the first new training step: what a recovery costs in time."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -186,6 +192,8 @@ class Outcome(Record):
     exit_code: int | None = None
     seconds: float = 0.0
     cost_usd: float = 0.0
+    usd_per_hour: float | None = None
+    """The price in force at that moment; None in records of earlier versions."""
     first_step_after_seconds: float | None = None
     """As in the heartbeat."""
     notifications: list[Notification] = Field(default_factory=list)

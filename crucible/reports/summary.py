@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from crucible.billing.costs import attempt_usd_per_hour
 from crucible.estimate.history import plan_of
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.metrics import Metrics, Row
@@ -155,7 +156,7 @@ class _AttemptRecords:
             steps_lost=self._steps_lost(),
             recovery_seconds=self._recovery_seconds(),
             seconds=last.seconds if last else 0.0,
-            usd_per_hour=launch.usd_per_hour if launch else 0.0,
+            usd_per_hour=attempt_usd_per_hour(launch, self.claim, last) if launch else 0.0,
             cost_usd=last.cost_usd if last else 0.0,
             notices=tuple(f"{n.source}: {n.reason}" for n in outcome.notifications) if outcome else (),
             saving=last.saving if last else {},

@@ -41,7 +41,7 @@ def test_spot_prices_are_the_median_of_the_zones_and_on_demand_is_put_beside(mon
     with Stubber(ec2) as spot, Stubber(pricing) as on_demand:
         wanted = {"InstanceTypes": ["g6.xlarge"], "ProductDescriptions": ["Linux/UNIX"], "StartTime": NOW}
         spot.add_response("describe_spot_price_history", {"SpotPriceHistory": zones}, wanted)
-        expected = {"ServiceCode": "AmazonEC2", "Filters": ANY, "MaxResults": 1}
+        expected = {"ServiceCode": "AmazonEC2", "Filters": ANY}
         on_demand.add_response("get_products", {"PriceList": [product("0.8100000000")]}, expected)
         monkeypatch.setattr(boto3, "client", lambda name, region_name: {"ec2": ec2, "pricing": pricing}[name])
         found = prices.refresh(some("ec2-spot/g6.xlarge", "ec2-on-demand/g6.xlarge"), "us-east-2", NOW)
@@ -52,7 +52,7 @@ def test_spot_prices_are_the_median_of_the_zones_and_on_demand_is_put_beside(mon
     assert new["ec2-on-demand/g6.xlarge"].on_demand_usd_per_hour == 0.81
     assert new["ec2-spot/g6.xlarge"].as_of == date(2026, 5, 7)
     assert new["ec2-spot/g6.xlarge"].source == "EC2 spot price history, us-east-2"
-    assert found.messages[0] == "EC2 spot price history: 1 prices"
+    assert found.messages[0] == "EC2 spot price history: 1 price"
     assert found.messages[2] == "Modal billing rates: not asked, no Modal token is set up"
 
 
@@ -61,7 +61,7 @@ def test_a_stand_ins_prices_are_not_taken_and_a_failing_source_stops_no_other() 
     # moto answers every spot price with $0.00001, and knows only a few products.
     found = prices.refresh(some("ec2-spot/g5.xlarge"), "us-east-1", NOW)
     assert found.offers == ()
-    assert "0 prices; not taken, more than 10 times off: g5.xlarge at $1e-05" in found.messages[0]
+    assert "0 prices; refused, more than 10 times off: g5.xlarge at $1e-05" in found.messages[0]
     assert len(found.messages) == 3
 
 
@@ -90,3 +90,20 @@ def test_a_product_without_an_hourly_price_is_none() -> None:
     assert prices.on_demand_price({"terms": {}}) is None
     quantity = {"unit": "Quantity", "pricePerUnit": {"USD": "10"}}
     assert prices.on_demand_price({"terms": {"OnDemand": {"a": {"priceDimensions": {"b": quantity}}}}}) is None
+
+
+def test_an_empty_first_page_with_a_token_is_not_the_end_and_a_missing_price_is_reported(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    client = boto3.client("ec2", region_name="us-east-1")
+    pages: list[dict[str, Any]] = [
+        {"SpotPriceHistory": [], "NextToken": "more"},
+        {"SpotPriceHistory": [{"InstanceType": "g5.xlarge", "SpotPrice": "0.4"}], "NextToken": ""},
+    ]
+    with Stubber(client) as stub:
+        for page in pages:
+            stub.add_response("describe_spot_price_history", page)
+        monkeypatch.setattr(boto3, "client", lambda name, region_name: client)
+        found = prices.refresh(some("ec2-spot/g5.xlarge", "ec2-spot/g6.xlarge"), "us-east-1", NOW)
+    assert [offer.usd_per_hour for offer in found.offers] == [0.4]
+    assert found.messages[0] == "EC2 spot price history: 1 price; no price for g6.xlarge"

@@ -111,6 +111,15 @@ def test_events_reach_queues_that_only_eventbridge_may_fill(aws: Aws, stack_stat
         assert statement["Condition"]["ArnEquals"]["aws:SourceArn"].endswith(rule)
 
 
+@pytest.mark.parametrize(
+    ("role", "action"),
+    [("WorkerRole", "ec2:GetSpotPlacementScores"), ("StoreAccessPolicy", "ec2:DescribeSpotPriceHistory")],
+)
+def test_roles_may_ask_for_prices_and_capacity(role: str, action: str) -> None:
+    allowed = [statement["Action"] for name, statement in statements() if name == role]
+    assert any(action == given or action in given for given in allowed if isinstance(given, str | list))
+
+
 def test_roles_may_do_what_they_are_for_and_no_star_writes() -> None:
     """Read from the template itself: what a wildcard resource may be used for is a closed list."""
     anywhere = {

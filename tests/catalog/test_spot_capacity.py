@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from crucible.catalog.spot_capacity import spot_capacity
+from crucible.catalog.ec2 import spot_capacity
 from tests.catalog.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 
 L4 = [replace(SPOT, instance=f"g6.{size}xlarge") for size in ("", 2, 4)]
@@ -50,7 +50,7 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int | None]]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    monkeypatch.setattr("crucible.catalog.spot_capacity._TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr("crucible.catalog.ec2.TIMEOUT_SECONDS", 60)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
     yield scores
     server.shutdown()

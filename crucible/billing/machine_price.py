@@ -1,0 +1,52 @@
+"""What the machine costs that really took an attempt up, which need not be the planned one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crucible.catalog.offers import Offer
+from crucible.jobs.records import Launch
+
+EC2_POOLS = ("ec2-spot", "ec2-on-demand")
+
+
+@dataclass(frozen=True)
+class MachinePrice:
+    """The price, and a sentence where it differs from the plan or is only a guess."""
+
+    usd_per_hour: float
+    remark: str = ""
+
+
+def machine_price(
+    launch: Launch,
+    instance: str,
+    lifecycle: str,
+    spot_usd_per_hour: float | None,
+    offers: Mapping[str, Offer],
+) -> MachinePrice:
+    """The price of `instance`, which claimed the attempt that `launch` planned.
+
+    In this order: the spot market's price of its zone, the planned price if it is the planned machine, the catalog's
+    price (on-demand for a machine that EC2 says is on-demand), the planned price as a guess. `lifecycle` is EC2's word
+    for it, `spot` or `on-demand`; `offers` are by `pool/instance`.
+    """
+    planned = MachinePrice(launch.usd_per_hour)
+    if launch.pool not in EC2_POOLS or not instance:
+        return planned
+    pool = {"spot": "ec2-spot", "on-demand": "ec2-on-demand"}.get(lifecycle, launch.pool)
+    as_planned = instance == launch.instance and pool == launch.pool
+    if lifecycle == "spot" and spot_usd_per_hour is not None:
+        price = spot_usd_per_hour
+    elif as_planned:
+        return planned
+    elif (offer := offers.get(f"{pool}/{instance}")) is not None:
+        price = offer.usd_per_hour
+    else:
+        guess = f"no price is known for {pool}/{instance}: the bill assumes the planned ${launch.usd_per_hour:.4g}/h"
+        return MachinePrice(launch.usd_per_hour, guess)
+    if price == launch.usd_per_hour:
+        return MachinePrice(price)
+    plan = f"{launch.instance or launch.pool} at ${launch.usd_per_hour:.4g}/h"
+    return MachinePrice(price, f"the machine is {instance} at ${price:.4g}/h; planned was {plan}")
