@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
@@ -30,7 +31,8 @@ def cost_report(
 ) -> State[Any]:
     """Sum up what all attempts of the period cost, with advice on what would have been cheaper."""
     add_tags("stage:report")
-    placed, now = open_store(store), datetime.now(UTC)
+    # A run that was late, after days off, reports its own day.
+    placed, now = open_store(store), flow_run.scheduled_start_time or datetime.now(UTC)
     total = publish_costs(placed, period, now)
     key = write_csv(placed, period, now)
     sentence = f"${total:,.2f} in the last {period}; {key}"

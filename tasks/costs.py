@@ -38,7 +38,7 @@ _SHOWN = (
 def period_costs(store: Store, period: Period, now: datetime) -> list[AttemptCost]:
     """The attempts that began within the period before `now`."""
     offers = {offer.key: offer for offer in load_catalog()}
-    return attempt_costs(store, offers, since=now - timedelta(days=_DAYS[period]))
+    return attempt_costs(store, offers, since=now - timedelta(days=_DAYS[period]), until=now)
 
 
 def publish_costs(store: Store, period: Period, now: datetime) -> float:

@@ -1,26 +1,31 @@
 """What was spent: one line per attempt, from the attempts' own records, and sums over them.
 
-Money is summed in whole millionths of a dollar, so that any way of adding up the same attempts gives the same total.
+Money is summed in whole millionths of a dollar, so that every way of adding up the same attempts gives the same total.
+A damaged record costs its own attempt (or job) the line on the bill, and nobody else's: it is reported and skipped.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crucible.catalog.offers import Offer
-from crucible.errors import ConfigError
+from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
 from crucible.store import Store
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 MICRO = 1_000_000
 GROUPS = ("job", "sweep", "project", "owner", "stage", "pool", "instance", "gpu", "day", "month")
@@ -41,19 +46,19 @@ class AttemptCost:
     owner: str
     started_at: datetime
     end_reason: str
-    """`running` while it runs; its cost is then that of its last sign of life."""
+    """`running` while it runs; its cost is then that of its last heartbeat."""
     seconds: float
     usd_per_hour: float
     micro_usd: int
     on_demand_micro_usd: int
     """The same seconds at the on-demand price of the same machine."""
     idle_seconds: float
-    """From the claim to the first new step: paid for and not trained."""
+    """From the claim to the first new step: paid time without training."""
     sweep: str = ""
     """The sweep that the job is a trial of; empty for any other job."""
     gpus: int = 0
     unused_gpus: int = 0
-    """GPUs of the machine that the job's micro-batches cannot be shared over."""
+    """GPUs of the machine that the job's micro-batches cannot be divided over."""
 
     @property
     def usd(self) -> float:
@@ -74,24 +79,49 @@ def attempt_costs(
     since: datetime | None = None,
     until: datetime | None = None,
     job: str | None = None,
+    on_damage: Callable[[str], None] = logger.warning,
 ) -> list[AttemptCost]:
     """The bill of every attempt that was claimed in [since, until), by job and number.
 
-    `offers` by `pool/instance` tell the on-demand prices. Attempts that never came to life cost nothing and are left
-    out.
+    `offers` by `pool/instance` give the on-demand prices. Attempts that were never claimed cost nothing and are left
+    out. `on_damage` receives a message for each record that is skipped.
     """
-    jobs = [Job.open(store, job)] if job is not None else [Job(store, job_id) for job_id in Job.ids(store)]
+    job_ids = [Job.open(store, job).job_id] if job is not None else Job.ids(store)
     sweeps = set(store.folders("sweeps"))
     costs = []
-    for each in jobs:
-        spec = each.read_spec()
-        for attempt in each.attempts():
-            cost = _cost(spec, attempt, offers, _sweep_of(spec.job_id, sweeps))
-            if cost is None or (since is not None and cost.started_at < since):
-                continue
-            if until is None or cost.started_at < until:
+    for job_id in job_ids:
+        with skipping_damage(on_damage, f"job {job_id} is left out of the bill"):
+            spec, attempts = Job(store, job_id).read_spec(), Job(store, job_id).attempts()
+            costs += _job_costs(spec, attempts, offers, _sweep_of(job_id, sweeps), on_damage)
+    return [
+        cost
+        for cost in costs
+        if (since is None or cost.started_at >= since) and (until is None or cost.started_at < until)
+    ]
+
+
+def _job_costs(
+    spec: JobSpec,
+    attempts: Sequence[Attempt],
+    offers: Mapping[str, Offer],
+    sweep: str,
+    on_damage: Callable[[str], None],
+) -> list[AttemptCost]:
+    costs = []
+    for attempt in attempts:
+        with skipping_damage(on_damage, f"attempt {attempt.number} of job {spec.job_id} is left out of the bill"):
+            if (cost := _cost(spec, attempt, offers, sweep)) is not None:
                 costs.append(cost)
     return costs
+
+
+@contextmanager
+def skipping_damage(on_damage: Callable[[str], None], consequence: str) -> Iterator[None]:
+    """Report and skip a damaged, deleted or foreign record; a store that does not answer still raises."""
+    try:
+        yield
+    except (RecordDamaged, ObjectMissing, ConfigError) as error:
+        on_damage(f"{consequence}: {error}")
 
 
 def total_micro_usd(costs: Sequence[AttemptCost]) -> int:
@@ -164,12 +194,17 @@ def as_csv(costs: Sequence[AttemptCost]) -> str:
     names = [field.name for field in fields(AttemptCost) if not field.name.endswith("micro_usd")]
     writer = csv.DictWriter(text, [*names, "usd", "on_demand_usd"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(as_rows(costs))
+    writer.writerows({name: _literal(value) for name, value in row.items()} for row in as_rows(costs))
     return text.getvalue()
 
 
+def _literal(value: object) -> object:
+    """A cell that a spreadsheet shows as it is: text that looks like a formula gets a leading apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.lstrip().startswith(("=", "+", "-", "@")) else value
+
+
 def advice(costs: Sequence[AttemptCost]) -> list[str]:
-    """What would have been cheaper, in figures; empty when there is nothing to say."""
+    """What would have been cheaper, in figures; often nothing."""
     sentences = []
     paid = [cost for cost in costs if cost.micro_usd]
     total = total_micro_usd(paid)
@@ -204,7 +239,7 @@ def _sweep_of(job_id: str, sweeps: set[str]) -> str:
 
 
 def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> int:
-    """The same seconds on the same machine on demand; what was paid where that is more or nobody knows."""
+    """The same seconds on the same machine on demand; what was paid if that is more, or if the price is unknown."""
     price = offer.on_demand_usd_per_hour if offer is not None else None
     return micro_usd if price is None else max(round(seconds / 3600 * price * MICRO), micro_usd)
 

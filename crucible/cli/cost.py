@@ -48,7 +48,7 @@ def cost(
         raise ConfigError(f"by is {group!r}: it must be one of {', '.join(costs.GROUPS)}")
     start = None if since is None else moment_ago(since, datetime.now(UTC))
     offers = {offer.key: offer for offer in load_catalog()}
-    found = costs.attempt_costs(store_at(store or default_store_uri()), offers, since=start, job=job)
+    found = costs.attempt_costs(store_at(store or default_store_uri()), offers, since=start, job=job, on_damage=_warn)
     if reconcile:
         _print_reconciled(found, start or datetime.now(UTC) - timedelta(days=7), datetime.now(UTC), as_json)
         return
@@ -63,6 +63,10 @@ def cost(
         typer.echo(json.dumps(values, indent=1))
         return
     _print(found, group)
+
+
+def _warn(message: str) -> None:
+    typer.echo(f"note: {message}", err=True)
 
 
 def _print(found: list[AttemptCost], group: str | None) -> None:

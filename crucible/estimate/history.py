@@ -1,4 +1,4 @@
-"""What runs really took: speeds and estimates of the past, as create-only records in the store.
+"""What past runs really took: speeds, and estimates beside the truth, as create-only records in the store.
 
     history/speeds/<pool>/<instance>/<name>.json       seconds per step of one run on one offer
     history/estimates/<job>.json                            what a job was estimated to take and cost, and what it did
@@ -9,16 +9,23 @@ Nothing is ever rewritten, so that two machines can remember at the same time.
 
 from __future__ import annotations
 
+import logging
 import statistics
 import uuid
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from typing import TypeVar
 
 from pydantic import Field
 
-from crucible.errors import ObjectExists, ObjectMissing
+from crucible.errors import ObjectExists, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Job
 from crucible.jobs.records import Record, now
 from crucible.store import Store
+
+R = TypeVar("R", bound=Record)
+
+logger = logging.getLogger(__name__)
 
 _SPEEDS, _ESTIMATES = "history/speeds", "history/estimates"
 
@@ -79,36 +86,35 @@ def remember_speed(store: Store, record: SpeedRecord, name: str | None = None) -
     """Add one record, once per `name`; it is never changed afterwards."""
     name = name or f"{record.at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     try:
-        store.create_json(f"{_SPEEDS}/{record.offer}/{name}.json", record.model_dump(mode="json"))
+        store.create_model(f"{_SPEEDS}/{record.offer}/{name}.json", record)
     except ObjectExists:
         return
 
 
-def speeds(store: Store) -> list[SpeedRecord]:
-    """Every record, oldest first."""
-    records = [SpeedRecord.model_validate(store.read_json(info.key)) for info in store.list(_SPEEDS)]
-    return sorted(records, key=lambda record: record.at)
+def speeds(store: Store, on_damage: Callable[[str], None] = logger.warning) -> list[SpeedRecord]:
+    """Every record, oldest first; damaged ones are reported and left out."""
+    return sorted(_records(store, _SPEEDS, SpeedRecord, on_damage), key=lambda record: record.at)
 
 
 def remember_plan(job: Job, planned: PlannedCost) -> None:
     """Keep the estimate a job was launched with; the first one stands."""
     try:
-        job.store.create_json("estimate.json", planned.model_dump(mode="json"))
+        job.store.create_model("estimate.json", planned)
     except ObjectExists:
         return
 
 
-def plan_of(job: Job) -> PlannedCost | None:
+def read_plan(job: Job) -> PlannedCost | None:
     """The estimate a job was launched with, if there was one."""
     try:
-        return PlannedCost.model_validate(job.store.read_json("estimate.json"))
+        return job.store.read_model("estimate.json", PlannedCost)
     except ObjectMissing:
         return None
 
 
 def remember_truth(job: Job) -> EstimateRecord | None:
     """After a job's end: put its estimate beside what it took. None when it had no estimate or took no time."""
-    planned = plan_of(job)
+    planned = read_plan(job)
     outcomes = [outcome for attempt in job.attempts() if (outcome := attempt.read_outcome()) is not None]
     seconds = sum(outcome.seconds for outcome in outcomes)
     if planned is None or seconds <= 0:
@@ -116,16 +122,25 @@ def remember_truth(job: Job) -> EstimateRecord | None:
     usd = sum(outcome.cost_usd for outcome in outcomes)
     record = EstimateRecord(job_id=job.job_id, planned=planned, hours=seconds / 3600, usd=usd)
     try:
-        job.root.create_json(f"{_ESTIMATES}/{job.job_id}.json", record.model_dump(mode="json"))
+        job.root.create_model(f"{_ESTIMATES}/{job.job_id}.json", record)
     except ObjectExists:
-        return EstimateRecord.model_validate(job.root.read_json(f"{_ESTIMATES}/{job.job_id}.json"))
+        return job.root.read_model(f"{_ESTIMATES}/{job.job_id}.json", EstimateRecord)
     return record
 
 
-def estimates(store: Store) -> list[EstimateRecord]:
-    """Every estimate whose job has ended, oldest first."""
-    records = [EstimateRecord.model_validate(store.read_json(info.key)) for info in store.list(_ESTIMATES)]
-    return sorted(records, key=lambda record: record.at)
+def estimates(store: Store, on_damage: Callable[[str], None] = logger.warning) -> list[EstimateRecord]:
+    """Every estimate whose job has ended, oldest first; damaged ones are reported and left out."""
+    return sorted(_records(store, _ESTIMATES, EstimateRecord, on_damage), key=lambda record: record.at)
+
+
+def _records(store: Store, folder: str, model: type[R], on_damage: Callable[[str], None]) -> Iterator[R]:
+    for info in store.list(folder):
+        try:
+            yield store.read_model(info.key, model)
+        except RecordDamaged as error:
+            on_damage(f"left out of the history: {error}")
+        except ObjectMissing:
+            continue  # deleted since it was listed
 
 
 def accuracy(records: list[EstimateRecord]) -> dict[str, float | int]:

@@ -87,7 +87,7 @@ def run_estimate(
     store = store_at(request.store or default_store_uri())
     warnings: list[str] = []
     try:
-        records = history.speeds(store)
+        records = history.speeds(store, warnings.append)
     except StoreError as error:
         records = []
         warnings.append(f"the history of past runs cannot be read, so the estimate goes without it: {error}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from crucible.billing.costs import skipping_damage
 from crucible.catalog.offers import OWN_POOLS
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
@@ -19,6 +21,8 @@ from crucible.jobs.records import EndReason, Limits, Record
 from crucible.placement.deadline import DeadlinePolicy
 from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
+
+logger = logging.getLogger(__name__)
 
 AUTO = "auto"
 FALLBACK = {"ec2-spot": ("ec2-on-demand",)}
@@ -79,7 +83,7 @@ class Choice(Record):
 def read_choice(job: Job, flow_run_id: str) -> Choice | None:
     """What this flow run chose when it first started; None when it did not get that far."""
     try:
-        return Choice.model_validate(job.store.read_json(_key(flow_run_id)))
+        return job.store.read_model(_key(flow_run_id), Choice)
     except ObjectMissing:
         return None
 
@@ -87,7 +91,7 @@ def read_choice(job: Job, flow_run_id: str) -> Choice | None:
 def remember_choice(job: Job, flow_run_id: str, choice: Choice) -> None:
     """Keep the choice for a restart of this flow run; the first one stands."""
     try:
-        job.store.create_json(_key(flow_run_id), choice.model_dump(mode="json"))
+        job.store.create_model(_key(flow_run_id), choice)
     except ObjectExists:
         return
 
@@ -161,12 +165,13 @@ def observed_mtbf_seconds(store: Store, pool: str) -> float | None:
     """
     seconds, interruptions = 0.0, 0
     for job_id in Job.ids(store):
-        for attempt in Job(store, job_id).attempts():
-            launch, outcome = attempt.read_launch(), attempt.read_outcome()
-            if launch is None or outcome is None or launch.pool != pool:
-                continue
-            seconds += outcome.seconds
-            interruptions += outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST)
+        with skipping_damage(logger.warning, f"job {job_id} is left out of the interruptions"):
+            for attempt in Job(store, job_id).attempts():
+                launch, outcome = attempt.read_launch(), attempt.read_outcome()
+                if launch is None or outcome is None or launch.pool != pool:
+                    continue
+                seconds += outcome.seconds
+                interruptions += outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST)
     return seconds / interruptions if interruptions >= ENOUGH_INTERRUPTIONS else None
 
 

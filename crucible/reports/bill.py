@@ -1,4 +1,4 @@
-"""A job's bill in its report: attempt by attempt over all pools, what was saved, what interruptions took."""
+"""A job's bill in its report: every attempt on every pool, the savings, and what interruptions cost in time."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from crucible.billing.costs import MICRO, on_demand_micro_usd
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
-from crucible.formatting import UNKNOWN, duration, markdown_table
+from crucible.formatting import UNKNOWN, duration, markdown_table, money
 from crucible.reports.summary import AttemptSummary, JobSummary
 
 
 def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
-    """Markdown: a table whose lines add up to its last one, to the millionth of a dollar, and what to say of it.
+    """Markdown: a table whose rows add up to the last one, to the millionth of a dollar, and remarks on it.
 
-    `offers` by `pool/instance` tell the on-demand prices; those of the catalog if none are given.
+    `offers` by `pool/instance` give the on-demand prices; the catalog's if none are given.
     """
     known = _catalog() if offers is None else offers
     rows, paid, on_demand, seconds = [], 0, 0, 0.0
@@ -27,8 +27,8 @@ def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
         rows.append([*where, duration(attempt.seconds), f"{attempt.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
     rows.append(["total", "", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
     table = markdown_table(["attempt", "pool", "instance", "time", "USD/h", "USD"], rows, numbers=(0, 3, 4, 5))
-    remarks = [remark for remark in (_saved(paid, on_demand), _extra(summary.attempts), _left(summary)) if remark]
-    return "\n\n".join([table, *remarks])
+    remarks = [_saved(paid, on_demand), _extra(summary.attempts), _left(summary), _unplanned(summary.attempts)]
+    return "\n\n".join([table, *filter(None, remarks)])
 
 
 def _saved(paid: int, on_demand: int) -> str:
@@ -49,7 +49,12 @@ def _extra(attempts: tuple[AttemptSummary, ...]) -> str:
 
 
 def _left(summary: JobSummary) -> str:
-    return f"About ${summary.cost_left_usd:.2f} more to the end." if summary.cost_left_usd else ""
+    return f"About {money(summary.cost_left_usd)} more until the end." if summary.cost_left_usd else ""
+
+
+def _unplanned(attempts: tuple[AttemptSummary, ...]) -> str:
+    """The attempts that ran on another machine, or at another price, than planned."""
+    return "\n".join(f"- Attempt {a.number}: {a.price_remark}." for a in attempts if a.price_remark)
 
 
 def _catalog() -> dict[str, Offer]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crucible.billing.costs import attempt_usd_per_hour
-from crucible.estimate.history import plan_of
+from crucible.estimate.history import read_plan
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.metrics import Metrics, Row
 from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
@@ -44,6 +44,8 @@ class AttemptSummary:
     notices: tuple[str, ...]
     saving: dict[str, float]
     mtbf_seconds: float | None
+    price_remark: str = ""
+    """How the machine and its price differ from the plan."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,7 @@ class _AttemptRecords:
             notices=tuple(f"{n.source}: {n.reason}" for n in outcome.notifications) if outcome else (),
             saving=last.saving if last else {},
             mtbf_seconds=launch.mtbf_seconds if launch else None,
+            price_remark=self.claim.price_remark if self.claim else "",
         )
 
     def _doing(self) -> str:
@@ -200,7 +203,7 @@ class _AttemptRecords:
 def _cost_left(job: Job, attempt: AttemptSummary, seconds_left: float | None, spent_usd: float) -> float | None:
     if seconds_left is not None:
         return seconds_left / 3600 * attempt.usd_per_hour
-    planned = plan_of(job)
+    planned = read_plan(job)
     return max(0.0, planned.usd - spent_usd) if planned else None
 
 

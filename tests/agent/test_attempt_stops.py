@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from crucible.agent.notices import Notice
 from crucible.agent.plan import Scratch
 from crucible.errors import FencedOut
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, Launch, Limits, Outcome, StopRequest
+from crucible.jobs.records import Claim, EndReason, Launch, Limits, Outcome, StopRequest
 from crucible.store import Store, store_at
 from tests.agent.harness import LONG_ENOUGH, Bell, Recorder, committed, plan, run, scripted, stop
 from tests.faults.faulty_store import FaultyStore
@@ -136,6 +137,21 @@ def test_the_budget_stops_and_a_higher_one_goes_on(job: Job, tmp_path: Path) -> 
     done = run(job, 3, tmp_path, steps=20)
     assert (done.end_reason, done.committed_step) == (EndReason.COMPLETED, 20)
     assert job.cost_usd() >= spent
+
+
+def test_the_cap_follows_the_machine_that_took_the_attempt_up(job: Job, tmp_path: Path) -> None:
+    """Planned as free, on a machine that costs $20 a second: bill and cap count the machine's price."""
+    job.set_limits(Limits(max_cost_usd=10.0))
+    launched(job, 1)
+    at = {"5": f"wait {tmp_path}/never"}
+    claim = Claim(number=1, instance="g5.xlarge", usd_per_hour=3600.0 * 20, price_remark="the machine is g5.xlarge")
+    observer = Recorder()
+    attempt_plan = replace(plan(tmp_path, scripted(steps=20, at=at)), claim=lambda: claim)
+    outcome = run_attempt(job.attempt(1), attempt_plan, observer)
+    assert outcome.end_reason is EndReason.BUDGET
+    assert outcome.cost_usd == pytest.approx(outcome.seconds * 20, rel=0.2)
+    assert outcome.usd_per_hour == 3600.0 * 20
+    assert observer.told("claimed") == ["attempt 1 of job runs here; the machine is g5.xlarge"]
 
 
 def test_the_hours_of_a_job_end(store: Store, tmp_path: Path) -> None:

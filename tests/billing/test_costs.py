@@ -12,6 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from crucible.agent.cost_meter import CostMeter
 from crucible.billing import costs
 from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
 from crucible.billing.costs import AttemptCost
@@ -114,6 +115,8 @@ def test_nonsense_is_refused(tmp_path: Path) -> None:
     for arguments, message in (
         (("--by", "colour"), "by is 'colour'"),
         (("--since", "yesterday"), "since is 'yesterday'"),
+        (("--since", "99999999999d"), "since is '99999999999d'"),
+        (("--since", "9e99h"), "since is '9e99h'"),
         (("--json", "--csv"), "exclude each other"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -198,3 +201,66 @@ def test_a_job_that_cannot_fit_into_a_budget_is_told_so() -> None:
 def test_a_budget_must_be_money() -> None:
     with pytest.raises(ConfigError, match="usd of budget b is -1"):
         BudgetLimit("b", -1)
+
+
+def test_the_bill_follows_the_machine_that_ran_the_attempt(store: Store) -> None:
+    """Planned: g.small at $0.5. What came: a larger machine, whose price rose while it ran."""
+    big = offer_like(SPOT, instance="g.large", usd_per_hour=0.9, on_demand_usd_per_hour=4.0, gpu="A10G")
+    job = Job.create(store, JobSpec(job_id="moved"))
+    for number in (1, 2):
+        job.decide(Launch(number=number, pool="ec2-spot", instance="g.small", usd_per_hour=0.5, reason="test"))
+        job.attempt(number).take(Claim(number=number, instance="g.large", usd_per_hour=0.8))
+    meter = CostMeter(0.8, clock := Clock())
+    clock.now += 1800
+    meter.set_price(1.2)
+    clock.now += 1800
+    assert meter.usd() == pytest.approx(0.4 + 0.6)
+    outcome = Outcome(end_reason=EndReason.INTERRUPTED, message="", seconds=meter.seconds())
+    job.attempt(1).end(outcome.model_copy(update={"cost_usd": meter.usd(), "usd_per_hour": meter.usd_per_hour}))
+    job.attempt(2).write_heartbeat(Heartbeat(sequence=1, phase="train", seconds=3600, cost_usd=0.8))
+    first, second = costs.attempt_costs(store, OFFERS | {big.key: big})
+    assert (first.instance, first.gpu, first.usd_per_hour, first.usd) == ("g.large", "A10G", 1.2, 1.0)
+    assert first.on_demand_micro_usd == 4_000_000, "the same hour of the machine that ran, not of the planned one"
+    assert (second.usd_per_hour, second.usd) == (0.8, 0.8)
+    (unknown, _) = costs.attempt_costs(store, OFFERS)
+    assert unknown.on_demand_micro_usd == unknown.micro_usd, "no savings are claimed for a machine without a price"
+
+
+class Clock:
+    """Time that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b'{"job_id": 7}', None])
+def test_a_damaged_record_costs_only_its_own_line(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: bytes | None
+) -> None:
+    job_of(store, "sound")
+    for name, record in (("broken", "job.json"), ("half", "attempts/0002/outcome.json")):
+        job_of(store, name)
+        file = tmp_path / "store" / "jobs" / name / record
+        file.unlink()
+        if damage is None:
+            file.mkdir()
+        else:
+            file.write_bytes(damage)
+    (tmp_path / "store" / "jobs" / "not a job").mkdir()
+    problems: list[str] = []
+    found = costs.attempt_costs(store, OFFERS, on_damage=problems.append)
+    assert {cost.job for cost in found} >= {"sound", "half"}
+    assert [cost.attempt for cost in found if cost.job == "sound"] == [1, 2, 3, 4, 5]
+    assert [cost.attempt for cost in found if cost.job == "half"] == [1, 3, 4, 5]
+    assert any("jobs/broken/job.json" in problem for problem in problems)
+    assert any("attempts/0002/outcome.json" in problem for problem in problems)
+    assert "over 9 attempts" in run("--store", str(tmp_path / "store"))
+
+
+def test_a_spreadsheet_does_not_run_what_a_person_wrote(store: Store) -> None:
+    job_of(store, project="=HYPERLINK(1)", owner="@ada")
+    (line, *_) = csv.DictReader(io.StringIO(costs.as_csv(costs.attempt_costs(store, OFFERS))))
+    assert (line["project"], line["owner"]) == ("'=HYPERLINK(1)", "'@ada")
+    assert costs.as_rows(costs.attempt_costs(store, OFFERS))[0]["project"] == "=HYPERLINK(1)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ def artifact(key: str) -> str:
     return str(max(found, key=lambda entry: entry.created).data)  # type: ignore[arg-type, return-value]
 
 
-def spend(store: Store, name: str, usd: float) -> None:
+def spend(store: Store, name: str, usd: float, claimed_at: datetime | None = None) -> None:
     job = Job.create(store, JobSpec(job_id=name, project="paper", owner="ada"))
     job.decide(Launch(number=1, pool="ec2-spot", instance="g6.xlarge", usd_per_hour=0.4, reason="test"))
-    job.attempt(1).take(Claim(number=1))
+    job.attempt(1).take(Claim(number=1, claimed_at=claimed_at or datetime.now(UTC)))
     job.attempt(1).end(Outcome(end_reason=EndReason.COMPLETED, message="", seconds=900.0, cost_usd=usd))
 
 
@@ -63,6 +64,18 @@ def test_cost_report_says_to_the_cent_what_its_csv_says(tmp_path: Path) -> None:
     assert written.key in state.message
     lines = csv.DictReader(io.StringIO(store.read(written.key).decode()))
     assert sum(round(float(line["usd"]) * 1e6) for line in lines) == 931_111
+
+
+def test_a_scheduled_report_that_runs_late_reports_its_own_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows.cost_report import cost_report
+
+    store = store_at(tmp_path.as_uri())
+    spend(store, "today", 0.5)
+    spend(store, "before", 0.25, claimed_at=datetime(2026, 5, 6, 20, tzinfo=UTC))
+    spend(store, "after", 0.125, claimed_at=datetime(2026, 5, 7, 8, tzinfo=UTC))
+    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__SCHEDULED_START_TIME", "2026-05-07T07:00:00Z")
+    state: Any = cost_report(store=store.uri, period="day", return_state=True)
+    assert state.message == "$0.25 in the last day; reports/costs/day-2026-05-07.csv"
 
 
 def test_a_budget_block_gives_each_alert_once(tmp_path: Path) -> None:
