@@ -17,12 +17,14 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 from pydantic import Field
 
+from flows.forms import described
 from tasks.costs import give_alerts, publish_costs, write_csv
 from tasks.observing import add_tags
 from tasks.storage import open_store
 
 
 @flow(name="cost-report", flow_run_name="cost-report {period}", persist_result=False)
+@described
 def cost_report(
     period: Annotated[
         Literal["day", "week", "month"], Field(description="The last 24 hours, 7 days or 30 days.")
@@ -41,6 +43,7 @@ def cost_report(
 
 
 @flow(name="check-budgets", persist_result=False)
+@described
 def check_budgets(
     store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
 ) -> State[Any]:

@@ -13,6 +13,8 @@ from prefect import flow
 from pydantic import Field
 
 from crucible.jobs.job import Job
+from flows.forms import described
+from flows.parameters import MOST, StoreName
 from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.observing import add_tags
@@ -22,13 +24,15 @@ Format = Literal["huggingface", "nanogpt"]
 
 
 @flow(name="evaluate", flow_run_name="evaluate {job}", persist_result=False)
+@described
 def evaluate(
     job: Annotated[str, Field(description="The job's name, as `crucible jobs ls` shows it.")],
-    store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
+    store: StoreName = "default",
     step: Annotated[
         int | None,
         Field(
             ge=0,
+            le=MOST,
             description="Which checkpoint. Empty: the newest, or the one with the lowest validation loss in training, "
             "whichever is better over the whole split.",
         ),

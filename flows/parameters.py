@@ -1,22 +1,51 @@
-"""Parameters that several flows share, so that the Prefect form and the command line say the same."""
+"""What a person may ask of the flows, by the names on the Prefect form and the command line."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Optional
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
+from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from crucible.config import TrainConfig
+from crucible.datasets.config import DatasetConfig
+from crucible.errors import ConfigError
+from crucible.estimate.request import moment_to_come
+from crucible.jobs.records import Limits
+from crucible.sweeps.sampling import SamplerName
+from crucible.sweeps.schedules import ScheduleName, ladder
+from crucible.sweeps.space import EXAMPLE, MOST_TRIALS, Space
+
+MOST = 2**53 - 1
+"""Prefect's server lists no runs any more once one of them has an integer beyond 64 bits; a browser keeps 53."""
+MOST_ATTEMPTS = 100_000
+MOST_USD = 1e9
+MOST_HOURS = 87_660.0
+"""Ten years."""
+MOST_PARALLEL = 64
+SOME_TRIALS = 30
+"""Where the space has no end and nobody said how many."""
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
-Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal"]
+Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "auto"]
+Goal = Literal["cost", "time", "balanced"]
+
+StoreName = Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")]
+Dataset = Annotated[DatasetConfig, Field(description="The text to train on and its tokenizer.")]
+OptimizeFor = Annotated[Goal, Field(description="What comes first, for auto.")]
+Project = Annotated[str, Field(description="Whose money it is: shown in cost reports.")]
+Owner = Annotated[str, Field(description="Who started it: shown in cost reports.")]
 
 
 def _overrides() -> type[BaseModel]:
     """`TrainConfig` with every field optional: what is left empty comes from the preset."""
     fields: dict[str, Any] = {}
     for name, field in TrainConfig.model_fields.items():
-        kind: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        metadata = [*field.metadata]
+        if field.annotation in (int, int | None) and not any(isinstance(entry, Le | Lt) for entry in metadata):
+            metadata.append(Le(MOST))
+        kind: Any = Annotated[(field.annotation, *metadata)] if metadata else field.annotation
         fields[name] = (
             Optional[kind],  # noqa: UP045  (an Annotated built at run time knows no `|`)
             Field(None, title=name, description=f"{field.description} Empty: as in the preset."),
@@ -29,9 +58,153 @@ def _overrides() -> type[BaseModel]:
     )
 
 
-TrainOverrides = _overrides()
+if TYPE_CHECKING:
+
+    class TrainOverrides(BaseModel):
+        """Any of `TrainConfig`'s fields."""
+else:
+    TrainOverrides = _overrides()
 
 
-def resolve(preset: str, overrides: BaseModel) -> TrainConfig:
-    """The complete configuration. Raises `ConfigError` naming field, value and mend."""
+class Request(BaseModel):
+    """Base of what flows are asked: every field has a bound, and no other is accepted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TrainRequest(Request):
+    """What `train-nanogpt` is asked: one training, on as many machines as it takes."""
+
+    preset: Preset = Field("cpu-small", description="Which shipped configuration to start from.")
+    config: TrainOverrides = Field(
+        TrainOverrides(), description="What differs from the preset, by nanoGPT's key names."
+    )
+    dataset: Dataset = DatasetConfig()
+    pool: Pool = Field(
+        "local", description="Where to train. auto: the best of the pools that are ready, by what optimize_for says."
+    )
+    optimize_for: OptimizeFor = "balanced"
+    job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
+    max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
+    max_cost_usd: float | None = Field(
+        None, gt=0, le=MOST_USD, description="Stop, saved, before the job costs more. Empty: no cap."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, le=MOST_HOURS, description="Stop, saved, so many hours after the start. Empty: no cap."
+    )
+    finish_by: str = Field(
+        "", description="Be done by then: a time with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+    )
+    run_evaluation: bool = Field(True, description="Evaluate and export the model at the end.")
+    project: Project = "default"
+    owner: Owner = ""
+    store: StoreName = "default"
+
+    def train_config(self) -> TrainConfig:
+        """The complete configuration. Raises `ConfigError` naming field, value and fix."""
+        return _resolved(self.preset, self.config)
+
+    def limits(self) -> Limits:
+        return Limits(max_attempts=self.max_attempts, max_cost_usd=self.max_cost_usd, max_hours=self.max_hours)
+
+    def deadline(self, after: datetime | None) -> datetime | None:
+        """The moment of `finish_by`. Raises `ConfigError` for what is no time, or not later than `after`."""
+        return moment_to_come(self.finish_by, after) if self.finish_by else None
+
+
+class TuneRequest(Request):
+    """What `tune-nanogpt` is asked: a search over configurations."""
+
+    space: dict[str, Any] | str = Field(
+        {},
+        description="What to search, by nanoGPT's key names; JSON or YAML. A list is a choice, a range is "
+        f"{{uniform | loguniform | int: [low, high]}}. Example: {EXAMPLE}",
+    )
+    space_file: str = Field("", description="Path of a YAML or JSON file with the space, instead.")
+    sampler: SamplerName = Field(
+        "random", description="grid: every combination of lists. random: independent draws. tpe: learns from results."
+    )
+    schedule: ScheduleName = Field(
+        "asha",
+        description="Who is trained further. asha: the best of a rung, without waiting. halving: the best of a full "
+        "rung. hyperband: several halvings, from many short trials to few long ones. none: every trial to the end.",
+    )
+    max_trials: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_TRIALS,
+        description=f"Trials in all. Empty: the whole grid, hyperband's brackets, {SOME_TRIALS}.",
+    )
+    min_steps: int | None = Field(
+        None, ge=1, le=MOST, description="Steps of the first rung at least. Empty: a ninth of max_iters."
+    )
+    reduction_factor: int = Field(3, ge=2, le=100, description="One in so many trials goes on to the next rung.")
+    seed: int = Field(0, ge=0, le=MOST, description="Decides which trials are drawn, and in which order.")
+    parallelism: int | None = Field(
+        None, ge=1, le=MOST_PARALLEL, description="Trials at a time. Empty: one per core on local (8 at most), else 4."
+    )
+    preset: Preset = Field("cpu-small", description="Which shipped configuration trials change.")
+    config: TrainOverrides = Field(
+        TrainOverrides(), description="What differs from the preset in every trial, by nanoGPT's key names."
+    )
+    dataset: Dataset = DatasetConfig()
+    pool: Pool = Field(
+        "local",
+        description="Where to train. local: inside this flow, on its own machine. auto: for each trial the best of "
+        "the pools that are ready.",
+    )
+    optimize_for: OptimizeFor = "balanced"
+    sweep: str = Field(
+        "", description="The sweep's name. Empty: a new one. An existing one is continued; its space may be left out."
+    )
+    max_cost_usd: float | None = Field(
+        None, gt=0, le=MOST_USD, description="Stop, saved, before the whole sweep costs more. Empty: no cap."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, le=MOST_HOURS, description="Stop, saved, so many hours after the start."
+    )
+    finish_by: str = Field(
+        "", description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+    )
+    run_evaluation: bool = Field(True, description="Evaluate and export the best model at the end.")
+    project: Project = "default"
+    owner: Owner = ""
+    store: StoreName = "default"
+
+    def train_config(self) -> TrainConfig:
+        """The configuration that trials change. Raises `ConfigError` naming field, value and fix."""
+        return _resolved(self.preset, self.config)
+
+    def read_space(self, sweep: str) -> Space:
+        """The space, from the form or its file. Raises `ConfigError` unless exactly one of them is given and valid."""
+        if self.space and self.space_file:
+            raise ConfigError("space and space_file are both given; give one of them")
+        if self.space_file:
+            return Space.from_file(self.space_file)
+        if not self.space:
+            raise ConfigError(
+                f"space is empty, and there is no sweep {sweep!r} to continue; name at least one setting to search, "
+                f"such as {EXAMPLE}"
+            )
+        return Space.parse(self.space)
+
+    def ladder(self, base: TrainConfig) -> list[int]:
+        """The rungs in steps, ascending; the last one is the whole training."""
+        if self.schedule == "none":
+            return [base.max_iters]
+        first = min(self.min_steps or max(1, base.max_iters // 9), base.max_iters)
+        return ladder(base.max_iters, first, self.reduction_factor)
+
+    def given_limits(self) -> dict[str, Any]:
+        """What limits this request sets; those left empty stay as they are. Raises `ConfigError` for no time."""
+        given = {
+            "max_trials": self.max_trials,
+            "max_cost_usd": self.max_cost_usd,
+            "max_hours": self.max_hours,
+            "finish_by": moment_to_come(self.finish_by, None) if self.finish_by else None,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+
+def _resolved(preset: str, overrides: TrainOverrides) -> TrainConfig:
     return TrainConfig.preset(preset, **overrides.model_dump(exclude_none=True))

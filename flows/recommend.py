@@ -16,6 +16,7 @@ from pydantic import Field
 from crucible.errors import CrucibleError
 from crucible.estimate.request import EstimateRequest, run_estimate
 from crucible.formatting import money, rough_duration
+from flows.forms import described
 from flows.parameters import Preset
 from tasks.ending import end_as
 from tasks.observing import add_tags
@@ -23,6 +24,7 @@ from tasks.recommendation import pool_states, publish
 
 
 @flow(name="recommend", persist_result=False)
+@described
 def recommend(
     preset: Annotated[Preset, Field(description="Which shipped configuration.")] = "cpu-small",
     tokens: Annotated[str, Field(description="Train on so many tokens: 300M, 1B. Empty: as configured.")] = "",

@@ -6,6 +6,8 @@ inside the same dying machine.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from prefect import flow
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Cancelled, Completed, Failed
@@ -14,6 +16,8 @@ from pydantic import Field
 from crucible.errors import FencedOut
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Outcome
+from flows.forms import described
+from flows.parameters import MOST, StoreName
 from tasks.console import outlive_the_console
 from tasks.ending import end_as
 from tasks.storage import open_store
@@ -21,10 +25,11 @@ from tasks.training import train_attempt
 
 
 @flow(name="train", log_prints=False, persist_result=False)
+@described
 def train(
-    job: str = Field(description="The job's id, as `crucible jobs ls` shows it."),
-    attempt: int = Field(ge=1, description="The attempt's number; decided by the supervising flow."),
-    store: str = Field("default", description="Name of a Store block, or an address (file://…, s3://…)."),
+    job: Annotated[str, Field(description="The job's id, as `crucible jobs ls` shows it.")],
+    attempt: Annotated[int, Field(ge=1, le=MOST, description="The attempt's number; decided by the supervising flow.")],
+    store: StoreName = "default",
 ) -> State:
     """Run one attempt: restore, train, commit, record how it ended."""
     outlive_the_console()

@@ -63,6 +63,7 @@ class DatasetConfig(Settings):
     max_bytes: int | None = Field(
         None,
         ge=1,
+        le=1 << 50,
         description="Use at most about this many bytes of the source; empty: all (python-stdlib: 4 MB). Documents "
         "after the limit are left out, and the one on it is cut at a line end.",
     )

@@ -1,0 +1,128 @@
+"""What the Prefect form shows and what the server accepts, before anything is started."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectHTTPStatusError
+from prefect.flows import Flow
+from prefect.utilities.callables import parameter_schema
+from pydantic import BaseModel, Field, ValidationError
+
+from flows.cost_report import cost_report
+from flows.evaluate import evaluate
+from flows.forms import described, takes
+from flows.parameters import TrainOverrides, TrainRequest, TuneRequest
+from flows.recommend import recommend
+from flows.train import train
+from flows.train_nanogpt import train_nanogpt
+from flows.tune import tune_nanogpt
+from tests.conftest import PrefectServer
+
+FLOWS = [train_nanogpt, tune_nanogpt, train, evaluate, recommend, cost_report]
+HUGE = 10**30
+
+
+@pytest.mark.parametrize("flow", FLOWS, ids=lambda flow: flow.name)
+def test_the_form_describes_every_parameter(flow: Flow[..., Any]) -> None:
+    properties = parameter_schema(flow).properties
+    assert [name for name, entry in properties.items() if not entry.get("description")] == []
+
+
+@pytest.mark.parametrize(("flow", "request_"), [(train_nanogpt, TrainRequest), (tune_nanogpt, TuneRequest)])
+def test_the_form_is_flat_and_has_the_bounds_of_the_request(flow: Flow[..., Any], request_: type[BaseModel]) -> None:
+    form, model = parameter_schema(flow).properties, request_.model_json_schema()["properties"]
+    assert list(form) == list(model)
+    shown = {"minimum", "maximum", "exclusiveMinimum", "enum", "anyOf", "type", "default", "description"}
+    for name, entry in model.items():
+        if name not in ("config", "dataset"):  # of these the form has a reference and the default written out
+            assert {k: v for k, v in form[name].items() if k in shown} == {k: v for k, v in entry.items() if k in shown}
+
+
+def test_a_request_is_made_of_what_the_form_sends() -> None:
+    sent = {"preset": "debug", "config": {"n_layer": 6}, "pool": "auto", "max_cost_usd": 2.5}
+    request = TrainRequest.model_validate(sent)
+    assert request.train_config().n_layer == 6
+    assert request.limits().max_cost_usd == 2.5
+    assert request.config == TrainOverrides.model_validate({"n_layer": 6})
+    with pytest.raises(ValidationError):
+        TrainRequest.model_validate({"max_atempts": 3})
+
+
+def test_signatures_of_one_s_own_show_descriptions_and_bounds_too() -> None:
+    @described
+    def with_bounds(
+        step: Annotated[int | None, Field(ge=0, description="Which.")] = None, name: str = "", *, required: int
+    ) -> None: ...
+
+    class Request(BaseModel):
+        step: int | None = Field(None, ge=0, description="Which.")
+
+    @takes(Request)
+    def taking(**given: Any) -> None: ...
+
+    assert parameter_schema(with_bounds).properties["step"] == parameter_schema(taking).properties["step"]
+    assert parameter_schema(with_bounds).properties["step"]["anyOf"][0]["minimum"] == 0
+    assert parameter_schema(with_bounds).required == ["required"]
+
+
+@pytest.fixture(scope="module")
+def deployed(prefect_server: PrefectServer) -> dict[str, str]:
+    """Ids of deployments that no worker serves, by the name of their flow."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}), get_client(sync_client=True) as client:
+        return {
+            flow.name: str(
+                client.create_deployment(
+                    flow_id=client.create_flow_from_name(flow.name),
+                    name="forms",
+                    parameter_openapi_schema=parameter_schema(flow).model_dump_for_openapi(),
+                    enforce_parameter_schema=True,
+                )
+            )
+            for flow in (train_nanogpt, tune_nanogpt, train)
+        }
+
+
+REFUSED = [
+    ("train-nanogpt", {"max_attempts": 0}),
+    ("train-nanogpt", {"max_attempts": HUGE}),
+    ("train-nanogpt", {"max_cost_usd": -1}),
+    ("train-nanogpt", {"max_cost_usd": 0}),
+    ("train-nanogpt", {"max_cost_usd": HUGE}),
+    ("train-nanogpt", {"max_hours": -0.5}),
+    ("train-nanogpt", {"max_hours": HUGE}),
+    ("train-nanogpt", {"config": {"eval_interval": HUGE}}),
+    ("train-nanogpt", {"dataset": {"max_bytes": HUGE}}),
+    ("train-nanogpt", {"pool": "cloud"}),
+    ("tune-nanogpt", {"parallelism": 0}),
+    ("tune-nanogpt", {"max_trials": HUGE}),
+    ("tune-nanogpt", {"seed": -1}),
+    ("train", {"job": "a", "attempt": 0}),
+    ("train", {"job": "a", "attempt": HUGE}),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), REFUSED, ids=lambda value: str(value)[:40])
+def test_the_server_refuses_what_is_out_of_bounds(
+    prefect_api: str, deployed: dict[str, str], name: str, parameters: dict[str, Any]
+) -> None:
+    with get_client(sync_client=True) as client, pytest.raises(PrefectHTTPStatusError) as refused:
+        client.create_flow_run_from_deployment(deployed[name], parameters=parameters)
+    assert refused.value.response.status_code == 409
+    *_, field = (key for part in [parameters, *parameters.values()] if isinstance(part, dict) for key in part)
+    assert f"field '{field}'" in refused.value.response.json()["detail"].replace("config.", "").replace("dataset.", "")
+
+
+@pytest.mark.parametrize("given", ["max_cost_usd=-1", f"max_attempts={HUGE}"])
+def test_the_command_line_says_in_one_message_what_is_out_of_bounds(
+    prefect_server: PrefectServer, deployed: dict[str, str], given: str
+) -> None:
+    done = prefect_server.prefect("deployment", "run", "train-nanogpt/forms", "--param", given, check=False)
+    assert done.returncode == 1
+    said = " ".join((done.stdout + done.stderr).split())
+    assert f"Validation failed for field '{given.partition('=')[0]}'" in said
+    assert "Traceback" not in said
