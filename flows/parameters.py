@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from crucible.config import TrainConfig
 from crucible.datasets.config import DatasetConfig
 from crucible.errors import ConfigError
-from crucible.estimate.request import moment_to_come
 from crucible.jobs.records import Limits
+from crucible.moments import moment_to_come
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, ladder
 from crucible.sweeps.space import EXAMPLE, MOST_TRIALS, Space
