@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from crucible.agent.notices import Notice
-from crucible.agent.workload import WorkloadEnd
+from crucible.agent.states import State
 from crucible.errors import LocalDiskError, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
 
 
-def verdict(
-    end: WorkloadEnd | None, notice: Notice | None, stop_at_step: int | None, committed_step: int
-) -> tuple[EndReason, str]:
-    """The reason and its words. `end` is None when the notice came before the workload was started."""
+def classify_exit(state: State, stop_at_step: int | None) -> tuple[EndReason, str]:
+    """The reason why an attempt ended, and a sentence about it. `state` is that of an attempt that has ended."""
+    if state.fenced is not None:
+        return EndReason.SUPERSEDED, str(state.fenced)
+    if state.failure is not None:
+        return blame(state.failure), str(state.failure) or repr(state.failure)
+    end, notice = state.end, state.notice
     if end is not None and end.end_reason is EndReason.COMPLETED:
+        if state.uncommitted is not None:  # nothing counts as done that is not in the store
+            why = f"the workload is done, but the last checkpoint could not be committed: {state.uncommitted}"
+            return blame(state.uncommitted), why
         return end.end_reason, end.message
     if notice is not None and (end is None or end.end_reason is not EndReason.FAILED):
         return notice.end_reason, notice.reason
     assert end is not None
-    if end.end_reason is EndReason.INTERRUPTED and stop_at_step is not None and committed_step >= stop_at_step:
-        return EndReason.PAUSED, f"trained to step {committed_step} as asked"
+    reached = stop_at_step is not None and state.committed_step >= stop_at_step
+    if end.end_reason is EndReason.INTERRUPTED and reached:
+        return EndReason.PAUSED, f"trained to step {state.committed_step} as asked"
     return end.end_reason, end.message
 
 
 def blame(error: Exception) -> EndReason:
-    """Interrupted when the same may go well at another time or place, failed when it is the user's to fix."""
+    """Interrupted when the same may go well at another time or place, failed when the user has to fix it."""
     passes = isinstance(error, StoreUnavailable | SourceUnreachable | LocalDiskError)
     return EndReason.INTERRUPTED if passes else EndReason.FAILED

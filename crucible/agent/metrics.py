@@ -92,7 +92,7 @@ class PrintedMetrics:
         self._pattern = re.compile(pattern)
         self._path = path
 
-    def hear(self, line: str) -> None:
+    def handle_line(self, line: str) -> None:
         match = self._pattern.search(line)
         if not match:
             return

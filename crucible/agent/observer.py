@@ -1,8 +1,9 @@
-"""Who hears what happens in an attempt."""
+"""Who is shown what happens in an attempt."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -11,30 +12,38 @@ from crucible.checkpoints.commits import Checkpoint
 from crucible.jobs.records import Heartbeat, Notification
 
 
+@dataclass(frozen=True)
+class Trouble:
+    """Something does not go as it should, and a person has to know it."""
+
+    source: str
+    message: str
+
+
 class Observer(Protocol):
-    """Hears what happens, for people to see, from several threads. Must return quickly."""
+    """Receives what happens, for people to see, from several threads. Must return quickly."""
 
     def log(self, line: str) -> None:
-        """A line the workload printed."""
+        """A line that the workload printed."""
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """What the workload reported at a step."""
 
     def beat(self, heartbeat: Heartbeat) -> None:
-        """A sign of life that has just been written."""
+        """A heartbeat that has just been written."""
 
     def event(self, kind: str, message: str, **details: Any) -> None:
         """`claimed`, `restored`, `damaged`, `notice`, `commit`, `trouble`, `ended`."""
 
 
 class Guarded:
-    """An observer whose errors end with it: they are told, once, and training, saving and beating go on.
+    """An observer whose errors end here: they become a `Trouble`, and training, saving and heartbeats go on.
 
     So does its wish to exit: rich's console has it when nobody reads any more, and it would end any one of the threads.
     """
 
-    def __init__(self, observer: Observer, on_trouble: Callable[[str, str], None]) -> None:
-        self._observer, self._on_trouble = observer, on_trouble
+    def __init__(self, observer: Observer, post: Callable[[Trouble], None]) -> None:
+        self._observer, self._post = observer, post
 
     def log(self, line: str) -> None:
         self._pass_on(lambda: self._observer.log(line))
@@ -48,18 +57,21 @@ class Guarded:
     def event(self, kind: str, message: str, **details: Any) -> None:
         self._pass_on(lambda: self._observer.event(kind, message, **details))
 
-    def _pass_on(self, tell: Callable[[], None]) -> None:
+    def _pass_on(self, notify: Callable[[], None]) -> None:
         try:
-            tell()
+            notify()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it is, it is only about showing
-            self._on_trouble("observer", f"what happens cannot be shown: {error!r}")
+            self._post(Trouble("observer", f"what happens cannot be shown: {error!r}"))
 
 
 class Journal:
-    """What happens in an attempt: told to the observer, and kept for the outcome where a person has to know it."""
+    """What happens in an attempt: passed on to the observer, and kept for the outcome where a person has to know it.
 
-    def __init__(self, observer: Observer) -> None:
-        self.observer = Guarded(observer, self.trouble)
+    Only the thread that owns the attempt's state uses it.
+    """
+
+    def __init__(self, observer: Guarded) -> None:
+        self.observer = observer
         self.notifications: list[Notification] = []
         self._troubles: set[str] = set()
 
@@ -78,7 +90,7 @@ class Journal:
         )
 
     def trouble(self, source: str, message: str) -> None:
-        """Tell once, until it is over, what does not go as it should."""
+        """Report once, until it is over, what does not go as it should."""
         if source not in self._troubles:
             self._troubles.add(source)
             self._keep(source, message)

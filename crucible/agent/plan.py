@@ -39,8 +39,8 @@ class Scratch:
         """Leave nothing behind."""
         _remove(self.root)
 
-    def leave_word(self, notice: Notice) -> None:
-        """Tell the workload why it is asked to stop; it stops without that as well. Raises OSError."""
+    def write_stop_reason(self, notice: Notice) -> None:
+        """Say why the workload is asked to stop; it stops without that as well. Raises OSError."""
         self.stop_reason_file.parent.mkdir(parents=True, exist_ok=True)
         StopReason(notice.source, notice.reason, notice.deadline).write(self.stop_reason_file)
 

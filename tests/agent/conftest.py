@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import crucible.agent.saving as saving_module
+import crucible.agent.uploads as uploads_module
 from crucible.jobs.job import Job
 from crucible.store import Store
 from tests.faults.small_jobs import new_job
@@ -12,7 +12,7 @@ from tests.faults.small_jobs import new_job
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(uploads_module, "LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from crucible.agent import saving
+from crucible.agent import uploads
 from crucible.agent.attempt import run_attempt
 from crucible.jobs.job import Job
 from crucible.jobs.records import Heartbeat, Launch, Outcome
@@ -94,7 +94,7 @@ def alive(pid: int) -> bool:
 
 
 def main(arguments: Sequence[str]) -> None:
-    saving.LOOK_SECONDS = 0.02
+    uploads.LOOK_SECONDS = 0.02
     role, store, job_id, *rest = arguments
     job = Job.open(store_at(store), job_id)
     if role == "attempt":

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import crucible.agent.saving as saving_module
 from crucible.agent.attempt import run_attempt
 from crucible.agent.metrics import NANOGPT_PATTERN
 from crucible.agent.notices import Notice
 from crucible.agent.plan import Scratch
+from crucible.agent.saving import SavePolicy
 from crucible.errors import CheckpointError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Launch
@@ -163,11 +163,11 @@ def test_a_full_disk_at_the_moment_of_the_notice(job: Job, tmp_path: Path) -> No
 
     def prepare(scratch: Scratch) -> list[str]:
         scratch.stop_reason_file.mkdir()
-        scratch.control_file.with_suffix(".partial").mkdir()
+        scratch.control_file.with_name("control.json.partial").mkdir()
         return scripted(steps=1000, every=5, at={"6": f"wait {tmp_path}/never"})
 
     observer = Recorder(on_step=lambda step: step == 6 and bell.ring(stop("going", 60)))
-    fields = {"sources": [bell], "save": saving_module.SavePolicy(minimum_seconds=0.1)}
+    fields = {"sources": [bell], "save": SavePolicy(minimum_seconds=0.1)}
     outcome = run_attempt(launched(job, 1), plan(tmp_path, prepare, **fields), observer)
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.INTERRUPTED, 6)
 

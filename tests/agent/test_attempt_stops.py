@@ -122,10 +122,10 @@ def test_a_request_through_the_store(job: Job, tmp_path: Path) -> None:
 
 
 def test_the_budget_stops_and_a_higher_one_goes_on(job: Job, tmp_path: Path) -> None:
-    job.set_limits(Limits(max_cost_usd=10.0))
-    launch = Launch(number=1, pool="local", reason="test", usd_per_hour=3600.0 * 20)
+    launch = Launch(number=1, pool="local", reason="test", usd_per_hour=3600.0 * 2000)
     at = {"5": f"wait {tmp_path}/never"}
-    outcome = run(job, 1, tmp_path, steps=20, at=at, launch=launch)
+    observer = Recorder(on_step=lambda step: step == 5 and job.set_limits(Limits(max_cost_usd=10.0)))
+    outcome = run(job, 1, tmp_path, observer, steps=20, at=at, launch=launch)
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.BUDGET, 5)
     assert "budget of $10 is used up" in outcome.message
     assert outcome.limits == Limits(max_cost_usd=10.0)
@@ -133,7 +133,7 @@ def test_the_budget_stops_and_a_higher_one_goes_on(job: Job, tmp_path: Path) -> 
     spent = job.cost_usd()
     again = run(job, 2, tmp_path, steps=20, at=at, launch=launch)
     assert again.end_reason is EndReason.BUDGET, "what attempt 1 has spent counts"
-    job.set_limits(Limits(max_cost_usd=10_000.0))
+    job.set_limits(Limits(max_cost_usd=1e9))
     done = run(job, 3, tmp_path, steps=20)
     assert (done.end_reason, done.committed_step) == (EndReason.COMPLETED, 20)
     assert job.cost_usd() >= spent

@@ -1,0 +1,152 @@
+"""The two threads that watch: one polls the notice sources, one writes heartbeats and looks at the job's records.
+
+They only post events and read an immutable `Status`. They are two, because a store that hangs must not delay a notice.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from crucible.agent.cost_meter import CostMeter
+from crucible.agent.metrics import MetricsRelay
+from crucible.agent.notices import Notice, limit_reached
+from crucible.agent.observer import Guarded, Trouble
+from crucible.agent.plan import AttemptPlan
+from crucible.agent.states import Fenced, State
+from crucible.errors import FencedOut, StoreError
+from crucible.jobs.job import Attempt
+from crucible.jobs.records import Heartbeat, Limits
+
+
+@dataclass(frozen=True)
+class LimitsRead:
+    """The limits in force, as the job's records have them now."""
+
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class SpentRead:
+    """What the job's earlier attempts cost, in USD."""
+
+    usd: float
+
+
+@dataclass(frozen=True)
+class Status:
+    """A snapshot of a running attempt, for the threads that do not own its state."""
+
+    state: State = field(default_factory=State)
+    step: int = 0
+    first_step_after_seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    saving: Mapping[str, float] = field(default_factory=dict)
+    spent_before_usd: float | None = None
+    """What the job's earlier attempts cost; None until it has been read."""
+
+
+Post = Callable[[Notice | Fenced | Trouble | LimitsRead], None]
+
+
+class Watching:
+    """Starts both threads; `close` ends them."""
+
+    def __init__(
+        self,
+        attempt: Attempt,
+        plan: AttemptPlan,
+        meter: CostMeter,
+        observer: Guarded,
+        relay: MetricsRelay,
+        read_status: Callable[[], Status],
+        post: Post,
+    ) -> None:
+        self._attempt, self._plan, self._meter = attempt, plan, meter
+        self._observer, self._relay, self._read_status, self._post = observer, relay, read_status, post
+        self._over = threading.Event()
+        # Observers are called from these threads, too: the caller's context variables (whose run?) hold in both.
+        for work in (self._poll_sources, self._write_heartbeats):
+            context = contextvars.copy_context()
+            threading.Thread(target=context.run, args=(work,), name=work.__name__, daemon=True).start()
+
+    def close(self) -> None:
+        self._over.set()
+
+    def _poll_sources(self) -> None:
+        posted: set[Notice] = set()
+        while not self._over.is_set():
+            for source in self._plan.sources:
+                try:
+                    self._post_once(source.poll(), posted)
+                except Exception as error:  # noqa: BLE001 - one broken source must not silence the others
+                    self._post(Trouble(type(source).__name__, f"a source of notices does not work: {error!r}"))
+            self._over.wait(self._plan.look_seconds)
+
+    def _write_heartbeats(self) -> None:
+        posted: set[Notice] = set()
+        for sequence in itertools.count(1):
+            next_beat = time.monotonic() + self._plan.beat_seconds
+            try:
+                self._follow_price()
+                self._write_heartbeat(sequence)
+                self._post_once(self._stop_requested() or self._limit_reached(), posted)
+                self._attempt.require_current()
+            except FencedOut as error:
+                self._post(Fenced(error))
+                return
+            except StoreError as error:
+                self._post(Trouble("store", f"no heartbeat could be written: {error}"))
+            except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would be given up for lost
+                self._post(Trouble("watching", f"a heartbeat went wrong: {error!r}"))
+            if self._over.wait(max(0.0, next_beat - time.monotonic())):
+                return
+
+    def _post_once(self, notice: Notice | None, posted: set[Notice]) -> None:
+        if notice is not None and notice not in posted:
+            posted.add(notice)
+            self._post(notice)
+
+    def _write_heartbeat(self, sequence: int) -> None:
+        status = self._read_status()
+        heartbeat = Heartbeat(
+            sequence=sequence,
+            phase=status.state.phase,
+            step=status.step,
+            total_steps=self._plan.total_steps,
+            committed_step=status.state.committed_step,
+            seconds=round(self._meter.seconds(), 3),
+            cost_usd=self._meter.usd(),
+            usd_per_hour=self._meter.usd_per_hour,
+            first_step_after_seconds=status.first_step_after_seconds,
+            metrics=dict(status.metrics),
+            saving=dict(status.saving),
+        )
+        self._attempt.write_heartbeat(heartbeat)
+        self._relay.send()
+        self._observer.beat(heartbeat)
+
+    def _follow_price(self) -> None:
+        """A spot price may change while the machine runs: bill, cap and estimate go on with the new one."""
+        if self._plan.current_price and (price := self._meter.follow(self._plan.current_price)) is not None:
+            self._observer.event("price", f"the machine now costs ${price:.4g} per hour")
+
+    def _stop_requested(self) -> Notice | None:
+        request = self._attempt.read_stop_request()
+        return Notice("supervisor", request.reason, end_reason=request.end_reason) if request else None
+
+    def _limit_reached(self) -> Notice | None:
+        """The job's own money or time is used up; read anew each time, since a person may raise it meanwhile."""
+        status = self._read_status()
+        if status.spent_before_usd is None:
+            return None
+        limits = self._attempt.job.read_limits()
+        self._post(LimitsRead(limits))
+        seconds_to_save = status.saving.get("durable_seconds", 0.0) + 2 * self._plan.beat_seconds
+        reserve = self._meter.usd_per_hour / 3600 * seconds_to_save
+        spent = status.spent_before_usd + self._meter.usd() + reserve
+        return limit_reached(limits, spent, self._attempt.job.read_spec().created_at)
