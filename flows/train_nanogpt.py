@@ -145,8 +145,7 @@ def _prepare(request: TrainRequest, config: TrainConfig, placed: Store) -> Datas
 
 def _put_on_record(spec: JobSpec, limits: Limits, config: TrainConfig, dataset: str, placed: Store) -> None:
     """The job, new or as it is there already."""
-    trained = {"config": config.model_dump(mode="json"), "config_digest": config.digest(), "dataset": dataset}
-    job = Job.create(placed, spec.model_copy(update=trained))
+    job = Job.create(placed, spec.model_copy(update={"config": config, "dataset": dataset}))
     if job.first_start(flow_run.id or ""):
         job.set_limits(limits)
 

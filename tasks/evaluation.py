@@ -52,9 +52,9 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
     Raises `ConfigError` when the job has no such checkpoint or trained something else than our own model,
     `CheckpointError` when nothing whole is saved, `CrucibleError` with the evaluation's own words when it fails.
     """
-    if command := job.read_spec().command:
+    if script := job.read_spec().script:
         raise ConfigError(
-            f"job: {job.job_id} runs a script of its own ({' '.join(command)[:80]}); its checkpoints are not "
+            f"job: {job.job_id} runs a script of its own ({' '.join(script.command)[:80]}); its checkpoints are not "
             f"of a model that can be evaluated here; `crucible checkpoints get {job.job_id} DIR` fetches them"
         )
     with work_folder() as work:

@@ -179,7 +179,7 @@ class SweepRun:
 
     def _supervise(self, job: Job, step: int) -> JobStatus:
         job.set_limits(self._job_limits(job))
-        config = TrainConfig.parse(job.read_spec().config)
+        config = job.read_spec().config or self.sweep.base
         supervision = Supervision(
             job,
             Halting(self.make_launcher(job), self.halt),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -56,7 +55,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
         sources=sources_of_this_machine(),
         claim=lambda: machine.claim(number, launch),
         current_price=machine.current_price if launch.pool in EC2_POOLS else None,
-        total_steps=spec.config.get("max_iters"),
+        total_steps=spec.total_steps,
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
         on_interrupt=_stop_notice,
@@ -70,21 +69,23 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
 
     `gpus`: how many the training may use; None: all that this machine has.
     """
-    if spec.command:
-        return spec.command
+    if spec.script is not None:
+        return spec.script.command
+    if spec.config is None:
+        raise ConfigError(f"job: {job.job_id} has neither a configuration nor a script; start a new job")
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
     config = scratch.root / "config.json"
-    config.write_text(json.dumps(spec.config))
+    config.write_text(spec.config.model_dump_json())
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
     # As many as share the micro-batches evenly; the estimate counts on the same number.
     gpus = len(nvidia_gpus()) if gpus is None else gpus
-    processes = math.gcd(gpus, int(spec.config.get("gradient_accumulation_steps", 1)))
+    processes = math.gcd(gpus, spec.config.gradient_accumulation_steps)
     return [*command, "--processes", str(processes)] if processes > 1 else command
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
     """How often to save: as the config fixes it, or by the offer's interruptions."""
-    fixed = spec.config.get("checkpoint_interval_seconds")
+    fixed = spec.config.checkpoint_interval_seconds if spec.config else None
     return SavePolicy(mtbf_seconds=launch.mtbf_seconds, fixed_seconds=fixed)
 
 

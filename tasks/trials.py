@@ -123,7 +123,7 @@ class HereLauncher:
                 claim=lambda: Claim(
                     number=launch.number, flow_run_id=str(flow_run.id or ""), environment={"cpus": os.cpu_count()}
                 ),
-                total_steps=spec.config.get("max_iters"),
+                total_steps=spec.total_steps,
                 cwd=Path.cwd(),
                 interrupts=(),  # signals reach the main thread; the sweep passes them on as stop requests
                 beat_seconds=heartbeat_seconds(job.root),

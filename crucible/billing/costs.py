@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from crucible.catalog.offers import Offer
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
@@ -280,5 +281,10 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         idle_seconds=first_step or 0.0,
         sweep=sweep,
         gpus=gpus,
-        unused_gpus=gpus - math.gcd(gpus, spec.config.get("gradient_accumulation_steps", gpus)) if gpus else 0,
+        unused_gpus=_unused(gpus, spec.config),
     )
+
+
+def _unused(gpus: int, config: TrainConfig | None) -> int:
+    """GPUs that are paid for and do not train: as many train as share the micro-batches of a step evenly."""
+    return gpus - math.gcd(gpus, config.gradient_accumulation_steps) if config and gpus else 0

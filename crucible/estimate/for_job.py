@@ -58,13 +58,14 @@ def remember_job(job: Job) -> history.EstimateRecord | None:
     that other jobs could use and leave only the latter.
     """
     spec = job.read_spec()
+    if spec.config is None:
+        return history.remember_truth(job)
     try:
-        config = TrainConfig.parse(spec.config)
         where = f"datasets/{spec.dataset}/meta.json"
         meta = DatasetMeta.parse(job.root.read_json(where), where)
     except (ConfigError, ObjectMissing):
         return history.remember_truth(job)
-    needs, offers = job_needs(config, meta), with_own_machine(load_catalog())
+    needs, offers = job_needs(spec.config, meta), with_own_machine(load_catalog())
     for attempt in job.attempts():
         offer = _offer_of(attempt, offers)
         seconds, steps = _speed(attempt)

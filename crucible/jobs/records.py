@@ -9,7 +9,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from crucible.config import ScriptConfig, TrainConfig
 
 SCHEMA_VERSION = 1
 
@@ -77,22 +79,39 @@ class JobSpec(Record):
     fix = "restore it from a copy, or delete the job's folder and start the job again"
 
     job_id: str
-    config: dict[str, Any] = Field(default_factory=dict)
-    """The complete `TrainConfig`, or whatever a user's own script is configured with."""
-    config_digest: str = ""
+    config: TrainConfig | None = None
+    """The complete training configuration; None for a script that has none of ours."""
+    script: ScriptConfig | None = None
+    """The workload when it is not Crucible's own trainer."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
-    command: list[str] = Field(default_factory=list)
-    """The workload's command line; empty for Crucible's own trainer."""
     project: str = "default"
     owner: str = ""
     created_at: datetime = Field(default_factory=now)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_version_0_1(cls, data: Any) -> Any:
+        """Version 0.1 had a dict as `config`, of any content for scripts, and the script's `command` beside it."""
+        if not isinstance(data, dict):
+            return data
+        config = data.get("config") or None
+        if command := data.get("command"):
+            foreign = isinstance(config, dict) and not config.keys() <= TrainConfig.model_fields.keys()
+            script = {"command": command, "settings": config if foreign else {}}
+            return data | {"script": script, "config": None if foreign else config}
+        return data | {"config": config}
+
+    @property
+    def total_steps(self) -> int | None:
+        """How many steps the whole training has, where the configuration says so."""
+        return self.config.max_iters if self.config else None
 
 
 class Limits(Record):
     """How much may be spent on a job before a person is asked."""
 
-    fix = "delete it and set the limits again with `crucible jobs limit`"
+    fix = "delete it and set the limits again with `crucible jobs limits`"
 
     max_attempts: int = Field(default=50, ge=1)
     max_cost_usd: float | None = Field(default=None, gt=0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from typing import Any
 
 from crucible.checkpoints.commits import Checkpoint, Checkpoints, best_checkpoint
 from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money, settings_table, size
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
+from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
 from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
@@ -48,15 +51,20 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if summary.cost_usd:
         parts += ["## Cost", bill(summary)]
     checkpoints = Checkpoints(job).list()
-    fixed = summary.spec.config.get("checkpoint_interval_seconds")
+    fixed = summary.spec.config.checkpoint_interval_seconds if summary.spec.config else None
     interval = interval_in_words(summary.attempts, fixed)
     if checkpoints or interval:
         parts += ["## Checkpoints"]
         parts += [f"Made {interval}."] if interval else []
         parts += [checkpoints_table(checkpoints)] if checkpoints else []
-    if summary.spec.config:
-        parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **summary.spec.config})]
+    if settings := _settings(summary.spec):
+        parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
     return "\n\n".join(parts) + "\n"
+
+
+def _settings(spec: JobSpec) -> dict[str, Any]:
+    script = {"command": shlex.join(spec.script.command), **spec.script.settings} if spec.script else {}
+    return (spec.config.model_dump(mode="json") if spec.config else {}) | script
 
 
 def headline(summary: JobSummary) -> str:

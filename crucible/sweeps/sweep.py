@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from crucible.config import TrainConfig
+from crucible.config import ScriptConfig, TrainConfig
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing, RecordDamaged
 from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences
@@ -227,10 +227,9 @@ class Sweep:
         spec = self.read_spec()
         return JobSpec(
             job_id=record.job_id,
-            config=config.model_dump(mode="json"),
-            config_digest=config.digest(),
+            config=config,
             dataset=spec.dataset,
-            command=spec.command,
+            script=ScriptConfig(command=spec.command) if spec.command else None,
             project=spec.project,
             owner=spec.owner,
         )

@@ -17,6 +17,7 @@ from crucible.billing import costs
 from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
 from crucible.billing.costs import AttemptCost
 from crucible.cli import cost as command
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
@@ -150,7 +151,7 @@ def test_advice_is_given_in_figures_and_only_when_there_is_some() -> None:
 
 def test_gpus_that_cannot_be_used_are_counted(store: Store) -> None:
     four = offer_like(SPOT, instance="g.four", gpus=4)
-    job = Job.create(store, JobSpec(job_id="four", config={"gradient_accumulation_steps": 2}))
+    job = Job.create(store, JobSpec(job_id="four", config=TrainConfig(gradient_accumulation_steps=2)))
     job.decide(Launch(number=1, pool="ec2-spot", instance="g.four", usd_per_hour=2, reason="test"))
     job.attempt(1).take(Claim(number=1))
     job.attempt(1).end(Outcome(end_reason=EndReason.COMPLETED, message="", seconds=60, cost_usd=0.03))

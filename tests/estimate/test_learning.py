@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.config import TrainConfig
+from crucible.config import ScriptConfig, TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
 from crucible.estimate import history
@@ -38,7 +38,7 @@ def meta() -> DatasetMeta:
 
 def run_job(store: Store, meta: DatasetMeta, pool: str, instance: str, seconds: float, host: str = "far") -> Job:
     store.write_json("datasets/d/meta.json", meta.model_dump(mode="json"))
-    job = Job.create(store, JobSpec(job_id=f"on-{pool}", config=CONFIG.model_dump(mode="json"), dataset="d"))
+    job = Job.create(store, JobSpec(job_id=f"on-{pool}", config=CONFIG, dataset="d"))
     job.decide(Launch(number=1, pool=pool, instance=instance, reason="test"))
     attempt = job.attempt(1).take(Claim(number=1, host=host))
     rows = [{"step": 10, "seconds_per_step": 60.0}]  # compiling
@@ -77,7 +77,9 @@ def test_someone_elses_own_machine_is_not_taken_for_this_one(store: Store, meta:
 
 
 def test_a_script_leaves_only_its_estimate(store: Store) -> None:
-    job = Job.create(store, JobSpec(job_id="script", config={"anything": 1}, command=["python", "x.py"]))
+    job = Job.create(
+        store, JobSpec(job_id="script", script=ScriptConfig(command=["python", "x.py"], settings={"anything": 1}))
+    )
     assert remember_job(job) is None
     assert history.speeds(store) == []
 

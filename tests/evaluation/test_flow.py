@@ -11,6 +11,7 @@ import pytest
 from prefect.client.orchestration import get_client
 
 from crucible.checkpoints.commits import MANIFEST, Checkpoints
+from crucible.config import ScriptConfig
 from crucible.errors import ConfigError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
@@ -27,8 +28,7 @@ def job(trained: Callable[..., Trained], store: Store) -> Job:
     example = trained("char", False)
     digest = json.loads((example.data / "meta.json").read_text())["digest"]
     shutil.copytree(example.data, Path(store.uri.removeprefix("file://")) / "datasets" / digest)
-    config = example.config.model_dump(mode="json")
-    made = Job.create(store, JobSpec(job_id="evaluated", config=config, dataset=digest))
+    made = Job.create(store, JobSpec(job_id="evaluated", config=example.config, dataset=digest))
     made.decide(Launch(number=1, pool="local", reason="first attempt"))
     attempt = made.attempt(1).take(Claim(number=1))
     attempt.begin(Start(step=0))
@@ -87,7 +87,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(prefect_api: str, job: Job) 
 def test_what_cannot_be_evaluated_is_told_before_anything_starts(prefect_api: str, job: Job, store: Store) -> None:
     with pytest.raises(ConfigError, match="has no checkpoint of step 5; there are: 6, 0"):
         evaluate(job="evaluated", store=store.uri, step=5)
-    Job.create(store, JobSpec(job_id="script", command=["python", "train.py"]))
+    Job.create(store, JobSpec(job_id="script", script=ScriptConfig(command=["python", "train.py"])))
     with pytest.raises(ConfigError, match=r"script runs a script of its own \(python train.py\)"):
         evaluate(job="script", store=store.uri)
     assert not job.store.exists("evaluation.json")

@@ -18,6 +18,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
@@ -92,7 +93,8 @@ def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch:
     with local_stage(tmp_path / "stage") as stage, pools(stage):
         with temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}):
             script = {"steps": 20, "every": 2, "at": {str(step): f"wait {tmp_path / 'never'}" for step in PAUSES}}
-            spec = JobSpec(job_id="tour", command=[sys.executable, str(SCRIPTED), json.dumps(script)])
+            command = [sys.executable, str(SCRIPTED), json.dumps(script)]
+            spec = JobSpec(job_id="tour", script=ScriptConfig(command=command))
             job = Job.create(stage.store, spec)
             launcher = PrefectLauncher(stage.store.uri, "default", "")
             supervision = Supervision(job, launcher, PLACES, JobListener(), placement_policy=Tour())

@@ -16,6 +16,7 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState
@@ -215,7 +216,9 @@ def test_a_capped_job_stops_saved_goes_on_when_raised_and_ends_with_the_same_wei
     that nothing but the cap can end it before."""
     gate = tmp_path / "gate"
     script = json.dumps({"steps": 12, "every": 3, "at": {"7": f"wait {gate}"}})
-    job = Job.create(stage.store, JobSpec(job_id="capped", command=[sys.executable, str(SCRIPTED), script]))
+    job = Job.create(
+        stage.store, JobSpec(job_id="capped", script=ScriptConfig(command=[sys.executable, str(SCRIPTED), script]))
+    )
     job.set_limits(Limits(max_cost_usd=CAP))
     place = Placement("local", usd_per_hour=24.0)
 

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError, FencedOut, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Limits, Outcome, StopRequest, Supervisor
@@ -32,12 +33,12 @@ def test_unusable_job_ids_are_refused_in_words(store: Store, job_id: str) -> Non
 
 
 def test_a_job_is_created_once_and_keeps_its_spec(store: Store) -> None:
-    new_job(store, config={"lr": 0.1, "model": {"layers": 2}})
-    again = new_job(store, config={"lr": 0.1, "model": {"layers": 2}})
-    assert again.read_spec().config["lr"] == 0.1
-    with pytest.raises(ConfigError, match=r"config\.model\.layers \(2, not 3\)"):
-        new_job(store, config={"lr": 0.1, "model": {"layers": 3}})
-    assert again.read_spec().config["model"] == {"layers": 2}
+    new_job(store, config=TrainConfig(learning_rate=0.1))
+    again = new_job(store, config=TrainConfig(learning_rate=0.1))
+    assert again.read_spec().config == TrainConfig(learning_rate=0.1)
+    with pytest.raises(ConfigError, match=r"config\.learning_rate \(0\.1, not 0\.2\)"):
+        new_job(store, config=TrainConfig(learning_rate=0.2))
+    assert again.read_spec().config == TrainConfig(learning_rate=0.1)
 
 
 def test_opening_a_job_that_is_not_there(store: Store) -> None:

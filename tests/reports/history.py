@@ -32,8 +32,7 @@ class Past:
     now: datetime = BEGAN
 
     def __post_init__(self) -> None:
-        config = self.config.model_dump(mode="json")
-        self.job = Job.create(self.store, JobSpec(job_id=self.job_id, config=config, created_at=BEGAN))
+        self.job = Job.create(self.store, JobSpec(job_id=self.job_id, config=self.config, created_at=BEGAN))
 
     def attempt(
         self,

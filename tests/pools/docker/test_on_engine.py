@@ -182,7 +182,7 @@ def test_training_goes_on_in_the_next_container_after_docker_stop(
     info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=20_000), store)
     config = TrainConfig.preset("debug", max_iters=1_000_000, checkpoint_interval_seconds=0.2, **KERNELS, **SMALL)
     name = f"contained-{uuid4().hex[:6]}"
-    job = Job.create(store, JobSpec(job_id=name, config=config.model_dump(mode="json"), dataset=info.digest))
+    job = Job.create(store, JobSpec(job_id=name, config=config, dataset=info.digest))
     launcher = PrefectLauncher(store.uri, "test", "")
     run = attempt_of(job, launcher, 1)
     committed(job.attempt(1))
