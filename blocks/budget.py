@@ -11,7 +11,7 @@ from crucible.billing.budgets import BudgetLimit
 
 
 class Budget(Block):
-    """A sum per day or month. The flow `check-budgets` sends an event at 50, 80 and 100 per cent of it."""
+    """A sum per day or month. `check-budgets` sends an event at 50, 80 and 100 per cent; no job starts beyond it."""
 
     _block_type_name = "Crucible Budget"
     _block_type_slug = "crucible-budget"
@@ -29,6 +29,17 @@ class Budget(Block):
     project: str = Field("", description="Only this project counts. Empty: all.")
     owner: str = Field("", description="Only what this person started counts. Empty: all.")
 
+    stop_jobs: bool = Field(
+        False, title="Stop jobs", description="Running jobs save and stop when it is used up; they can be continued."
+    )
+
     def limit(self, name: str) -> BudgetLimit:
         """The budget as the library knows it; `name` is the name that the block is saved under."""
-        return BudgetLimit(name=name, usd=self.usd, period=self.period, project=self.project, owner=self.owner)
+        return BudgetLimit(
+            name=name,
+            usd=self.usd,
+            period=self.period,
+            project=self.project,
+            owner=self.owner,
+            stop_jobs=self.stop_jobs,
+        )

@@ -18,7 +18,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from flows.forms import described
-from tasks.costs import give_alerts, publish_costs, write_csv
+from tasks.costs import publish_costs, send_alerts, write_csv
 from tasks.observing import add_tags
 from tasks.storage import open_store
 
@@ -48,10 +48,10 @@ def check_budgets(
     store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
 ) -> State[Any]:
     """Compare every `Budget` block with what was spent, and send an event for each threshold that was crossed."""
-    given = give_alerts(open_store(store), datetime.now(UTC))
-    for sentence in given:
+    sent = send_alerts(open_store(store), datetime.now(UTC))
+    for sentence in sent:
         get_run_logger().warning(sentence)
-    return Completed(message=f"{len(given)} alerts" if given else "no new alert")
+    return Completed(message=f"{len(sent)} alerts" if sent else "no new alert")
 
 
 if __name__ == "__main__":

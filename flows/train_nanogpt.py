@@ -39,6 +39,7 @@ from flows.forms import takes
 from flows.parameters import TrainRequest
 from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
+from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags, job_tags
@@ -160,6 +161,11 @@ def _supervise(job: Job, choice: Choice, config: TrainConfig, store: str, watch:
         flow_run_id=str(flow_run.id or ""),
         placement_policy=placement_policy_for(choice, job, config),
         timeouts=Timeouts(ended_and_silent=2 * heartbeat_seconds(job.root) + 2.0),
+        over_budget=(
+            BudgetWatch(job.root, spec.project, spec.owner)
+            if any(place.usd_per_hour for place in choice.placements)
+            else lambda: None
+        ),
         stop_requested=lambda: watch.request,
         logger=get_run_logger(),
     )

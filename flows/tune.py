@@ -41,6 +41,7 @@ from flows.forms import takes
 from flows.parameters import MOST_PARALLEL, SOME_TRIALS, TuneRequest
 from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
+from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
 from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
@@ -189,6 +190,7 @@ def _carry_out(
         make_launcher=lambda job: HereLauncher(machine) if here else elsewhere,
         places=(lambda config: base) if here else places,
         here=here,
+        over_budget=(lambda: None) if here else BudgetWatch(sweep.root, spec.project, spec.owner),
         timeouts=timeouts,
         board=board,
         cancelled=lambda: watch.request is not None,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import math
+import time
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import httpx
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import PrefectException, PrefectHTTPStatusError
 
 from blocks.budget import Budget
-from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts
+from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_stop
 from crucible.billing.costs import MICRO, AttemptCost, as_csv, as_rows, attempt_costs, total_micro_usd
 from crucible.catalog.offers import load_catalog
+from crucible.errors import StoreUnavailable
 from crucible.reports.costs import cost_report
 from crucible.store import Store
 
 Period = Literal["day", "week", "month"]
+BUDGET_SECONDS = 60.0
+"""Between two looks at the budgets while a job runs."""
 _DAYS = {"day": 1, "week": 7, "month": 30}
 _SHOWN = (
     "job",
@@ -37,8 +43,7 @@ _SHOWN = (
 
 def period_costs(store: Store, period: Period, now: datetime) -> list[AttemptCost]:
     """The attempts that began within the period before `now`."""
-    offers = {offer.key: offer for offer in load_catalog()}
-    return attempt_costs(store, offers, since=now - timedelta(days=_DAYS[period]), until=now)
+    return costs_since(store, now - timedelta(days=_DAYS[period]), now)
 
 
 def publish_costs(store: Store, period: Period, now: datetime) -> float:
@@ -79,17 +84,48 @@ def budget_limits() -> list[BudgetLimit]:
     return limits
 
 
-def give_alerts(store: Store, now: datetime) -> list[str]:
-    """Send an event for every threshold crossed for the first time; returns what was said."""
+class BudgetWatch:
+    """Whether a budget that stops its jobs is used up; asked while a job runs, answered at most once a minute."""
+
+    def __init__(self, store: Store, project: str, owner: str) -> None:
+        self._store, self._project, self._owner = store, project, owner
+        self._answer: str | None = None
+        self._look_at = -math.inf
+
+    def __call__(self) -> str | None:
+        """Why the job must save and stop, or None; the last answer stands while server or store do not answer."""
+        if time.monotonic() < self._look_at:
+            return self._answer
+        began = time.monotonic()
+        with suppress(httpx.HTTPError, PrefectException, StoreUnavailable):
+            self._answer = self._look(datetime.now(UTC))
+        took = time.monotonic() - began
+        self._look_at = began + max(BUDGET_SECONDS, 50 * took)  # at most 2 % of the supervisor's time
+        return self._answer
+
+    def _look(self, now: datetime) -> str | None:
+        limits = [limit for limit in budget_limits() if limit.stop_jobs and limit.covers(self._project, self._owner)]
+        if not limits:
+            return None
+        costs = costs_since(self._store, min(limit.began(now) for limit in limits))
+        return next((reason for limit in limits if (reason := why_stop(limit, costs, now)) is not None), None)
+
+
+def costs_since(store: Store, since: datetime, until: datetime | None = None) -> list[AttemptCost]:
+    """The attempts that began in [since, until)."""
+    return attempt_costs(store, {offer.key: offer for offer in load_catalog()}, since=since, until=until)
+
+
+def send_alerts(store: Store, now: datetime) -> list[str]:
+    """Send an event for every threshold crossed for the first time; returns the messages."""
     limits = budget_limits()
     if not limits:
         return []
-    offers = {offer.key: offer for offer in load_catalog()}
-    costs = attempt_costs(store, offers, since=min(limit.began(now) for limit in limits))
-    said = []
+    costs = costs_since(store, min(limit.began(now) for limit in limits))
+    sent = []
     for limit in limits:
         for alert in due_alerts(store, budget_state(limit, costs, now), now):
-            said.append(alert.sentence())
+            sent.append(alert.sentence())
             emit_event(
                 "crucible.budget",
                 resource={
@@ -105,4 +141,4 @@ def give_alerts(store: Store, now: datetime) -> list[str]:
                     "period": limit.period,
                 },
             )
-    return said
+    return sent

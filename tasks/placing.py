@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 import httpx
 from prefect.exceptions import PrefectException
 
-from crucible.billing.budgets import budget_state, why_over_budget
-from crucible.billing.costs import attempt_costs
+from crucible.billing.budgets import Reservation, reserve
 from crucible.catalog.ec2 import spot_capacity
 from crucible.catalog.offers import load_catalog
 from crucible.checkpoints.commits import Checkpoints
@@ -33,7 +32,7 @@ from crucible.placement.overflow import OverflowPolicy
 from crucible.store import Store
 from crucible.supervision.placement_policy import PlacementPolicy
 from crucible.supervision.retry_policy import Placement
-from tasks.costs import budget_limits
+from tasks.costs import budget_limits, costs_since
 from tasks.recommendation import pool_states
 
 CAPACITY_SECONDS = 300.0
@@ -101,17 +100,17 @@ class _SpotCapacity:
 
 
 def _require_budget(store: Store, found: Recommendation, request: PlacementRequest) -> None:
-    low_usd = found.ranked[0].estimate.usd.low
-    project, owner = request.project, request.owner
-    limits = [limit for limit in budget_limits() if limit.covers(project, owner)] if low_usd > 0 else []
+    """Reserve the low estimate of what is left to do in every budget that covers the job."""
+    low_usd = found.ranked[0].estimate.usd.low * (1 - request.saved_share)
+    limits = [limit for limit in budget_limits() if limit.covers(request.project, request.owner)] if low_usd > 0 else []
     if not limits:
         return
     now = datetime.now(UTC)
-    known = {offer.key: offer for offer in load_catalog()}
-    costs = attempt_costs(store, known, since=min(limit.began(now) for limit in limits))
-    states = [budget_state(limit, costs, now) for limit in limits]
-    if (reason := why_over_budget(states, low_usd, project, owner)) is not None:
-        raise ConfigError(f"budget: {reason}")
+    costs = costs_since(store, min(limit.began(now) for limit in limits))
+    for limit in limits:
+        reservation = Reservation(job_id=request.job_id, usd=low_usd)
+        if (reason := reserve(store, limit, costs, reservation, now)) is not None:
+            raise ConfigError(f"budget: {reason}")
 
 
 def _with_history(store: Store, place: Placement) -> Placement:

@@ -65,6 +65,8 @@ class SweepRun:
 
     cancelled: Callable[[], bool] = lambda: False
     """Whether a person has cancelled the sweep, where no signal says so."""
+    over_budget: Callable[[], str | None] = lambda: None
+    """Why a budget that the sweep shares with others does not let it go on."""
     halt: Halt = field(init=False, default_factory=Halt)
     _trials: dict[int, Trial] = field(init=False, default_factory=dict)
     _results: dict[Piece, float] = field(init=False, default_factory=dict)
@@ -188,6 +190,7 @@ class SweepRun:
             flow_run_id=str(flow_run.id or ""),
             stop_at_step=step,
             timeouts=self.timeouts,
+            over_budget=self.over_budget,
             sleep=self.halt.sleep,
         )
         return supervision.run()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MICRO = 1_000_000
+RUNNING = "running"
 GROUPS = ("job", "sweep", "project", "owner", "stage", "pool", "instance", "gpu", "day", "month")
 """What costs can be broken down by."""
 
@@ -64,6 +65,10 @@ class AttemptCost:
     @property
     def usd(self) -> float:
         return self.micro_usd / MICRO
+
+    @property
+    def running(self) -> bool:
+        return self.end_reason == RUNNING
 
     @property
     def day(self) -> str:
@@ -273,7 +278,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         project=spec.project,
         owner=spec.owner,
         started_at=claim.claimed_at,
-        end_reason=outcome.end_reason.value if outcome is not None else "running",
+        end_reason=outcome.end_reason.value if outcome is not None else RUNNING,
         seconds=record.seconds,
         usd_per_hour=attempt_usd_per_hour(launch, claim, record),
         micro_usd=micro,

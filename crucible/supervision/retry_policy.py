@@ -91,6 +91,8 @@ class History:
     """All attempts ever made, when they are more: a person started the job again after it had ended."""
     spent_usd: float = 0.0
     age_hours: float = 0.0
+    over_budget: str | None = None
+    """Why a budget that the job shares with others does not let it go on."""
     timeouts: Timeouts = field(default_factory=Timeouts)
 
 
@@ -105,7 +107,10 @@ def decide(history: History) -> Decision:
         return Decision(JobState.BUDGET_STOP, f"${history.spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
     if limits.max_hours is not None and history.age_hours >= limits.max_hours:
         return Decision(JobState.BUDGET_STOP, f"the job's {limits.max_hours:g} hours are over{saved}")
-    if last is not None and last.end_reason is EndReason.BUDGET and last.limits == limits:
+    if history.over_budget is not None:
+        return Decision(JobState.BUDGET_STOP, f"{history.over_budget}{saved}")
+    stopped_itself = last is not None and last.end_reason is EndReason.BUDGET and not ended[-1].moved
+    if last is not None and stopped_itself and last.limits == limits:
         return Decision(JobState.BUDGET_STOP, f"{last.message}{saved}")
     if (history.attempts or len(ended)) >= limits.max_attempts:
         return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")

@@ -75,6 +75,9 @@ class Supervision:
     placement_policy: PlacementPolicy | None = None
     """What knows better than the order of the placements where to go, if anything does."""
     timeouts: Timeouts = field(default_factory=Timeouts)
+    over_budget: Callable[[], str | None] = lambda: None
+    """Why the job has to save and stop because of a budget it shares with others; asked before launches and every
+    `timeouts.placement_review`."""
     stop_requested: Callable[[], StopRequest | None] = lambda: None
     """Asked between two looks: whether a person wants the job to stop. A signal may say so as well, see `stop`."""
     logger: logging.Logger | logging.LoggerAdapter[logging.Logger] = logger
@@ -90,6 +93,7 @@ class Supervision:
         self._attempts_before_restart = 0
         self._live: AttemptView | None = None
         self._review_at = 0.0
+        self._budget_look_at = 0.0
         self._asked_to_stop: set[int] = set()
         self._warned: set[str] = set()
         self._stopping = False
@@ -206,6 +210,7 @@ class Supervision:
                 attempts=len(snapshot.attempts),
                 spent_usd=snapshot.spent_usd,
                 age_hours=self._age_hours(snapshot),
+                over_budget=self.over_budget(),
                 timeouts=self.timeouts,
             )
         )
@@ -319,9 +324,14 @@ class Supervision:
         return self.placement_policy.why_leave(snapshot.attempts[self._attempts_before_restart :])
 
     def _over_limit(self, snapshot: JobSnapshot) -> str | None:
-        """The job's time, by this machine's clock: the attempt's own may be wrong."""
+        """The job's time, by this machine's clock (the attempt's own may be wrong), or a shared budget is used up."""
         hours = snapshot.limits.max_hours
-        return f"the job's {hours:g} hours are over" if hours and self._age_hours(snapshot) >= hours else None
+        if hours and self._age_hours(snapshot) >= hours:
+            return f"the job's {hours:g} hours are over"
+        if self.clock() < self._budget_look_at:
+            return None
+        self._budget_look_at = self.clock() + self.timeouts.placement_review
+        return self.over_budget()
 
     def _ask_to_stop(self, view: AttemptView, request: StopRequest) -> None:
         self._persist(lambda: self.job.attempt(view.number).request_stop(request))

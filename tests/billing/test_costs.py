@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from crucible.agent.cost_meter import CostMeter
 from crucible.billing import costs
-from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_over_budget
+from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts
 from crucible.billing.costs import AttemptCost
 from crucible.cli import cost as command
 from crucible.config import TrainConfig
@@ -188,15 +188,6 @@ def test_each_alert_is_given_once_per_period(store: Store) -> None:
     (alert,) = due_alerts(store, over, NOON)
     assert alert.sentence() == "100 % reached: budget b: $12.00 of $10.00 spent this day (120 %)"
     assert [alert.percent for alert in due_alerts(store, over, NOON + timedelta(days=1))] == [50, 80, 100]
-
-
-def test_a_job_that_cannot_fit_into_a_budget_is_told_so() -> None:
-    state = budget_state(BudgetLimit("b", 10.0, project="nano"), [an_attempt(micro_usd=9_000_000)], NOON)
-    assert why_over_budget([state], 0.9, "nano", "ada") is None
-    assert why_over_budget([state], 5.0, "other", "ada") is None
-    reason = why_over_budget([state], 1.5, "nano", "ada")
-    assert reason is not None
-    assert reason.startswith("the job costs $1.50 at least and $1.00 are left: budget b: $9.00 of $10.00")
 
 
 def test_a_budget_must_be_money() -> None:
