@@ -20,6 +20,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.local.state import PROJECT
 from crucible.store import store_at
+from tasks.ending import Ended
 from tests.conftest import PrefectServer
 
 AUTOMATIONS = PROJECT / "infrastructure" / "automations"
@@ -119,8 +120,8 @@ def test_each_automation_tells_what_it_is_there_for(told: Mailbox, tmp_path: Pat
     over = f"{datetime.now(UTC) - timedelta(hours=1):%Y-%m-%dT%H:%MZ}"
     body = None
     while body is None:
-        state: Any = train_nanogpt(job="too-late", finish_by=over, store=store.uri, return_state=True)
-        assert state.is_failed()
+        with pytest.raises(Ended, match="which is over"):
+            train_nanogpt(job="too-late", finish_by=over, store=store.uri)
         body = told.body("Crucible run too-late: Failed", seconds=15.0)
     assert "which is over" in body
     assert not store.exists("jobs/too-late/job.json"), "refused before anything was made"

@@ -15,6 +15,7 @@ from prefect.client.schemas.filters import ArtifactFilter
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.store import Store, store_at
+from tasks.ending import Ended
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -46,9 +47,9 @@ def test_recommend_leaves_a_table_and_a_report_with_chart_and_reasons(tmp_path: 
     table = artifact("recommendation-offers")
     assert "ec2-spot/g6.xlarge" in table
 
-    refused: Any = recommend(preset="debug", pools=("mars",), store=str(tmp_path), return_state=True)
-    assert refused.is_failed()
-    assert "pools has 'mars'" in refused.message
+    with pytest.raises(Ended, match="pools has 'mars'") as refused:
+        recommend(preset="debug", pools=("mars",), store=str(tmp_path))
+    assert refused.value.state.is_failed()
 
 
 def test_cost_report_says_to_the_cent_what_its_csv_says(tmp_path: Path) -> None:
@@ -73,7 +74,8 @@ def test_a_scheduled_report_that_runs_late_reports_its_own_day(tmp_path: Path, m
     spend(store, "today", 0.5)
     spend(store, "before", 0.25, claimed_at=datetime(2026, 5, 6, 20, tzinfo=UTC))
     spend(store, "after", 0.125, claimed_at=datetime(2026, 5, 7, 8, tzinfo=UTC))
-    monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__SCHEDULED_START_TIME", "2026-05-07T07:00:00Z")
+    due = datetime(2026, 5, 7, 7, tzinfo=UTC)
+    monkeypatch.setattr("prefect.runtime.flow_run.scheduled_start_time", due, raising=False)
     state: Any = cost_report(store=store.uri, period="day", return_state=True)
     assert state.message == "$0.25 in the last day; reports/costs/day-2026-05-07.csv"
 
