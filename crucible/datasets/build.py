@@ -28,8 +28,10 @@ from crucible.datasets.shards import ShardItem, plan_shards, split_text, text_by
 from crucible.datasets.sources import STDLIB_BYTES, content_digest, hash_documents, limited, open_source
 from crucible.datasets.text import Document, Span, character_counts, read_pieces
 from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
+from crucible.datasets.tokenizers.byte import ByteTokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
-from crucible.datasets.tokenizers.files import TOKENIZER_FILE
+from crucible.datasets.tokenizers.files import TOKENIZER_FILE, load_tokenizer
 from crucible.errors import DataError, ObjectExists, ObjectMissing
 from crucible.store import Store
 
@@ -123,7 +125,9 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     return Plan(
         digest=digest,
         source=source.description,
-        items=tuple(item for split in SPLITS for item in plan_shards(split, spans[split], config.shard_bytes)),
+        items=tuple(
+            item for split in SPLITS for item in plan_shards(split, spans[split], config.shard_bytes, tokenizer.cut)
+        ),
         documents=tuple(documents),
         tokenizer=tokenizer,
         tokenizer_kind=tokenizer.kind if config.tokenizer == "file" else config.tokenizer,
@@ -248,23 +252,20 @@ def _make_tokenizer(
         separator = "\n" if documents > 1 else ""
         return CharTokenizer.from_counts(counts, config.vocab_size or DEFAULT_CHARACTERS, always=separator)
     if config.tokenizer == "byte":
-        from crucible.datasets.tokenizers.byte import ByteTokenizer
-
         return ByteTokenizer()
     if config.tokenizer == "bpe":
-        from crucible.datasets.tokenizers.bpe import train_bpe
-
         return train_bpe(_sample(train, progress), config.vocab_size or DEFAULT_BPE_TOKENS)
     if config.tokenizer == "gpt2":
-        from crucible.datasets.tokenizers.bpe import gpt2_bpe
-
         return gpt2_bpe()
-    return _given_tokenizer(config)
+    given = _given_tokenizer(config)
+    if isinstance(given, BpeTokenizer):
+        given.require_pieces(str(config.tokenizer_file))
+    return given
 
 
 def _given_tokenizer(config: DatasetConfig) -> Tokenizer:
     assert config.tokenizer_file is not None  # the config's own check
-    return Tokenizer.load(Path(config.tokenizer_file).expanduser())
+    return load_tokenizer(Path(config.tokenizer_file).expanduser())
 
 
 def _sample(spans: list[Span], progress: ProgressCallback) -> Iterator[str]:

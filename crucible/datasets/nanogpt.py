@@ -9,7 +9,7 @@ from typing import Any
 
 from crucible.datasets.disk import writing_to
 from crucible.datasets.meta import load_meta
-from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers import Tokenizer, load_tokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
 from crucible.errors import DataError
 
@@ -37,7 +37,7 @@ def export_nanogpt(folder: str | Path, out: str | Path) -> list[Path]:
             written.append(partial.replace(out / f"{name}.bin"))
         if meta.tokenizer.kind != "gpt2":
             table = out / "meta.pkl"
-            table.write_bytes(pickle.dumps(_table(Tokenizer.load(folder))))
+            table.write_bytes(pickle.dumps(_table(load_tokenizer(folder))))
             written.append(table)
     return written
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from crucible.datasets.disk import writing_to
 from crucible.datasets.meta import ShardMeta
-from crucible.datasets.text import Document, Span, byte_of_character, find_cut, read_pieces
+from crucible.datasets.text import Cut, Document, Span, byte_of_character, find_cut, read_pieces
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.errors import DataError
 
@@ -57,25 +57,27 @@ def split_text(
     return splits
 
 
-def plan_shards(split: Literal["train", "val"], spans: list[Span], shard_bytes: int) -> list[ShardItem]:
+def plan_shards(
+    split: Literal["train", "val"], spans: list[Span], shard_bytes: int, cut: Cut = Cut.ANYWHERE
+) -> list[ShardItem]:
     """Group a split's text into shards of about `shard_bytes`, cut only where tokens cannot change."""
     groups: list[list[Span]] = [[]]
     room = shard_bytes
     for span in spans:
-        start, separated = span.start, span.separated
+        start, separated, continues = span.start, span.separated, span.continues
         while start < span.end:
             if room <= 0:
                 groups.append([])
                 room = shard_bytes
-            end = span.end if span.end - start <= room else find_cut(span.document, start + room, span.end)
-            groups[-1].append(Span(span.document, start, end, separated))
+            end = span.end if span.end - start <= room else find_cut(span.document, start + room, span.end, cut)
+            groups[-1].append(Span(span.document, start, end, separated, continues))
             room -= end - start
-            start, separated = end, False
+            start, separated, continues = end, False, True
     return [ShardItem(split, number, tuple(group)) for number, group in enumerate(groups)]
 
 
 def write_shard(item: ShardItem, tokenizer: Tokenizer, path: Path, advanced: Callable[[int], None]) -> ShardMeta:
-    """Tokenize the item into `path`; `advanced` is told how many bytes of text each piece had.
+    """Tokenize the item into `path`; `advanced` is called with the bytes of text of each piece.
 
     The file's final name carries its content's hash: should two machines ever disagree about a shard, neither
     overwrites the other's.
@@ -97,9 +99,11 @@ def write_shard(item: ShardItem, tokenizer: Tokenizer, path: Path, advanced: Cal
         for span in item.spans:
             if span.separated:
                 write(separator)
-            for piece in read_pieces(span.document, span.start, span.end):
-                write(tokenizer.encode(piece))
+            continues = span.continues
+            for piece in read_pieces(span.document, span.start, span.end, cut=tokenizer.cut):
+                write(tokenizer.encode_next(piece) if continues else tokenizer.encode(piece))
                 advanced(len(piece.encode()))
+                continues = True
         with writing_to(path.parent):
             file.flush()
     sha256 = digest.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from crucible.datasets.meta import DatasetMeta, load_meta
-from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers import Tokenizer, load_tokenizer
 from crucible.errors import ConfigError
 from crucible.evaluation.card import model_card
 from crucible.evaluation.checkpoint import TrainedModel, load_trained
@@ -59,7 +59,7 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
     unknown = sorted(set(request.formats) - set(FORMATS))
     if unknown:
         raise ConfigError(f"formats: {unknown[0]!r} is not known; choose from {', '.join(FORMATS)}")
-    meta, dataset, tokenizer = load_meta(request.data), Dataset(request.data), Tokenizer.load(request.data)
+    meta, dataset, tokenizer = load_meta(request.data), Dataset(request.data), load_tokenizer(request.data)
     prompt = _prompt_ids(request.prompt, tokenizer)
     device = _device(request.device)
     request.out.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from crucible.datasets.fetch import fetch_dataset
 from crucible.datasets.meta import load_meta, require_block_size
 from crucible.datasets.nanogpt import export_nanogpt
 from crucible.datasets.progress import Progress
-from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers import load_tokenizer
 from crucible.errors import ConfigError, DataError, StoreError
 from crucible.store import Store, store_at
 from tests.datasets.texts import make_text
@@ -38,7 +38,7 @@ def decoded(folder: Path, split: str) -> str:
     """The split's text, read back from its shards."""
     meta = load_meta(folder)
     shards = [np.fromfile(folder / shard.file, meta.dtype) for shard in meta.splits[split].shards]  # type: ignore[index]
-    return Tokenizer.load(folder).decode(np.concatenate(shards))
+    return load_tokenizer(folder).decode(np.concatenate(shards))
 
 
 @pytest.mark.parametrize("tokenizer", ["char", "byte", "bpe"])

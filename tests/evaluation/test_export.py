@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crucible.datasets.tokenizers import Tokenizer
+from crucible.datasets.tokenizers import load_tokenizer
 from crucible.evaluation.checkpoint import load_trained
 from crucible.evaluation.huggingface import export_huggingface
 from crucible.evaluation.nanogpt import export_nanogpt
@@ -28,7 +28,7 @@ def test_transformers_loads_the_model_and_its_tokenizer(
 
     example = trained(tokenizer, bias)
     ours = load_trained(example.checkpoints[-1])
-    encoder = Tokenizer.load(example.data)
+    encoder = load_tokenizer(example.data)
     with torch.no_grad():
         for name, parameter in ours.model.named_parameters():  # six steps leave biases near the zeros they began at
             if name.endswith("bias"):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+
+from crucible.datasets.text import Cut
 
 TokenIds = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -22,10 +23,16 @@ class Tokenizer(ABC):
     """The ids put between two documents: a newline, or the end-of-text token where there is one."""
     separator_bytes: int
     """How many bytes of text the separator stands for."""
+    cut: Cut = Cut.ANYWHERE
+    """Where long text can be cut into pieces whose ids are those of the whole."""
 
     @abstractmethod
     def encode(self, text: str) -> TokenIds:
         """The ids of `text`, one-dimensional, of type `dtype`. Never yields special tokens: text is only text."""
+
+    def encode_next(self, text: str) -> TokenIds:
+        """The ids of a piece that follows another one: what they are in the whole text."""
+        return self.encode(text)
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
@@ -39,10 +46,3 @@ class Tokenizer(ABC):
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """Little-endian uint16 if every id fits, else uint32."""
         return np.dtype("<u2") if self.vocab_size <= 1 << 16 else np.dtype("<u4")
-
-    @staticmethod
-    def load(path: str | Path) -> Tokenizer:
-        """The tokenizer of a dataset folder, or of a tokenizer.json. Raises DataError when there is none."""
-        from crucible.datasets.tokenizers.files import load_tokenizer
-
-        return load_tokenizer(Path(path))

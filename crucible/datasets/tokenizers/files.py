@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.datasets.tokenizers.base import Tokenizer
+from crucible.datasets.tokenizers.bpe import BpeTokenizer
 from crucible.datasets.tokenizers.byte import ByteTokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
 from crucible.errors import DataError
@@ -35,8 +36,6 @@ def tokenizer_from_json(text: str, content: Any, name: str) -> Tokenizer:
     if kind == "byte":
         return ByteTokenizer()
     if isinstance(content, dict) and "model" in content:
-        from crucible.datasets.tokenizers.bpe import BpeTokenizer
-
         return BpeTokenizer(text, name)
     raise DataError(
         f"tokenizer {name} is neither one that Crucible wrote nor a tokenizer.json of the `tokenizers` library"
