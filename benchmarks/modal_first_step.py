@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from benchmarks.results import write_result
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.status import JobState, status_of
-from crucible.local.state import State
+from crucible.local.access import prefect_settings
 from crucible.rehearsal.modal.drill import ModalStage, modal_stage
 
 COMMANDS = {
@@ -47,7 +46,7 @@ def main() -> None:
     with (
         tempfile.TemporaryDirectory(prefix="crucible-bench-", ignore_cleanup_errors=True) as folder,
         modal_stage(Path(folder)) as stage,
-        temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}),
+        prefect_settings(stage.home),
         get_client(sync_client=True) as client,
     ):
         for command in commands:

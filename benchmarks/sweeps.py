@@ -34,6 +34,8 @@ from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.jobs.status import JobState
+from crucible.local.access import connect
+from crucible.local.services import client_settings
 from crucible.local.state import State
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec
@@ -237,10 +239,8 @@ def _tune(stage: Stage, name: str, base: TrainConfig, **parameters: Any) -> Swee
 
 
 def _final(stage: Stage, run: str) -> bool:
-    import httpx
-
-    url = State.load(stage.home).api_url
-    state = httpx.get(f"{url}/flow_runs/{run}", timeout=30).json()["state"]["type"]
+    with connect(stage.home, State.load(stage.home).api_url or "") as api:
+        state = api.get(f"/flow_runs/{run}").json()["state"]["type"]
     return state in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -299,7 +299,7 @@ def _empty_sweep(stage: Stage, name: str, trials: int) -> Sweep:
 
 def _carried_out(stage: Stage, sweep: Sweep, *arguments: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "benchmarks.no_work_flow", sweep.root.uri, sweep.sweep_id, *arguments]
-    settings = {"PREFECT_API_URL": State.load(stage.home).api_url or "", "OMP_NUM_THREADS": "1"}
+    settings = client_settings(stage.home, State.load(stage.home).api_url or "") | {"OMP_NUM_THREADS": "1"}
     environment = {**stage.environment, **settings}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

@@ -45,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["PREFECT_HOME"] = str(sandbox / "prefect")
     os.environ["CRUCIBLE_HOME"] = str(sandbox / "crucible")
+    # What the server of the tests asks for, and what Prefect's clients in the processes of the tests offer it.
+    for side in ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"):
+        os.environ[side] = "tests:not-a-secret"
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -88,7 +91,7 @@ class PrefectServer:
 
     def start_worker(self) -> None:
         """Make sure that the worker of the `local` pool is running; it works in the repository's root."""
-        self.ensure(services.worker(self.api_url))
+        self.ensure(services.worker(self.home, self.api_url))
 
     def ensure(self, service: services.Service) -> None:
         with self.home.locked():
@@ -118,7 +121,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         state.api_url = server.api_url
         state.save(home)
     try:
-        server.ensure(services.server(server.api_url))
+        server.ensure(services.server(server.home, server.api_url))
         yield server
     finally:
         _deliver_to(server)

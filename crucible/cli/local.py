@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from crucible.doctor.checks import Check
+    from crucible.local.state import Home
 
 PANEL = "Local set-up"
 
@@ -17,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command(rich_help_panel=PANEL)(up)
     app.command(rich_help_panel=PANEL)(down)
     app.command(rich_help_panel=PANEL)(env)
+    app.command(rich_help_panel=PANEL)(ui)
     app.command(rich_help_panel=PANEL)(doctor)
 
 
@@ -54,12 +56,12 @@ def up(
 
             bring_up_docker(home, lines.report, gpus=gpus, memory=memory, image=image)
     assert state.api_url is not None
-    typer.echo(f"UI       {services.ui_url(state.api_url)}")
+    typer.echo(f"UI       {page_link(home, services.ui_url(state.api_url))}")
     if state.database:
         typer.echo(f"Database {state.database}")
     typer.echo(f"Profile  {profile.NAME} is selected, so `prefect …` reaches this server; `crucible down` goes back,")
     typer.echo(f"         or at once: prefect profile use {state.previous_profile or profile.PREFECT_DEFAULT}")
-    for name in profile.overridden_by(services.client_settings(state.api_url)):
+    for name in profile.overridden_by(services.client_settings(home, state.api_url)):
         typer.echo(f"note: {name} is set in this shell and wins over the profile; run: unset {name}", err=True)
 
 
@@ -79,16 +81,45 @@ def env() -> None:
     """Print the settings of the profile as export lines: eval "$(crucible env)"."""
     import shlex
 
-    from crucible.errors import ServiceError
     from crucible.local import services
-    from crucible.local.state import Home, State
+    from crucible.local.state import Home
 
     home = Home.current()
+    api_url = _running_api_url(home)
+    for name, value in {"CRUCIBLE_HOME": str(home.root), **services.client_settings(home, api_url)}.items():
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def ui() -> None:
+    """Open the Prefect UI in the browser, logged in; where there is no browser, print the link."""
+    import webbrowser
+
+    from crucible.local import access, services
+    from crucible.local.state import Home
+
+    home = Home.current()
+    link = access.login_link(home, services.ui_url(_running_api_url(home)))
+    if not webbrowser.open(link):
+        typer.echo(link)
+
+
+def page_link(home: Home, page: str) -> str:
+    """The page as a link that logs the browser in; in a log or a pipe the plain address, without the password."""
+    import sys
+
+    from crucible.local import access
+
+    return access.login_link(home, page) if sys.stdout.isatty() else page
+
+
+def _running_api_url(home: Home) -> str:
+    from crucible.errors import ServiceError
+    from crucible.local.state import State
+
     state = State.load(home)
     if state.api_url is None or not state.is_running("server"):
         raise ServiceError("the local set-up is not running; start it with: crucible up")
-    for name, value in {"CRUCIBLE_HOME": str(home.root), **services.client_settings(state.api_url)}.items():
-        typer.echo(f"export {name}={shlex.quote(value)}")
+    return state.api_url
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False) -> None:

@@ -9,6 +9,7 @@ import typer
 from crucible.formatting import duration, money
 
 if TYPE_CHECKING:
+    import httpx
     from rich.progress import Progress, TaskID
 
     from crucible.local.follow import Standing
@@ -26,46 +27,48 @@ def register(app: typer.Typer) -> None:
 def quickstart(
     preset: Annotated[str, typer.Option(help="Which shipped configuration to train.")] = "cpu-small",
 ) -> None:
-    """Start everything here, train a small GPT through the pipeline, and show what came out."""
+    """Start everything on this machine, train a small GPT through the pipeline, and show the result."""
     from datetime import datetime
 
-    from crucible.local import services
+    from crucible.cli.local import page_link
+    from crucible.local import access, services
     from crucible.local.state import Home
     from crucible.local.status import StatusLines
     from crucible.local.up import up
     from crucible.store import default_store_uri, store_at
 
+    home = Home.current()
     with StatusLines() as lines:
-        state = up(Home.current(), report=lines.report)
+        state = up(home, report=lines.report)
     assert state.api_url is not None
     job = f"quickstart-{datetime.now():%Y%m%d-%H%M%S}"
-    flow_run = start(state.api_url, preset, job)
-    page = f"{services.ui_url(state.api_url)}/runs/flow-run/{flow_run}"
+    flow_run = start(services.client_settings(home, state.api_url), preset, job)
+    page = page_link(home, f"{services.ui_url(state.api_url)}/runs/flow-run/{flow_run}")
     typer.echo(f"\nWatch it in the Prefect UI: {page}\n")
     store = store_at(default_store_uri())
     try:
-        summary = watch(state.api_url, flow_run, store, job)
+        with access.connect(home, state.api_url, seconds=10) as api:
+            summary = watch(api, flow_run, store, job)
     except KeyboardInterrupt:
         typer.echo(f"\nThe training goes on without you. Stop it: crucible jobs stop {job}", err=True)
         raise
     conclude(store, summary, preset, page)
 
 
-def start(api_url: str, preset: str, job: str) -> str:
-    """Start the deployment with Prefect's own command; return the flow run's id. Raises `ServiceError`."""
+def start(settings: dict[str, str], preset: str, job: str) -> str:
+    """Start the deployment with Prefect's own command and settings; return the flow run's id. Raises `ServiceError`."""
     import os
     import re
     import subprocess
     import sys
 
     from crucible.errors import ServiceError
-    from crucible.local import services
 
     arguments = ["deployment", "run", DEPLOYMENT, "--param", f"preset={preset}", "--param", f"job={job}"]
     typer.echo(f"\n$ prefect {' '.join(arguments)}")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *arguments],
-        env={**os.environ, **services.client_settings(api_url)},
+        env={**os.environ, **settings},
         capture_output=True,
         text=True,
         check=False,
@@ -77,7 +80,7 @@ def start(api_url: str, preset: str, job: str) -> str:
     return created[1]
 
 
-def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
+def watch(api: httpx.Client, flow_run: str, store: Store, job: str) -> JobSummary:
     """Show a progress bar until the run has ended; return the completed job. Raises `ServiceError` if it failed."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
@@ -90,7 +93,7 @@ def watch(api_url: str, flow_run: str, store: Store, job: str) -> JobSummary:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("waiting for the worker", total=None, figures="")
         stage = ""
-        for standing in follow(api_url, flow_run, store, job):
+        for standing in follow(api, flow_run, store, job):
             show(progress, bar, standing)
             if not console.is_terminal and standing.stage != stage:
                 stage = standing.stage

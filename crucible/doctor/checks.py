@@ -136,7 +136,8 @@ def database() -> Check:
 
 
 def worker() -> Check:
-    return service("worker", "Worker", lambda state: services.worker_answers(state.api_url or "", since=0))
+    home = Home.current()
+    return service("worker", "Worker", lambda state: services.worker_answers(home, state.api_url or "", since=0))
 
 
 def watchdog() -> Check:
@@ -148,7 +149,7 @@ def prefect_profile() -> Check:
     state = State.load(Home.current())
     if state.api_url is None:
         return Check("profile", False, "no local server is set up", "crucible up", local=False)
-    if overriding := " ".join(profile.overridden_by(services.client_settings(state.api_url))):
+    if overriding := " ".join(profile.overridden_by(services.client_settings(Home.current(), state.api_url))):
         found = f"set in this shell, wins over the profile: {overriding}"
         return Check("profile", False, found, f"unset {overriding}", local=False)
     if (active := profile.active()) != profile.NAME:

@@ -13,6 +13,7 @@ import httpx
 
 from crucible.doctor.checks import Check
 from crucible.errors import ServiceError
+from crucible.local import access
 from crucible.local.services import POOL
 from crucible.local.state import PROJECT, Home, State
 
@@ -91,7 +92,8 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
     from crucible.pools.modal.reach import MEND, is_here, obstacle
 
     api_url = State.load(Home.current()).api_url
-    pool = httpx.get(f"{api_url}/work_pools/{check.name}", timeout=ANSWER_SECONDS).raise_for_status().json()
+    with _server() as api:
+        pool = api.get(f"/work_pools/{check.name}").raise_for_status().json()
     environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
     address = environment.get("PREFECT_API_URL") or api_url or ""
     if problem := obstacle(address, modal_url):
@@ -134,8 +136,11 @@ def _api_url() -> str | None:
 
 
 def _server() -> httpx.Client:
-    login = tuple((os.environ.get("PREFECT_API_AUTH_STRING") or ":").split(":", 1))
-    return httpx.Client(base_url=_api_url() or "", timeout=ANSWER_SECONDS, auth=(login[0], login[-1]))
+    url, home = _api_url() or "", Home.current()
+    if url == State.load(home).api_url:
+        return access.connect(home, url, seconds=ANSWER_SECONDS)
+    user, _, password = (os.environ.get(access.CLIENT_SETTING) or "").partition(":")
+    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS, auth=(user, password))
 
 
 def _is_for_the_cpu(name: str) -> bool:

@@ -1,7 +1,7 @@
-"""`python -m crucible.local.deploy --no-prompt deploy --all`: register the blocks, then do what `prefect …` would do.
+"""`python -m crucible.local.deploy --no-prompt deploy --all`: make the pool, register the blocks, then run `prefect …`.
 
-One process for both, because importing Prefect takes longer than either; and not the process of `crucible up`, which
-can do without that import when nothing has changed since the last time.
+One process for all of it, because importing Prefect takes longer than the rest; and not the process of `crucible up`,
+which needs no such import when nothing has changed since the last time.
 """
 
 from __future__ import annotations
@@ -11,13 +11,23 @@ import pkgutil
 import runpy
 from pathlib import Path
 
+import httpx
 import yaml
 from prefect.blocks.core import Block
 from prefect.cli import app
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL
 
 import blocks
 from blocks.store import Store
+from crucible.local.provision import ensure_pool
 from crucible.store import default_store_uri
+
+
+def make_pool() -> None:
+    """Make sure that the server which Prefect's settings name has the pool `local`."""
+    user, _, password = (PREFECT_API_AUTH_STRING.value() or "").partition(":")
+    with httpx.Client(base_url=PREFECT_API_URL.value(), auth=(user, password), timeout=30) as api:
+        ensure_pool(api)
 
 
 def register_blocks() -> None:
@@ -25,12 +35,12 @@ def register_blocks() -> None:
     for info in pkgutil.iter_modules(blocks.__path__):
         module = importlib.import_module(f"blocks.{info.name}")
         for value in vars(module).values():
-            # Not the block classes of Prefect that a module imports to build on.
+            # Without Prefect's own block classes, which a module imports to build on.
             if isinstance(value, type) and issubclass(value, Block) and not value.__module__.startswith("prefect"):
                 value.register_type_and_schema()
     try:
         Store.load("default")
-    except ValueError:  # not there: a store that the user has configured is left alone
+    except ValueError:  # not there; a store that the user has configured stays as it is
         Store(root=default_store_uri()).save("default")
 
 
@@ -43,5 +53,6 @@ def load_flows() -> None:
 
 if __name__ == "__main__":
     load_flows()
+    make_pool()
     register_blocks()
     app()  # Prefect's command line takes its arguments from ours

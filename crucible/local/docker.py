@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from crucible.errors import ConfigError
+from crucible.local import access
 from crucible.local.services import WORKER_NAME, Service, worker_reports
 from crucible.local.state import PROJECT, Home, State
 from crucible.local.up import Report, ensure_all
@@ -17,13 +18,13 @@ from crucible.pools.docker.pool import POOL, PoolOptions, register
 SERVICE = "docker-worker"
 
 
-def worker(api_url: str) -> Service:
+def worker(home: Home, api_url: str) -> Service:
     """The worker of the pool `docker-gpu`, whose containers run on this machine's engine."""
     command = (
         *(sys.executable, "-m", "prefect", "worker", "start"),
         *("--pool", POOL, "--type", POOL, "--name", WORKER_NAME),
     )
-    return Service(SERVICE, "Docker worker", command, lambda record: worker_reports(api_url, record, POOL))
+    return Service(SERVICE, "Docker worker", command, lambda record: worker_reports(home, api_url, record, POOL))
 
 
 def bring_up(
@@ -49,15 +50,9 @@ def bring_up(
     with home.locked():
         state = State.load(home)
         assert state.api_url is not None
-        _register(PoolOptions(image=image, gpus=gpus, memory=memory), state.api_url)
-        ensure_all([worker(state.api_url)], home, PROJECT, state, report)
-
-
-def _register(options: PoolOptions, api_url: str) -> None:
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: api_url}):
-        register(options)
+        with access.prefect_settings(home):
+            register(PoolOptions(image=image, gpus=gpus, memory=memory))
+        ensure_all([worker(home, state.api_url)], home, PROJECT, state, report)
 
 
 def stop_runs(home: Home, report: Report) -> None:

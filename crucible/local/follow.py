@@ -15,8 +15,8 @@ from crucible.reports.summary import JobSummary, summarise
 from crucible.store import Store
 
 LOOK_SECONDS = 0.5
-PATIENCE_SECONDS = 90.0
-"""How long the server may be out of reach, and a crashed run may wait for the watchdog to start it again."""
+WAIT_SECONDS = 90.0
+"""How long the server may be out of reach, and a crashed run may wait for the watchdog to restart it."""
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
 
 
@@ -48,42 +48,41 @@ class Standing:
         return "training"
 
 
-def follow(api_url: str, flow_run_id: str, store: Store, job_id: str) -> Iterator[Standing]:
+def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> Iterator[Standing]:
     """Where the run stands, again and again until it has ended; the last one is final.
 
     Raises `ServiceError` when the server stays out of reach.
     """
-    server, crash = Patience(), Patience()
-    with httpx.Client(base_url=api_url, timeout=10) as api:
-        while True:
-            try:
-                state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
-                server.restore()
-            except httpx.HTTPError as error:
-                if server.lost():
-                    raise ServiceError(
-                        f"the Prefect server at {api_url} does not answer ({error}); ask: crucible doctor"
-                    ) from error
-            else:
-                known = store.exists(f"jobs/{job_id}/job.json")
-                summary = summarise(Job(store, job_id)) if known else None
-                standing = Standing(state["type"], state["message"] or state["name"], summary)
-                yield standing
-                if standing.state != "CRASHED":
-                    crash.restore()
-                if standing.state in FINAL or (standing.state == "CRASHED" and crash.lost()):
-                    return
-            time.sleep(LOOK_SECONDS)
+    server, crash = Deadline(), Deadline()
+    while True:
+        try:
+            state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
+            server.restart()
+        except httpx.HTTPError as error:
+            if server.has_passed():
+                raise ServiceError(
+                    f"the Prefect server at {api.base_url} does not answer ({error}); see: crucible doctor"
+                ) from error
+        else:
+            known = store.exists(f"jobs/{job_id}/job.json")
+            summary = summarise(Job(store, job_id)) if known else None
+            standing = Standing(state["type"], state["message"] or state["name"], summary)
+            yield standing
+            if standing.state != "CRASHED":
+                crash.restart()
+            if standing.state in FINAL or (standing.state == "CRASHED" and crash.has_passed()):
+                return
+        time.sleep(LOOK_SECONDS)
 
 
-class Patience:
-    """Lost once so many seconds have gone by without being restored."""
+class Deadline:
+    """Passes `WAIT_SECONDS` after its last restart."""
 
     def __init__(self) -> None:
         self._since = time.monotonic()
 
-    def restore(self) -> None:
+    def restart(self) -> None:
         self._since = time.monotonic()
 
-    def lost(self) -> bool:
-        return time.monotonic() - self._since > PATIENCE_SECONDS
+    def has_passed(self) -> bool:
+        return time.monotonic() - self._since > WAIT_SECONDS

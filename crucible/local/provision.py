@@ -1,4 +1,4 @@
-"""What the server must know before a run can start: the `local` pool, our blocks, the deployments of prefect.yaml."""
+"""What the server needs before a run can start: the `local` pool, our blocks, the deployments of prefect.yaml."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ SOURCES = ("flows", "tasks", "blocks", "deployments", "infrastructure", "crucibl
 DIGEST_VARIABLE = "crucible_deployed_digest"
 """A Prefect variable: kept by the server itself, so that a new or reset server is deployed to again."""
 TIMEOUT_SECONDS = 180.0
+POOL_TEMPLATE = {
+    "job_configuration": {"stream_output": True},
+    "variables": {"type": "object", "properties": {}, "required": [], "additionalProperties": False},
+}
+"""No job variables: a run says what to train, not which command runs on this machine, nor with which environment."""
 
 
 def ensure_pool(api: httpx.Client) -> None:
-    """Create the `local` work pool if the server does not have it."""
-    if api.get(f"/work_pools/{POOL}").status_code != httpx.codes.NOT_FOUND:
-        return
-    workers = api.get("/collections/views/aggregate-worker-metadata").raise_for_status().json()
-    template = workers["prefect"]["process"]["default_base_job_configuration"]
-    pool = {"name": POOL, "type": POOL_TYPE, "base_job_template": template, "description": "Processes on this machine."}
-    created = api.post("/work_pools/", json=pool)
-    if created.status_code != httpx.codes.CONFLICT:  # a worker that was running already creates it as well
-        created.raise_for_status()
+    """Create the `local` work pool, or give one that an earlier version made today's template."""
+    found = api.get(f"/work_pools/{POOL}")
+    if found.status_code == httpx.codes.NOT_FOUND:
+        pool = {"name": POOL, "type": POOL_TYPE, "description": "Processes on this machine."}
+        found = api.post("/work_pools/", json={**pool, "base_job_template": POOL_TEMPLATE})
+        if found.status_code == httpx.codes.CONFLICT:  # a worker has created it meanwhile
+            found = api.get(f"/work_pools/{POOL}")
+    if found.raise_for_status().json()["base_job_template"] != POOL_TEMPLATE:
+        api.patch(f"/work_pools/{POOL}", json={"base_job_template": POOL_TEMPLATE}).raise_for_status()
 
 
 def is_current(api: httpx.Client, project: Path) -> bool:
@@ -69,7 +74,7 @@ class Deploying:
         if failed:
             raise ServiceError(
                 f"Deploying {self.project / 'prefect.yaml'} failed: {last_line(self.log)}; see {self.log}, "
-                "mend that, then run: crucible up"
+                "fix that, then run: crucible up"
             )
         variable = {"name": DIGEST_VARIABLE, "value": self.digest}
         if api.patch(f"/variables/name/{DIGEST_VARIABLE}", json=variable).status_code == httpx.codes.NOT_FOUND:

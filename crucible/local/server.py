@@ -1,6 +1,7 @@
 """The local Prefect server: `python -m crucible.local.server --port 4200`.
 
-What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite.
+What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite and with
+`crucible.local.guard` in front.
 """
 
 from __future__ import annotations
@@ -9,9 +10,18 @@ import argparse
 
 import uvicorn
 from prefect.server.api.server import create_app
-from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_SERVER_API_AUTH_STRING,
+    PREFECT_SERVER_CORS_ALLOWED_ORIGINS,
+    PREFECT_SERVER_DATABASE_CONNECTION_URL,
+    PREFECT_UI_API_URL,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import make_url
+
+from crucible.local.guard import Guard
 
 KEEP_ALIVE_SECONDS = 5
 
@@ -22,13 +32,15 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4200)
     options = parser.parse_args()
-    with temporary_settings({PREFECT_SERVER_DATABASE_CONNECTION_URL: connection_url()}):
+    settings = {
+        PREFECT_SERVER_DATABASE_CONNECTION_URL: connection_url(),
+        PREFECT_UI_API_URL: "/api",  # of the address that the page came from: no other origin is involved
+        PREFECT_SERVER_CORS_ALLOWED_ORIGINS: f"http://127.0.0.1:{options.port}",
+    }
+    with temporary_settings(settings):
+        app = Guard(create_app(final=True), PREFECT_SERVER_API_AUTH_STRING.value(), PREFECT_UI_URL.value())
         uvicorn.run(
-            create_app(final=True),
-            host=options.host,
-            port=options.port,
-            log_level="warning",
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
         )
 
 

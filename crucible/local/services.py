@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from crucible.errors import ServiceError
-from crucible.local import database
+from crucible.local import access, database
 from crucible.local.processes import ProcessRecord, environment, start_detached
 from crucible.local.state import PROJECT, Home
 
@@ -79,7 +79,7 @@ class Service:
             time.sleep(0.1)
 
 
-def server(api_url: str, database_url: str | None = None) -> Service:
+def server(home: Home, api_url: str, database_url: str | None = None) -> Service:
     """The Prefect server: API, scheduler and UI in one process, on `database_url` or, by default, on SQLite."""
     port = httpx.URL(api_url).port
     assert port is not None
@@ -90,17 +90,20 @@ def server(api_url: str, database_url: str | None = None) -> Service:
         command,
         # Another server may have taken the port while ours was starting; its answer does not count.
         lambda record: listens(record, port) and server_answers(api_url),
-        {database.SETTING: database_url} if database_url else {},
+        {
+            access.SERVER_SETTING: access.auth_string(home),
+            **({database.SETTING: database_url} if database_url else {}),
+        },
     )
 
 
-def worker(api_url: str) -> Service:
+def worker(home: Home, api_url: str) -> Service:
     """The worker of the `local` pool."""
     command = (
         *(sys.executable, "-m", "crucible.pools.local", "worker", "start"),
         *("--pool", POOL, "--type", POOL_TYPE, "--name", WORKER_NAME),
     )
-    return Service("worker", "Worker", command, lambda record: worker_reports(api_url, record, POOL))
+    return Service("worker", "Worker", command, lambda record: worker_reports(home, api_url, record, POOL))
 
 
 def watchdog() -> Service:
@@ -109,9 +112,9 @@ def watchdog() -> Service:
     return Service("watchdog", "Watchdog", command, lambda record: record.find() is not None)
 
 
-def companions(api_url: str) -> list[Service]:
+def companions(home: Home, api_url: str) -> list[Service]:
     """The services that run beside the server."""
-    return [worker(api_url), watchdog()]
+    return [worker(home, api_url), watchdog()]
 
 
 def service_environment(home: Home, api_url: str) -> dict[str, str]:
@@ -122,7 +125,7 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
     """
     return environment(
         {
-            **client_settings(api_url),
+            **client_settings(home, api_url),
             "CRUCIBLE_HOME": str(home.root),
             "PREFECT_HOME": str(home.prefect),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -134,16 +137,17 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             "PYTHONUNBUFFERED": "1",
         },
         drop=(
-            *("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING", "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
+            *("PREFECT_API_KEY", access.SERVER_SETTING, "PREFECT_PROFILE", "PREFECT_PROFILES_PATH"),
             *database.SECRET_SETTINGS,
         ),
     )
 
 
-def client_settings(api_url: str) -> dict[str, str]:
+def client_settings(home: Home, api_url: str) -> dict[str, str]:
     """The Prefect settings with which any `prefect` command reaches this server."""
     return {
         "PREFECT_API_URL": api_url,
+        access.CLIENT_SETTING: access.auth_string(home),
         # Without /v2 the links that Prefect prints open its older UI.
         "PREFECT_UI_URL": ui_url(api_url),
         "PREFECT_PLUGINS_ENABLED": "true",
@@ -157,7 +161,7 @@ def ui_url(api_url: str) -> str:
 
 def server_answers(api_url: str) -> bool:
     try:
-        return httpx.get(f"{api_url}/health", timeout=2).is_success
+        return httpx.get(f"{api_url}/health", timeout=2, trust_env=False).is_success
     except httpx.HTTPError:
         return False
 
@@ -165,7 +169,7 @@ def server_answers(api_url: str) -> bool:
 def database_answers(api_url: str) -> bool:
     """Whether the server is there and reaches its database."""
     try:
-        return httpx.get(f"{api_url}/ready", timeout=10).is_success
+        return httpx.get(f"{api_url}/ready", timeout=10, trust_env=False).is_success
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
 
@@ -182,18 +186,18 @@ def listens(record: ProcessRecord, port: int) -> bool:
     return any(open_.status == psutil.CONN_LISTEN and open_.laddr.port == port for open_ in connections)
 
 
-def worker_reports(api_url: str, record: ProcessRecord, pool: str) -> bool:
+def worker_reports(home: Home, api_url: str, record: ProcessRecord, pool: str) -> bool:
     """Whether the worker in this process has reported to the server."""
     process = record.find()
     # Asked of the operating system again: if the clock was set since the start, both times follow it.
-    return process is not None and worker_answers(api_url, since=process.create_time(), pool=pool)
+    return process is not None and worker_answers(home, api_url, since=process.create_time(), pool=pool)
 
 
-def worker_answers(api_url: str, since: float, pool: str = POOL) -> bool:
+def worker_answers(home: Home, api_url: str, since: float, pool: str = POOL) -> bool:
     """Whether our worker has reported to the server after the unix time `since`."""
     try:
-        response = httpx.post(f"{api_url}/work_pools/{pool}/workers/filter", json={}, timeout=5)
-        workers = response.raise_for_status().json()
+        with access.connect(home, api_url, seconds=5) as api:
+            workers = api.post(f"/work_pools/{pool}/workers/filter", json={}).raise_for_status().json()
     except httpx.HTTPError:
         return False
     return any(

@@ -39,6 +39,11 @@ class Home:
         """Prefect's home for server and worker: the database and stored results."""
         return self.root / "prefect"
 
+    @property
+    def auth_file(self) -> Path:
+        """The user name and password of the server's API, readable by its owner only."""
+        return self.root / "api-auth"
+
     def log(self, service: str) -> Path:
         return self.root / "logs" / f"{service}.log"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from crucible.errors import ServiceError
-from crucible.local import database, profile, provision, services
+from crucible.local import access, database, profile, provision, services
 from crucible.local.processes import stop_tree
 from crucible.local.services import HOST, Service
 from crucible.local.state import PROJECT, Home, State
@@ -33,11 +33,11 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
         state = State.load(home)
         api_url = ensure_server(home, project, state, report)
         try:
-            with httpx.Client(base_url=api_url, timeout=30) as api:
+            with access.connect(home, api_url) as api:
                 _ensure_the_rest(api, home, project, state, report)
         except httpx.HTTPError as error:
             raise ServiceError(f"the Prefect server refused: {error}; see {home.log('server')}") from error
-        previous = profile.select(services.client_settings(api_url))
+        previous = profile.select(services.client_settings(home, api_url))
         if previous:
             state.previous_profile = previous
             state.save(home)
@@ -50,6 +50,7 @@ def ensure_server(home: Home, project: Path, state: State, report: Report) -> st
     Raises `ServiceError` if it does not start, or if it would use another database than before.
     """
     database_url = _database_url(state)
+    access.choose(home, state)
     # Running work and other shells know the address, so it changes only if another program took the port.
     wanted = httpx.URL(state.api_url).port if state.api_url else None
     while True:
@@ -59,7 +60,7 @@ def ensure_server(home: Home, project: Path, state: State, report: Report) -> st
             state.database = database.describe(database_url) if database_url else None
         assert state.api_url is not None
         try:
-            ensure_all([services.server(state.api_url, database_url)], home, project, state, report)
+            ensure_all([services.server(home, state.api_url, database_url)], home, project, state, report)
         except ServiceError:
             refused = httpx.URL(state.api_url).port
             if state.is_running("server") or refused is None or services.is_free(refused):
@@ -92,7 +93,7 @@ def _ensure_the_rest(api: httpx.Client, home: Home, project: Path, state: State,
         report("Deployments", "deploying prefect.yaml")
         deploying = provision.Deploying(home, project, state.api_url)
     try:
-        ensure_all(services.companions(state.api_url), home, project, state, report)
+        ensure_all(services.companions(home, state.api_url), home, project, state, report)
     finally:
         if deploying:
             deploying.finish(api)

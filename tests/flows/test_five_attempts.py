@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
-from crucible.local.state import PROJECT, State
+from crucible.local.access import prefect_settings
+from crucible.local.state import PROJECT
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.supervision.retry_policy import Decision, Placement
 from crucible.supervision.snapshot import AttemptView
@@ -91,7 +91,7 @@ def cents(rows: list[dict[str, Any]]) -> list[int]:
 def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "stage"))
     with local_stage(tmp_path / "stage") as stage, pools(stage):
-        with temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}):
+        with prefect_settings(stage.home):
             script = {"steps": 20, "every": 2, "at": {str(step): f"wait {tmp_path / 'never'}" for step in PAUSES}}
             command = [sys.executable, str(SCRIPTED), json.dumps(script)]
             spec = JobSpec(job_id="tour", script=ScriptConfig(command=command))

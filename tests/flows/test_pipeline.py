@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState
+from crucible.local.access import connect, prefect_settings
 from crucible.local.state import State
 from crucible.rehearsal.drill.drill import Drill, Verdict
 from crucible.rehearsal.drill.stage import Stage, local_stage
@@ -53,8 +52,8 @@ def drill(stage: Stage) -> Iterator[Future[Verdict]]:
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
-    url = State.load(stage.home).api_url
-    response = httpx.request(method, f"{url}{path}", timeout=60, **arguments)
+    with connect(stage.home, State.load(stage.home).api_url or "", seconds=60) as client:
+        response = client.request(method, path, **arguments)
     response.raise_for_status()
     return response.json()
 
@@ -223,7 +222,7 @@ def test_a_capped_job_stops_saved_goes_on_when_raised_and_ends_with_the_same_wei
     place = Placement("local", usd_per_hour=24.0)
 
     def supervise() -> JobState:
-        with temporary_settings({PREFECT_API_URL: State.load(stage.home).api_url}):
+        with prefect_settings(stage.home):
             launcher = PrefectLauncher(stage.store.uri, "default", "")
             return Supervision(job, launcher, [place], Silent()).run().state
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from benchmarks.postgres import find_binaries, running_postgres
 from crucible.doctor import checks
 from crucible.errors import ConfigError, ServiceError
 from crucible.local import database, services, up
+from crucible.local.access import connect
 from crucible.local.profile import NAME, select
 from crucible.local.state import PROJECT, Home, State
 
@@ -39,7 +39,7 @@ def test_the_server_keeps_its_data_in_the_users_postgresql(
     state = State()
     try:
         api_url = up.ensure_server(home, PROJECT, state, quiet)
-        with httpx.Client(base_url=api_url, timeout=30, trust_env=False) as api:
+        with connect(home, api_url) as api:
             api.post("/flows/", json={"name": "kept"}).raise_for_status()
         assert state.database == database.describe(postgres_url)
         assert not (home.prefect / "prefect.db").exists()

@@ -33,7 +33,7 @@ def test_a_server_of_somebody_else_on_our_port_does_not_count_as_ours(
     prefect_server: PrefectServer, tmp_path: Path
 ) -> None:
     """Two `crucible up` at once may choose the same port; one of them gets it."""
-    answers = services.server(prefect_server.api_url).answers
+    answers = services.server(prefect_server.home, prefect_server.api_url).answers
     assert answers(prefect_server.state.services["server"])
     sleeper = Service("server", "", (sys.executable, "-c", "import time; time.sleep(600)"), answers)
     ours = sleeper.start(Home(tmp_path), tmp_path, API)

@@ -19,6 +19,7 @@ import httpx
 import psutil
 import pytest
 
+from crucible.local.access import connect
 from crucible.local.services import DEFAULT_PORT
 from crucible.local.state import Home, State
 
@@ -72,7 +73,7 @@ class User:
         return State.load(self.crucible)
 
     def api(self) -> httpx.Client:
-        return httpx.Client(base_url=self.state.api_url or "", timeout=30)
+        return connect(self.crucible, self.state.api_url or "")
 
     def flow_runs(self, deployment: str) -> list[dict[str, Any]]:
         with self.api() as api:

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pytest
 
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
+from crucible.local.access import connect
 from crucible.local.state import State
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Sweep
@@ -54,8 +54,8 @@ def eventually(holds: Callable[[], Any], what: str, seconds: float = 900) -> Any
 
 
 def state_of(stage: Stage, run: str) -> str:
-    url = State.load(stage.home).api_url
-    found: str = httpx.get(f"{url}/flow_runs/{run}", timeout=30).json()["state"]["type"]
+    with connect(stage.home, State.load(stage.home).api_url or "") as api:
+        found: str = api.get(f"/flow_runs/{run}").json()["state"]["type"]
     return found
 
 

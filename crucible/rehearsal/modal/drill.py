@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from crucible.errors import ServiceError
-from crucible.local.state import PROJECT, Home, State
+from crucible.local.access import prefect_settings
+from crucible.local.state import PROJECT, Home
 from crucible.pools.common.registration import FLOW
 from crucible.pools.modal.pool import POOL
 from crucible.rehearsal.drill.faults import NOTICE_SECONDS
@@ -69,9 +70,8 @@ def _let_live(home: Home, seconds: float | None) -> None:
     """How long the sandboxes of attempts to come may live; None: as long as the pool lets them."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.settings import PREFECT_API_URL, temporary_settings
 
     variables = {} if seconds is None else {"timeout_seconds": int(seconds)}
-    with temporary_settings({PREFECT_API_URL: State.load(home).api_url}), get_client(sync_client=True) as client:
+    with prefect_settings(home), get_client(sync_client=True) as client:
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         client.update_deployment(deployment.id, DeploymentUpdate(job_variables=variables))
