@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Annotated
@@ -12,6 +13,7 @@ import typer
 import crucible.cli
 from crucible import __version__
 from crucible.errors import CrucibleError
+from crucible.loopback import bypass_proxies
 
 
 def print_version(wanted: bool) -> None:
@@ -46,6 +48,7 @@ def build_app() -> typer.Typer:
 
 def main() -> None:
     """Run the command line; an expected error becomes one line on stderr and exit code 1."""
+    bypass_proxies(os.environ)
     try:
         build_app()()
     except CrucibleError as error:

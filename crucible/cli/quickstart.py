@@ -68,7 +68,7 @@ def start(settings: dict[str, str], preset: str, job: str) -> str:
     typer.echo(f"\n$ prefect {' '.join(arguments)}")
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *arguments],
-        env={**os.environ, **settings},
+        env={**{k: v for k, v in os.environ.items() if not k.startswith("PREFECT_")}, **settings},
         capture_output=True,
         text=True,
         check=False,

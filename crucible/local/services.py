@@ -18,6 +18,7 @@ from crucible.errors import ServiceError
 from crucible.local import access, database
 from crucible.local.processes import ProcessRecord, environment, start_detached
 from crucible.local.state import PROJECT, Home
+from crucible.loopback import bypass_proxies
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
@@ -123,7 +124,7 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
     A key, a profile or a home that belongs to another server must not leak in, and the database's password stays with
     the server.
     """
-    return environment(
+    made = environment(
         {
             **client_settings(home, api_url),
             "CRUCIBLE_HOME": str(home.root),
@@ -141,6 +142,8 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             *database.SECRET_SETTINGS,
         ),
     )
+    bypass_proxies(made)
+    return made
 
 
 def client_settings(home: Home, api_url: str) -> dict[str, str]:

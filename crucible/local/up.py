@@ -30,6 +30,7 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
     """
     provision.deployment_names(project)  # refuse a project without deployments before anything starts
     with home.locked():
+        _keep_private(home)
         state = State.load(home)
         api_url = ensure_server(home, project, state, report)
         try:
@@ -42,6 +43,13 @@ def up(home: Home, project: Path = PROJECT, report: Report = lambda part, status
             state.previous_profile = previous
             state.save(home)
         return state
+
+
+def _keep_private(home: Home) -> None:
+    """The server's database holds the blocks' secrets and the key to them; logs may quote what a flow printed."""
+    for folder in (home.prefect, home.log("server").parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o700)
 
 
 def ensure_server(home: Home, project: Path, state: State, report: Report) -> str:

@@ -10,6 +10,7 @@ Upstream issue: none found. Delete this when Prefect accepts a deployment's name
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from prefect.plugins import register_hook
+
+from crucible.loopback import bypass_proxies
 
 FLAGS = frozenset({"--watch", "--no-watch", "--all", "--replace", "--accept-yes", "-y", "--active", "--no-active"})
 """Options of `prefect deployment …` that no value follows."""
@@ -26,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 @register_hook
 async def setup_environment(*, ctx: Any) -> None:
-    """Called by Prefect while it is being imported: complete the name on this process's command line."""
+    """Called by Prefect while it is being imported: complete the name on this process's command line.
+
+    Also keeps requests to a server on this machine from going through a proxy.
+    """
+    bypass_proxies(os.environ)
     arguments = command_arguments(sys.argv, sys.orig_argv)
     place = name_at(arguments)
     if place is None:

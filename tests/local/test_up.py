@@ -42,9 +42,14 @@ deployments:
 """
 
 
+PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "http://127.0.0.1:9"}
+"""A proxy that cannot reach this machine; nobody listens there."""
+SHARED_MEMORY = Path("/dev/shm")
+
+
 @dataclass(frozen=True)
 class User:
-    """A user with a home folder, a project of their own and nothing else set."""
+    """A user with a home folder and a project of their own, in surroundings that break naive programs."""
 
     home: Path
     project: Path
@@ -53,11 +58,19 @@ class User:
     def env(self) -> dict[str, str]:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "CRUCIBLE_"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        return {**kept, "HOME": str(self.home), "PATH": path}
+        return {**kept, "HOME": str(self.home), "PATH": path, **PROXY, "LC_ALL": "C", "TMPDIR": str(self.temporary)}
 
-    def types(self, *command: str, fails: bool = False) -> str:
+    @property
+    def temporary(self) -> Path:
+        """On another file system than the home, where there is one."""
+        return SHARED_MEMORY if SHARED_MEMORY.is_dir() else self.home
+
+    def types(self, *command: str, fails: bool = False, **variables: str) -> str:
         """Run a command in the home folder; return its stdout, or its stderr where it must fail."""
-        done = subprocess.run(command, cwd=self.home, env=self.env, capture_output=True, text=True, check=False)
+        env = {**self.env, **variables}
+        done = subprocess.run(
+            command, cwd=self.home, env=env, capture_output=True, encoding="utf-8", check=False, umask=0o077
+        )
         assert (done.returncode != 0) == fails, f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stderr if fails else done.stdout
 
@@ -85,7 +98,7 @@ class User:
 def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
     """A user whose `crucible up` has run while another program held the usual port."""
     folder = tmp_path_factory.mktemp("user")
-    user = User(folder / "home", folder / "project")
+    user = User(folder / "Zoë's 100% home", folder / "project")
     (user.project / "flows").mkdir(parents=True)
     user.home.mkdir()
     (user.project / "flows" / "greet.py").write_text(FLOW)
@@ -149,9 +162,10 @@ def test_doctor_finds_the_local_pool_ready(user: User) -> None:
     assert all(row["ready"] or row["mend"] for row in rows.values())
 
 
-def test_up_again_changes_nothing(user: User) -> None:
+def test_up_again_changes_nothing_whatever_else_this_shell_reaches(user: User) -> None:
     before, deployed = user.state, user.crucible.log("deploy").stat().st_mtime_ns
-    user.up()
+    cloud = {"PREFECT_API_URL": "https://api.prefect.cloud/api/accounts/a/workspaces/b", "PREFECT_API_KEY": "pnu_1"}
+    user.types("crucible", "up", "--project", str(user.project), **cloud, PREFECT_PROFILE="team")
     assert user.state == before
     assert user.crucible.log("deploy").stat().st_mtime_ns == deployed
 
@@ -203,6 +217,21 @@ def test_quickstart_trains_a_model_through_the_deployment(user: User) -> None:
         run = api.get(f"/flow_runs/{rows['Prefect UI'].rpartition('/')[2]}").raise_for_status().json()
     assert run["state_type"] == "COMPLETED"
     assert rows["Prefect UI"].startswith((user.state.api_url or "").removesuffix("/api") + "/v2/runs/flow-run/")
+
+
+def test_nothing_is_written_into_the_project_and_nothing_secret_is_readable_by_others(user: User) -> None:
+    """The checkout may be read-only, and other people may use this machine."""
+    written = [path for path in user.project.rglob("*") if "__pycache__" not in path.parts and path.is_file()]
+    assert {path.name for path in written} == {"greet.py", "prefect.yaml"}
+    password = user.crucible.auth_file.read_text().strip()
+    for path in [user.crucible.auth_file, user.home / ".prefect" / "profiles.toml"]:
+        assert password in path.read_text()
+        assert path.stat().st_mode & 0o077 == 0
+    assert user.crucible.prefect.stat().st_mode & 0o077 == 0
+    for log in user.crucible.log("server").parent.iterdir():
+        assert password not in log.read_text(errors="replace")
+    for process in psutil.process_iter(["cmdline"]):
+        assert password not in " ".join(process.info["cmdline"] or [])
 
 
 def test_down_leaves_no_process_and_goes_back_to_the_earlier_profile(user: User) -> None:

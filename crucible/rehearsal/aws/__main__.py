@@ -33,6 +33,9 @@ def control_server(cloud: Cloud) -> ThreadingHTTPServer:
                 self._answer(404, {"error": f"nothing at {self.path}"})
 
         def do_POST(self) -> None:
+            if self.headers.get("Origin"):
+                self._answer(403, {"error": "not for web pages"})
+                return
             arguments = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or b"{}")
             fault = FAULTS.get(self.path.removeprefix("/faults/"))
             if fault is None:
@@ -64,6 +67,7 @@ def main() -> None:
     control = control_server(cloud)
     threading.Thread(target=control.serve_forever, args=(0.1,), daemon=True).start()
     addresses = {"url": cloud.url, "control_url": f"http://127.0.0.1:{control.server_port}"}
+    addresses["worker_key"] = cloud.worker_key
     print(json.dumps(addresses), flush=True)
     try:
         sys.stdin.read()

@@ -22,7 +22,7 @@ import httpx
 from crucible.errors import CrucibleError
 from crucible.pools.aws.session import Aws
 from crucible.pools.aws.stack import Progress, StackState
-from crucible.rehearsal.aws.settings import ACCOUNT, WORKER_KEY, Settings
+from crucible.rehearsal.aws.settings import ACCOUNT, Settings
 
 START_SECONDS = 60.0
 
@@ -38,8 +38,11 @@ class NothingToHitError(RehearsalError):
 class AwsRehearsal:
     """A rehearsed AWS in a process of its own, which ends with this object's process at the latest."""
 
-    def __init__(self, process: subprocess.Popen[str], settings: Settings, url: str, control_url: str) -> None:
+    def __init__(
+        self, process: subprocess.Popen[str], settings: Settings, url: str, control_url: str, worker_key: str
+    ) -> None:
         self._process, self.settings, self.url, self.control_url = process, settings, url, control_url
+        self._worker_key = worker_key
         self._control = httpx.Client(base_url=control_url, timeout=30)
 
     @classmethod
@@ -65,14 +68,14 @@ class AwsRehearsal:
                 f"the rehearsed AWS did not start; see {log} (is moto installed? pip install moto[server])"
             )
         addresses = json.loads(line)
-        return cls(process, chosen, addresses["url"], addresses["control_url"])
+        return cls(process, chosen, **addresses)
 
     @property
     def environment(self) -> dict[str, str]:
         """Variables with which boto3, s3fs and Prefect's workers talk to this cloud and no other."""
         return {
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": WORKER_KEY,
+            "AWS_ACCESS_KEY_ID": self._worker_key,
             "AWS_SECRET_ACCESS_KEY": "rehearsal",
             "AWS_REGION": self.settings.region,
             "AWS_DEFAULT_REGION": self.settings.region,
@@ -84,7 +87,7 @@ class AwsRehearsal:
         import boto3
 
         session = boto3.Session(
-            aws_access_key_id=WORKER_KEY, aws_secret_access_key="rehearsal", region_name=self.settings.region
+            aws_access_key_id=self._worker_key, aws_secret_access_key="rehearsal", region_name=self.settings.region
         )
         return Aws(session, self.settings.region, ACCOUNT, f"arn:aws:iam::{ACCOUNT}:user/rehearsal", self.url)
 

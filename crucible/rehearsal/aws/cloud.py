@@ -21,7 +21,7 @@ from crucible.rehearsal.aws import change_sets, cloudformation
 from crucible.rehearsal.aws.machines import Machines
 from crucible.rehearsal.aws.metadata import MetadataService
 from crucible.rehearsal.aws.runs import Run
-from crucible.rehearsal.aws.settings import ACCOUNT, TASK_KEY, Settings
+from crucible.rehearsal.aws.settings import ACCOUNT, Settings
 from crucible.rehearsal.aws.tasks import Tasks
 
 TICK_SECONDS = 0.05
@@ -40,7 +40,11 @@ class Cloud:
         self._began = time.monotonic()
         self._over = threading.Event()
         self._last_failure = ""
-        app = _Expiring(DomainDispatcherApplication(create_backend_app), self.expired_keys)
+        # Tasks run real commands: other people on this machine must not be able to start one.
+        self.worker_key, self.task_key = f"AKIA{secrets.token_hex(8)}".upper(), f"ASIA{secrets.token_hex(8)}".upper()
+        app = _Gate(
+            DomainDispatcherApplication(create_backend_app), {self.worker_key, self.task_key}, self.expired_keys
+        )
         self._server = make_server("127.0.0.1", settings.port, app, threaded=True, request_handler=_Silent)
         self._server.daemon_threads = True  # type: ignore[attr-defined]
         self._server.block_on_close = False  # type: ignore[attr-defined]  # clients keep their connections open
@@ -139,7 +143,7 @@ class Cloud:
             "LANG": "C.UTF-8",
             "PYTHONUNBUFFERED": "1",
             "AWS_ENDPOINT_URL": self.url,
-            "AWS_ACCESS_KEY_ID": TASK_KEY,
+            "AWS_ACCESS_KEY_ID": self.task_key,
             "AWS_SECRET_ACCESS_KEY": "rehearsal",
             "AWS_REGION": self.settings.region,
             "AWS_DEFAULT_REGION": self.settings.region,
@@ -157,15 +161,22 @@ class _Silent(WSGIRequestHandler):
         """Requests are no news."""
 
 
-class _Expiring:
-    """Answers as AWS does to credentials whose time is over; moto takes any."""
+class _Gate:
+    """Lets in the keys of this rehearsal only, and answers as AWS does to expired ones; moto takes any.
 
-    def __init__(self, app: Any, expired: set[str]) -> None:
-        self.app, self.expired = app, expired
+    Web pages get nothing: they send an `Origin`, which no AWS client does.
+    """
+
+    def __init__(self, app: Any, keys: set[str], expired: set[str]) -> None:
+        self.app, self.keys, self.expired = app, keys, expired
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         scope = re.search(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
-        if scope is None or scope[1] not in self.expired:
+        if scope is None or scope[1] not in self.keys or "HTTP_ORIGIN" in environ:
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Length", "0")])
+            return []
+        if scope[1] not in self.expired:
             return self.app(environ, start_response)  # type: ignore[no-any-return]
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if environ["REQUEST_METHOD"] == "HEAD":  # as S3: a bare 400, because an answer to HEAD has no body

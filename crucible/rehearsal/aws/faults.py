@@ -12,7 +12,6 @@ from typing import Any
 from crucible.rehearsal.aws.cloud import Cloud
 from crucible.rehearsal.aws.machines import ON_DEMAND, SPOT, Machine
 from crucible.rehearsal.aws.runs import Run
-from crucible.rehearsal.aws.settings import TASK_KEY, WORKER_KEY
 
 Answer = dict[str, Any]
 
@@ -93,7 +92,7 @@ def late_stop(cloud: Cloud, job: str | None = None) -> Answer:
 
 def expired_credentials(cloud: Cloud, on: bool = True, whose: str = "task") -> Answer:
     """The credentials of the tasks or of the worker are refused as expired until it is turned off."""
-    keys = {"task": TASK_KEY, "worker": WORKER_KEY}
+    keys = {"task": cloud.task_key, "worker": cloud.worker_key}
     if whose not in keys:
         raise ValueError(f"whose = {whose!r}: task or worker")
     _switch(cloud.expired_keys, keys[whose], on)

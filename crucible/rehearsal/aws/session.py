@@ -45,6 +45,8 @@ def rehearsed_aws(
         cloud = stack.enter_context(AwsRehearsal.start(place, working_directory=project, **settings))
         state_file = crucible_home() / STATE_FILE
         state_file.parent.mkdir(parents=True, exist_ok=True)
+        state_file.unlink(missing_ok=True)
+        state_file.touch(mode=0o600)  # whoever has the key can start commands here
         state_file.write_text(json.dumps({"control_url": cloud.control_url, **cloud.environment}))
         stack.callback(state_file.unlink, missing_ok=True)
         say("Deploying the stack into it")

@@ -7,8 +7,6 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 ACCOUNT = "123456789012"
-WORKER_KEY = "AKIAREHEARSALWORKER0"
-TASK_KEY = "ASIAREHEARSALTASK000"
 
 
 class Settings(BaseModel):

@@ -1,0 +1,35 @@
+"""Proxies are for other machines."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from crucible.loopback import bypass_proxies
+
+
+@pytest.mark.parametrize("proxy", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "https_proxy"])
+def test_this_machine_is_reached_past_a_proxy(proxy: str) -> None:
+    environment = {proxy: "http://proxy.example.com:3128", "no_proxy": "intranet.example.com"}
+    bypass_proxies(environment)
+    for name in ("NO_PROXY", "no_proxy"):
+        assert environment[name] == "intranet.example.com,127.0.0.1,localhost,::1"
+    bypass_proxies(environment)
+    assert environment["NO_PROXY"].count("localhost") == 1
+
+
+def test_without_a_proxy_nothing_is_set() -> None:
+    environment: dict[str, str] = {}
+    bypass_proxies(environment)
+    assert environment == {}
+
+
+def test_httpx_understands_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own clients read the environment."""
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    environment = {"HTTP_PROXY": "http://127.0.0.1:1"}
+    bypass_proxies(environment)
+    monkeypatch.setenv("NO_PROXY", environment["NO_PROXY"])
+    mounts = httpx.Client()._mounts
+    direct = {pattern.pattern for pattern, transport in mounts.items() if transport is None}
+    assert {"all://127.0.0.1", "all://localhost", "all://[::1]"} <= direct
