@@ -1,6 +1,7 @@
 # make quickstart   set everything up here and watch a GPT learn
 # make test         lint, types and all quick tests; make test-slow: the soak tests and long drills
 # make bench        the figures of the README; make drill: prove recovery on this machine
+# make upgrade-check  try the newest Prefect 3 in a scratch environment, and print what breaks
 # make clean        remove what these made, the installed environment included
 
 VENV := .venv
@@ -13,7 +14,7 @@ COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/model
 PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
 
-.PHONY: quickstart test test-slow lint bench drill clean
+.PHONY: quickstart test test-slow lint bench drill upgrade-check clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
@@ -35,6 +36,9 @@ bench: $(VENV)/installed-dev
 
 drill: $(VENV)/installed-dev
 	$(BIN)/crucible drill
+
+upgrade-check: $(VENV)/installed-dev
+	$(BIN)/python -m scripts.upgrade_check
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -157,6 +157,20 @@ def prefect_profile() -> Check:
     return Check("profile", True, f"{profile.NAME} is selected: `prefect` reaches this server", local=False)
 
 
+def patches() -> Check:
+    """What Crucible's own processes replace in Prefect, and whether it fits the installed versions."""
+    from crucible.prefect_compat import statuses
+
+    rows = []
+    for status in statuses():
+        patch = status.patch
+        state = "on" if status.on else f"OFF ({status.difference})"
+        rows.append(f"{patch.name} {state}, checked with {patch.versions}, upstream: {patch.issue}")
+    ready = all(status.on for status in statuses())
+    fix = "" if ready else f"pip install -c {PROJECT / 'constraints.txt'} prefect"
+    return Check("patches", ready, "; ".join(rows) or "none", fix, local=False)
+
+
 def machine() -> list[Callable[[], Check]]:
     """Every check of this machine and its services."""
-    return [python, packages, torch, disk, store, server, database, worker, watchdog, prefect_profile]
+    return [python, packages, patches, torch, disk, store, server, database, worker, watchdog, prefect_profile]

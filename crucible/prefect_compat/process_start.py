@@ -81,7 +81,7 @@ PATCH = Patch(
     fault="Prefect's process worker starts every flow run in a new Python process, which loads Prefect again: 1.2 s of "
     "CPU time a run. No hook lets a worker pass it a process that has loaded it.",
     issue="https://github.com/PrefectHQ/prefect/issues/21944",
-    versions="prefect 3.8.8",
+    versions="prefect 3.8.8 and 3.9.1",
     delete_when="ProcessWorker accepts a process starter of one's own, or a flow run starts in 0.3 s without it",
     self_check=_self_check,
     apply=_apply,

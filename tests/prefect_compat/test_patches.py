@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from crucible import prefect_compat
-from crucible.prefect_compat.patches import NONE_FOUND, Patch, apply_all
+from crucible.doctor import checks
+from crucible.prefect_compat.patches import NONE_FOUND, Patch, apply_all, check
 
 
 def a_patch(applied: list[str], name: str = "example") -> Patch:
@@ -58,3 +59,14 @@ def test_every_patch_says_what_it_is_for() -> None:
     for patch in prefect_compat.all_patches():
         assert patch.issue == NONE_FOUND or patch.issue.startswith("https://github.com/"), patch.name
         assert all([patch.fault, patch.versions, patch.delete_when]), patch.name
+
+
+def test_doctor_lists_the_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    row = checks.patches()
+    assert row.ready
+    assert "process-start on, checked with prefect 3.8.8" in row.found
+    assert "https://github.com/PrefectHQ/prefect/issues/" in row.found
+    monkeypatch.setattr(prefect_compat, "statuses", lambda: [check(replace(a_patch([]), self_check=differs))])
+    row = checks.patches()
+    assert not row.ready
+    assert "example OFF (example has no door)" in row.found
