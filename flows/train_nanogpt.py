@@ -32,6 +32,7 @@ from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice, PlacementRequest, read_choice, remember_choice
 from crucible.store import Store
 from crucible.supervision.heartbeat import HeartbeatWriter
+from crucible.supervision.prefect_server import server_id
 from crucible.supervision.retry_policy import Timeouts
 from crucible.supervision.supervisor import Supervision
 from flows.evaluate import evaluate
@@ -74,7 +75,7 @@ def train_nanogpt(**given: Any) -> State:
         with (
             tags(*marks),
             StopWatch(job) as watch,
-            HeartbeatWriter(placed, flow_run.id or "", spec.job_id) as heartbeat,
+            HeartbeatWriter(placed, flow_run.id or "", spec.job_id, server_id()) as heartbeat,
         ):
             add_tags(*marks, "stage:pipeline")
             try:

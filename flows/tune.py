@@ -31,6 +31,7 @@ from crucible.jobs.status import JobState
 from crucible.placement.choice import PlacementRequest
 from crucible.store import Store
 from crucible.supervision.heartbeat import HeartbeatWriter
+from crucible.supervision.prefect_server import server_id
 from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus
 from crucible.sweeps.schedules import hyperband_brackets
@@ -78,7 +79,11 @@ def tune_nanogpt(**given: Any) -> State:
         placed = open_store(request.store)
         found = Sweep(placed, name)
         marks = [f"sweep:{name}", f"project:{request.project}", *([f"owner:{request.owner}"] if request.owner else [])]
-        with tags(*marks), StopWatch() as watch, HeartbeatWriter(placed, flow_run.id or "", name) as heartbeat:
+        with (
+            tags(*marks),
+            StopWatch() as watch,
+            HeartbeatWriter(placed, flow_run.id or "", name, server_id()) as heartbeat,
+        ):
             add_tags(*marks, "stage:tune")
             if request.space or request.space_file or not found.exists():
                 found = _recorded(placed, name, request)

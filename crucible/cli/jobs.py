@@ -166,26 +166,16 @@ def stop(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the running attempt to save and stop; the job can be started again later."""
-    from crucible.errors import ConfigError
+    """Stop a job whatever it is doing, saved where there is something to save; it can be continued later."""
     from crucible.jobs.records import EndReason, StopRequest
-    from crucible.jobs.status import JobState, status_of
+    from crucible.supervision.stop_job import stop_job
 
     found = open_job(open_store(store), job)
-    attempts = found.attempts()
-    outcome = attempts[-1].read_outcome() if attempts else None
-    if not attempts or outcome is not None:
-        status = status_of(found)
-        if status and status.state is JobState.RUNNING:
-            raise ConfigError(f"job {job} is between two attempts; try again when the next one has begun")
-        state = f"attempt {len(attempts)} is over ({outcome.end_reason.words})" if outcome else "it was never started"
-        raise ConfigError(f"job {job} is not running: {state}; `crucible jobs show {job}` tells more")
-    number = attempts[-1].number
-    attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+    done = stop_job(found, StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
     if as_json:
-        print_json({"job": job, "attempt": number, "reason": reason})
+        print_json({"job": job, "attempt": done.attempt, "done": done.message, "reason": reason})
     else:
-        typer.echo(f"attempt {number} of {job} is asked to save and stop; `crucible jobs show {job}` tells when it has")
+        typer.echo(f"{job}: {done.message}; `crucible jobs show {job}` says when it has")
 
 
 def limits(
@@ -230,10 +220,11 @@ def continue_(
     from crucible.errors import ConfigError
     from crucible.jobs.status import JobState, status_of
     from crucible.local.continuing import start_again
+    from crucible.supervision.heartbeat import is_supervised
 
     found = open_job(open_store(store), job)
     status = status_of(found)
-    if status is not None and status.state is JobState.RUNNING:
+    if status is not None and status.state is JobState.RUNNING and is_supervised(found.root, job):
         raise ConfigError(f"job {job} is running; `crucible jobs limits {job}` changes its limits while it does")
     limits = change_limits(found, {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts})
     changes: dict[str, Any] = limits.model_dump(include={"max_cost_usd", "max_hours", "max_attempts"})

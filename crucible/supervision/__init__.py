@@ -1,8 +1,14 @@
 """What follows an attempt: one supervisor per job, restartable at any moment.
 
-supervisor.py        launches attempts, watches their records
-retry_policy.py      what follows an attempt: a pure function of the job's history
+snapshot.py          one look at a job's records, typed
+attempt_policy.py    what to do about an attempt that is not over: a pure function of a snapshot
+retry_policy.py      what follows an attempt that is over: a pure function of the job's history
 placement_policy.py  the protocol of whoever knows better where the next attempt goes
+launcher.py          the protocols of what a supervisor needs from outside
+supervisor.py        takes a look, asks the policies, carries out what they decide
+stop_job.py          stopping a job from outside
 heartbeat.py         a supervising process's own sign of life
-watchdog.py          starts a supervising flow run again whose process died
+restarter.py         starts a supervising flow run again whose process died
+watchdog.py          keeps the restarter running
+prefect_server.py    which Prefect server this is
 """

@@ -1,12 +1,16 @@
 """The heartbeat of a supervising process: `supervisor-heartbeats/<flow run>.json`, there until its work is over.
 
 A supervisor writes it whatever it is doing: preprocessing, watching attempts, evaluating. If the record stays and its
-sequence stops, the process died before its work was over, and the watchdog starts its flow run again.
+sequence stops, the process died before its work was over, and the watchdog of its own Prefect server starts the flow
+run again. Two set-ups may share a store: each record names the server that it belongs to, and nobody touches another's.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from types import TracebackType
@@ -14,14 +18,17 @@ from typing import Self
 
 from pydantic import Field
 
-from crucible.errors import ObjectMissing, StoreError
+from crucible.errors import ObjectMissing, RecordDamaged, StoreError
 from crucible.jobs.records import Record, now
 from crucible.store import Store
 
 HEARTBEAT_SECONDS = 5.0
+FRESH_SECONDS = 2 * HEARTBEAT_SECONDS + 2.0
 FOLDER = "supervisor-heartbeats"
 FOLDERS = (FOLDER, "presence")
 """Where it is written, and where earlier releases wrote it."""
+
+logger = logging.getLogger(__name__)
 
 
 class SupervisorHeartbeat(Record):
@@ -29,13 +36,22 @@ class SupervisorHeartbeat(Record):
 
     flow_run_id: str
     subject: str
+    """The job, or the sweep."""
+    server: str = ""
+    """The Prefect server that knows the flow run, by `prefect_server.server_id`; empty in earlier releases' records."""
     started_at: datetime = Field(default_factory=now)
+    at: datetime | None = None
     sequence: int = 0
 
     @property
     def position(self) -> tuple[datetime, int]:
         """Grows within one process, differs between two."""
         return self.started_at, self.sequence
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it was written just now, by this machine's clock."""
+        return self.at is not None and abs((now() - self.at).total_seconds()) < FRESH_SECONDS
 
 
 class HeartbeatWriter:
@@ -45,9 +61,9 @@ class HeartbeatWriter:
     the flow's own failure. A process that is killed, or stopped by a signal, leaves it behind; `finish` removes it.
     """
 
-    def __init__(self, store: Store, flow_run_id: str, subject: str) -> None:
+    def __init__(self, store: Store, flow_run_id: str, subject: str, server: str = "") -> None:
         self._store = store
-        self._record = SupervisorHeartbeat(flow_run_id=flow_run_id, subject=subject)
+        self._record = SupervisorHeartbeat(flow_run_id=flow_run_id, subject=subject, server=server)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._write, name="supervisor-heartbeat", daemon=True)
 
@@ -73,6 +89,7 @@ class HeartbeatWriter:
     def _write(self) -> None:
         while True:
             self._record.sequence += 1
+            self._record.at = now()
             with suppress(StoreError):  # reported by whoever reads or writes something that matters
                 self._store.write_json(
                     f"{FOLDER}/{self._record.flow_run_id}.json", self._record.model_dump(mode="json")
@@ -89,11 +106,34 @@ def remove_heartbeat(store: Store, flow_run_id: str) -> None:
 
 
 def supervisor_heartbeats(store: Store) -> list[SupervisorHeartbeat]:
-    """Every flow run whose work is not over, dead ones included; of two records of a flow run, the newer one."""
+    """Every flow run whose work is not over, dead ones included; of two records of a flow run, the newer one.
+
+    A damaged record is logged and left out: it must not hide the others.
+    """
     found: dict[str, SupervisorHeartbeat] = {}
     for folder in reversed(FOLDERS):
         for info in store.list(folder):
-            with suppress(ObjectMissing):
-                record = SupervisorHeartbeat.model_validate(store.read_json(info.key))
-                found[record.flow_run_id] = record
+            try:
+                record = store.read_model(info.key, SupervisorHeartbeat, "delete it")
+            except ObjectMissing:
+                continue
+            except RecordDamaged as error:
+                logger.warning("%s", error)
+                continue
+            found[record.flow_run_id] = record
     return list(found.values())
+
+
+def is_supervised(store: Store, subject: str, wait: Callable[[float], object] = time.sleep) -> bool:
+    """Whether a process works on the job or sweep now; takes seconds where one looks dead."""
+
+    def positions() -> dict[str, SupervisorHeartbeat]:
+        return {record.flow_run_id: record for record in supervisor_heartbeats(store) if record.subject == subject}
+
+    before = positions()
+    if any(record.fresh for record in before.values()):
+        return True
+    if not before:
+        return False
+    wait(HEARTBEAT_SECONDS + 1.0)  # its clock may be wrong: a heartbeat that moves is one that lives
+    return any(key not in before or record.position != before[key].position for key, record in positions().items())

@@ -396,7 +396,7 @@ class Supervision:
             attempts_before_restart=self._attempts_before_restart,
         )
         try:
-            self._persist(lambda: self.job.store.write_json("status.json", status.model_dump(mode="json")))
+            self._persist(lambda: self.job.store.write_model("status.json", status))
         except StoreError as error:
             if state is JobState.RUNNING:
                 raise

@@ -17,7 +17,7 @@ import pytest
 from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
-from crucible.jobs.status import JobState
+from crucible.jobs.status import JobState, status_of
 from crucible.local.access import connect, prefect_settings
 from crucible.local.state import State
 from crucible.rehearsal.drill.drill import Drill, Verdict
@@ -190,6 +190,50 @@ def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], N
         lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last sign of life"
     )
     assert len(job.attempts()) == 1
+
+
+ENDLESS = {"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL}
+
+
+def test_starting_a_job_that_runs_hands_it_to_the_newest_supervisor_and_stop_ends_it(stage: Stage) -> None:
+    """Prefect cancels subflows with their parent; an attempt must not be one, or the superseded run would end it."""
+    first = start(stage, "twice", config=ENDLESS)
+    job = Job(stage.store, "twice")
+    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
+    second = start(stage, "twice", config=ENDLESS)
+    assert final_state(stage, first)["name"] == "Superseded"
+    [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["twice-attempt-1"]}}})
+    assert child["parent_task_run_id"] is None
+    assert child["state"]["type"] == "RUNNING"
+    said = stage.crucible("jobs", "stop", "twice")
+    assert "attempt 1 is asked to save and stop" in said
+    assert final_state(stage, second)["type"] == "CANCELLED"
+    outcome = job.attempt(1).read_outcome()
+    assert outcome is not None
+    assert outcome.end_reason is EndReason.CANCELLED
+    assert outcome.committed_step == outcome.step > 0
+    assert len(job.attempts()) == 1
+
+
+def test_a_pause_in_prefect_saves_and_resume_goes_on_from_there(stage: Stage) -> None:
+    run = start(stage, "paused", config=ENDLESS)
+    job = Job(stage.store, "paused")
+    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
+    details = {"pause_timeout": datetime.now(UTC).isoformat(), "pause_reschedule": True}
+    pause = {"state": {"type": "PAUSED", "name": "Suspended", "state_details": details}, "force": True}
+    api(stage, "POST", f"/flow_runs/{run}/set_state", json=pause)  # as the UI does, with a limit that is over
+    outcome = eventually(lambda: job.attempt(1).read_outcome(), "the attempt's end", 60)
+    assert outcome.end_reason is EndReason.INTERRUPTED
+    assert outcome.committed_step == outcome.step > 0
+    eventually(lambda: (now := status_of(job)) and now.state is JobState.PAUSED, "the job's pause", 60)
+    eventually(lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last beat")
+    assert api(stage, "GET", f"/flow_runs/{run}")["state"]["type"] == "PAUSED"
+    assert api(stage, "POST", f"/flow_runs/{run}/resume")["status"] == "ACCEPT"
+    begun = eventually(lambda: job.attempt(2).read_start(), "the next attempt")
+    assert begun.step == outcome.committed_step
+    stage.prefect("flow-run", "cancel", run)
+    assert final_state(stage, run)["type"] == "CANCELLED"
+    assert len(job.attempts()) == 2
 
 
 CAP = 0.05

@@ -39,7 +39,8 @@ def gone(path: Path) -> None:
 
 def directory(path: Path) -> None:
     path.unlink(missing_ok=True)
-    (path / "in the way").mkdir(parents=True)
+    path.mkdir(parents=True)
+    (path / "in the way").write_text("")
 
 
 def folder(job: Job) -> Path:

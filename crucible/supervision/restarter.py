@@ -1,0 +1,162 @@
+"""Restarts supervising flow runs whose process died: `python -m crucible.supervision.restarter`, kept by the watchdog.
+
+If a supervisor heartbeat (`crucible.supervision.heartbeat`) stops, the same flow run is scheduled again, whatever
+Prefect believes of it (Crashed, or still running): the worker starts it anew, and it finds its job. Records are watched
+because Prefect's own heartbeat automations fire for healthy runs after the server was away. A person who cancels or
+pauses a run whose process is dead gets what that process would have done: its attempt saves and stops.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+import httpx
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.states import AwaitingRetry
+
+from crucible.errors import ConfigError, CrucibleError, StoreError
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, StopRequest
+from crucible.store import Store, default_store_uri, store_at
+from crucible.supervision.heartbeat import SupervisorHeartbeat, remove_heartbeat, supervisor_heartbeats
+from crucible.supervision.prefect_server import server_id
+from crucible.supervision.stop_job import stop_job
+
+LOOK_SECONDS = 5.0
+SILENT_SECONDS = 30.0
+"""A supervisor writes its heartbeat every 5 s; its process needs a few seconds to start."""
+MAX_RESTARTS = 20
+
+_STOPPED = {
+    StateType.CANCELLING: EndReason.CANCELLED,
+    StateType.CANCELLED: EndReason.CANCELLED,
+    StateType.PAUSED: EndReason.INTERRUPTED,
+}
+_WILL_RUN_BY_ITSELF = {StateType.SCHEDULED, StateType.PENDING}
+_OVER = {StateType.COMPLETED, StateType.FAILED}
+
+logger = logging.getLogger("crucible.restarter")
+
+
+@dataclass
+class _Watched:
+    position: tuple[datetime, int]
+    since: float
+    restarts: int = 0
+
+
+class Restarter:
+    """Looks at every supervisor heartbeat of a store and restarts the flow runs of those that stopped.
+
+    `server` is the id of the Prefect server that is asked: records that name another one are left alone.
+    """
+
+    def __init__(self, store: Store, server: str = "", clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._server, self._clock = store, server, clock
+        self._watched: dict[str, _Watched] = {}
+
+    def look(self) -> list[str]:
+        """One round; returns what the restarted flow runs were working on."""
+        records = {
+            record.flow_run_id: record
+            for record in supervisor_heartbeats(self._store)
+            if record.server in ("", self._server)
+        }
+        self._watched = {run: watched for run, watched in self._watched.items() if run in records}
+        return [record.subject for record in records.values() if self._silent(record) and self._attend(record)]
+
+    def forget_silence(self) -> None:
+        """Start all clocks anew: while the server or the store was away, silence meant nothing."""
+        for watched in self._watched.values():
+            watched.since = self._clock()
+
+    def _silent(self, record: SupervisorHeartbeat) -> bool:
+        watched = self._watched.setdefault(record.flow_run_id, _Watched(record.position, self._clock()))
+        if watched.position != record.position:
+            watched.position, watched.since = record.position, self._clock()
+        return self._clock() - watched.since >= SILENT_SECONDS and watched.restarts < MAX_RESTARTS
+
+    def _attend(self, record: SupervisorHeartbeat) -> bool:
+        """Whether the flow run was restarted. An error that concerns this record alone does not stop the round."""
+        self._watched[record.flow_run_id].since = self._clock()
+        try:
+            return self._restart(record)
+        except (StoreError, httpx.HTTPError, PrefectException):
+            raise
+        except Exception:
+            logger.exception("%s: flow run %s cannot be restarted", record.subject, record.flow_run_id)
+            return False
+
+    def _restart(self, record: SupervisorHeartbeat) -> bool:
+        with get_client(sync_client=True) as client:
+            try:
+                run = client.read_flow_run(UUID(record.flow_run_id))
+            except ObjectNotFound:
+                if record.server:  # this server's own, deleted by a person; others may know what names no server
+                    remove_heartbeat(self._store, record.flow_run_id)
+                return False
+            if run.state is None or run.state.type in _WILL_RUN_BY_ITSELF:
+                return False
+            if run.state.type in _STOPPED:
+                self._stop(record, _STOPPED[run.state.type])
+            if run.deployment_id is None or run.state.type in _STOPPED or run.state.type in _OVER:
+                remove_heartbeat(self._store, record.flow_run_id)
+                return False
+            reason = f"{record.subject}: no sign of life for {SILENT_SECONDS:.0f} s, started again"
+            logger.warning("%s (Prefect said: %s)", reason, run.state.name)
+            self._watched[record.flow_run_id].restarts += 1
+            _reschedule(client, run, reason)
+        return True
+
+    def _stop(self, record: SupervisorHeartbeat, reason: EndReason) -> None:
+        """What the dead process would have done: let the attempt save and stop."""
+        try:
+            job = Job.open(self._store, record.subject)
+            newest = job.read_newest_supervisor()
+            if newest is not None and newest.flow_run_id == record.flow_run_id:
+                done = stop_job(job, StopRequest(end_reason=reason, reason=f"{reason} in Prefect"))
+                logger.warning("%s was %s in Prefect: %s", record.subject, reason, done.message)
+        except ConfigError:
+            return  # a sweep, or a job that is over
+        except StoreError:
+            raise
+        except CrucibleError as error:
+            logger.warning("%s: its attempt could not be asked to stop: %s", record.subject, error)
+
+
+def _reschedule(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
+    # Without this a worker never picks the run up again: `in_process` is what Prefect notes for retries that the
+    # same process was to make.
+    policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
+    client.update_flow_run(run.id, empirical_policy=policy)
+    client.set_flow_run_state(run.id, AwaitingRetry(message=reason), force=True)
+
+
+def main() -> None:
+    """Look every few seconds, for ever."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    store, restarter = store_at(default_store_uri()), None
+    while True:
+        try:
+            if restarter is None and (server := server_id()):
+                restarter = Restarter(store, server)
+            if restarter is not None:
+                restarter.look()
+        except (httpx.HTTPError, PrefectException, StoreError) as error:
+            logger.info("cannot look: %s", error)
+            if restarter is not None:
+                restarter.forget_silence()
+        except Exception:
+            logger.exception("a look went wrong")
+        time.sleep(LOOK_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Stopping a job from outside: its supervisor is asked to; if there is none, what it would do is done here."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from crucible.errors import ConfigError
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.records import Outcome, StopRequest
+from crucible.jobs.status import JobState, JobStatus, status_of
+from crucible.supervision.heartbeat import is_supervised, remove_heartbeat
+
+
+class Stopped(NamedTuple):
+    """What happens now, in words, and to which attempt."""
+
+    message: str
+    attempt: int | None
+
+
+def stop_job(job: Job, request: StopRequest) -> Stopped:
+    """Stop the job whatever it is doing.
+
+    Raises `ConfigError` when it is not running, `StoreError` when its records cannot be read or written.
+    """
+    supervised = is_supervised(job.root, job.job_id)
+    live = _live_attempt(job)
+    if live is not None:
+        live.request_stop(request)
+    if supervised:
+        job.request_stop(request)
+        return _asked(live, "its supervisor is asked to stop")
+    status = status_of(job)
+    if live is None and (status is None or status.state is not JobState.RUNNING):
+        raise ConfigError(f"job {job.job_id} is not running: {_why_not(job, status)}")
+    if live is not None and live.read_claim() is None:
+        live.end(Outcome(end_reason=request.end_reason, message=request.reason, decided_by="person"))
+    newest = job.read_newest_supervisor()
+    stopped = JobStatus(
+        state=JobState.CANCELLED,
+        reason=request.reason,
+        supervisor=newest.number if newest else 0,
+        flow_run_id=newest.flow_run_id if newest else "",
+        attempts_before_restart=status.attempts_before_restart if status else 0,
+    )
+    job.store.write_model("status.json", stopped)
+    if newest is not None and newest.flow_run_id:
+        remove_heartbeat(job.root, newest.flow_run_id)  # lest the watchdog start it again
+    return _asked(live, "nothing was running; the job is stopped")
+
+
+def _asked(live: Attempt | None, otherwise: str) -> Stopped:
+    if live is None:
+        return Stopped(otherwise, None)
+    return Stopped(f"attempt {live.number} is asked to save and stop", live.number)
+
+
+def _live_attempt(job: Job) -> Attempt | None:
+    attempts = job.attempts()
+    return attempts[-1] if attempts and attempts[-1].read_outcome() is None else None
+
+
+def _why_not(job: Job, status: JobStatus | None) -> str:
+    if status is not None:
+        return f"it is {status.state} ({status.reason})"
+    return "it was never started"
