@@ -91,7 +91,7 @@ def _asha(stage: Stage, data: Path, steps: int) -> dict[str, Any]:
     sweep = _tune(
         stage, "asha", base, space=SPACE, sampler="grid", schedule="asha", min_steps=rungs[0], run_evaluation=False
     )
-    found = sweep.read()
+    found = sweep.read_trials()
     best = sweep.best()
     assert best is not None
     assert best.loss is not None
@@ -259,7 +259,7 @@ def _no_work(stage: Stage, trials: int, flow_runs: int) -> dict[str, Any]:
         with suppress(psutil.NoSuchProcess):
             memory.append((begun, _mb(psutil.Process(flow.pid)), _mb(server)))
     assert flow.returncode == 0, "the flow failed"
-    assert all(trial.state == "complete" for trial in sweep.read())
+    assert all(trial.state == "complete" for trial in sweep.read_trials())
     ends = _ends(sweep)
     tenth = max(10, trials // 10)
     at = {share: min(memory, key=lambda entry: abs(entry[0] - share * trials)) for share in (0.1, 0.5, 1.0)}
@@ -305,7 +305,7 @@ def _carried_out(stage: Stage, sweep: Sweep, *arguments: str) -> subprocess.Pope
 
 
 def _ends(sweep: Sweep) -> list[datetime]:
-    outcomes = (sweep.job(trial.number).attempt(1).read_outcome() for trial in sweep.read())
+    outcomes = (sweep.job(trial.number).attempt(1).read_outcome() for trial in sweep.read_trials())
     return sorted(outcome.ended_at for outcome in outcomes if outcome)
 
 

@@ -95,7 +95,7 @@ def tune_nanogpt(**given: Any) -> State:
             if status.state is JobState.COMPLETED and request.run_evaluation and (best := found.best()) is not None:
                 with without_heartbeat():
                     evaluate(job=best.job_id, store=request.store)
-                board.publish(found.read())
+                board.publish(found.read_trials())
     except FencedOut as error:
         if (newest := found.read_status()) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set
@@ -107,7 +107,7 @@ def tune_nanogpt(**given: Any) -> State:
 
 
 def _recorded(store: Store, name: str, request: TuneRequest) -> Sweep:
-    """The sweep on record, its dataset in the store; what was left open is filled in once and for all."""
+    """Record the sweep and put its dataset into the store; what the request leaves open is decided here, once."""
     space, base = request.read_space(name), request.train_config()
     space.require_valid_trials(base, request.sampler)
     ladder = request.ladder(base)
@@ -132,7 +132,7 @@ def _recorded(store: Store, name: str, request: TuneRequest) -> Sweep:
         reduction_factor=request.reduction_factor,
         seed=request.seed,
         parallelism=parallelism,
-        config=base.model_dump(mode="json"),
+        config=base,
         dataset=digest,
         vocab_size=meta.vocab_size,
         pool=request.pool,
@@ -144,15 +144,15 @@ def _recorded(store: Store, name: str, request: TuneRequest) -> Sweep:
 
 
 def _set_limits(sweep: Sweep, request: TuneRequest) -> None:
-    """The limits given with this start; those that a person set since are left alone, as are those not given."""
+    """Set the limits of this request, once: a flow run that is restarted keeps what a person has set since."""
     given = request.given_limits()
     if not sweep.first_start(flow_run.id or ""):
         return
-    spec = sweep.read_spec()
-    before = sweep.read_limits().model_dump() if sweep.has_limits() else {"max_trials": _all_trials(spec, sweep.space)}
+    spec, space = sweep.read_spec(), sweep.read_space()
+    before = sweep.read_limits().model_dump() if sweep.has_limits() else {"max_trials": _all_trials(spec, space)}
     limits = SweepLimits.model_validate(before | given)
-    if spec.sampler == "grid" and limits.max_trials > (points := len(sweep.space.grid())):
-        limits.max_trials = points
+    if spec.sampler == "grid":
+        limits.max_trials = min(limits.max_trials, len(space.grid()))
     sweep.set_limits(limits)
 
 
@@ -188,7 +188,7 @@ def _carry_out(
         )
         return choose(sweep.root, wanted).placements
 
-    base = places(sweep.base)
+    base = places(spec.config)
     elsewhere = PrefectLauncher(request.store, spec.project, spec.owner)
     run = SweepRun(
         sweep,

@@ -78,7 +78,7 @@ def show(
             raise ConfigError(f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` tells more")
         typer.echo(best_config_yaml(found, best), nl=False)
     elif as_csv:
-        typer.echo(csv_of(table, found.space.names), nl=False)
+        typer.echo(csv_of(table, found.read_space().names), nl=False)
     elif as_json:
         spec = found.read_spec().model_dump(mode="json", exclude={"schema_version"})
         print_json({**_line(found), "spec": spec, "leaderboard_sha256": digest(table), "leaderboard": table})
@@ -98,7 +98,7 @@ def stop(
 
     found = open_sweep(open_store(store), sweep)
     asked = []
-    for trial in found.read():
+    for trial in found.read_trials():
         attempts = found.job(trial.number).attempts() if trial.state == "running" else []
         if attempts and attempts[-1].read_outcome() is None:
             attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
@@ -209,7 +209,7 @@ def open_sweep(store: Store, name: str) -> Sweep:
 
 def _line(sweep: Sweep) -> dict[str, Any]:
     """What `ls --json` says of a sweep."""
-    trials, status = sweep.read(), sweep.read_status()
+    trials, status = sweep.read_trials(), sweep.read_status()
     best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
     return {
         "sweep": sweep.sweep_id,
@@ -245,7 +245,7 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
     if not table:
         return
     typer.echo()
-    names = sweep.space.names
+    names = sweep.read_space().names
     headings = ["rank", "trial", *names, "step", "val loss", "state", "cost", "job"]
     rows = [
         [

@@ -45,7 +45,7 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     if (status := sweep.read_status()) is not None and status.reason:
         parts.append(status.reason)
     if any(trial.losses for trial in ranked):
-        picture = sweep_picture(ranked, sweep.space.dimensions, shown)
+        picture = sweep_picture(ranked, sweep.read_space().dimensions, shown)
         parts.append(f"![settings and losses of the trials, and their learning curves]({data_uri(picture)})")
     best = next((trial for trial in ranked if trial.losses and not trial.failure), None)
     if best is not None:
@@ -74,7 +74,7 @@ def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
     """The trials as a markdown table."""
-    names, over = sweep.space.names, sweep.is_over()
+    names, over = sweep.read_space().names, sweep.is_over()
     rows = [
         [
             str(place),
@@ -94,7 +94,7 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
 
 def best_config_yaml(sweep: Sweep, best: Trial) -> str:
     """The complete configuration of a trial as YAML, as `--config` of the trainer takes it."""
-    config = trial_config(sweep.base, best.values).model_dump(mode="json", exclude_none=True)
+    config = trial_config(sweep.read_spec().config, best.values).model_dump(mode="json", exclude_none=True)
     return yaml.safe_dump(config, sort_keys=False)
 
 

@@ -20,16 +20,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from crucible.sweeps.sampling import Sampler, Seen
-from crucible.sweeps.schedules import FAILED, Piece, Schedule
+from crucible.sweeps.schedules import FAILED, Schedule, TrialRung
 from crucible.sweeps.space import Values
 
 AHEAD = 2
 """Virtual workers for each real one."""
 START = 0.5
-"""What beginning a piece lasts, as a share of the first rung with the base configuration."""
+"""What it takes to start training towards a rung, as a share of the first rung with the base configuration."""
 
-Results = Mapping[Piece, float]
-"""The validation loss of every piece of work that is done, `FAILED` where it never will be."""
+Results = Mapping[TrialRung, float]
+"""The validation loss at every trial rung that was reached, `FAILED` where it never will be."""
 
 
 @dataclass
@@ -57,12 +57,12 @@ class Planner:
     _reached: dict[int, int] = field(init=False, default_factory=dict)
     """Trial → the highest rung it was measured at, in virtual time."""
     _losses: dict[int, float] = field(init=False, default_factory=dict)
-    _busy: list[tuple[float, int, Piece]] = field(init=False, default_factory=list)
+    _busy: list[tuple[float, int, TrialRung]] = field(init=False, default_factory=list)
     _clock: float = field(init=False, default=0.0)
     _begun: int = field(init=False, default=0)
 
-    def work(self, results: Results) -> list[Piece]:
-        """The pieces to be trained now, in the order in which they should be; empty when the sweep is done.
+    def work(self, results: Results) -> list[TrialRung]:
+        """The trial rungs to train to now, in order of urgency; empty when the sweep is done.
 
         Call it again with more results; those given before must not change.
         """
@@ -70,39 +70,39 @@ class Planner:
             self._keep_busy()
             if not self._busy:
                 return []
-            end, _, piece = self._busy[0]
-            if (loss := results.get(piece)) is None:
-                waiting = [piece for _, _, piece in sorted(self._busy, key=lambda busy: busy[1])]
+            end, _, target = self._busy[0]
+            if (loss := results.get(target)) is None:
+                waiting = [target for _, _, target in sorted(self._busy, key=lambda busy: busy[1])]
                 return sorted((p for p in waiting if p not in results), key=lambda p: -p.rung) + self._early(results)
             heapq.heappop(self._busy)
             self._clock = end
-            self._reached[piece.trial] = piece.rung
-            self._losses[piece.trial] = loss
-            self.schedule.told(piece, loss)
+            self._reached[target.trial] = target.rung
+            self._losses[target.trial] = loss
+            self.schedule.record(target, loss)
 
     def values(self, trial: int) -> Values:
         """The values of a trial that there is work for."""
         return self.trials.get(trial) or self.known[trial]
 
-    def _early(self, results: Results) -> list[Piece]:
-        early: list[Piece] = []
+    def _early(self, results: Results) -> list[TrialRung]:
+        early: list[TrialRung] = []
         for trial in range(len(self.trials) + 1, self.max_trials + 1):
             if len(early) == self.ahead:
                 break
-            if (piece := Piece(trial, 0)) not in results:
+            if (target := TrialRung(trial, 0)) not in results:
                 self.known[trial] = self.known.get(trial) or self.sampler.suggest(trial, [])
-                early.append(piece)
+                early.append(target)
         return early
 
     def _keep_busy(self) -> None:
         while self.workers is None or len(self._busy) < self.workers:
-            piece = self.schedule.next(len(self.trials), self.max_trials, idle=not self._busy)
-            if piece is None:
+            target = self.schedule.next(len(self.trials), self.max_trials, idle=not self._busy)
+            if target is None:
                 return
-            if piece.trial not in self.trials:
-                self.trials[piece.trial] = self.known.get(piece.trial) or self._draw(piece.trial)
+            if target.trial not in self.trials:
+                self.trials[target.trial] = self.known.get(target.trial) or self._draw(target.trial)
             self._begun += 1
-            heapq.heappush(self._busy, (self._clock + self._duration(piece), self._begun, piece))
+            heapq.heappush(self._busy, (self._clock + self._duration(target), self._begun, target))
 
     def _draw(self, number: int) -> Values:
         return self.sampler.suggest(number, [self._seen(trial) for trial in sorted(self.trials)])
@@ -116,7 +116,7 @@ class Planner:
             complete=rung == len(self.ladder) - 1,
         )
 
-    def _duration(self, piece: Piece) -> float:
-        reached = self._reached.get(piece.trial)
-        steps = self.ladder[piece.rung] - (0 if reached is None else self.ladder[reached])
-        return self.start_cost + steps * self.step_cost(self.trials[piece.trial])
+    def _duration(self, target: TrialRung) -> float:
+        reached = self._reached.get(target.trial)
+        steps = self.ladder[target.rung] - (0 if reached is None else self.ladder[reached])
+        return self.start_cost + steps * self.step_cost(self.trials[target.trial])

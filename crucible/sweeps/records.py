@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import Field
 
+from crucible.config import TrainConfig
 from crucible.jobs.records import Record, now
 from crucible.jobs.status import JobState
 from crucible.sweeps.sampling import SamplerName
@@ -25,6 +26,8 @@ from crucible.sweeps.space import MOST_TRIALS, Values
 
 class SweepSpec(Record):
     """What is searched, and how. It never changes: another spec is another sweep."""
+
+    fix = "restore it from a copy, or delete the sweep's folder and start the sweep again"
 
     sweep_id: str
     space: dict[str, Any]
@@ -37,8 +40,8 @@ class SweepSpec(Record):
     seed: int = 0
     parallelism: int = 1
     """Trials at a time. Part of the spec, since it decides how much is known when a trial is chosen."""
-    config: dict[str, Any]
-    """The complete `TrainConfig` that trials change."""
+    config: TrainConfig
+    """The complete configuration that trials change."""
     dataset: str = ""
     vocab_size: int = 1
     pool: str = "local"
@@ -54,6 +57,8 @@ class SweepSpec(Record):
 class SweepLimits(Record):
     """How much a sweep may use before a person is asked."""
 
+    fix = "delete it and set the limits again with `crucible sweeps limits`"
+
     max_trials: int = Field(ge=1, le=MOST_TRIALS)
     max_cost_usd: float | None = Field(default=None, gt=0)
     max_hours: float | None = Field(default=None, gt=0)
@@ -63,6 +68,8 @@ class SweepLimits(Record):
 
 class TrialRecord(Record):
     """One trial: its number, what it changes in the configuration, and the job that trains it."""
+
+    fix = "restore it from a copy; deleting it would draw the trial again"
 
     number: int
     values: Values

@@ -9,8 +9,8 @@ promoted waits at its rung with its checkpoint and can go on at any time, exactl
     halving     a rung is promoted once all of its trials are there (Jamieson and Talwalkar 2016)
     hyperband   several such brackets, which begin with more short trials or fewer long ones (Li et al. 2018)
 
-A schedule is asked whenever a worker is free, and told each result; it keeps no clock. Equal losses are ordered by the
-trials' numbers, so that the answers depend on what is told, and on nothing else.
+A schedule is asked whenever a worker is free and receives each result; it keeps no clock. Equal losses are ordered by
+trial number, so the answers depend on the results alone.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ FAILED = math.inf
 
 
 @dataclass(frozen=True, order=True)
-class Piece:
-    """One piece of work: train `trial` (from 1) to `rung` (from 0)."""
+class TrialRung:
+    """The unit of work: train `trial` (from 1) to `rung` (from 0)."""
 
     trial: int
     rung: int
 
 
 class Schedule(Protocol):
-    """Decides what a free worker does. Told of every result, in the order in which they count."""
+    """Decides what a free worker does. Receives every result, in the order in which they count."""
 
-    def next(self, started: int, most: int, idle: bool) -> Piece | None:
-        """The next piece, or None while there is nothing to do.
+    def next(self, started: int, most: int, idle: bool) -> TrialRung | None:
+        """The next trial rung, or None while there is nothing to do.
 
         `started` trials have been begun, `most` may be; `idle` when no worker is busy.
         """
 
-    def told(self, piece: Piece, loss: float) -> None:
-        """A piece is done; `FAILED` for one that never will be."""
+    def record(self, target: TrialRung, loss: float) -> None:
+        """The loss at a trial rung; `FAILED` for one that will never be reached."""
 
 
 def ladder(max_iters: int, min_steps: int, eta: int) -> list[int]:
@@ -92,7 +92,7 @@ class Asha:
         self.results = [{} for _ in range(self.rungs)]
         self.promoted = [set() for _ in range(self.rungs)]
 
-    def next(self, started: int, most: int, idle: bool) -> Piece | None:
+    def next(self, started: int, most: int, idle: bool) -> TrialRung | None:
         for rung in reversed(range(self.rungs - 1)):
             places = len(self.results[rung]) // self.eta
             if len(self.promoted[rung]) >= places:
@@ -101,17 +101,17 @@ class Asha:
             if promotable := [trial for trial in best if trial not in self.promoted[rung]]:
                 return self._promote(promotable[0], rung)
         if started < most:
-            return Piece(started + 1, 0)
+            return TrialRung(started + 1, 0)
         return self._finalist() if idle else None
 
-    def told(self, piece: Piece, loss: float) -> None:
-        self.results[piece.rung][piece.trial] = loss
+    def record(self, target: TrialRung, loss: float) -> None:
+        self.results[target.rung][target.trial] = loss
 
-    def _promote(self, trial: int, rung: int) -> Piece:
+    def _promote(self, trial: int, rung: int) -> TrialRung:
         self.promoted[rung].add(trial)
-        return Piece(trial, rung + 1)
+        return TrialRung(trial, rung + 1)
 
-    def _finalist(self) -> Piece | None:
+    def _finalist(self) -> TrialRung | None:
         """With too few trials for a promotion, the best of the highest rung is still trained to the end."""
         highest = max((rung for rung in range(self.rungs) if _ranked(self.results[rung])), default=self.rungs)
         if highest >= self.rungs - 1:
@@ -149,25 +149,25 @@ class Halving:
     eta: int
     _open: list[_Running] = field(default_factory=list)
 
-    def next(self, started: int, most: int, idle: bool) -> Piece | None:
+    def next(self, started: int, most: int, idle: bool) -> TrialRung | None:
         for bracket in self._open:
-            if (piece := bracket.promotion(self.eta, self.rungs)) is not None:
-                return piece
+            if (target := bracket.promotion(self.eta, self.rungs)) is not None:
+                return target
         if started < most:
             return self._begin(started + 1, most)
         return None
 
-    def told(self, piece: Piece, loss: float) -> None:
+    def record(self, target: TrialRung, loss: float) -> None:
         for bracket in self._open:
-            if piece.trial in bracket.members:
-                bracket.results.setdefault(piece.rung, {})[piece.trial] = loss
+            if target.trial in bracket.members:
+                bracket.results.setdefault(target.rung, {})[target.trial] = loss
 
-    def _begin(self, trial: int, most: int) -> Piece:
+    def _begin(self, trial: int, most: int) -> TrialRung:
         if not self._open or trial not in self._open[-1].members:
             shape = self.brackets[len(self._open) % len(self.brackets)]
             size = most if shape.trials is None else shape.trials
             self._open.append(_Running(shape.first_rung, range(trial, min(trial + size, most + 1))))
-        return Piece(trial, self._open[-1].first_rung)
+        return TrialRung(trial, self._open[-1].first_rung)
 
 
 @dataclass
@@ -181,7 +181,7 @@ class _Running:
     """Rung → the trials that go on from it, best first; as soon as they are begun they leave the list."""
     expected: dict[int, int] = field(default_factory=dict)
 
-    def promotion(self, eta: int, rungs: int) -> Piece | None:
+    def promotion(self, eta: int, rungs: int) -> TrialRung | None:
         for rung in reversed(range(self.first_rung, rungs - 1)):
             results = self.results.get(rung, {})
             if rung not in self.promoted and results and len(results) == self._size(rung):
@@ -189,7 +189,7 @@ class _Running:
                 self.promoted[rung] = best
                 self.expected[rung + 1] = len(best)
             if self.promoted.get(rung):
-                return Piece(self.promoted[rung].pop(0), rung + 1)
+                return TrialRung(self.promoted[rung].pop(0), rung + 1)
         return None
 
     def _size(self, rung: int) -> int:

@@ -1,4 +1,4 @@
-"""A sweep: its records, its trials, and what comes next.
+"""A sweep: its records, its trials, and its planner.
 
 sweep = crucible.sweep("tune-3f2a91c0")
 sweep.trials()          # a pandas DataFrame, best trial first
@@ -7,19 +7,17 @@ sweep.best().values     # {'learning_rate': 0.001, …}
 
 from __future__ import annotations
 
-import functools
+import re
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
-
-from pydantic import ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible.config import ScriptConfig, TrainConfig
-from crucible.errors import ConfigError, ObjectExists, ObjectMissing, RecordDamaged
+from crucible.errors import ConfigError, ObjectExists, ObjectMissing
 from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences
-from crucible.jobs.records import JobSpec
+from crucible.jobs.records import JobSpec, Record
 from crucible.jobs.status import JobState
 from crucible.store import Store
 from crucible.sweeps.leaderboard import columns, rows
@@ -32,6 +30,8 @@ from crucible.sweeps.trials import Trial, read_trial
 
 if TYPE_CHECKING:
     import pandas as pd
+
+R = TypeVar("R", bound=Record)
 
 PARALLEL_READS = 8
 LONGEST_ID = 58
@@ -91,44 +91,39 @@ class Sweep:
     def read_spec(self) -> SweepSpec:
         """What is to be searched; it never changes, so it is read once."""
         if self._spec is None:
-            self._spec = SweepSpec.model_validate(self.store.read_json("sweep.json"))
+            self._spec = self._read("sweep.json", SweepSpec)
         return self._spec
 
-    @functools.cached_property
-    def space(self) -> Space:
+    def read_space(self) -> Space:
+        """The search space of the spec."""
         return Space.parse(self.read_spec().space)
-
-    @functools.cached_property
-    def base(self) -> TrainConfig:
-        """The configuration that trials change."""
-        return TrainConfig.parse(self.read_spec().config)
 
     def read_limits(self) -> SweepLimits:
         """The limits in force: the newest that were set. Raises `ObjectMissing` before any were."""
         numbers = self._limit_numbers()
         if not numbers:
             raise ObjectMissing(f"{self.store.uri}/limits is empty")
-        return SweepLimits.model_validate(self.store.read_json(f"limits/{numbers[-1]:04d}.json"))
+        return self._read(f"limits/{numbers[-1]:04d}.json", SweepLimits)
 
     def has_limits(self) -> bool:
         return bool(self._limit_numbers())
 
     def set_limits(self, limits: SweepLimits) -> None:
-        """Change the limits; a running sweep heeds them within seconds."""
+        """Change the limits; a running sweep follows within seconds."""
         numbers = self._limit_numbers()
         if numbers and limits == self.read_limits():
             return
         while True:
             number = max(numbers, default=0) + 1
             try:
-                self.store.create_json(f"limits/{number:04d}.json", limits.model_dump(mode="json"))
+                self.store.create_model(f"limits/{number:04d}.json", limits)
             except ObjectExists:
                 numbers = self._limit_numbers()
                 continue
             return
 
     def first_start(self, flow_run_id: str) -> bool:
-        """Whether this flow run works on the sweep for the first time, rather than being brought back after it died."""
+        """Whether this flow run works on the sweep for the first time; False when it is restarted after it died."""
         try:
             self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
         except ObjectExists:
@@ -136,36 +131,33 @@ class Sweep:
         return True
 
     def read_status(self) -> SweepStatus | None:
-        """What its last flow run said of it; None before there was one."""
+        """Where its last flow run left it; None before there was one."""
         try:
-            return SweepStatus.model_validate(self.store.read_json("status.json"))
+            return self._read("status.json", SweepStatus)
         except ObjectMissing:
             return None
 
     def set_status(self, status: SweepStatus) -> None:
-        self.store.write_json("status.json", status.model_dump(mode="json"))
+        self.store.write_model("status.json", status)
 
-    def trial_records(self) -> list[TrialRecord]:
+    def read_trial_records(self) -> list[TrialRecord]:
         """Every trial that was begun, by number."""
-        keys = [info.key for info in self.store.list("trials")]
+        keys = [info.key for info in self.store.list("trials") if re.fullmatch(r"trials/\d+\.json", info.key)]
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
-            read = list(pool.map(self.store.read_json, keys))
-        try:
-            return sorted((TrialRecord.model_validate(entry) for entry in read), key=lambda record: record.number)
-        except ValidationError as error:
-            raise RecordDamaged(f"{self.store.uri}/trials is damaged: {error}") from error
+            read = list(pool.map(lambda key: self._read(key, TrialRecord), keys))
+        return sorted(read, key=lambda record: record.number)
 
     def record_trial(self, number: int, values: Values) -> TrialRecord:
-        """Begin a trial: its values, then its job. Doing it again finds both."""
+        """Begin a trial: its values, then its job. Idempotent."""
         record = TrialRecord(number=number, values=values, job_id=f"{self.sweep_id}-{number:04d}")
         try:
-            config = trial_config(self.base, values)
+            config = trial_config(self.read_spec().config, values)
         except ConfigError as error:
             record.problem = str(error)
         try:
-            self.store.create_json(f"trials/{number:04d}.json", record.model_dump(mode="json"))
+            self.store.create_model(f"trials/{number:04d}.json", record)
         except ObjectExists:
-            record = TrialRecord.model_validate(self.store.read_json(f"trials/{number:04d}.json"))
+            record = self._read(f"trials/{number:04d}.json", TrialRecord)
         if not record.problem:
             Job.create(self.root, self._job_spec(record, config))
         return record
@@ -173,35 +165,35 @@ class Sweep:
     # What follows from them
 
     def planner(self) -> Planner:
-        """What decides what comes next, at the beginning of the play."""
+        """A planner at the start of its simulation; results it is given lead to the decisions made before."""
         spec = self.read_spec()
         free_draws = spec.sampler != "tpe"
         never_waits = free_draws and (spec.schedule != "asha" or len(spec.ladder) == 1)
         return Planner(
             schedule=make_schedule(spec.schedule, len(spec.ladder), spec.reduction_factor),
-            sampler=make_sampler(spec.sampler, self.space, spec.seed),
+            sampler=make_sampler(spec.sampler, self.read_space(), spec.seed),
             ladder=spec.ladder,
             max_trials=self.read_limits().max_trials,
             workers=None if never_waits else AHEAD * spec.parallelism,
             step_cost=self._step_cost,
             start_cost=START * spec.ladder[0] * self._step_cost({}),
             ahead=spec.parallelism if free_draws and not never_waits else 0,
-            known={record.number: record.values for record in self.trial_records()},
+            known={record.number: record.values for record in self.read_trial_records()},
         )
 
     def job(self, number: int) -> Job:
         """The job of a trial."""
         return Job(self.root, f"{self.sweep_id}-{number:04d}")
 
-    def read(self, records: Iterable[TrialRecord] | None = None) -> list[Trial]:
+    def read_trials(self, records: Iterable[TrialRecord] | None = None) -> list[Trial]:
         """All trials, or those of the given records, as they stand now, by number."""
-        records = list(self.trial_records() if records is None else records)
+        records = list(self.read_trial_records() if records is None else records)
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
             return list(pool.map(lambda r: read_trial(r, self.job(r.number), self.read_spec().ladder), records))
 
     def ranked(self) -> list[Trial]:
-        """The leaderboard: trained furthest first, then by validation loss; failed trials last."""
-        return sorted(self.read(), key=lambda trial: trial.rank_key)
+        """The leaderboard: trained furthest first, then by validation loss; failed trials come last."""
+        return sorted(self.read_trials(), key=lambda trial: trial.rank_key)
 
     def best(self) -> Trial | None:
         """The first of the leaderboard, once one was measured."""
@@ -214,14 +206,14 @@ class Sweep:
 
     def leaderboard(self, ranked: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
         """A row for each trial, best first, in plain values; of the trials given, if they are read already."""
-        return rows(self.ranked() if ranked is None else ranked, self.space.names, self.is_over())
+        return rows(self.ranked() if ranked is None else ranked, self.read_space().names, self.is_over())
 
     def trials(self) -> pd.DataFrame:
         """The leaderboard as a table: a row for each trial, a column for each setting; empty cells where a setting was
         not searched (`when`) or something is not known yet."""
         import pandas as pd
 
-        return pd.DataFrame(self.leaderboard(), columns=columns(self.space.names))
+        return pd.DataFrame(self.leaderboard(), columns=columns(self.read_space().names))
 
     def _job_spec(self, record: TrialRecord, config: TrainConfig) -> JobSpec:
         spec = self.read_spec()
@@ -236,11 +228,15 @@ class Sweep:
 
     def _step_cost(self, values: Values) -> float:
         try:
-            config = trial_config(self.base, values)
+            config = trial_config(self.read_spec().config, values)
         except ConfigError:
-            return 1.0  # it fails at once, whatever it would have cost
+            return 1.0  # this trial fails at once
         tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
         return tokens * flops_per_token(config, self.read_spec().vocab_size)
+
+    def _read(self, key: str, kind: type[R]) -> R:
+        """A record. Raises `ObjectMissing`, and `RecordDamaged` naming the object and the fix."""
+        return self.store.read_model(key, kind, kind.fix)
 
     def _limit_numbers(self) -> list[int]:
         names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list("limits")]

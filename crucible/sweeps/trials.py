@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from crucible.checkpoints.commits import Checkpoints
+from crucible.errors import RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState, status_of
 from crucible.sweeps.records import TrialRecord
-from crucible.sweeps.schedules import FAILED, Piece
+from crucible.sweeps.schedules import FAILED, TrialRung
 from crucible.sweeps.space import Values
 
 _REACHED = (EndReason.PAUSED, EndReason.COMPLETED)
@@ -45,7 +46,7 @@ class Trial:
 
     @property
     def record(self) -> TrialRecord:
-        """What is on record of it from its beginning."""
+        """Its record, written when it began."""
         return TrialRecord(number=self.number, values=dict(self.values), job_id=self.job_id)
 
     @property
@@ -64,20 +65,28 @@ class Trial:
         loss = math.inf if self.loss is None else self.loss
         return bool(self.failure), -self.step, loss, self.number
 
-    def results(self, ladder: Sequence[int]) -> dict[Piece, float]:
-        """What the planner may know of it: a failed trial will never reach the rungs above."""
+    def results(self, ladder: Sequence[int]) -> dict[TrialRung, float]:
+        """Its results for the planner: a failed trial never reaches the rungs above."""
         measured = {
-            Piece(self.number, rung): self.losses[step] for rung, step in enumerate(ladder) if step in self.losses
+            TrialRung(self.number, rung): self.losses[step] for rung, step in enumerate(ladder) if step in self.losses
         }
         if not self.failure:
             return measured
-        return {Piece(self.number, rung): FAILED for rung in range(len(ladder))} | measured
+        return {TrialRung(self.number, rung): FAILED for rung in range(len(ladder))} | measured
 
 
 def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
-    """Read a trial from the store; a few requests for each attempt."""
-    if record.problem:
-        return Trial(record.number, record.values, record.job_id, failure=record.problem, state="failed")
+    """Read a trial from the store; a few requests for each attempt. A damaged record fails this trial, no other."""
+    failure = record.problem
+    if not failure:
+        try:
+            return _read_trial(record, job, ladder)
+        except RecordDamaged as error:
+            failure = str(error)
+    return Trial(record.number, record.values, record.job_id, failure=failure, state="failed")
+
+
+def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
     attempts = job.attempts()
     losses: dict[int, float] = {}
     failure, cost, seconds, steps = "", 0.0, 0.0, 0
@@ -113,7 +122,7 @@ def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
 
 
 def _loss_at(attempt: Attempt, step: int) -> float | None:
-    """The attempt's last word on its last step; of a store that lost it, what the checkpoint says."""
+    """What the attempt last measured at its last step; without those metrics, what the checkpoint says."""
     metrics = Metrics(attempt.job)
     for pieces in (2, None):  # it is nearly always among the last lines
         for row in metrics.of_attempt(attempt, pieces):

@@ -135,7 +135,7 @@ def test_a_sweep_is_the_same_after_kills(
     assert leaderboard(sweep) == leaderboard(undisturbed)
     ends = [outcome.end_reason for attempt in sweep.job(1).attempts() if (outcome := attempt.read_outcome())]
     assert ends[:2] == [EndReason.KILLED, EndReason.LOST]
-    assert sum(trial.steps for trial in sweep.read()) == sum(trial.steps for trial in undisturbed.read())
+    assert sum(trial.steps for trial in sweep.read_trials()) == sum(trial.steps for trial in undisturbed.read_trials())
 
 
 def test_failures_are_marked_and_stop_nothing(prefect_api: str, store: Store) -> None:
@@ -144,7 +144,7 @@ def test_failures_are_marked_and_stop_nothing(prefect_api: str, store: Store) ->
 
     assert sweep.read_status() is not None
     assert sweep.read_status().state is JobState.COMPLETED
-    failures = {trial.number: trial.failure for trial in sweep.read() if trial.failure}
+    failures = {trial.number: trial.failure for trial in sweep.read_trials() if trial.failure}
     assert set(failures) == {2, 3, 5}
     assert "validation loss at step 2 is no number" in failures[2]
     assert "out of memory" in failures[3]

@@ -71,7 +71,7 @@ def running(sweep: Sweep) -> list[Attempt]:
     """The attempts that train just now, in a process that lives."""
     if not sweep.exists():
         return []
-    newest = [sweep.job(record.number).attempts()[-1:] for record in sweep.trial_records()]
+    newest = [sweep.job(record.number).attempts()[-1:] for record in sweep.read_trial_records()]
     attempts = [attempt for last in newest for attempt in last]
     training = [
         a for a in attempts if a.read_outcome() is None and (beat := a.read_heartbeat()) and beat.phase == "training"
@@ -150,7 +150,10 @@ def test_five_kills_of_the_flow_and_ten_of_its_trials_change_nothing(tmp_path: P
         eventually(lambda: completed(sweep), "the end of the killed sweep")
 
     ends = [
-        ended.end_reason for t in sweep.read() for a in sweep.job(t.number).attempts() if (ended := a.read_outcome())
+        ended.end_reason
+        for t in sweep.read_trials()
+        for a in sweep.job(t.number).attempts()
+        if (ended := a.read_outcome())
     ]
     print({reason: ends.count(reason) for reason in set(ends)})
     assert ends.count(EndReason.KILLED) == TRIAL_KILLS
@@ -167,7 +170,7 @@ def test_cancel_saves_every_trial_and_continue_goes_on(tmp_path: Path) -> None:
         eventually(lambda: state_of(stage, run) == "CANCELLED", "the end of the flow run")
         assert sweep.read_status() is not None
         assert sweep.read_status().state is JobState.CANCELLED
-        ended = [sweep.job(record.number).attempts()[-1].read_outcome() for record in sweep.trial_records()]
+        ended = [sweep.job(record.number).attempts()[-1].read_outcome() for record in sweep.read_trial_records()]
         assert all(outcome and outcome.committed_step == outcome.step for outcome in ended)
 
         stage.crucible("sweeps", "continue", "cancelled")
@@ -175,4 +178,4 @@ def test_cancel_saves_every_trial_and_continue_goes_on(tmp_path: Path) -> None:
             lambda: sweep.read_status() is not None and sweep.read_status().state is not JobState.CANCELLED, "the start"
         )
         eventually(lambda: completed(sweep), "the end of the sweep")
-        assert max(trial.step for trial in sweep.read()) == 360
+        assert max(trial.step for trial in sweep.read_trials()) == 360

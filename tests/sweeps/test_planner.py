@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from crucible.errors import ConfigError
 from crucible.sweeps.planner import Planner
 from crucible.sweeps.sampling import make_sampler
-from crucible.sweeps.schedules import FAILED, Piece, hyperband_brackets, ladder, make_schedule
+from crucible.sweeps.schedules import FAILED, TrialRung, hyperband_brackets, ladder, make_schedule
 from crucible.sweeps.space import Space, Values
 
 SPACE = Space.parse(
@@ -22,12 +22,12 @@ SPACE = Space.parse(
 GRID = Space.parse({"learning_rate": [1e-4, 1e-3, 1e-2], "n_embd": [32, 64, 128], "dropout": [0.0, 0.1, 0.2]})
 
 
-def loss_of(values: Values, piece: Piece) -> float:
+def loss_of(values: Values, target: TrialRung) -> float:
     """A loss that improves from rung to rung; the smallest rates fail."""
     rate = float(values["learning_rate"])  # type: ignore[arg-type]
-    if rate < 2e-4 and piece.rung > 0:
+    if rate < 2e-4 and target.rung > 0:
         return FAILED
-    return abs(math.log10(rate) + 3) + 10 / float(values["n_embd"]) + 1 / (1 + piece.rung)  # type: ignore[arg-type]
+    return abs(math.log10(rate) + 3) + 10 / float(values["n_embd"]) + 1 / (1 + target.rung)  # type: ignore[arg-type]
 
 
 def planner(schedule: str, sampler: str, trials: int = 20, workers: int | None = 4, **fields: object) -> Planner:
@@ -46,14 +46,14 @@ def planner(schedule: str, sampler: str, trials: int = 20, workers: int | None =
     )
 
 
-def play(plan: Planner, choose: Callable[[list[Piece]], int], slots: int = 2) -> dict[Piece, float]:
-    """Train what the planner wants, `slots` at a time; `choose` says which of the running pieces ends next."""
-    results: dict[Piece, float] = {}
-    running: list[Piece] = []
+def play(plan: Planner, choose: Callable[[list[TrialRung]], int], slots: int = 2) -> dict[TrialRung, float]:
+    """Train what the planner wants, `slots` at a time; `choose` says which of the running targets ends next."""
+    results: dict[TrialRung, float] = {}
+    running: list[TrialRung] = []
     while work := plan.work(results):
-        running += [piece for piece in work if piece not in running][: slots - len(running)]
-        piece = running.pop(choose(running))
-        results[piece] = loss_of(plan.values(piece.trial), piece)
+        running += [target for target in work if target not in running][: slots - len(running)]
+        target = running.pop(choose(running))
+        results[target] = loss_of(plan.values(target.trial), target)
     assert not running
     return results
 
@@ -76,7 +76,7 @@ def test_the_order_in_which_results_arrive_decides_nothing(schedule: str, sample
 def test_a_sweep_played_again_from_its_records_goes_on_as_if_never_killed(order: random.Random, sampler: str) -> None:
     undisturbed = planner("asha", sampler)
     expected = play(undisturbed, lambda running: 0)
-    results: dict[Piece, float] = {}
+    results: dict[TrialRung, float] = {}
     known: dict[int, Values] = {}
     done = False
     while not done:  # killed after every few results; what a trial draws is on record as soon as it begins
@@ -86,8 +86,8 @@ def test_a_sweep_played_again_from_its_records_goes_on_as_if_never_killed(order:
             known |= plan.trials | plan.known
             if done := not work:
                 break
-            piece = order.choice(work)
-            results[piece] = loss_of(plan.values(piece.trial), piece)
+            target = order.choice(work)
+            results[target] = loss_of(plan.values(target.trial), target)
     assert results == expected
 
 
@@ -101,22 +101,22 @@ def test_values_on_record_are_not_drawn_again() -> None:
 def test_asha_promotes_a_third_of_each_rung_and_trains_the_grids_best_to_the_end() -> None:
     plan = planner("asha", "grid", trials=27)
     results = play(plan, lambda running: 0)
-    assert [sum(piece.rung == rung for piece in results) for rung in range(3)] == [27, 9, 3]
-    best = min((loss_of(values, Piece(trial, 2)), trial) for trial, values in plan.trials.items())[1]
-    assert Piece(best, 2) in results
+    assert [sum(target.rung == rung for target in results) for rung in range(3)] == [27, 9, 3]
+    best = min((loss_of(values, TrialRung(trial, 2)), trial) for trial, values in plan.trials.items())[1]
+    assert TrialRung(best, 2) in results
 
 
 @pytest.mark.parametrize("schedule", ["asha", "halving"])
 def test_a_rung_that_nobody_passes_still_sends_its_best_to_the_end(schedule: str) -> None:
     plan = planner(schedule, "random", trials=2)
     results = play(plan, lambda running: 0)
-    assert max(piece.rung for piece in results) == 2
+    assert max(target.rung for target in results) == 2
 
 
 @pytest.mark.parametrize("schedule", ["none", "asha", "halving", "hyperband"])
 def test_a_sweep_of_failures_ends(schedule: str) -> None:
     plan = planner(schedule, "random", trials=9)
-    results: dict[Piece, float] = {}
+    results: dict[TrialRung, float] = {}
     while work := plan.work(results):
         results[work[0]] = FAILED
     assert len(results) == 9
@@ -124,10 +124,10 @@ def test_a_sweep_of_failures_ends(schedule: str) -> None:
 
 def test_halving_promotes_the_best_third_of_a_full_rung() -> None:
     plan = planner("halving", "random", trials=9, workers=None)
-    results: dict[Piece, float] = {piece: float(piece.trial) for piece in plan.work({})[:8]}
-    assert plan.work(results) == [Piece(9, 0)]
-    results[Piece(9, 0)] = 0.5
-    assert plan.work(results) == [Piece(9, 1), Piece(1, 1), Piece(2, 1)]
+    results: dict[TrialRung, float] = {target: float(target.trial) for target in plan.work({})[:8]}
+    assert plan.work(results) == [TrialRung(9, 0)]
+    results[TrialRung(9, 0)] = 0.5
+    assert plan.work(results) == [TrialRung(9, 1), TrialRung(1, 1), TrialRung(2, 1)]
 
 
 def test_nothing_waits_where_no_decision_depends_on_a_result() -> None:
@@ -136,19 +136,19 @@ def test_nothing_waits_where_no_decision_depends_on_a_result() -> None:
 
 def test_promotions_come_before_new_trials() -> None:
     plan = planner("asha", "tpe", workers=4)
-    results = {piece: float(piece.trial) for piece in plan.work({})}
+    results = {target: float(target.trial) for target in plan.work({})}
     first, *others = plan.work(results)
     assert first.rung == 1
     assert others
-    assert all(piece.rung == 0 for piece in others)
+    assert all(target.rung == 0 for target in others)
 
 
 def test_while_the_play_waits_trials_that_come_anyway_are_begun() -> None:
     plan = planner("asha", "random", workers=4)
     waiting = plan.work({})
-    assert waiting == [Piece(trial, 0) for trial in range(1, 8)]
+    assert waiting == [TrialRung(trial, 0) for trial in range(1, 8)]
     early = dict.fromkeys(waiting[4:], 1.0)
-    assert plan.work(early) == [*waiting[:4], Piece(8, 0), Piece(9, 0), Piece(10, 0)]
+    assert plan.work(early) == [*waiting[:4], TrialRung(8, 0), TrialRung(9, 0), TrialRung(10, 0)]
 
 
 def test_raising_the_number_of_trials_changes_none_that_were_begun() -> None:
