@@ -233,7 +233,7 @@ def advice(costs: Sequence[AttemptCost]) -> list[str]:
         jobs = sorted({cost.job for cost in paid if cost.unused_gpus})
         sentences.append(
             f"${wasted / MICRO:,.2f} were paid for GPUs that stood idle in {', '.join(jobs)}: choose a machine with "
-            "fewer, or a gradient_accumulation_steps that they divide"
+            "fewer GPUs; a gradient_accumulation_steps that they divide evenly would change the training"
         )
     return sentences
 

@@ -6,6 +6,7 @@ https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-placement-score.html
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -90,7 +91,7 @@ def spot_capacity(offers: Sequence[Offer], region: str | None = None) -> dict[st
     known: dict[str, bool] = {}
     try:
         session = boto3.Session()
-        where = region or session.region_name or "us-east-1"
+        where = region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
         client = session.client("ec2", region_name=where, config=_brief())
         for gpu in dict.fromkeys(offer.gpu for offer in spot):
             types = sorted({offer.instance for offer in spot if offer.gpu == gpu})

@@ -138,10 +138,15 @@ def load_catalog(own_offers: Path | None = None) -> list[Offer]:
     shipped = resources.files("crucible.catalog") / "offers.csv"
     offers = {offer.key: offer for offer in _read(shipped.read_text(encoding="utf-8"), "offers.csv", {})}
     for file in (prices_file(), own_offers or crucible_home() / "offers.csv"):
-        if file.is_file():
-            offers |= {offer.key: offer for offer in _read(_text(file), str(file), offers)}
-        elif file == own_offers:
-            raise ConfigError(f"offers file {file} does not exist")
+        try:
+            text = file.read_text(encoding="utf-8-sig")
+        except FileNotFoundError:
+            if file == own_offers:
+                raise ConfigError(f"offers file {file} does not exist") from None
+            continue
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"offers file {file} cannot be read: {error}") from error
+        offers |= {offer.key: offer for offer in _read(text, str(file), offers)}
     return list(offers.values())
 
 
@@ -153,7 +158,8 @@ def prices_file() -> Path:
 def add_prices(fresh: Iterable[Offer]) -> Path:
     """Put refreshed offers into `prices_file`, beside those refreshed earlier; returns the file."""
     file = prices_file()
-    earlier = _read(_text(file), str(file), {offer.key: offer for offer in load_catalog()}) if file.is_file() else []
+    known = {offer.key: offer for offer in load_catalog()}
+    earlier = _read(file.read_text(encoding="utf-8"), str(file), known) if file.is_file() else []
     write_table({offer.key: offer for offer in (*earlier, *fresh)}.values(), file)
     return file
 
@@ -183,13 +189,6 @@ def write_table(offers: Iterable[Offer], target: Path) -> None:
 
 def _cell(value: object) -> str:
     return "" if value is None else " ".join(value) if isinstance(value, tuple) else str(value)
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"offers file {file} cannot be read: {error}") from error
 
 
 def _read(text: str, source: str, known: Mapping[str, Offer]) -> list[Offer]:

@@ -16,7 +16,7 @@ from crucible.estimate.estimate import Estimate, estimate
 from crucible.estimate.history import SpeedRecord
 from crucible.estimate.needs import Needs, why_it_does_not_fit
 from crucible.estimate.script import ScriptNeeds
-from crucible.estimate.speed import Speed, gpus_used, speed_on
+from crucible.estimate.speed import Speed, idle_gpus, speed_on
 from crucible.formatting import money, rough_duration
 
 _RESERVED_DISCOUNT = 0.37  # one year, nothing upfront, G and P types; assumed, AWS prices it per type
@@ -79,6 +79,8 @@ class Ranked:
     cons: tuple[str, ...]
     availability: str = UNKNOWN
     """Workers online, queue, capacity; `unknown` where the pools were not asked."""
+    idle_gpus: str | None = None
+    """Which GPUs would be paid for and not used."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ def recommend(
             _score(found, preferences),
             *_pros_and_cons(needs, found, fitting, preferences, pools),
             UNKNOWN if pools is None else _state(pools, found.offer).availability(found.offer.instance),
+            idle_gpus(needs, found.offer) if isinstance(needs, Needs) else None,
         )
         for found in fitting
     )
@@ -263,11 +266,8 @@ def _pros_and_cons(
         cons.append(f"about {entry.interruptions:.1f} interruptions expected")
     if offer.lifetime_hours is not None and entry.hours.likely > offer.lifetime_hours:
         cons.append(f"moves to a new machine every {offer.lifetime_hours:g} h")
-    if isinstance(needs, Needs) and gpus_used(needs, offer) < offer.gpus:
-        cons.append(
-            f"uses {gpus_used(needs, offer)} of {offer.gpus} GPUs: gradient_accumulation_steps = "
-            f"{needs.config.gradient_accumulation_steps}"
-        )
+    if isinstance(needs, Needs) and (idle := idle_gpus(needs, offer)) is not None:
+        cons.append(idle)
     if entry.speed.source == "peak":
         cons.append("speed only guessed from the hardware's peak; --probe or a first run would tell")
     if "usd_per_hour" in offer.assumed:

@@ -135,6 +135,21 @@ def gpus_used(needs: Needs, offer: Offer) -> int:
     return math.gcd(max(offer.gpus, 1), needs.config.gradient_accumulation_steps)
 
 
+def idle_gpus(needs: Needs, offer: Offer) -> str | None:
+    """Which GPUs of the offer would be paid for and not used, and what would use them; None if all are used."""
+    used, steps = gpus_used(needs, offer), needs.config.gradient_accumulation_steps
+    if used >= offer.gpus:
+        return None
+    nearest = sorted(
+        {multiple for multiple in (steps // offer.gpus * offer.gpus, -(-steps // offer.gpus) * offer.gpus) if multiple}
+    )
+    values = " or ".join(map(str, nearest))
+    return (
+        f"uses {used} of {offer.gpus} GPUs and pays for all, since gradient_accumulation_steps = {steps} is not a "
+        f"multiple of {offer.gpus}; {values} would use all, with another batch size and thus other training"
+    )
+
+
 def parallel_speedup(needs: Needs, offer: Offer) -> float:
     """Speed on all usable GPUs over that on one."""
     used = gpus_used(needs, offer)

@@ -180,6 +180,8 @@ def _placement(entry: Ranked, place: int) -> Placement:
     figures = f"{rough_duration(estimate.hours.likely)}, {money(estimate.usd.likely)}"
     rank = "best" if place == 0 else f"number {place + 1}"
     reason = f"{rank} of the offers that fit ({figures}{': ' + ', '.join(entry.pros) if entry.pros else ''})"
+    if entry.idle_gpus:
+        reason += f"; {entry.idle_gpus}"
     return Placement(
         pool=offer.pool,
         instance="" if offer.own_machine else offer.instance,

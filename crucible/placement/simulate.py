@@ -78,7 +78,10 @@ def load_traces(folder: Path) -> list[Trace]:
     Raises:
         DataError: no such folder, no JSON file in it, or a file that is not a trace.
     """
-    files = sorted(folder.rglob("*.json")) if folder.is_dir() else []
+    try:
+        files = sorted(folder.rglob("*.json")) if folder.is_dir() else []
+    except OSError as error:
+        raise DataError(f"the folder of spot traces cannot be read: {error}") from error
     if not files:
         raise DataError(f"no spot trace (*.json) below {folder}: give the folder that holds the traces")
     return [_load_trace(file, folder) for file in files]

@@ -105,3 +105,11 @@ def test_a_wrong_table_is_refused_with_its_place(tmp_path: Path, table: str, mes
 def test_a_named_file_must_exist(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         load_catalog(tmp_path / "none.csv")
+
+
+def test_an_offers_file_may_start_with_a_byte_order_mark_and_a_name_may_be_absurd(tmp_path: Path) -> None:
+    table = tmp_path / "offers.csv"
+    table.write_bytes("\ufeffpool,instance,usd_per_hour\nmine,box,1\n".encode())
+    assert any(offer.key == "mine/box" for offer in load_catalog(table))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_catalog(tmp_path / ("x" * 5000))

@@ -9,6 +9,7 @@ from crucible.config import TrainConfig
 from crucible.estimate.needs import Needs, needs_of
 from crucible.estimate.ranking import PoolState, Preferences, Recommendation, recommend, why_nothing_fits
 from crucible.estimate.speed import Speed
+from crucible.placement.choice import placements
 from tests.catalog.offers import ALL, BIG, LOCAL, MODAL, ON_DEMAND, SPOT, offer_like
 
 # An hour on the spot machine, ten minutes on the big one, ten hours here; the loss at the end adds a third.
@@ -136,3 +137,17 @@ def test_an_offer_without_a_known_speed_is_left_out() -> None:
     unknown = offer_like(SPOT, peak_tflops_bf16=None)
     found = recommend(one_step(), [unknown], Preferences())
     assert "nothing is known about its speed" in reasons(found)[unknown.key]
+
+
+def test_gpus_that_would_stand_idle_are_named_before_they_are_paid_for() -> None:
+    needs = needs_of(TrainConfig(gradient_accumulation_steps=40, max_iters=100, warmup_iters=0), 65)
+    six, eight = offer_like(ON_DEMAND, instance="g.six", gpus=6), offer_like(ON_DEMAND, instance="g.eight", gpus=8)
+    found = {entry.estimate.offer.key: entry for entry in recommend(needs, [six, eight], Preferences()).ranked}
+    idle = found[six.key].idle_gpus
+    assert idle is not None
+    assert idle.startswith("uses 2 of 6 GPUs and pays for all, since gradient_accumulation_steps = 40")
+    assert "36 or 42 would use all, with another batch size and thus other training" in idle
+    assert idle in found[six.key].cons
+    assert found[eight.key].idle_gpus is None
+    (place,) = placements(recommend(needs, [six], Preferences()))
+    assert idle in place.reason, "the log line of the launch says it, too"

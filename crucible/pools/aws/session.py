@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +35,9 @@ def connect(region: str | None = None, profile: str | None = None) -> Aws:
     except ImportError as error:
         raise ConfigError("the AWS pools need boto3: pip install 'crucible[aws]'") from error
 
+    # The AWS CLI reads AWS_REGION, boto3 only AWS_DEFAULT_REGION.
     with aws_errors("Opening an AWS session"):
-        session = boto3.Session(profile_name=profile, region_name=region)
+        session = boto3.Session(profile_name=profile, region_name=region or os.environ.get("AWS_REGION") or None)
     if session.region_name is None:
         raise AwsError(
             "Opening an AWS session: no region given: add --region us-east-1 (or another), or set AWS_REGION"

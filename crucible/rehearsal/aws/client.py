@@ -48,7 +48,7 @@ class AwsRehearsal:
     @classmethod
     def start(cls, folder: Path, *, working_directory: Path, **settings: Any) -> AwsRehearsal:
         """Bring it up; `settings` as in `Settings`. Container logs go to `folder`. Raises `RehearsalError`."""
-        chosen = Settings(folder=folder, working_directory=working_directory, **settings)
+        chosen = Settings.parse({"folder": folder, "working_directory": working_directory, **settings})
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "cloud.log"
         with log.open("ab") as errors:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from crucible import settings
 
 ACCOUNT = "123456789012"
 
 
-class Settings(BaseModel):
+class Settings(settings.Settings):
     """Times are seconds of the laptop's clock; AWS's own are given where they differ."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     folder: Path
     """Where container logs and scratch folders go."""
@@ -21,15 +21,15 @@ class Settings(BaseModel):
     region: str = "us-east-1"
     port: int = 0
     """Of the AWS API; 0 takes a free one."""
-    boot_seconds: float = Field(default=0.5, ge=0)
+    boot_seconds: float = Field(default=0.5, ge=0, le=1e6)
     """From launch to registration with ECS; two to four minutes on AWS."""
-    idle_seconds: float = Field(default=60.0, ge=0)
+    idle_seconds: float = Field(default=60.0, ge=0, le=1e6)
     """An instance without tasks is given back after that; 15 minutes on AWS."""
-    provisioning_seconds: float = Field(default=1800.0, gt=0)
+    provisioning_seconds: float = Field(default=1800.0, gt=0, le=1e6)
     """ECS gives a task up that finds no machine for so long; up to 30 minutes on AWS."""
-    shutdown_seconds: float = Field(default=1.0, ge=0)
+    shutdown_seconds: float = Field(default=1.0, ge=0, le=1e6)
     """Between the SIGTERM of a host that shuts down and its end."""
-    detect_seconds: float = Field(default=0.5, ge=0)
+    detect_seconds: float = Field(default=0.5, ge=0, le=1e6)
     """Until ECS tells that a host is gone; seconds to minutes on AWS."""
     gpus_per_instance: int = Field(default=0, ge=0)
     """0: as many as the instance type has."""
