@@ -1,4 +1,4 @@
-"""The block that says how much a project or a person may spend."""
+"""The block that limits what a project or an owner may spend."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class Budget(Block):
     ```
     """
 
-    usd: float = Field(gt=0, title="USD", description="Most that may be spent per period.")
+    usd: float = Field(gt=0, title="USD", description="The most that may be spent per period.")
     period: Literal["day", "month"] = Field("month", description="Calendar day or month, in UTC.")
     project: str = Field("", description="Only this project counts. Empty: all.")
-    owner: str = Field("", description="Only what this person started counts. Empty: all.")
+    owner: str = Field("", description="Only what this owner started counts. Empty: all.")
 
     stop_jobs: bool = Field(
         False, title="Stop jobs", description="Running jobs save and stop when it is used up; they can be continued."
     )
 
     def limit(self, name: str) -> BudgetLimit:
-        """The budget as the library knows it; `name` is the name that the block is saved under."""
+        """The budget as the library uses it; `name` is the name of the saved block."""
         return BudgetLimit(
             name=name,
             usd=self.usd,

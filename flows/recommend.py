@@ -27,17 +27,17 @@ from tasks.recommendation import pool_states, publish
 @described
 def recommend(
     preset: Annotated[Preset, Field(description="Which shipped configuration.")] = "cpu-small",
-    tokens: Annotated[str, Field(description="Train on so many tokens: 300M, 1B. Empty: as configured.")] = "",
+    tokens: Annotated[str, Field(description="Train on this many tokens: 300M, 1B. Empty: as configured.")] = "",
     changes: Annotated[tuple[str, ...], Field(description="What differs from the preset, as key=value.")] = (),
     optimize_for: Annotated[Literal["cost", "time", "balanced"], Field(description="What comes first.")] = "balanced",
     pools: Annotated[tuple[str, ...], Field(description="Only these work pools. Empty: all.")] = (),
     dedicated: Annotated[bool, Field(description="No host that other customers share.")] = False,
-    uninterrupted: Annotated[bool, Field(description="No machine that can be taken away.")] = False,
+    uninterrupted: Annotated[bool, Field(description="No machine that can be interrupted.")] = False,
     max_cost_usd: Annotated[float | None, Field(gt=0, description="Most that it may cost.")] = None,
     finish_by: Annotated[str, Field(description="Deadline: 12h, 2d, or 2026-05-07T18:00. Empty: none.")] = "",
     store: Annotated[str | None, Field(description="Address of the store with past runs. Empty: the local.")] = None,
 ) -> State[Any]:
-    """Rank all offers for a training run: hours and dollars, low to high, and what speaks for and against each."""
+    """Rank all offers for a training run: hours and dollars, low to high, with pros and cons."""
     add_tags("stage:recommend")
     try:
         request = EstimateRequest.parse(

@@ -67,7 +67,7 @@ def write_csv(store: Store, period: Period, now: datetime) -> str:
 
 
 def budget_limits() -> list[BudgetLimit]:
-    """Every `Budget` block that is saved on the server; none where nobody has ever saved one."""
+    """Every `Budget` block that is saved on the server; empty if there is none."""
     try:
         with get_client(sync_client=True) as client:
             documents = client.read_block_documents_by_type(Budget.get_block_type_slug())
@@ -85,7 +85,7 @@ def budget_limits() -> list[BudgetLimit]:
 
 
 class BudgetWatch:
-    """Whether a budget that stops its jobs is used up; asked while a job runs, answered at most once a minute."""
+    """Checks, at most once a minute, whether a budget that stops its jobs is used up."""
 
     def __init__(self, store: Store, project: str, owner: str) -> None:
         self._store, self._project, self._owner = store, project, owner
@@ -93,7 +93,7 @@ class BudgetWatch:
         self._look_at = -math.inf
 
     def __call__(self) -> str | None:
-        """Why the job must save and stop, or None; the last answer stands while server or store do not answer."""
+        """Why the job must save and stop, or None; keeps its last answer while server or store are away."""
         if time.monotonic() < self._look_at:
             return self._answer
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Asking where a job should run, and showing the answer in the Prefect UI."""
+"""The state of the work pools, and a recommendation as artifacts in the Prefect UI."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from crucible.estimate.request import EstimateResult
 from crucible.reports.recommendation import recommendation_report
 
 TABLE_KEY, REPORT_KEY = "recommendation-offers", "recommendation"
-_QUEUE_LOOK = 200  # runs waiting in a pool that are counted at most
+_MOST_QUEUED = 200  # waiting runs of a pool that are counted
 
 
 @task(retries=2, retry_delay_seconds=[2, 5], retry_jitter_factor=0.5)
 def pool_states(ask_capacity: bool = True) -> dict[str, PoolState]:
-    """Of every work pool on the server: whether it is paused, its workers online, its queue, and spot capacity."""
+    """The state of every work pool on the server: paused or not, workers online, queue, spot capacity."""
     waiting = FlowRunFilter.model_validate({"state": {"type": {"any_": [StateType.SCHEDULED, StateType.PENDING]}}})
     soon = datetime.now(UTC) + timedelta(minutes=1)
     states = {}
@@ -32,7 +32,7 @@ def pool_states(ask_capacity: bool = True) -> dict[str, PoolState]:
             queued = client.read_flow_runs(
                 flow_run_filter=waiting,
                 work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [pool.name]}}),
-                limit=_QUEUE_LOOK,
+                limit=_MOST_QUEUED,
             )
             states[pool.name] = PoolState(
                 workers_online=sum(worker.status is WorkerStatus.ONLINE for worker in workers),
@@ -60,8 +60,8 @@ def publish(found: EstimateResult) -> None:
                 "USD high": round(entry.estimate.usd.high, 4),
                 "speed from": entry.estimate.speed.source,
                 "availability": entry.availability,
-                "for": ", ".join(entry.pros),
-                "against": ", ".join(entry.cons),
+                "pros": ", ".join(entry.pros),
+                "cons": ", ".join(entry.cons),
             }
             for place, entry in enumerate(ranked, 1)
         ],

@@ -16,7 +16,7 @@ def artifact_key(kind: str, job_id: str) -> str:
 
 
 def publish_report(job: Job, metrics: Metrics | None = None) -> UUID | None:
-    """Write the report anew under the job's constant key, which keeps the earlier ones as its history.
+    """Publish the report under the job's constant key, whose history keeps the earlier ones.
 
     One `metrics` for the life of a process spares reading again what was read before.
     """

@@ -1,1 +1,1 @@
-"""What was spent, and the budgets it is held against."""
+"""What was spent, at which price, and the budgets that limit it."""

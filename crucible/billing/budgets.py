@@ -154,7 +154,7 @@ def reserve(
 ) -> str | None:
     """Set the job's low estimate aside in the budget; or why that is not possible, in a sentence.
 
-    Jobs that start at the same moment queue up for it: reservations are numbered, create-only objects, each counts
+    Safe if several jobs start at once: reservations are numbered, create-only objects, each counts
     those before it, and one that does not fit is withdrawn. A job that asks again keeps its number.
     """
     folder = f"{limit.folder(now)}/reservations"

@@ -1,7 +1,7 @@
 """What was spent: one line per attempt, from the attempts' own records, and sums over them.
 
 Money is summed in whole millionths of a dollar, so that every way of adding up the same attempts gives the same total.
-A damaged record costs its own attempt (or job) the line on the bill, and nobody else's: it is reported and skipped.
+An attempt (or job) whose record is damaged is reported and left out; the others are not affected.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def saved_share(costs: Sequence[AttemptCost]) -> float:
 
 
 def breakdown(costs: Sequence[AttemptCost], by: str) -> pd.DataFrame:
-    """Sums per group, dearest first: attempts, jobs, hours, usd, on_demand_usd, saved_share, share.
+    """Sums per group, most expensive first: attempts, jobs, hours, usd, on_demand_usd, saved_share, share.
 
     Raises:
         ConfigError: `by` is not one of `GROUPS`.

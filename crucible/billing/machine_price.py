@@ -1,4 +1,4 @@
-"""What the machine costs that really took an attempt up, which need not be the planned one."""
+"""The price of the machine that claimed an attempt, which may be another than the planned one."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def machine_price(
     """The price of `instance`, which claimed the attempt that `launch` planned.
 
     In this order: the spot market's price of its zone, the planned price if it is the planned machine, the catalog's
-    price (on-demand for a machine that EC2 says is on-demand), the planned price as a guess. `lifecycle` is EC2's word
-    for it, `spot` or `on-demand`; `offers` are by `pool/instance`.
+    price (on-demand for a machine that EC2 says is on-demand), the planned price as a guess. `lifecycle` is `spot` or
+    `on-demand`, as EC2's metadata name it; `offers` are by `pool/instance`.
     """
     planned = MachinePrice(launch.usd_per_hour)
     if launch.pool not in EC2_POOLS or not instance:

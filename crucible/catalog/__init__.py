@@ -1,1 +1,1 @@
-"""What can be rented where, and at what price."""
+"""Offers: which machines exist on which pool, and their prices."""

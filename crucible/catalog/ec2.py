@@ -22,7 +22,7 @@ _FEWEST_TYPES = 3
 
 
 class PriceUnavailable(CrucibleError):
-    """AWS gave no spot price; the message says for what and why."""
+    """AWS gave no spot price; the message names the machine, the zone and the reason."""
 
 
 def region_of(zone: str) -> str:
@@ -76,7 +76,7 @@ def spot_capacity(offers: Sequence[Offer], region: str | None = None) -> dict[st
     EC2's placement scores range from 1 (unlikely) to 10 (very likely) and promise nothing. They are meaningful for
     three types or more together, so all sizes with the same GPU are asked for at once.
 
-    Needs the permission ec2:GetSpotPlacementScores. Never raises: what AWS does not say is left out.
+    Needs the permission ec2:GetSpotPlacementScores. Never raises: what AWS does not answer is left out.
     """
     spot = [offer for offer in offers if offer.pool == "ec2-spot" and offer.gpu]
     if not spot:

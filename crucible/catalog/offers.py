@@ -1,14 +1,14 @@
-"""Offers: what can be rented where, at what price; the shipped table, refreshed prices, and the user's own rows.
+"""Offers: the shipped price table, refreshed prices, and your own rows.
 
-`offers.csv` has one row per pool and machine type. Every row names its source and the day it is from; the column
-`assumed` lists the values of the row that nobody has looked up. Later tables override earlier ones, by pool and type:
+`offers.csv` has one row per pool and machine type. Every row names its source and its date; the column `assumed` lists
+the values that are assumptions. Later tables override earlier ones, by pool and type:
 
     offers.csv                      shipped, in this package
     $CRUCIBLE_HOME/prices.csv       written by `crucible prices refresh`: prices only
-    $CRUCIBLE_HOME/offers.csv       the user's own, or the file given with --offers
+    $CRUCIBLE_HOME/offers.csv       your own, or the file given with --offers
 
-A user's row needs `pool`, `instance` and `usd_per_hour`; what it leaves out comes from the shipped row of the same pool
-and type, else from any shipped row with the same GPU.
+Your row needs `pool`, `instance` and `usd_per_hour`; what it leaves out comes from the shipped row of the same pool and
+type, else from any shipped row with the same GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from crucible.home import crucible_home
 
 STALE_AFTER_DAYS = 30
 OWN_POOLS = ("local", "docker-gpu")
-"""Pools on the user's own machine: no bill, and facts that are asked of the machine."""
+"""Pools on your own machine: free, and described by inspecting the machine."""
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -46,11 +46,11 @@ class Offer:
     vcpus: int | None = None
     memory_gib: float | None = None
     on_demand_usd_per_hour: float | None = None
-    """What the same machine costs without interruptions."""
+    """The price of the same machine without interruptions."""
     startup_seconds: float = 60.0
     """From the request to a running container with the image pulled."""
     mtbf_hours: float | None = None
-    """Mean time between interruptions; None: never taken away."""
+    """Mean time between interruptions; None: never interrupted."""
     lifetime_hours: float | None = None
     minimum_seconds: float = 0.0
     """The least that is billed per start."""
@@ -60,14 +60,14 @@ class Offer:
     peak_tflops_bf16: float | None = None
     memory_gb_per_second: float | None = None
     tenancy: Literal["dedicated", "shared"] = "dedicated"
-    """`shared`: other customers' work runs beside yours on the same host."""
+    """`shared`: other customers' work runs on the same host."""
     assumed: tuple[str, ...] = ()
     source: str = "user"
     as_of: date | None = None
     missing: str = ""
-    """Why this offer does not exist here and now, if it does not: no GPU found, for one."""
+    """Why this offer is not available on this machine, such as no GPU; empty if it is."""
     hardware: str = ""
-    """For own machines: what they are, so that a store shared by several keeps their speeds apart."""
+    """The hardware of your own machine, so that a store shared by several machines keeps their speeds apart."""
 
     @property
     def key(self) -> str:
@@ -75,7 +75,7 @@ class Offer:
 
     @property
     def speed_key(self) -> str:
-        """Under which name the speeds of past runs are kept."""
+        """The name under which speeds of past runs are kept."""
         return f"{self.pool}/{self.hardware}" if self.own_machine else self.key
 
     @property
@@ -96,7 +96,7 @@ class Offer:
         return None if self.as_of is None else (today - self.as_of).days
 
     def stale(self, today: date) -> bool:
-        """Whether the price is a bill's price and too old to trust."""
+        """Whether the price is billed and too old to trust."""
         age = self.age_days(today)
         return not self.own_machine and age is not None and age > STALE_AFTER_DAYS
 
@@ -130,7 +130,7 @@ _MAY_BE_ZERO = {
 
 
 def load_catalog(own_offers: Path | None = None) -> list[Offer]:
-    """The shipped offers, with refreshed prices and the user's own offers over them.
+    """The shipped offers, overridden by refreshed prices and by your own offers.
 
     Raises:
         ConfigError: a table that cannot be read; the message names file, line, column and value.
@@ -156,7 +156,7 @@ def prices_file() -> Path:
 
 
 def add_prices(fresh: Iterable[Offer]) -> Path:
-    """Put refreshed offers into `prices_file`, beside those refreshed earlier; returns the file."""
+    """Add refreshed offers to `prices_file`, replacing earlier prices of the same offers; returns the file."""
     file = prices_file()
     known = {offer.key: offer for offer in load_catalog()}
     earlier = _read(file.read_text(encoding="utf-8"), str(file), known) if file.is_file() else []
@@ -172,12 +172,12 @@ def stale_warning(offers: Iterable[Offer], today: date) -> str | None:
     oldest = max(offer.age_days(today) or 0 for offer in old)
     return (
         f"{len(old)} prices are older than {STALE_AFTER_DAYS} days (the oldest {oldest}); "
-        "`crucible prices refresh` asks AWS and Modal for today's"
+        "`crucible prices refresh` updates them from AWS and Modal"
     )
 
 
 def write_table(offers: Iterable[Offer], target: Path) -> None:
-    """Write offers in the catalog's own format, whole or not at all."""
+    """Write offers in the catalog's format, atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_suffix(".partial")
     with partial.open("w", newline="", encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Today's prices from AWS and Modal, for those who have an account there.
 
-Each source is asked only when its credentials exist, and one that fails does not stop the others. A price that is more
-than ten times off the known one is refused: it is another unit or comes from a stand-in.
+A source is queried only if its credentials exist, and one that fails does not stop the others. A price that is more
+than ten times off the known one is refused: it is in another unit or comes from a stand-in.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Refreshed:
 
 
 def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
-    """Ask every source that can be asked; offers without a new price are left out and named in a message."""
+    """Query every source that has credentials; offers without a new price are left out and named in a message."""
     sources: tuple[tuple[str, Callable[[], Mapping[str, float]], str], ...] = (
         ("EC2 spot price history", lambda: _spot_prices(offers, region, now), "ec2-spot"),
         ("AWS price list", lambda: _on_demand_prices(offers, region), "ec2-on-demand"),
@@ -40,13 +40,13 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
     )
     fresh: list[Offer] = []
     messages: list[str] = []
-    for name, ask, pool in sources:
-        missing = why_not_asked(pool)
+    for name, query, pool in sources:
+        missing = why_unavailable(pool)
         if missing is not None:
-            messages.append(f"{name}: not asked, {missing}")
+            messages.append(f"{name}: skipped, {missing}")
             continue
         try:
-            prices = ask()
+            prices = query()
         except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of its source)
             messages.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
             continue
@@ -57,8 +57,8 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
     return Refreshed(tuple(_with_on_demand(fresh)), tuple(messages))
 
 
-def why_not_asked(pool: str) -> str | None:
-    """Why the cloud behind a pool cannot be asked for prices or bills: no credentials, no library; None if it can."""
+def why_unavailable(pool: str) -> str | None:
+    """Why prices or bills of a pool's cloud cannot be queried (no credentials, no library); None if they can."""
     try:
         if pool == "modal":
             from modal.config import config
@@ -94,7 +94,7 @@ def _take(
 
 
 def _with_on_demand(fresh: list[Offer]) -> list[Offer]:
-    """Put the new on-demand price beside the new spot price."""
+    """Copy the new on-demand price to the spot offer of the same machine."""
     on_demand = {offer.instance: offer.usd_per_hour for offer in fresh if offer.pool == "ec2-on-demand"}
     return [
         offer
@@ -161,10 +161,10 @@ def _modal_prices() -> dict[str, float]:
 def modal_prices(rates: Mapping[str, Any]) -> dict[str, float]:
     """USD per hour of a sandbox with each GPU, one core and 8 GiB, from Modal's rates per second."""
     per_second = {name.upper(): float(rate) for name, rate in rates.items()}
-    beside = _MODAL_CORES * per_second.get("CPU", 0.0) + _MODAL_GIB * per_second.get("MEMORY", 0.0)
+    cpu_and_memory = _MODAL_CORES * per_second.get("CPU", 0.0) + _MODAL_GIB * per_second.get("MEMORY", 0.0)
     rest = {"CPU", "MEMORY"}
     return {
-        name.removeprefix("GPU_").replace("_", "-"): (rate + _SANDBOX_FACTOR * beside) * 3600
+        name.removeprefix("GPU_").replace("_", "-"): (rate + _SANDBOX_FACTOR * cpu_and_memory) * 3600
         for name, rate in per_second.items()
         if name not in rest
     }

@@ -1,4 +1,4 @@
-"""What this machine is: the facts behind the offers `local` and `docker-gpu`, asked when an estimate is made."""
+"""This machine's hardware: the facts behind the offers `local` and `docker-gpu`, measured for each estimate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CPU_GB_PER_SECOND = 10.0  # assumed: about what one core streams
 
 
 def with_own_machine(offers: Iterable[Offer]) -> list[Offer]:
-    """The offers with `local` and `docker-gpu` filled in; what this machine lacks is said in `missing`."""
+    """The offers with `local` and `docker-gpu` filled in; `missing` names what this machine lacks."""
     offers = list(offers)
     return [_described(offer, offers) if offer.own_machine else offer for offer in offers]
 
@@ -45,7 +45,7 @@ def cpu_count() -> int:
 @cache
 def cpu_flops() -> float:
     """Multiply-add rate of this machine's CPUs in float32 FLOP/s, the best of a few products within 50 ms."""
-    import numpy as np  # a quarter of the imports of an attempt's flow, which never measures
+    import numpy as np  # imported here: attempts import this module and never measure
 
     rng = np.random.default_rng(0)
     left, right = rng.random((2, _SIDE, _SIDE), dtype=np.float32)

@@ -33,7 +33,7 @@ def cost(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print one CSV line per attempt.")] = False,
 ) -> None:
-    """Show what attempts have cost so far, what on-demand machines would have, and what would have been cheaper."""
+    """Show what attempts have cost, what they would have cost on demand, and what would have been cheaper."""
     from datetime import UTC, datetime, timedelta
 
     from crucible.billing import costs

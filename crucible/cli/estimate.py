@@ -1,4 +1,4 @@
-"""`crucible estimate`, `prices` and `simulate`: where a job could run, what it would cost and how long it takes."""
+"""`crucible estimate`, `prices` and `simulate`: where a job could run, its cost and its time."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ def estimate(
     preset: Annotated[str | None, typer.Option(help="Shipped configuration, such as gpt2-124m.")] = None,
     config: Annotated[Path | None, typer.Option(help="YAML or JSON file of settings instead of a preset.")] = None,
     changes: Annotated[list[str] | None, typer.Option("--set", help="key=value; may be repeated.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Train on so many tokens: 300M, 1B. Default: max_iters.")] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="Entries of the vocabulary, if no --dataset tells.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Train on this many tokens: 300M, 1B. Default: max_iters.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Size of the vocabulary, without --dataset.")] = None,
     dataset: Annotated[Path | None, typer.Option(help="A prepared dataset folder.")] = None,
     script: Annotated[Path | None, typer.Option(help="Your own training script instead of a configuration.")] = None,
     hours: Annotated[float | None, typer.Option(help="For --script: how long it takes on --measured-on.")] = None,
     measured_on: Annotated[str | None, typer.Option(help="For --script: a machine type of the catalog.")] = None,
     gpu_memory_gib: Annotated[float | None, typer.Option(help="For --script: memory it needs per GPU.")] = None,
     optimize_for: Annotated[str, typer.Option(help="cost, time or balanced.")] = "balanced",
-    value_of_hour_usd: Annotated[float, typer.Option(help="For balanced: what an hour less is worth to you.")] = 1.0,
+    value_of_hour_usd: Annotated[float, typer.Option(help="For balanced: what saving an hour is worth to you.")] = 1.0,
     pools: Annotated[str | None, typer.Option(help="Only these work pools, with commas.")] = None,
     dedicated: Annotated[bool, typer.Option("--dedicated", help="No host shared with other customers.")] = False,
-    uninterrupted: Annotated[bool, typer.Option("--uninterrupted", help="No machine that can be taken away.")] = False,
-    max_cost_usd: Annotated[float | None, typer.Option(help="Most that the job may cost.")] = None,
+    uninterrupted: Annotated[bool, typer.Option("--uninterrupted", help="No machine that can be interrupted.")] = False,
+    max_cost_usd: Annotated[float | None, typer.Option(help="The most that the job may cost.")] = None,
     longest_hours: Annotated[float, typer.Option(help="Leave out what would take longer.")] = 336.0,
     finish_by: Annotated[str | None, typer.Option(help="Deadline: hours from now (12h) or 2026-05-07T18:00.")] = None,
     offers: Annotated[Path | None, typer.Option(help="CSV file with your own offers.")] = None,
     store: Annotated[str | None, typer.Option(help="Store that remembers past runs. Default: the local one.")] = None,
-    probe: Annotated[bool, typer.Option("--probe", help="Run a few steps on this machine to know its speed.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Measure the speed with a few steps on this machine.")] = False,
     accuracy: Annotated[bool, typer.Option("--accuracy", help="Show how good past estimates were.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Show all offers and why the others do not fit.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say where a job could run, what it would cost and how long it would take. Needs no account.
+    """Show where a job could run, what it would cost and how long it would take. Needs no account.
 
-    A range is low to high around the likely figure; the truth should lie within it 8 times out of 10.
+    A range goes from low to high around the likely value; the real value should lie within it 8 times out of 10.
     """
     from crucible.estimate.history import estimates
     from crucible.estimate.request import EstimateRequest, run_estimate
@@ -91,7 +91,7 @@ def list_prices(
     offers: Annotated[Path | None, typer.Option(help="CSV file with your own offers.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List every offer with its price, where the price is from and of which day."""
+    """List every offer with its price, and the source and date of the price."""
     from datetime import UTC, datetime
 
     from crucible.catalog.offers import load_catalog, stale_warning
@@ -106,7 +106,7 @@ def list_prices(
 def refresh_prices(
     region: Annotated[str, typer.Option(help="AWS region whose prices count.")] = "us-east-1",
 ) -> None:
-    """Ask AWS and Modal for today's prices, where credentials for them exist."""
+    """Update prices from AWS and Modal, if you have credentials for them."""
     from datetime import UTC, datetime
 
     from crucible.catalog.offers import add_prices, load_catalog

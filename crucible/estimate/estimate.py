@@ -1,8 +1,8 @@
-"""What a run would take and cost on an offer, from start-up to the last step: low, likely and high.
+"""Time and cost of a run on an offer, from start-up to the last step: low, likely and high.
 
 Time is the sum of start-up, training, loss estimates, saves, and what interruptions cost (restart and the steps since
-the last save, with the checkpoint interval after Young and Daly). Money is that time at the offer's price, with the
-minimum that every start is billed.
+the last save, with the checkpoint interval after Young and Daly). The cost is that time at the offer's price, with the
+minimum that is billed per start.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LONGEST_INTERVAL_SECONDS = 300.0
 
 
 class Work(Protocol):
-    """What an estimate needs to know of a run: `Needs` for our trainer, `ScriptNeeds` for a user's own script."""
+    """What an estimate needs to know about a run: `Needs` for Crucible's trainer, `ScriptNeeds` for your own script."""
 
     @property
     def steps(self) -> int: ...
@@ -41,7 +41,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True)
 class Range:
-    """A figure with its bounds; the truth should lie within them 8 times out of 10."""
+    """A value with its bounds, which should contain the true value 8 times out of 10."""
 
     low: float
     likely: float
@@ -107,7 +107,7 @@ class Estimate:
 
 
 def estimate(work: Work, offer: Offer, speed: Speed, waiting_seconds: float = 0.0) -> Estimate:
-    """Estimate `work` on `offer` at `speed`; `waiting_seconds` in the pool's queue take time and are not billed."""
+    """Estimate `work` on `offer` at `speed`; `waiting_seconds` in the pool's queue count as time, not as cost."""
     scenarios = [
         _scenario(work, offer, speed.low_seconds_per_step, speed.evaluation_share, 0.5, 0.0),
         _scenario(work, offer, speed.seconds_per_step, speed.evaluation_share, 1.0, 1.0),
@@ -144,7 +144,7 @@ class _Scenario:
 
 
 def billed_seconds(seconds: float, interruptions: float, offer: Offer) -> float:
-    """What is billed for `seconds` spread over the attempts: each at least the minimum, and rounded up."""
+    """Billed seconds for `seconds` spread over all attempts: each at least the minimum, rounded up."""
     attempts = 1 + interruptions
     each = max(seconds / attempts, offer.minimum_seconds)
     return math.ceil(each / offer.granularity_seconds) * offer.granularity_seconds * attempts

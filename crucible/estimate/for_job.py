@@ -54,17 +54,17 @@ def job_needs(config: TrainConfig, meta: DatasetMeta, tokens: int | None = None)
 def remember_job(job: Job) -> history.EstimateRecord | None:
     """Put an ended job's speeds and its estimate's error into the history; idempotent.
 
-    Returns the estimate beside the truth, or None when the job was launched without one. Jobs of scripts have no speed
-    that other jobs could use and leave only the latter.
+    Returns the estimate compared with the result, or None for a job that was launched without one. Jobs of scripts have
+    no speed that other jobs could use.
     """
     spec = job.read_spec()
     if spec.config is None:
-        return history.remember_truth(job)
+        return history.remember_result(job)
     try:
         where = f"datasets/{spec.dataset}/meta.json"
         meta = DatasetMeta.parse(job.root.read_json(where), where)
     except (ConfigError, ObjectMissing):
-        return history.remember_truth(job)
+        return history.remember_result(job)
     needs, offers = job_needs(spec.config, meta), with_own_machine(load_catalog())
     for attempt in job.attempts():
         offer = _offer_of(attempt, offers)
@@ -72,7 +72,7 @@ def remember_job(job: Job) -> history.EstimateRecord | None:
         if offer is not None and seconds is not None:
             record = speed_record(needs, offer, seconds, steps)
             history.remember_speed(job.root, record, name=f"{job.job_id}-{attempt.number:04d}")
-    return history.remember_truth(job)
+    return history.remember_result(job)
 
 
 def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
@@ -85,7 +85,7 @@ def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
     found = (o for o in offers if o.pool == launch.pool and (o.instance == instance or o.own_machine))
     offer = next(found, None)
     if offer is not None and offer.own_machine and claim.host != socket.gethostname():
-        return None  # somebody else's machine: its hardware is not on record
+        return None  # another machine, whose hardware is not on record
     return offer
 
 

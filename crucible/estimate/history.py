@@ -1,10 +1,10 @@
-"""What past runs really took: speeds, and estimates beside the truth, as create-only records in the store.
+"""What past runs really took: speeds, and estimates compared with results, as create-only records in the store.
 
     history/speeds/<pool>/<instance>/<name>.json       seconds per step of one run on one offer
-    history/estimates/<job>.json                            what a job was estimated to take and cost, and what it did
+    history/estimates/<job>.json                            a job's estimate, and what it really took and cost
     jobs/<job>/estimate.json                                the estimate made when the job was launched
 
-Nothing is ever rewritten, so that two machines can remember at the same time.
+Records are never rewritten, so two machines can add to the history at the same time.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class SpeedRecord(Record):
     """One run's speed on one offer."""
 
     offer: str
-    """`pool/instance`, or `pool/hardware` for one's own machine."""
+    """`pool/instance`, or `pool/hardware` for your own machine."""
     workload: str
     seconds_per_step: float = Field(gt=0)
     reference_seconds_per_step: float = Field(gt=0)
-    """What the step model says of this run on this hardware without any history."""
+    """What the step model predicts for this run on this hardware without any history."""
     flops_per_step: float = Field(gt=0)
     steps: int = Field(ge=1)
     source: str = "job"
@@ -60,7 +60,7 @@ class PlannedCost(Record):
 
 
 class EstimateRecord(Record):
-    """An estimate beside the truth."""
+    """An estimate compared with the result."""
 
     job_id: str
     planned: PlannedCost
@@ -70,7 +70,7 @@ class EstimateRecord(Record):
 
     @property
     def hours_error(self) -> float:
-        """Estimated over true hours, minus one: +0.1 is an estimate that was 10 % too long."""
+        """Estimated over real hours, minus one: +0.1 is an estimate that was 10 % too long."""
         return self.planned.hours / self.hours - 1
 
     @property
@@ -83,7 +83,7 @@ class EstimateRecord(Record):
 
 
 def remember_speed(store: Store, record: SpeedRecord, name: str | None = None) -> None:
-    """Add one record, once per `name`; it is never changed afterwards."""
+    """Add one record, once per `name`; idempotent."""
     name = name or f"{record.at:%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:8]}"
     try:
         store.create_model(f"{_SPEEDS}/{record.offer}/{name}.json", record)
@@ -97,7 +97,7 @@ def speeds(store: Store, on_damage: Callable[[str], None] = logger.warning) -> l
 
 
 def remember_plan(job: Job, planned: PlannedCost) -> None:
-    """Keep the estimate a job was launched with; the first one stands."""
+    """Keep the estimate a job was launched with; only the first call counts."""
     try:
         job.store.create_model("estimate.json", planned)
     except ObjectExists:
@@ -112,8 +112,8 @@ def read_plan(job: Job) -> PlannedCost | None:
         return None
 
 
-def remember_truth(job: Job) -> EstimateRecord | None:
-    """After a job's end: put its estimate beside what it took. None when it had no estimate or took no time."""
+def remember_result(job: Job) -> EstimateRecord | None:
+    """After a job's end, record its estimate with the result. None without an estimate, or if it took no time."""
     planned = read_plan(job)
     outcomes = [outcome for attempt in job.attempts() if (outcome := attempt.read_outcome()) is not None]
     seconds = sum(outcome.seconds for outcome in outcomes)

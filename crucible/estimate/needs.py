@@ -1,4 +1,4 @@
-"""What a training run needs, counted from its configuration: parameters, arithmetic, memory, bytes.
+"""What a training run needs, computed from its configuration: parameters, FLOPs, memory, bytes.
 
 The counts are those of `crucible.training`'s model (the tests compare them), without importing torch.
 """
@@ -19,7 +19,7 @@ _CUDA_CONTEXT_GIB = 0.8
 
 @dataclass(frozen=True)
 class Needs:
-    """The work of a run and what has to fit where. FLOPs count a multiply-add as two."""
+    """A run's work and memory. FLOPs count a multiply-add as two."""
 
     config: TrainConfig
     vocab_size: int
@@ -34,11 +34,11 @@ class Needs:
     dataset_bytes: int | None
     """None when the dataset is not known yet."""
     inferred: tuple[str, ...] = ()
-    """What was not stated, and what it was taken from."""
+    """Values that were not given, and where they come from."""
 
     @property
     def checkpoint_interval_seconds(self) -> float | None:
-        """As the config fixes it."""
+        """As set in the configuration; None: chosen automatically."""
         return self.config.checkpoint_interval_seconds
 
     @property
@@ -47,7 +47,7 @@ class Needs:
 
     @property
     def flops(self) -> float:
-        """Arithmetic of the whole run."""
+        """FLOPs of the whole run."""
         return self.flops_per_token * (self.tokens + self.evaluation_tokens / 3)
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def needs_of(
         tokens_per_step=tokens_per_step,
         steps=steps,
         evaluation_tokens=(evaluations * 2 + 1) * config.eval_iters * batch_tokens + val_tokens,
-        checkpoint_bytes=12 * parameters + 100_000,  # weights and two moments in float32; RNG and state beside them
+        checkpoint_bytes=12 * parameters + 100_000,  # weights and two moments in float32, plus RNG state and metadata
         dataset_bytes=dataset_bytes,
         inferred=inferred,
     )
@@ -148,7 +148,7 @@ def flops_per_token(config: TrainConfig, vocab_size: int) -> float:
 
 
 def why_it_does_not_fit(needs: Needs, offer: Offer) -> str | None:
-    """The first reason why this run cannot run on this offer, in words, or None."""
+    """The first reason why this run does not fit on this offer, as a message, or None."""
     if offer.missing:
         return offer.missing
     if offer.gpus == 0 and needs.config.device == "cuda":

@@ -1,8 +1,8 @@
-"""A probe: a few steps of the real trainer on this machine, in a process of their own, to know its speed.
+"""A probe: a few steps of the real trainer in a separate process, to measure the speed of this machine.
 
 Three steps warm up, the median of the next ten counts: a single hiccup makes a mean wrong by a factor of two. On a
-machine that others use as well, wall time says more about them than about the work; the CPU seconds of the same steps
-are steady there, so both are kept.
+shared machine, wall time depends on the other users; the CPU seconds of the same steps are steady there, so both are
+kept.
 """
 
 from __future__ import annotations

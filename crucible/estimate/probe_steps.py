@@ -1,9 +1,9 @@
-"""The part of a probe that runs in a process of its own: a few steps of the real trainer, timed one by one.
+"""The part of a probe that runs in a separate process: a few steps of the real trainer, timed one by one.
 
     python -m crucible.estimate.probe_steps CONFIG.json DATASET_FOLDER STEPS WARM_UP
 
 prints one line of JSON. Times are given twice, by the clock and in CPU seconds of this process: on a machine that is
-shared only the latter say what the work costs.
+shared, only the latter measure the work.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where to run: the offers that fit, ranked, each with what speaks for and against it; the others with the reason.
+"""Where to run: the offers that fit, ranked, with pros and cons; the others with the reason why not.
 
-`recommend` is a pure function of what is needed, offered, preferred and known: no Prefect, no network, no clock.
+`recommend` is a pure function of needs, offers, preferences and history: no Prefect, no network, no clock.
 """
 
 from __future__ import annotations
@@ -25,29 +25,27 @@ UNKNOWN = "unknown"
 
 
 class Preferences(BaseModel):
-    """What a user wants of the place where a job runs."""
+    """What you want from the place where a job runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     optimize_for: Literal["cost", "time", "balanced"] = Field(
-        "balanced", description="What comes first; balanced: money, with an hour of waiting worth value_of_hour_usd."
+        "balanced", description="What to optimize; balanced: cost, plus value_of_hour_usd for each hour."
     )
-    value_of_hour_usd: float = Field(1.0, ge=0, description="What an hour less is worth to you, for balanced.")
+    value_of_hour_usd: float = Field(1.0, ge=0, description="For balanced: what saving an hour is worth to you.")
     pools: tuple[str, ...] | None = Field(None, description="Allowed work pools. Empty: all.")
     privacy: Literal["any", "dedicated"] = Field(
         "any", description="dedicated: no host that other customers' work shares."
     )
-    uninterrupted: bool = Field(False, description="Only machines that are not taken away before the job is done.")
-    max_cost_usd: float | None = Field(None, gt=0, description="Most that the job may cost.")
+    uninterrupted: bool = Field(False, description="Only machines that are not interrupted before the job is done.")
+    max_cost_usd: float | None = Field(None, gt=0, description="The most that the job may cost.")
     finish_within_hours: float | None = Field(None, gt=0, description="Hours from now until it has to be done.")
-    longest_hours: float = Field(
-        336.0, gt=0, description="Offers that would take longer are not worth listing, however cheap."
-    )
+    longest_hours: float = Field(336.0, gt=0, description="Leave out offers that would take longer.")
 
 
 @dataclass(frozen=True)
 class PoolState:
-    """What is known of a work pool right now."""
+    """The current state of a work pool."""
 
     workers_online: int
     queued: int = 0
@@ -55,10 +53,10 @@ class PoolState:
     waiting_seconds: float = 0.0
     """Expected time in its queue."""
     capacity: Mapping[str, bool] = field(default_factory=dict)
-    """Answers of a capacity probe by machine type; what is not in it is not known."""
+    """Results of a capacity probe by machine type; a missing type is unknown."""
 
     def has_room(self, instance: str = "") -> bool:
-        """Whether a run that is sent there would begin at once, as far as is known."""
+        """Whether a run that is sent there would start at once, as far as is known."""
         ready = self.workers_online > 0 and not self.paused and not self.queued
         return ready and self.capacity.get(instance) is not False
 
@@ -78,7 +76,7 @@ class Ranked:
     pros: tuple[str, ...]
     cons: tuple[str, ...]
     availability: str = UNKNOWN
-    """Workers online, queue, capacity; `unknown` where the pools were not asked."""
+    """Workers online, queue, capacity; `unknown` if the pools were not queried."""
     idle_gpus: str | None = None
     """Which GPUs would be paid for and not used."""
 
@@ -163,7 +161,7 @@ def recommend(
 
 
 def why_nothing_fits(recommendation: Recommendation) -> str:
-    """One sentence for when every offer was rejected: the most frequent kinds of reason, each with an example."""
+    """The message when every offer was rejected: the most frequent kinds of reason, each with an example."""
     kinds: dict[str, list[Rejected]] = {}
     for entry in recommendation.rejected:
         kind = " ".join(word for word in entry.reason.split() if word.isalpha())  # without names and figures
@@ -189,7 +187,7 @@ def _estimate_or_reason(
     if preferences.privacy == "dedicated" and offer.tenancy != "dedicated":
         return "its hosts are shared with other customers, and privacy = dedicated"
     if preferences.uninterrupted and offer.interruptible:
-        return "can be taken away at any time, and uninterrupted is asked for"
+        return "can be interrupted at any time, and uninterrupted = true"
     reason = why_it_does_not_fit(needs, offer) if isinstance(needs, Needs) else needs.why_it_does_not_fit(offer)
     if reason is not None:
         return reason
@@ -208,9 +206,9 @@ def _too_long_or_dear(found: Estimate, preferences: Preferences) -> str | None:
     if limit is not None and hours.likely > limit:
         return f"likely to take {rough_duration(hours.likely)}, longer than the {rough_duration(limit)} allowed"
     if limit is None and hours.likely > preferences.longest_hours:
-        return f"likely to take {rough_duration(hours.likely)}; raise longest_hours if that is what you want"
+        return f"likely to take {rough_duration(hours.likely)}; raise longest_hours to include it"
     if preferences.uninterrupted and found.offer.lifetime_hours and hours.likely > found.offer.lifetime_hours:
-        return f"ends after {found.offer.lifetime_hours:g} h, and uninterrupted is asked for"
+        return f"ends after {found.offer.lifetime_hours:g} h, and uninterrupted = true"
     if preferences.max_cost_usd is not None and usd.low > preferences.max_cost_usd:
         return f"costs {money(usd.low)} at least, above max_cost_usd = {money(preferences.max_cost_usd)}"
     return None
@@ -248,7 +246,7 @@ def _pros_and_cons(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     offer, pros, cons = entry.offer, [], []
     if offer.own_machine:
-        pros.append("your own machine: no bill, the data stays here")
+        pros.append("your own machine: free, the data stays here")
     elif entry.usd.likely <= min(other.usd.likely for other in fitting if not other.offer.own_machine):
         pros.append("the cheapest that is rented")
     if len(fitting) > 1 and entry.hours.likely <= min(other.hours.likely for other in fitting):
@@ -256,7 +254,7 @@ def _pros_and_cons(
     if entry.saved_share is not None and entry.saved_share > 0:
         pros.append(f"{entry.saved_share:.0%} below on-demand")
     if not offer.interruptible and not offer.own_machine:
-        pros.append("not taken away")
+        pros.append("not interrupted")
     if offer.startup_seconds <= 60 and not offer.own_machine:
         pros.append("starts within a minute")
     if entry.speed.source in ("history", "probe"):
@@ -269,13 +267,13 @@ def _pros_and_cons(
     if isinstance(needs, Needs) and (idle := idle_gpus(needs, offer)) is not None:
         cons.append(idle)
     if entry.speed.source == "peak":
-        cons.append("speed only guessed from the hardware's peak; --probe or a first run would tell")
+        cons.append("speed is a guess from the hardware's peak; --probe or a first run measures it")
     if "usd_per_hour" in offer.assumed:
         cons.append("price assumed")
     if offer.tenancy == "shared":
         cons.append("hosts shared with other customers")
     if preferences.max_cost_usd is not None and entry.usd.likely > preferences.max_cost_usd:
-        cons.append("likely to be stopped at max_cost_usd before the end")
+        cons.append("likely to stop at max_cost_usd before the end")
     if preferences.finish_within_hours is not None and entry.hours.high > preferences.finish_within_hours:
         cons.append("may be late")
     if pools is not None:

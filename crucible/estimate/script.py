@@ -1,6 +1,6 @@
-"""What a user's own script needs: read from its imports and device calls, and from what the user states.
+"""What your own script needs: read from its imports and device calls, and from what you state.
 
-The script is parsed, never run. How long it takes cannot be read from it: the user states the hours on one machine type
+The script is parsed, never run. Its length cannot be read from it: you state the hours on one machine type
 (`--hours 3 --measured-on g5.xlarge`), and other machines are compared by their peaks.
 """
 
@@ -27,13 +27,13 @@ _FRAMEWORKS = (
     "deepspeed",
 )
 _DISTRIBUTED = ("torch.distributed", "accelerate", "deepspeed", "horovod")
-_STATE_SHARE = 0.25  # of the stated GPU memory, for the size of a checkpoint nobody stated
+_STATE_SHARE = 0.25  # of the stated GPU memory, for the size of a checkpoint that is not stated
 _UNKNOWN_SPEED_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
 class ScriptFacts:
-    """What the source says; `inferred` are sentences naming the line each fact comes from."""
+    """What the source shows; `inferred` names the line that each fact comes from."""
 
     uses_gpu: bool
     distributed: bool
@@ -44,7 +44,7 @@ class ScriptFacts:
 
 @dataclass(frozen=True)
 class ScriptNeeds:
-    """A script's run as the estimate sees it: one long step, as long as it took on `measured_on`."""
+    """A script's run as the estimate sees it: one long step, as long as stated for `measured_on`."""
 
     facts: ScriptFacts
     hours: float
@@ -72,7 +72,7 @@ class ScriptNeeds:
         }
 
     def why_it_does_not_fit(self, offer: Offer) -> str | None:
-        """The first reason why the script cannot run on this offer, in words, or None."""
+        """The first reason why the script does not fit on this offer, as a message, or None."""
         if offer.missing:
             return offer.missing
         if self.facts.uses_gpu and not offer.gpus:
@@ -98,7 +98,7 @@ class ScriptNeeds:
 
     def _rate(self, offer: Offer) -> float | None:
         peak = offer.peak_flops(self.facts.precision)
-        if peak == 0:  # T4 knows no bfloat16: such scripts fall back
+        if peak == 0:  # T4 has no bfloat16: such scripts fall back
             peak = offer.peak_flops("float16")
         return None if peak is None else peak * max(1, self._count(offer))
 
@@ -138,7 +138,7 @@ def script_needs(
     gpu_memory_gib: float | None = None,
     dataset_bytes: int | None = None,
 ) -> ScriptNeeds:
-    """Put what the source says and what the user states together.
+    """Combine what the source shows with what the user states.
 
     Raises:
         ConfigError: no hours, or a machine type that the catalog does not have.
@@ -153,7 +153,7 @@ def script_needs(
     machine = next((offer for offer in offers if measured_on in (offer.instance, offer.key)), None)
     if machine is None:
         known = ", ".join(sorted({offer.instance for offer in offers}))
-        raise ConfigError(f"measured_on is {measured_on!r}, which the catalog does not have; it knows {known}")
+        raise ConfigError(f"measured_on is {measured_on!r}, which the catalog does not have; it has {known}")
     inferred = facts.inferred
     if gpu_memory_gib is None and facts.uses_gpu and machine.gpu_memory_gib is not None:
         gpu_memory_gib = machine.gpu_memory_gib

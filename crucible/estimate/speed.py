@@ -1,13 +1,13 @@
-"""How fast a run would be on an offer: from its own history there, else a probe, else a model of the hardware.
+"""The speed of a run on an offer: from its own history there, else a probe, else a model of the hardware.
 
-The model adds up what takes time in a step: matrix products at a share of the peak, activations and logits through
+The model adds up the parts of a step: matrix products at a share of the peak, activations and logits through
 memory, the optimizer's pass over the state, and a fixed cost per layer for launching kernels:
 
     step = micro_steps * (FLOPs / (u * peak) + bytes / bandwidth + layers * launch) + 40 bytes * parameters / bandwidth
 
 With FLOPs alone, one measured run predicts another model on the same machine with 23 % error (median; up to 90 %)
 between 0.1M and 14M parameters on one CPU core; with the sum it is about 10 %. The constants for CPUs are fitted to
-such runs on one AMD core, those for GPUs assumed from published throughputs; an estimate that rests on them says so.
+such runs on one AMD core, those for GPUs assumed from published throughputs; estimates based on them are marked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Source = Literal["history", "probe", "history of other configurations", "peak"]
 
 _OPTIMIZER_BYTES = 40  # per parameter: gradients zeroed, read, clipped; weights and two moments read and written
 _A100_FLOPS = 312e12
-_NEWEST = 20  # runs that count: older ones say little about today's software
+_NEWEST = 20  # newest runs count: older ones used older software
 _SCALING = 0.9  # speed per GPU of several, compared with one alone (assumed: one machine, NVLink or PCIe)
 
 

@@ -73,7 +73,7 @@ class PlacementRequest(BaseModel):
 
 
 class Choice(Record):
-    """The places to try, in order, and the estimate for the first; None where the catalog knows too little."""
+    """The places to try, in order, and the estimate for the first; None if the catalog has no estimate for it."""
 
     placements: list[Placement]
     planned: PlannedCost | None = None

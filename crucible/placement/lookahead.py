@@ -1,10 +1,10 @@
-"""The project's own deadline policy: at every tick the choice with the least expected cost to the end of the job.
+"""Crucible's own deadline policy: at every tick the choice with the least expected cost to the end of the job.
 
-Spot comes and goes in runs with heavy tails: the longer spot has been there, the longer it will stay, and the longer it
-has been gone, the longer it will be gone. Both are modelled as Lomax (Pareto II) durations, S(x) = (1 + x/b)^-a, four
+Spot availability has heavy tails: the longer spot has been available, the longer it will stay, and the longer it has
+been gone, the longer it will be gone. Both are modelled as Lomax (Pareto II) durations, S(x) = (1 + x/b)^-a, four
 numbers in all. Given them the cheapest plan is a dynamic programme over
 
-    time left  x  slack (time left minus work left)  x  spot there or not, since how long  x  machine held,
+    time left  x  slack (time left minus work left)  x  spot available or not, and for how long  x  machine held,
 
 solved backwards once per job (about half a second); deciding is then a table look-up. What it adds to Uniform Progress:
 slack has a price that depends on how much of it is left. A fresh outage is waited out when slack is plentiful and
@@ -12,7 +12,7 @@ bridged by on-demand when it is not, and a move to spot, which costs two changeo
 while that price is worth paying.
 
 The four numbers are maximum-likelihood fits to five of the nine zones in the public SkyPilot spot traces (docs/cost.md
-says which); the other four were looked at only to report. Learning them per zone, or updating them during a run with a
+lists them); the other four were used only for reporting. Learning them per zone, or updating them during a run with a
 Bayesian mixture, gained nothing on these traces, so the policy has no other parameter.
 """
 
@@ -67,7 +67,7 @@ SPOT_OUTAGES = Lomax(shape=1.37, scale_seconds=0.927 * _HOUR)
 
 
 def lookahead(job: DeadlineJob, runs: Lomax = SPOT_RUNS, outages: Lomax = SPOT_OUTAGES) -> Rule:
-    """The rule with the least expected cost for `job` when spot runs and outages last as the two laws say."""
+    """The rule with the least expected cost for `job` if spot runs and outages follow the two distributions."""
     plan = _Plan(job, runs, outages)
 
     def rule(seen: Seen) -> Choices:

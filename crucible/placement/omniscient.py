@@ -1,7 +1,7 @@
-"""The least a job can cost when the future is known: the bound that deadline policies are measured against.
+"""The least a job can cost if the future is known: the bound that deadline policies are compared with.
 
 With perfect knowledge three things can be assumed without loss: a spot machine is taken at the first moment of a run
-of availability and kept until it is taken away or the job is done; on-demand is used in one block between two spot
+of availability and kept until it is interrupted or the job is done; on-demand is used in one block between two spot
 machines, right before the second; and everything before is waiting. The state is then the time lost so far (waiting
 and changeovers), which must not exceed deadline minus work, and one dynamic programme over the runs of the trace, exact
 in units of the greatest common divisor of the times, finds the cheapest plan in about a millisecond.

@@ -1,6 +1,6 @@
-"""When to use spot, on-demand, or wait, for a job that must be done by a deadline: the interface and known policies.
+"""When to use spot, on-demand or wait, for a job with a deadline: the interface and published policies.
 
-A policy is a function from a job to a rule, and a rule is a pure function from what has been seen so far to a choice:
+A policy maps a job to a rule, and a rule is a pure function from what has been observed so far to a choice:
 
     rule = uniform_progress(job)
     choices = rule(seen)              # one choice per run, WAIT, SPOT or ON_DEMAND
@@ -8,8 +8,9 @@ A policy is a function from a job to a rule, and a rule is a pure function from 
 `Seen` holds the past and the present only, so no rule can look ahead. All its per-run fields are arrays, so that one
 call decides for thousands of simulated runs; a live job is the case of one run (`decide_once`).
 
-The model is that of the paper behind Uniform Progress: one machine at a time; spot may be there or not at every tick;
-starting any machine takes the changeover time, paid and without progress (start-up, restore); work done is never lost.
+The model is that of the paper behind Uniform Progress: one machine at a time; spot may or may not be available at every
+tick; starting any machine takes the changeover time, paid and without progress (start-up, restore); work done is never
+lost.
 
 Wu, Chiang, Mao, Yang, Friedman, Shenker, Stoica: "Can't Be Late: Optimizing Spot Instance Savings under Deadlines",
 NSDI 2024.
@@ -39,7 +40,7 @@ _SECOND_FRACTION = 1e-6
 
 @dataclass(frozen=True)
 class DeadlineJob:
-    """What must be done by when, all times in seconds from the start of the job.
+    """The work and its deadline, all times in seconds from the start of the job.
 
     `on_demand_ratio` is the on-demand price over the spot price; `tick_seconds` the time between two decisions.
     """
@@ -65,9 +66,9 @@ class DeadlineJob:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a policy may know at a tick. Arrays have one entry per run.
+    """What a policy may know at a tick (past and present only). Arrays have one entry per run.
 
-    `running` is what the run holds as the tick begins (a spot machine that was just taken away counts as WAIT);
+    `running` is what the run holds as the tick begins (a spot machine that was just interrupted counts as WAIT);
     `state_age_seconds` how long spot has been in its present state, available or not, as far as the run has seen.
     """
 

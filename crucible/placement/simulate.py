@@ -1,7 +1,7 @@
-"""Deadline policies over recorded spot availability: what each would have paid, and how often it was late.
+"""Replays deadline policies over recorded spot availability: what each would have paid, and how often it was late.
 
 A trace is a JSON file in the format of the public SkyPilot spot traces: `metadata.gap_seconds` is the spacing and
-`data[i]` the number of spot machines to be had at tick i (github.com/skypilot-org/spot-traces).
+`data[i]` the number of spot machines available at tick i (github.com/skypilot-org/spot-traces).
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def run_policy(spot_available: NDArray[np.bool_], job: DeadlineJob, rule: Rule) 
     """Let a rule decide for many runs at once.
 
     `spot_available` is [runs, ticks], from each run's start to its deadline; after it there is no more spot. A rule
-    sees one column at a time, and gets nothing when it asks for spot that is not there. The last tick of a job is paid
-    for only as far as it is needed.
+    sees one column at a time, and waits if it chooses spot that is not available. The last tick of a job is paid for
+    only as far as it is needed.
     """
     runs, ticks = spot_available.shape
     tick = job.tick_seconds
@@ -153,7 +153,7 @@ def simulate(
 ) -> list[Row]:
     """Every policy and the omniscient bound, at every deadline, over every trace.
 
-    Runs start every `start_every_hours` (7, so that all hours of the day come up) as long as the deadline lies within
+    Runs start every `start_every_hours` (7, so that every hour of the day occurs) as long as the deadline lies within
     the trace.
 
     Raises:

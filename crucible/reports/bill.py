@@ -61,4 +61,4 @@ def _catalog() -> dict[str, Offer]:
     try:
         return {offer.key: offer for offer in load_catalog()}
     except ConfigError:
-        return {}  # a user's own table that cannot be read: the estimate says so, the report goes without it
+        return {}  # an offers file that cannot be read: `crucible estimate` reports it

@@ -47,13 +47,13 @@ def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None
         for rejected in found.recommendation.rejected:
             print(f"not {rejected.offer.key}: {rejected.reason}")
     else:
-        print(f"{len(found.recommendation.rejected)} offers do not fit; --all says why")
+        print(f"{len(found.recommendation.rejected)} offers do not fit; --all lists the reasons")
     for sentence in (*found.recommendation.advice, *found.warnings):
         print(f"note: {sentence}")
 
 
 def print_accuracy(records: list[EstimateRecord], as_json: bool) -> None:
-    """Every past estimate beside the truth, and how good they were together."""
+    """Every past estimate with its result, and how good they were together."""
     together = accuracy(records)
     if as_json:
         jobs = [record.model_dump(mode="json") | {"hours_error": record.hours_error} for record in records]
@@ -120,7 +120,7 @@ def _summary(found: EstimateResult) -> str:
 
 def _remarks(entry: Ranked) -> str:
     for_it, against = ", ".join(entry.pros), ", ".join(entry.cons)
-    return "; but ".join(part for part in (for_it, against) if part) or "nothing speaks for or against it"
+    return "; but ".join(part for part in (for_it, against) if part) or "no pros or cons"
 
 
 def _hours(hours: Range) -> str:

@@ -1,4 +1,4 @@
-"""How often checkpoints are made, and why, in words."""
+"""How often checkpoints are made, and why, as a sentence."""
 
 from __future__ import annotations
 

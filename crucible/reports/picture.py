@@ -89,7 +89,7 @@ def _mark_attempts(axes: Any, starts: Mapping[int, int]) -> None:
 
 
 def png(canvas: Any) -> bytes:
-    """The drawn canvas as PNG. A palette of 64 colours halves the size and cannot be told from the full picture."""
+    """The drawn canvas as PNG. A palette of 64 colours halves the size and looks the same."""
     from PIL import Image
 
     buffer = io.BytesIO()

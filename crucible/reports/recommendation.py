@@ -1,8 +1,9 @@
-"""A recommendation as the pieces of a report: a chart, a table, reasons; all as text that markdown can carry."""
+"""A recommendation as a markdown page: chart, table, pros and cons."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 from crucible.estimate.estimate import Range
 from crucible.estimate.needs import Needs
@@ -31,7 +32,7 @@ def recommendation_report(result: EstimateResult) -> str:
         "",
         ranking_table(ranked[:_TABLE]),
         "",
-        "## For and against",
+        "## Pros and cons",
         "",
         *(f"- **{entry.estimate.offer.key}**: {_remarks(entry)}" for entry in ranked[:_EXPLAINED]),
     ]
@@ -95,11 +96,10 @@ def _needs(result: EstimateResult) -> str:
     return f"{needs.parameters:,} parameters, {needs.tokens:,} tokens, {needs.steps:,} steps.{inferred}"
 
 
-def _span(span: Range, words: object) -> str:
-    assert callable(words)
-    return f"{words(span.likely)} ({words(span.low)}–{words(span.high)})"
+def _span(span: Range, text: Callable[[float], str]) -> str:
+    return f"{text(span.likely)} ({text(span.low)}–{text(span.high)})"
 
 
 def _remarks(entry: Ranked) -> str:
     parts = [", ".join(remarks) for remarks in (entry.pros, entry.cons) if remarks]
-    return "; but ".join(parts) if entry.pros else parts[0] if parts else "nothing speaks for or against it"
+    return "; but ".join(parts) if entry.pros else parts[0] if parts else "no pros or cons"

@@ -1,8 +1,8 @@
-"""Our bill beside the clouds' own: AWS Cost Explorer by the cost tag `crucible:job`, Modal's figures by the tag `job`.
+"""Crucible's bill compared with the clouds': AWS Cost Explorer by the tag `crucible:job`, Modal by the tag `job`.
 
-Both are late (Modal minutes, AWS up to a day) and cover more than an attempt sees: boot, disks, traffic. AWS knows the
-tag only once it is activated as a cost allocation tag, and tells ECS tasks on one machine apart only with split cost
-allocation data.
+Both are late (Modal by minutes, AWS by up to a day) and include what attempts do not measure: boot, disks, traffic. AWS
+reports by the tag only once it is activated as a cost allocation tag, and separates ECS tasks on one machine only with
+split cost allocation data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from crucible.billing.costs import MICRO, AttemptCost
-from crucible.catalog.prices import why_not_asked
+from crucible.catalog.prices import why_unavailable
 
 _AWS_TAG, _MODAL_TAG = "crucible:job", "job"
 _AWS_POOLS = ("ec2-spot", "ec2-on-demand")
@@ -21,7 +21,7 @@ _AWS_POOLS = ("ec2-spot", "ec2-on-demand")
 
 @dataclass(frozen=True)
 class Reconciled:
-    """One job on one cloud: what its attempts say and what the cloud says."""
+    """One job on one cloud: the sum of its attempts, and what the cloud billed."""
 
     cloud: str
     job: str
@@ -36,7 +36,7 @@ class Reconciled:
 def reconcile(
     costs: Sequence[AttemptCost], since: datetime, until: datetime
 ) -> tuple[list[Reconciled], tuple[str, ...]]:
-    """Compare per job, dearest difference first; and what each cloud that could not be asked had to say."""
+    """Compare per job, largest difference first; the messages name the clouds that could not be queried, and why."""
     clouds: tuple[tuple[str, str, tuple[str, ...], Callable[[], dict[str, float]]], ...] = (
         ("AWS", "ec2-spot", _AWS_POOLS, lambda: billed_by_aws(since, until)),
         ("Modal", "modal", ("modal",), lambda: _billed_by_modal(since, until)),
@@ -44,12 +44,12 @@ def reconcile(
     found: list[Reconciled] = []
     messages: list[str] = []
     for cloud, pool, pools, ask in clouds:
-        if (missing := why_not_asked(pool)) is not None:
-            messages.append(f"{cloud}: not asked, {missing}")
+        if (missing := why_unavailable(pool)) is not None:
+            messages.append(f"{cloud}: skipped, {missing}")
             continue
         try:
             billed = ask()
-        except Exception as error:  # noqa: BLE001 (any failure of a cloud's client is told, and stops no other cloud)
+        except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of that cloud)
             messages.append(f"{cloud}: {type(error).__name__}: {' '.join(str(error).split())}")
             continue
         ours: dict[str, int] = {}

@@ -98,12 +98,12 @@ def _where(summary: JobSummary) -> str:
 
 
 def _story(attempt: AttemptSummary) -> str:
-    """Why the attempt was made, what it was told, how it ended."""
+    """Why the attempt was made, which notices it received, how it ended."""
     parts = [attempt.launched_because, *attempt.notices]
     if attempt.message and attempt.message not in attempt.notices:
         parts.append(attempt.message)
-    told = " → ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
-    return f"- **Attempt {attempt.number}**: {told or attempt.end}"
+    story = " → ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
+    return f"- **Attempt {attempt.number}**: {story or attempt.end}"
 
 
 def attempts_table(attempts: Sequence[AttemptSummary]) -> str:
@@ -148,7 +148,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
 
 
 def loss_cell(checkpoint: Checkpoint) -> str:
-    """The loss by which checkpoints are compared, and beside it that over the whole split, where it was measured."""
+    """The loss by which checkpoints are compared, and that of the whole split where it was measured."""
     compared, whole = checkpoint.compared_loss, checkpoint.val_loss
     if compared is None:
         return UNKNOWN

@@ -1,4 +1,4 @@
-"""Where a job and its attempts stand, as plain values: what the report, the command line and `--json` all show."""
+"""The state of a job and its attempts as plain values, for the report, the command line and `--json`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class AttemptSummary:
     end_reason: EndReason | None
     """None while it runs."""
     end: str
-    """How it ended, or what it is doing, in words."""
+    """How it ended, or what it is doing, as a message."""
     message: str
     from_step: int | None
     to_step: int | None
@@ -77,7 +77,7 @@ class JobSummary:
         return self.state is JobState.RUNNING
 
     def as_json(self) -> dict[str, Any]:
-        """The summary in values that JSON knows."""
+        """The summary as JSON values."""
         values = asdict(self)
         values["limits"] = self.limits.model_dump(mode="json", exclude={"schema_version"})
         values["spec"] = self.spec.model_dump(mode="json", exclude={"schema_version"})

@@ -53,7 +53,7 @@ def test_spot_prices_are_the_median_of_the_zones_and_on_demand_is_put_beside(mon
     assert new["ec2-spot/g6.xlarge"].as_of == date(2026, 5, 7)
     assert new["ec2-spot/g6.xlarge"].source == "EC2 spot price history, us-east-2"
     assert found.messages[0] == "EC2 spot price history: 1 price"
-    assert found.messages[2] == "Modal billing rates: not asked, no Modal token is set up"
+    assert found.messages[2] == "Modal billing rates: skipped, no Modal token is set up"
 
 
 @mock_aws

@@ -37,23 +37,23 @@ def test_the_first_plan_stands_and_is_compared_with_all_attempts(tmp_path: Path)
     job = finished_job(store, "one", [1800, 2700], [0.25, 0.3])
     history.remember_plan(job, PLAN)
     history.remember_plan(job, PLAN.model_copy(update={"hours": 9.0}))
-    record = history.remember_truth(job)
+    record = history.remember_result(job)
     assert record is not None
     assert record.hours == pytest.approx(1.25)
     assert record.usd == pytest.approx(0.55)
     assert record.hours_error == pytest.approx(-0.2)
     assert record.within_bounds
     assert history.estimates(store) == [record]
-    again = history.remember_truth(job)
+    again = history.remember_result(job)
     assert again == record, "a record is never rewritten"
 
 
 def test_a_job_without_plan_or_time_is_left_out(tmp_path: Path) -> None:
     store = store_at(str(tmp_path))
-    assert history.remember_truth(finished_job(store, "no-plan", [10], [0])) is None
+    assert history.remember_result(finished_job(store, "no-plan", [10], [0])) is None
     idle = finished_job(store, "no-time", [], [])
     history.remember_plan(idle, PLAN)
-    assert history.remember_truth(idle) is None
+    assert history.remember_result(idle) is None
 
 
 def test_accuracy_over_several_jobs(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_accuracy_over_several_jobs(tmp_path: Path) -> None:
     for name, hours in (("a", 1.0), ("b", 0.5), ("c", 1.25)):
         job = finished_job(store, name, [hours * 3600], [0.5])
         history.remember_plan(job, PLAN)
-        history.remember_truth(job)
+        history.remember_result(job)
     together = history.accuracy(history.estimates(store))
     assert together == {
         "jobs": 3,

@@ -48,7 +48,7 @@ def test_each_wish_has_its_own_best() -> None:
     [
         ({"pools": ("local",)}, {"pool ec2-spot is not among those allowed": SPOT.key}),
         ({"privacy": "dedicated"}, {"shared with other customers": MODAL.key}),
-        ({"uninterrupted": True}, {"can be taken away": SPOT.key}),
+        ({"uninterrupted": True}, {"can be interrupted": SPOT.key}),
         ({"max_cost_usd": 0.9}, {"above max_cost_usd = $0.90": ON_DEMAND.key}),
         ({"finish_within_hours": 2}, {"likely to take 13.3 h, longer than the 2.0 h allowed": LOCAL.key}),
         ({"longest_hours": 5}, {"raise longest_hours": LOCAL.key}),
@@ -75,7 +75,7 @@ def test_pros_and_cons_are_the_offers_own() -> None:
     assert "the cheapest that is rented" in entries[SPOT.key].pros
     assert any(pro.endswith("below on-demand") for pro in entries[SPOT.key].pros)
     assert any("interruptions expected" in con for con in entries[SPOT.key].cons)
-    assert "not taken away" in entries[ON_DEMAND.key].pros
+    assert "not interrupted" in entries[ON_DEMAND.key].pros
     assert "hosts shared with other customers" in entries[MODAL.key].cons
     assert entries[LOCAL.key].pros[0].startswith("your own machine")
 

@@ -41,7 +41,7 @@ def test_recommend_leaves_a_table_and_a_report_with_chart_and_reasons(tmp_path: 
     report = artifact("recommendation")
     assert report.startswith(f"# Run it on {state.message.split(':')[0]}")
     assert "data:image/png;base64," in report
-    assert "## For and against" in report
+    assert "## Pros and cons" in report
     assert "no worker online" in report, "the pools of the server were asked"
     assert "no NVIDIA GPU" in report or "docker-gpu" in report
     table = artifact("recommendation-offers")

@@ -63,4 +63,4 @@ def test_jobs_are_compared_and_the_cloud_that_cannot_be_asked_says_why(explorer:
         ("AWS", "b", 0.0, 0.25),
         ("AWS", "a", 1.4, 1.5),
     ]
-    assert messages == ("Modal: not asked, no Modal token is set up",)
+    assert messages == ("Modal: skipped, no Modal token is set up",)
