@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ import pytest
 from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import FencedOut, StoreUnavailable
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits, StopRequest
+from crucible.jobs.records import Claim, EndReason, Heartbeat, Limits, StopRequest, Supervisor
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.store import Store
 from crucible.supervision.launcher import Hint, PoolSays
-from crucible.supervision.retry_policy import LOST_SECONDS, Placement, Timeouts
+from crucible.supervision.retry_policy import LOST_SECONDS, Decision, Placement, Timeouts
+from crucible.supervision.snapshot import AttemptView
 from crucible.supervision.supervisor import Supervision
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job
@@ -362,3 +366,101 @@ def test_trained_piece_by_piece(job: Job, world: World) -> None:
     assert supervision(job, world, pool, stop_at_step=10).run().state is JobState.PAUSED
     assert supervision(job, world, pool, stop_at_step=20).run().state is JobState.PAUSED
     assert [launch.stop_at_step for attempt in job.attempts() if (launch := attempt.read_launch())] == [10, 20]
+
+
+@pytest.mark.parametrize("life", [alive_for(600), []], ids=["it trains", "no machine has taken it up"])
+def test_a_job_is_stopped_within_seconds_while_the_store_is_away(job: Job, world: World, life: Any) -> None:
+    """Its pool is asked to end the attempt, since its records cannot be."""
+
+    def weather(operation: str, key: str) -> None:
+        if world.time > 1030:
+            raise StoreUnavailable("connection refused")
+
+    pool = Pool(world, {1: life}, hints={1: Hint(PoolSays.WAITING)})
+    pool.launch = lambda _job, launch, launch_it=pool.launch: launch_it(job, launch)  # type: ignore
+    frail = Job(FaultyStore(job.root, weather), "job")
+    wanted = lambda: CANCEL if world.time > 1060 else None  # noqa: E731
+    status = supervision(frail, world, pool, stop_requested=wanted).run()
+    assert status.state is JobState.CANCELLED
+    assert world.time < 1066
+    assert pool.retired == [(1, EndReason.CANCELLED)]
+
+
+def test_a_stop_request_to_the_job_ends_it_in_its_pause_between_two_attempts(job: Job, world: World) -> None:
+    pool = Pool(world, {0: [(0.5, ends("not-started", 0))]})
+    world.after(20, lambda: job.request_stop(CANCEL))
+    status = supervision(job, world, pool, timeouts=Timeouts(first_retry_delay=300.0)).run()
+    assert (status.state, status.reason) == (JobState.CANCELLED, CANCEL.reason)
+    assert world.time < 1030
+    assert pool.born == [1]
+    assert job.read_stop_request(Supervisor(number=1).name) is None, "carried out"
+
+
+def test_a_stop_request_to_an_attempt_that_waits_for_a_machine_ends_the_job(job: Job, world: World) -> None:
+    pool = Pool(world, {}, hints={1: Hint(PoolSays.WAITING)})
+    world.after(20, lambda: job.attempt(1).request_stop(CANCEL))
+    assert supervision(job, world, pool).run().state is JobState.CANCELLED
+    assert world.time < 1030
+    assert pool.born == [1]
+    assert pool.retired == [(1, EndReason.CANCELLED)]
+
+
+def test_a_paused_job_goes_on_from_its_commit(job: Job, world: World) -> None:
+    pause = StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused in Prefect")
+    saves = [(1030.0 - 1000.0 + seconds, ends("interrupted", 7)) for seconds in (1.0,)]
+    pool = Pool(world, {1: alive_for(600, *saves), 2: alive_for(5, (6, ends("completed", 20)))})
+    status = supervision(job, world, pool, stop_requested=lambda: pause if 1030 < world.time < 1040 else None).run()
+    assert (status.state, status.reason) == (JobState.PAUSED, "paused in Prefect")
+    assert supervision(job, world, pool).run().state is JobState.COMPLETED
+    assert pool.born == [1, 2]
+
+
+class Waits:
+    """A placement policy that waits for spot as long as it takes, whatever happens."""
+
+    waits_for = frozenset({"spot"})
+
+    def next(self, attempts: Sequence[AttemptView], decision: Decision) -> Decision:
+        return replace(decision, placement=0)
+
+    def why_leave(self, attempts: Sequence[AttemptView]) -> str | None:
+        return None
+
+
+REFUSED = "InvalidParameterException: Container Overrides length must be at most 8192, not {}"
+
+
+def test_refusals_of_a_pool_that_is_waited_for_come_to_an_end(job: Job, world: World) -> None:
+    """The same message eight times, with growing delays, though the policy would try for ever."""
+    hints = {number: Hint(PoolSays.ENDED, REFUSED.format(8192 + number)) for number in range(1, 60)}
+    pool = Pool(world, {}, hints=hints)
+    status = supervision(job, world, pool, "spot", placement_policy=Waits()).run()
+    assert status.state is JobState.FAILED
+    assert "refused 8 times in a row with this message" in status.reason
+    assert len(job.attempts()) == 8
+    assert world.time - 1000 > 120, "not one after the other"
+
+
+def test_nothing_escapes_max_attempts(job: Job, world: World) -> None:
+    """Not even attempts that never started, each for another reason, on a pool that is waited for."""
+    job.set_limits(Limits(max_attempts=12))
+    words = ["ash", "beech", "cedar", "date", "elm", "fir", "gum", "hazel", "ivy", "jute", "kapok", "lime", "maple"]
+    hints = {number: Hint(PoolSays.ENDED, word) for number, word in enumerate(words, 1)}
+    pool = Pool(world, {}, hints=hints)
+    status = supervision(job, world, pool, "spot", placement_policy=Waits()).run()
+    assert status.state is JobState.STOPPED
+    assert "all 12 attempts allowed are used up" in status.reason
+    assert len(job.attempts()) == 12
+
+
+def test_the_jobs_time_is_by_the_supervisors_clock(job: Job, world: World) -> None:
+    """The attempt, which believes in another time, is asked to save and stop."""
+    job.set_limits(Limits(max_hours=0.01))
+    created = job.read_spec().created_at
+    pool = Pool(world, {1: alive_for(90, (40.5, ends("budget", limits=Limits(max_hours=0.01))))})
+    clock = lambda: created + timedelta(seconds=world.time - 1000)  # noqa: E731
+    status = supervision(job, world, pool, wall_clock=clock).run()
+    assert status.state is JobState.BUDGET_STOP
+    request = job.attempt(1).read_stop_request()
+    assert request is not None
+    assert (request.end_reason, request.reason) == (EndReason.BUDGET, "the job's 0.01 hours are over")
