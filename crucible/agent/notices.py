@@ -10,12 +10,11 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
 from crucible.contract import StopReason, Variable
-from crucible.jobs.records import EndReason, Limits, now
+from crucible.jobs.records import EndReason, Limits
 
 LIFETIME_MARGIN_SECONDS = 120.0
 
@@ -67,12 +66,15 @@ class MachineLifetime:
         return Notice(source="lifetime", reason="the pool's lifetime limit is near", deadline=self.ends_at)
 
 
-def limit_reached(limits: Limits, spent_usd: float, created_at: datetime) -> Notice | None:
-    """The job's own money or time is used up. `spent_usd`: by all its attempts, and by the save that is to come."""
+def limit_reached(limits: Limits, spent_usd: float, age_hours: float) -> Notice | None:
+    """The job's own money or time is used up.
+
+    `spent_usd`: by all its attempts, and by the save that is to come; `age_hours`: of the job.
+    """
     if limits.max_cost_usd is not None and spent_usd >= limits.max_cost_usd:
         reason = f"the job's budget of ${limits.max_cost_usd:g} is used up"
         return Notice("budget", reason, end_reason=EndReason.BUDGET)
-    if limits.max_hours is not None and (now() - created_at).total_seconds() >= limits.max_hours * 3600:
+    if limits.max_hours is not None and age_hours >= limits.max_hours:
         return Notice("deadline", f"the job's {limits.max_hours:g} hours are over", end_reason=EndReason.BUDGET)
     return None
 

@@ -149,4 +149,13 @@ class Watching:
         seconds_to_save = status.saving.get("durable_seconds", 0.0) + 2 * self._plan.beat_seconds
         reserve = self._meter.usd_per_hour / 3600 * seconds_to_save
         spent = status.spent_before_usd + self._meter.usd() + reserve
-        return limit_reached(limits, spent, self._attempt.job.read_spec().created_at)
+        return limit_reached(limits, spent, self._age_hours())
+
+    def _age_hours(self) -> float:
+        """Of the job: at its launch by the supervisor's clock, and this attempt's own seconds.
+
+        This machine's time of day may be hours off. The wait for the machine is missing here; the supervisor, whose
+        clock began the job, counts it.
+        """
+        at_launch = self._plan.launch.decided_at - self._attempt.job.read_spec().created_at
+        return (at_launch.total_seconds() + self._meter.seconds()) / 3600

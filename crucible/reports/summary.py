@@ -14,6 +14,7 @@ from crucible.jobs.job import Attempt, Job
 from crucible.jobs.metrics import Metrics, Row
 from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.jobs.status import JobState, status_of
+from crucible.supervision.retry_policy import STARTED_AGAIN
 
 RATE_ROWS = 50
 """How many of the latest rows the time left is estimated from: it should follow a machine that gets slower."""
@@ -191,7 +192,10 @@ class _AttemptRecords:
         if self.predecessor is None or self.predecessor.outcome is None or self.claim is None:
             return None
         gone = self.predecessor.outcome.ended_at
-        if self.predecessor.outcome.decided_by != "agent" and self.predecessor.heartbeat:
+        launch = self.launch
+        if launch and (STARTED_AGAIN in launch.reason or self.predecessor.outcome.end_reason is EndReason.BUDGET):
+            gone = launch.decided_at  # a person decided when to go on
+        elif self.predecessor.outcome.decided_by != "agent" and self.predecessor.heartbeat:
             gone = self.predecessor.heartbeat.at
         for record in (self.outcome, self.heartbeat):
             if record and record.first_step_after_seconds is not None:

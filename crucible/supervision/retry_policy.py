@@ -26,6 +26,8 @@ LOST_SECONDS = 45.0
 ENDED_AND_SILENT_SECONDS = 12.0
 """The same when the pool, too, says that the run has ended: two missed beats confirm it."""
 LOOK_SECONDS = 1.0
+STARTED_AGAIN = "started again by hand"
+"""The reason of a launch that a person asked for; what lies between it and the attempt before is that person's time."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def decide(history: History) -> Decision:
     if (history.attempts or len(ended)) >= limits.max_attempts:
         return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
     if last is None:
-        return Decision(JobState.RUNNING, "started again by hand" if history.attempts else "first attempt")
+        return Decision(JobState.RUNNING, STARTED_AGAIN if history.attempts else "first attempt")
     fruitless = _trailing([e for e in ended if not e.in_vain], lambda e: e.outcome.committed_step <= e.start_step)
     if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
         return Decision(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,17 @@ def test_the_hours_of_a_job_end(store: Store, tmp_path: Path) -> None:
     job.set_limits(Limits(max_hours=100.0))
     outcome = run(job, 1, tmp_path, steps=20, at={"1": f"wait {tmp_path}/never"})
     assert (outcome.end_reason, outcome.message) == (EndReason.BUDGET, "the job's 100 hours are over")
+
+
+def test_hours_are_counted_without_this_machines_time_of_day(store: Store, tmp_path: Path) -> None:
+    """It is years ahead of the supervisor's, by which the job began and its attempt was launched."""
+    began = datetime(2020, 1, 1, tzinfo=UTC)
+    job = new_job(store, created_at=began)
+    job.set_limits(Limits(max_hours=1.0))
+    job.decide(Launch(number=1, pool="local", reason="test", decided_at=began + timedelta(minutes=1)))
+    launch = job.attempt(1).read_launch()
+    attempt_plan = plan(tmp_path, scripted(steps=3), launch)
+    assert run_attempt(job.attempt(1), attempt_plan, Recorder()).end_reason is EndReason.COMPLETED
 
 
 def test_a_limit_raised_while_the_last_save_is_under_way_still_counts_as_raised(job: Job, tmp_path: Path) -> None:

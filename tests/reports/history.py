@@ -54,6 +54,7 @@ class Past:
             usd_per_hour=usd_per_hour,
             mtbf_seconds=7200,
             reason=reason,
+            decided_at=self.now,
         )
         self.job.decide(self.launch)
         self.claimed = self.now

@@ -28,6 +28,17 @@ def test_every_attempt_tells_what_it_lost_and_how_long_the_way_back_took(store: 
     assert summary.state is JobState.COMPLETED
 
 
+def test_the_time_a_person_waited_is_no_recovery(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.end(past.attempt(0, 300, [300]), EndReason.BUDGET, "the budget is used up")
+    past.pass_time(7 * 3600.0)
+    past.end(past.attempt(300, 600, [600], reason="the attempt before was budget used up"), EndReason.CANCELLED, "ada")
+    past.pass_time(7 * 3600.0)
+    past.attempt(600, 900, [900], reason="started again by hand")
+
+    assert [a.recovery_seconds for a in summarise(past.job).attempts] == [None, 3.0, 3.0]
+
+
 def test_a_damaged_checkpoint_counts_as_steps_lost(store: Store, tmp_path: Path) -> None:
     past = Past(store, tmp_path)
     past.end(past.attempt(0, 600, [300, 600]), EndReason.INTERRUPTED, "spot reclaim")
