@@ -19,7 +19,7 @@ from tasks.storage import open_store
 
 @flow(
     name="preprocess",
-    flow_run_name="preprocess {dataset.source}",
+    flow_run_name="preprocess {dataset.label}",
     # tiktoken and hashing run outside the GIL: two shards at once take 1/1.55 of the time on two cores.
     task_runner=ThreadPoolTaskRunner(max_workers=2),  # type: ignore[arg-type]  # Prefect's hint is invariant
 )

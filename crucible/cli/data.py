@@ -43,8 +43,11 @@ def prepare(
     val_fraction: Annotated[float, typer.Option(help="Share of the text kept for validation.")] = 0.1,
     max_bytes: Annotated[int | None, typer.Option(help="Use at most about this many bytes of the source.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the source must hash to.")] = None,
+    text_field: Annotated[str, typer.Option(help=".jsonl, .parquet: the field that holds the text.")] = "text",
     include: Annotated[list[str] | None, typer.Option(help="Pattern of files to use; may be repeated.")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Pattern of files to leave out; may be repeated.")] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Name or pattern of files to leave out; may be repeated.")
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +63,7 @@ def prepare(
         "val_fraction": val_fraction,
         "max_bytes": max_bytes,
         "sha256": sha256,
+        "text_field": text_field,
     }
     values |= {name: given for name, given in (("include", include), ("exclude", exclude)) if given}
     with _progress_bar() as progress:

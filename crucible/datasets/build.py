@@ -22,11 +22,12 @@ import numpy as np
 
 from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, DatasetConfig
 from crucible.datasets.disk import work_folder
+from crucible.datasets.formats import FileKind, Unreadable, file_kind, not_utf8, plain_text, refuse
 from crucible.datasets.meta import META_FILE, SPLITS, DatasetMeta, ShardMeta, SplitMeta, TokenizerMeta
 from crucible.datasets.progress import Progress, ProgressCallback, silent
 from crucible.datasets.shards import ShardItem, plan_shards, split_text, text_bytes, write_shard
 from crucible.datasets.sources import STDLIB_BYTES, content_digest, hash_documents, limited, open_source
-from crucible.datasets.text import Document, Span, character_counts, read_pieces
+from crucible.datasets.text import Document, NotUtf8, Span, code_points, read_pieces
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
 from crucible.datasets.tokenizers.byte import ByteTokenizer
@@ -37,6 +38,9 @@ from crucible.store import Store
 
 FORMAT_VERSION = 1
 """Part of every digest. Raise it when the same text and options would give other tokens than before."""
+
+READER_VERSION = 1
+"""Part of the digest of text that is not used as its bytes lie there (`formats`)."""
 
 BPE_SAMPLE_BYTES = 8 << 20
 """How much text byte-pair merges are learned from, spread evenly over the training split. More text gives hardly
@@ -95,29 +99,33 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     options = _options(config)
     request = None
     if (identity := source.request()) is not None:
-        request = _digest({"request": identity, **options})
+        field = {} if config.text_field == "text" else {"text_field": config.text_field}
+        request = _digest({"request": identity, **options, **field})
         if (known := _indexed(store, request)) and (built := find_dataset(store, known)):
             return Plan(known, source.description, built=built)
     if source.content_sha256 is not None:
-        digest = _digest({"content": source.content_sha256, **options})
-        if built := find_dataset(store, digest):
-            return Plan(digest, source.description, built=built)
+        for reading in ({"reader": READER_VERSION, "text_field": config.text_field}, {"reader": READER_VERSION}, {}):
+            digest = _digest({"content": source.content_sha256, **options, **reading})
+            if built := find_dataset(store, digest):
+                return Plan(digest, source.description, built=built)
 
     documents = source.documents(work, progress)
     content = source.content_sha256 or content_digest(documents, hash_documents(documents, progress))
     if config.sha256 is not None and content != config.sha256:
         raise DataError(
-            f"source {config.source} has sha256 {content}, expected {config.sha256}: it is another text than it was "
+            f"source {config.label} has sha256 {content}, expected {config.sha256}: it is another text than it was "
             f"said to be; give the right file, or correct sha256"
         )
-    digest = _digest({"content": content, **options})
+    kinds = _kinds(documents)
+    digest = _digest({"content": content, **options, **_reading(kinds, config)})
     if built := find_dataset(store, digest):
         _remember(store, request, digest)
         return Plan(digest, source.description, built=built)
 
+    documents = plain_text(documents, kinds, config.text_field, work, progress)
     documents = [document for document in limited(documents, _byte_limit(config)) if document.length]
     if not documents:
-        raise DataError(f"source {config.source} is empty; give a source that holds text")
+        raise DataError(f"source {config.label} is empty; give a source that holds text")
     characters, counts = _read_through(documents, progress)
     spans = split_text(documents, characters, config.val_fraction)
     tokenizer = _make_tokenizer(config, counts, spans["train"], len(documents), progress)
@@ -152,7 +160,7 @@ def build_shard(planned: Plan, item: ShardItem, store: Store, meter: Meter | Non
 def finish(planned: Plan, shards: list[ShardMeta], store: Store) -> DatasetInfo:
     """Write the tokenizer and, last, meta.json. `shards` in the order of `planned.items`."""
     assert planned.tokenizer is not None
-    for document in planned.documents:
+    for document in {document.path: document for document in planned.documents}.values():
         document.require_unchanged()
     tokenizer_json = planned.tokenizer.to_json().encode()
     by_split = {
@@ -234,15 +242,36 @@ def _read_through(documents: list[Document], progress: ProgressCallback) -> tupl
     """The characters of each document, and how often each code point occurs in all. Raises DataError if not UTF-8."""
     characters = [0] * len(documents)
     counts = np.zeros(_CODE_POINTS, dtype=np.int64)
+    problems = []
     done, total = 0, sum(document.length for document in documents)
-    for index, piece in character_counts(documents):
-        counts[: len(piece)] += piece
-        characters_seen = int(piece.sum())
-        characters[index] += characters_seen
-        done += characters_seen
-        progress(Progress("read", done, total))
+    for index, document in enumerate(documents):
+        try:
+            for piece in read_pieces(document, 0, document.length):
+                of_piece = np.bincount(code_points(piece))
+                counts[: len(of_piece)] += of_piece
+                characters[index] += len(piece)
+                done += len(piece)
+                progress(Progress("read", done, total))
+        except NotUtf8 as error:
+            problems.append(not_utf8(error))
+    refuse(problems, len(documents))
     progress(Progress("read", total, total))
     return characters, counts
+
+
+def _kinds(documents: list[Document]) -> list[FileKind]:
+    """What each file is. Raises DataError naming all that cannot be used."""
+    kinds = [file_kind(document) for document in documents]
+    refuse([kind for kind in kinds if isinstance(kind, Unreadable)], len(documents))
+    return [kind for kind in kinds if isinstance(kind, FileKind)]
+
+
+def _reading(kinds: list[FileKind], config: DatasetConfig) -> dict[str, Any]:
+    """What decides the text besides the files' bytes: nothing where they are used as they lie there."""
+    if all(kind.as_it_is for kind in kinds):
+        return {}
+    field = {"text_field": config.text_field} if any(kind.records for kind in kinds) else {}
+    return {"reader": READER_VERSION, **field}
 
 
 def _make_tokenizer(

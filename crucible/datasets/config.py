@@ -21,6 +21,12 @@ SMALLEST_BPE = 257
 """256 bytes and the end-of-text token."""
 
 
+def url_label(url: str) -> str:
+    """The URL without user, password and query, any of which may be a secret."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 class DatasetConfig(Settings):
     """Which text to train on, and how it becomes token ids."""
 
@@ -30,8 +36,9 @@ class DatasetConfig(Settings):
         "python-stdlib",
         min_length=1,
         description="Where the text is: `python-stdlib` (the Python standard library's own sources; needs no network), "
-        "`shakespeare` (tiny Shakespeare, 1 MB), the path of a file or folder of UTF-8 text on the machine that "
-        "preprocesses, `s3://bucket/prefix`, or `https://…` together with sha256.",
+        "`shakespeare` (tiny Shakespeare, 1 MB), the path of a file or folder on the machine that preprocesses, "
+        "`s3://bucket/prefix`, or `https://…` together with sha256. Files are UTF-8 text, JSON Lines or Parquet; "
+        "the first two may be compressed (.gz, .zst, .bz2, .xz).",
         examples=["python-stdlib", "shakespeare", "/data/corpus", "s3://bucket/corpus"],
     )
     sha256: str | None = Field(
@@ -73,21 +80,33 @@ class DatasetConfig(Settings):
         description="For a folder or s3 prefix: shell patterns of the files to use, such as *.txt; * crosses "
         "folders. Hidden files are never used.",
     )
-    exclude: tuple[str, ...] = Field((), description="For a folder or s3 prefix: shell patterns of files to leave out.")
+    text_field: str = Field(
+        "text",
+        min_length=1,
+        description="For .jsonl and .parquet files: the field that holds the text; each record is a document.",
+    )
+    exclude: tuple[str, ...] = Field(
+        (), description="For a folder or s3 prefix: names or shell patterns of files to leave out."
+    )
     shard_bytes: int = Field(
         64 << 20, ge=1 << 10, le=4 << 30, description="Text per shard in bytes; a shard is one task of the flow."
     )
+
+    @property
+    def label(self) -> str:
+        """The source without what may be a secret in a URL (user, password, query): for names, logs and messages."""
+        return url_label(self.source) if urlsplit(self.source).scheme in ("http", "https", "s3") else self.source
 
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:
         scheme = urlsplit(self.source).scheme
         if scheme == "https" and self.sha256 is None:
             raise invalid(
-                f"sha256 is missing for source = {self.source!r}; give the file's sha256, so that every machine trains "
+                f"sha256 is missing for source = {self.label!r}; give the file's sha256, so that every machine trains "
                 f"on the same text"
             )
         if "://" in self.source and scheme not in ("https", "s3", "file"):
-            raise invalid(f"source = {self.source!r} cannot be read; use https://, s3:// or a local path")
+            raise invalid(f"source = {self.label!r} cannot be read; use https://, s3:// or a local path")
         if scheme == "s3" and self.sha256 is not None:
             raise invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
         if (self.tokenizer == "file") != (self.tokenizer_file is not None):

@@ -11,13 +11,14 @@ import platform
 import sysconfig
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from crucible.datasets.config import SHAKESPEARE_SHA256, SHAKESPEARE_URL, DatasetConfig
+from crucible.datasets.config import SHAKESPEARE_SHA256, SHAKESPEARE_URL, DatasetConfig, url_label
 from crucible.datasets.disk import require_free_space, writing_to
 from crucible.datasets.download import fetch_url
 from crucible.datasets.progress import Progress, ProgressCallback
@@ -90,7 +91,7 @@ class HttpsSource(Source):
 
     def __init__(self, url: str, sha256: str) -> None:
         self.url, self.content_sha256 = url, sha256
-        self.description = {"kind": "https", "url": url, "sha256": sha256}
+        self.description = {"kind": "https", "url": url_label(url), "sha256": sha256}
 
     def documents(self, work: Path, progress: ProgressCallback) -> list[Document]:
         assert self.content_sha256 is not None
@@ -157,7 +158,7 @@ def limited(documents: list[Document], max_bytes: int | None) -> list[Document]:
         length = document.length
         if length > max_bytes:
             length = find_cut(document, max_bytes, length)
-        kept.append(Document(document.name, document.path, length, document.stamp))
+        kept.append(replace(document, length=length))
         max_bytes -= length
     return kept
 
@@ -202,8 +203,9 @@ def _chosen(names: Iterable[str], config: DatasetConfig, where: str) -> list[str
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Shell pattern over the whole relative path, in which `*` crosses folders and a leading `**/` may match none."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, pattern.removeprefix("**/"))
+    """The name itself, or a shell pattern over the whole relative path: `*` crosses folders, a leading `**/` may match
+    none."""
+    return name == pattern or fnmatchcase(name, pattern) or fnmatchcase(name, pattern.removeprefix("**/"))
 
 
 def _shuffled(documents: list[Document]) -> list[Document]:

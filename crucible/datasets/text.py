@@ -42,14 +42,15 @@ class Cut(Enum):
 _CUT_BEFORE = " \t\n\r"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One local file of text. `length` bytes of it are used; `stamp` tells whether it changed while it was read."""
+    """A text in a local file: `length` bytes from `offset` on. `stamp` changes when the file does."""
 
     name: str
     path: Path
     length: int
     stamp: tuple[int, int]
+    offset: int = 0
 
     @classmethod
     def at(cls, path: Path, name: str) -> Document:
@@ -100,7 +101,7 @@ def read_blocks(document: Document, start: int, end: int, block_bytes: int = PIE
     """The bytes `start` to `end` of a document. Raises DataError when they cannot be read."""
     try:
         with document.path.open("rb") as file:
-            file.seek(start)
+            file.seek(document.offset + start)
             while start < end:
                 block = file.read(min(block_bytes, end - start))
                 if not block:
@@ -186,16 +187,6 @@ def byte_of_character(document: Document, index: int) -> int:
         seen += count
         position += len(block)
     return document.length
-
-
-def character_counts(documents: list[Document]) -> Iterator[tuple[int, np.ndarray]]:
-    """For each piece of each document: the document's index, and how often each code point occurs in the piece.
-
-    Raises DataError when a document is not UTF-8.
-    """
-    for index, document in enumerate(documents):
-        for piece in read_pieces(document, 0, document.length):
-            yield index, np.bincount(code_points(piece))
 
 
 def code_points(text: str) -> np.ndarray:

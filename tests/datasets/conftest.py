@@ -23,7 +23,7 @@ def corpus(tmp_path: Path) -> Path:
     (folder / "deep").mkdir(parents=True)
     for number in range(9):
         name = f"{'deep/' if number % 2 else ''}doc{number}.txt"
-        (folder / name).write_text(make_text(3000, number), encoding="utf-8", newline="")
+        (folder / name).write_text(make_text(3000, number).replace("\r", ""), encoding="utf-8", newline="")
     (folder / "empty.txt").touch()
     (folder / ".hidden").write_bytes(b"\xff\xfe")
     return folder

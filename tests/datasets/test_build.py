@@ -30,7 +30,7 @@ from tests.datasets.texts import make_text
 @pytest.fixture
 def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(make_text(50_000), encoding="utf-8", newline="")
+    path.write_text(make_text(50_000).replace("\r", ""), encoding="utf-8", newline="")
     return path
 
 
@@ -193,7 +193,7 @@ def test_a_source_that_changes_meanwhile_is_refused(text_file: Path, store: Stor
     [
         (b"", "is empty"),
         (b"x", "too few to split with val_fraction = 0.1"),
-        (b"plain text, then \xe9 in Latin-1", r"not UTF-8 text: byte 17 is 0xe9 .*convert the file"),
+        (b"plain text, then \xe9 in Latin-1", r"not UTF-8 text: byte 17 is 0xe9 .*; convert it"),
         (None, r"does not exist on this machine; give the path"),
     ],
 )

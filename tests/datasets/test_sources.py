@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import http.server
 import ipaddress
+import logging
 import ssl
 import threading
 from collections.abc import Iterator
@@ -14,15 +15,16 @@ from typing import Any
 
 import pytest
 
-from crucible.datasets import sources
+from crucible.datasets import download, sources
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.sources import limited, open_source
-from crucible.errors import DataError, SourceUnreachable
+from crucible.errors import ConfigError, DataError, SourceUnreachable
 from crucible.store import Store, store_at
 from tests.datasets.texts import make_text
 
-TEXT = make_text(20_000).encode()
+TEXT = make_text(20_000).replace("\r", "").encode()
+REDIRECTS = {"/to-http.txt": "http://127.0.0.1:1/text.txt", "/inside.txt": "https://127.0.0.2:1/latest/meta-data"}
 SHA256 = hashlib.sha256(TEXT).hexdigest()
 
 
@@ -31,13 +33,24 @@ class Web:
 
     def __init__(self, folder: Path) -> None:
         self.requests: list[str] = []
+        self.headers: list[dict[str, str]] = []
         web = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                web.requests.append(self.path)
-                self.send_response({"/busy.txt": 503, "/gone.txt": 404}.get(self.path, 200))
-                self.send_header("Content-Length", str(len(TEXT)))
+                path = self.path.partition("?")[0]
+                web.requests.append(path)
+                web.headers.append(dict(self.headers))
+                if path in REDIRECTS:
+                    self.send_response(302)
+                    self.send_header("Location", REDIRECTS[path])
+                    self.end_headers()
+                    return
+                self.send_response({"/busy.txt": 503, "/gone.txt": 404}.get(path, 200))
+                if path == "/bomb.txt":
+                    self.send_header("Content-Encoding", "gzip")
+                if path != "/endless.txt":
+                    self.send_header("Content-Length", str(len(TEXT)))
                 self.end_headers()
                 self.wfile.write(TEXT[:1000] if self.path == "/cut.txt" else TEXT)
 
@@ -110,8 +123,9 @@ def test_https_text_equal_to_a_local_file_is_the_same_dataset(web: Web, store: S
 
 
 def test_https_text_with_another_sha256_is_refused_and_not_kept(web: Web, store: Store, home: Path) -> None:
-    with pytest.raises(DataError, match=rf"text\.txt has sha256 {SHA256}, expected {'0' * 64}"):
+    with pytest.raises(DataError, match=rf"text\.txt has another sha256 than the {'0' * 64}") as refused:
         build_dataset(DatasetConfig(source=f"{web.url}/text.txt", sha256="0" * 64), store)
+    assert SHA256 not in str(refused.value), "of something inside this network, it would be an answer"
     assert list((home / "cache" / "downloads").iterdir()) == []
     assert store.list() == []
 
@@ -131,6 +145,46 @@ def test_only_a_failing_network_is_worth_another_try(
         build_dataset(DatasetConfig(source=web.url + path, sha256=SHA256), store)
     assert type(caught.value) is error
     assert list((home / "cache" / "downloads").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/to-http.txt", r"redirected to http://127\.0\.0\.1, which is not https"),
+        ("/inside.txt", r"redirected into a private network \(127\.0\.0\.2\)"),
+        ("/bomb.txt", "answers with compressed content though it was asked not to"),
+        ("/endless.txt", "sends more than the 5,000 bytes that it may"),
+    ],
+)
+def test_an_answer_that_is_not_plainly_the_file_is_refused(
+    path: str, message: str, web: Web, store: Store, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = download._is_public
+    monkeypatch.setattr(download, "_is_public", lambda host: host == "127.0.0.1" or public(host))
+    monkeypatch.setattr(download, "_MOST_BYTES", 5000)
+    with pytest.raises(DataError, match=message):
+        build_dataset(DatasetConfig(source=web.url + path, sha256=SHA256), store)
+    assert list((home / "cache" / "downloads").iterdir()) == []
+    assert len(web.requests) == 1
+
+
+def test_credentials_in_a_url_are_used_and_nowhere_shown(
+    web: Web, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = web.url.replace("https://", "https://user:canary-1@")
+    config = DatasetConfig(source=f"{url}/text.txt?token=canary-2", sha256=SHA256)
+    info = build_dataset(config, store)
+    assert web.headers[0]["Authorization"].startswith("Basic ")
+    assert info.meta.source_name() == config.label == f"{web.url}/text.txt"
+    failed = []
+    for source in (f"{url}/gone.txt?token=canary-2", url.replace("https", "http")):
+        with pytest.raises((DataError, ConfigError)) as refused:
+            build_dataset(DatasetConfig.parse({"source": source, "sha256": "0" * 64}), store)
+        failed.append(str(refused.value))
+    shown = [*failed, caplog.text, info.meta.model_dump_json(), *(str(entry.key) for entry in store.list())]
+    assert "text.txt" in caplog.text
+    assert not [text for text in shown if "canary" in text]
 
 
 def test_a_damaged_download_cache_is_noticed(web: Web, store: Store, home: Path) -> None:

@@ -1,0 +1,149 @@
+"""Files that are not plain UTF-8 text as they lie there: read as what they are, or refused all at once."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+import lzma
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from crucible.datasets.build import build_dataset
+from crucible.datasets.config import DatasetConfig
+from crucible.datasets.fetch import fetch_dataset
+from crucible.datasets.nanogpt import export_nanogpt
+from crucible.errors import DataError
+from crucible.store import Store
+from tests.datasets.test_build import decoded
+from tests.datasets.texts import make_text
+
+PLAIN = make_text(5000).replace("\r", "")
+RECORDS = [f"record {number}\r\nof two lines" for number in range(40)]
+READ = "\n".join(f"record {number}\nof two lines" for number in range(40))
+
+
+def text_of(config: DatasetConfig, store: Store, tmp_path: Path) -> str:
+    folder = fetch_dataset(store, build_dataset(config, store).digest, tmp_path / "cache")
+    return decoded(folder, "train") + decoded(folder, "val")
+
+
+def write(path: Path, content: bytes) -> DatasetConfig:
+    path.write_bytes(content)
+    return DatasetConfig(source=str(path))
+
+
+@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+def test_line_ends_and_byte_order_marks_give_nanogpts_vocabulary(
+    newline: str, start: bytes, store: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    info = build_dataset(write(path, start + PLAIN.replace("\n", newline).encode()), store)
+    folder = fetch_dataset(store, info.digest, tmp_path / "cache")
+    with path.open(encoding="utf-8-sig") as file:  # nanoGPT's prepare.py opens it like that, but for the mark
+        text = file.read()
+    assert text == PLAIN
+    cut = int(len(text) * 0.9)
+    assert (decoded(folder, "train"), decoded(folder, "val")) == (text[:cut], text[cut:])
+    assert info.meta.vocab_size == len(set(text))
+    assert info.meta.splits["val"].bytes == len(text[cut:].encode())
+    plain = build_dataset(write(tmp_path / "plain.txt", PLAIN.encode()), store)
+    export_nanogpt(folder, tmp_path / "a")
+    export_nanogpt(fetch_dataset(store, plain.digest, tmp_path / "cache"), tmp_path / "b")
+    for name in ("train.bin", "val.bin", "meta.pkl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert build_dataset(DatasetConfig(source=str(path)), store).cached
+
+
+def test_a_few_nul_characters_are_characters(store: Store, tmp_path: Path) -> None:
+    text = PLAIN.replace("e", "\0", 20)
+    assert text_of(write(tmp_path / "nul.txt", text.encode()), store, tmp_path) == text
+
+
+def zstandard(content: bytes) -> bytes:
+    return bytes(pytest.importorskip("zstandard").compress(content))
+
+
+@pytest.mark.parametrize(
+    ("name", "compress"),
+    [
+        ("a.txt.gz", gzip.compress),
+        ("a.txt.bz2", bz2.compress),
+        ("a.txt.xz", lzma.compress),
+        ("a.txt.zst", zstandard),
+        ("without a suffix", gzip.compress),
+    ],
+)
+def test_compressed_text_is_read(name: str, compress: Callable[[bytes], bytes], store: Store, tmp_path: Path) -> None:
+    config = write(tmp_path / name, compress(PLAIN.replace("\n", "\r\n").encode()))
+    assert text_of(config, store, tmp_path) == PLAIN
+
+
+@pytest.mark.parametrize("field", ["text", "body"])
+def test_each_record_of_json_lines_is_a_document(field: str, store: Store, tmp_path: Path) -> None:
+    lines = "\n".join(json.dumps({"id": 1, field: text}) for text in [*RECORDS, ""])
+    config = write(tmp_path / "a.jsonl.gz", gzip.compress(lines.encode()))
+    assert text_of(config.model_copy(update={"text_field": field}), store, tmp_path) == READ
+
+
+def test_each_row_of_parquet_is_a_document(store: Store, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"id": range(41), "body": [*RECORDS, None]}), path, row_group_size=7)
+    assert text_of(DatasetConfig(source=str(path), text_field="body"), store, tmp_path) == READ
+    with pytest.raises(DataError, match=r"no text in the column text_field = 'id'; it has id, body"):
+        build_dataset(DatasetConfig(source=str(path), text_field="id"), store)
+    with pytest.raises(DataError, match=r"no text in the column text_field = 'text'"):
+        build_dataset(DatasetConfig(source=str(path)), store)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"a,b\n1,2\n", r"a\.csv is a table \(\.csv\); convert it to Parquet or JSON Lines"),
+        ("a.zip", b"PK\x03\x04", r"is an archive \(\.zip\); unpack it and give the folder"),
+        ("hidden zip.txt", b"PK\x03\x04", r"is an archive"),
+        ("a.pdf", b"%PDF-1.7", r"is a document with layout .* pandoc"),
+        ("utf-16.txt", "text".encode("utf-16"), r"is UTF-16 text; convert it, e\.g\. with iconv -f UTF-16"),
+        ("utf-16 without a mark.txt", "text".encode("utf-16-le") * 99, r"is no text \(396 of 792 bytes are 0\)"),
+        ("cut.txt.gz", gzip.compress(PLAIN.encode())[:-20], r"cannot be read \(Compressed file ended"),
+        ("latin-1.txt.gz", gzip.compress("été".encode("latin-1")), r"is not UTF-8 text: byte 0 is 0xe9"),
+        ("a.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', r"'text' in line 2; its fields are txt"),
+        ("b.jsonl", b'{"text": "a"}\n["b"]\n', r"in line 2; it is no object"),
+        ("c.jsonl", b'{"text": "a"}\n{"text":\n', r"holds no JSON in line 2"),
+    ],
+)
+def test_what_cannot_be_read_is_named_for_what_it_is(
+    name: str, content: bytes, message: str, store: Store, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=message):
+        build_dataset(write(tmp_path / name, content), store)
+
+
+def test_all_files_that_are_no_utf8_are_one_message_with_an_exclude_that_works(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    folder.mkdir()
+    bad = {"Poe [1845].txt", *(f"book {number:03d}.txt" for number in range(14))}
+    for name in [*bad, *(f"good {number:03d}.txt" for number in range(185))]:
+        encoding = "latin-1" if name in bad else "utf-8"
+        (folder / name).write_bytes(f"{name}: été à Genève\n".encode(encoding) * 5)
+    with pytest.raises(DataError, match=r"^15 of 200 files cannot be used: ") as refused:
+        build_dataset(DatasetConfig(source=str(folder)), store)
+    assert all(f"{name} is not UTF-8 text: byte" in str(refused.value) for name in bad)
+    exclude = json.loads(str(refused.value).split("exclude = ")[1])
+    assert set(exclude) == bad
+    info = build_dataset(DatasetConfig(source=str(folder), exclude=tuple(exclude)), store)
+    assert info.meta.splits["train"].tokens > 0
+
+
+def test_other_files_among_the_texts_are_one_message_too(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "data.csv").write_text("a,b\n")
+    (tmp_path / "model.pt").write_bytes(b"\x80\x02")
+    (tmp_path / "text.txt").write_text(PLAIN)
+    with pytest.raises(DataError, match=r"2 of 3 files cannot be used: .*exclude = \[\"(data\.csv|model\.pt)\", "):
+        build_dataset(DatasetConfig(source=str(tmp_path), exclude=("store/*", "home/*")), store)
