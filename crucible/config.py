@@ -156,6 +156,15 @@ class TrainConfig(Settings):
         """The step at which the learning rate has reached min_lr."""
         return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
 
+    def processes_on(self, gpus: int) -> int:
+        """How many of the GPUs train: the most that share a step's micro-batches evenly, 1 or more."""
+        return max(n for n in range(1, max(gpus, 1) + 1) if self.gradient_accumulation_steps % n == 0)
+
+    def multiples_near(self, processes: int) -> str:
+        """The gradient_accumulation_steps below and above that this many processes share evenly: "36 or 42"."""
+        below = self.gradient_accumulation_steps - self.gradient_accumulation_steps % processes
+        return f"{below} or {below + processes}" if below else str(processes)
+
     def digest(self) -> str:
         """sha256 over the canonical JSON of the fields that decide which weights come out (not `NOT_IN_DIGEST`)."""
         fields = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))

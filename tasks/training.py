@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect.exceptions import TerminationSignal
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
@@ -77,9 +77,17 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
     config = scratch.root / "config.json"
     config.write_text(spec.config.model_dump_json())
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
-    # As many as share the micro-batches evenly; the estimate counts on the same number.
     gpus = len(nvidia_gpus()) if gpus is None else gpus
-    processes = math.gcd(gpus, spec.config.gradient_accumulation_steps)
+    processes = spec.config.processes_on(gpus)
+    if processes < gpus:
+        get_run_logger().warning(
+            "%d of %d GPUs are used: gradient_accumulation_steps = %d cannot be divided among more. %s would use all, "
+            "with another batch size",
+            processes,
+            gpus,
+            spec.config.gradient_accumulation_steps,
+            spec.config.multiples_near(gpus),
+        )
     return [*command, "--processes", str(processes)] if processes > 1 else command
 
 

@@ -122,3 +122,16 @@ def test_every_field_explains_itself_in_the_form() -> None:
         assert field.get("description"), name
         assert "default" in field, name
     assert schema["properties"]["device"]["enum"] == ["auto", "cpu", "cuda", "mps"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "micro_batches", "used", "others"),
+    [(6, 40, 5, "36 or 42"), (4, 40, 4, "40 or 44"), (3, 40, 2, "39 or 42"), (8, 1, 1, "8"), (0, 5, 1, None)],
+)
+def test_as_many_gpus_train_as_share_the_micro_batches(
+    gpus: int, micro_batches: int, used: int, others: str | None
+) -> None:
+    config = TrainConfig(gradient_accumulation_steps=micro_batches)
+    assert config.processes_on(gpus) == used
+    if others is not None:
+        assert config.multiples_near(gpus) == others

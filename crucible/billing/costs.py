@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -292,4 +291,4 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
 
 def _unused(gpus: int, config: TrainConfig | None) -> int:
     """GPUs that are paid for and do not train: as many train as share the micro-batches of a step evenly."""
-    return gpus - math.gcd(gpus, config.gradient_accumulation_steps) if config and gpus else 0
+    return gpus - config.processes_on(gpus) if config and gpus else 0

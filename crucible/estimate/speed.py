@@ -131,8 +131,8 @@ def speed_record(needs: Needs, offer: Offer, seconds_per_step: float, steps: int
 
 
 def gpus_used(needs: Needs, offer: Offer) -> int:
-    """GPUs of the offer that the run can use: as many as divide its micro-batches."""
-    return math.gcd(max(offer.gpus, 1), needs.config.gradient_accumulation_steps)
+    """GPUs of the offer that the run can use: the most that share its micro-batches evenly."""
+    return needs.config.processes_on(offer.gpus)
 
 
 def idle_gpus(needs: Needs, offer: Offer) -> str | None:
@@ -140,13 +140,10 @@ def idle_gpus(needs: Needs, offer: Offer) -> str | None:
     used, steps = gpus_used(needs, offer), needs.config.gradient_accumulation_steps
     if used >= offer.gpus:
         return None
-    nearest = sorted(
-        {multiple for multiple in (steps // offer.gpus * offer.gpus, -(-steps // offer.gpus) * offer.gpus) if multiple}
-    )
-    values = " or ".join(map(str, nearest))
     return (
         f"uses {used} of {offer.gpus} GPUs and pays for all, since gradient_accumulation_steps = {steps} is not a "
-        f"multiple of {offer.gpus}; {values} would use all, with another batch size and thus other training"
+        f"multiple of {offer.gpus}; {needs.config.multiples_near(offer.gpus)} would use all, with another batch size "
+        f"and thus other training"
     )
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional
 from torch import Tensor
 
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 
 __all__ = ["Processes"]
@@ -37,18 +38,16 @@ class Processes:
         """Whether this one evaluates, saves and reports."""
         return self.rank == 0
 
-    def share(self, micro_batches: int) -> int:
+    def share(self, config: TrainConfig) -> int:
         """How many of a step's micro-batches each process computes. Raises ConfigError if they do not come out even."""
-        if micro_batches % self.count:
-            fitting = max(count for count in range(1, self.count) if micro_batches % count == 0)
-            below = micro_batches - micro_batches % self.count
-            others = f"{below} or {below + self.count}" if below else str(self.count)
+        steps = config.gradient_accumulation_steps
+        if steps % self.count:
             raise ConfigError(
-                f"gradient_accumulation_steps = {micro_batches} cannot be divided among {self.count} processes; use "
-                f"{fitting} of them, which trains the same, or another gradient_accumulation_steps, which does not: "
-                f"{others}"
+                f"gradient_accumulation_steps = {steps} cannot be divided among {self.count} processes; use "
+                f"{config.processes_on(self.count)} of them, which trains the same, or another "
+                f"gradient_accumulation_steps, which does not: {config.multiples_near(self.count)}"
             )
-        return micro_batches // self.count
+        return steps // self.count
 
     def average(self, tensor: Tensor) -> None:
         """Replace the tensor by its mean over the processes.

@@ -73,7 +73,7 @@ class Trainer:
         self.config, self.dataset, self.log = config, dataset, log
         self.processes = processes or Processes()
         dataset.require_block_size(config.block_size)
-        self.micro_steps = self.processes.share(config.gradient_accumulation_steps)
+        self.micro_steps = self.processes.share(config)
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
 
         self.device = choose_device(config, self.processes.local_rank)

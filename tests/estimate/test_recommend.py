@@ -145,7 +145,7 @@ def test_gpus_that_would_stand_idle_are_named_before_they_are_paid_for() -> None
     found = {entry.estimate.offer.key: entry for entry in recommend(needs, [six, eight], Preferences()).ranked}
     idle = found[six.key].idle_gpus
     assert idle is not None
-    assert idle.startswith("uses 2 of 6 GPUs and pays for all, since gradient_accumulation_steps = 40")
+    assert idle.startswith("uses 5 of 6 GPUs and pays for all, since gradient_accumulation_steps = 40")
     assert "36 or 42 would use all, with another batch size and thus other training" in idle
     assert idle in found[six.key].cons
     assert found[eight.key].idle_gpus is None
