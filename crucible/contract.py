@@ -49,6 +49,9 @@ class Variable(StrEnum):
     """Unix seconds at which the pool takes the machine away whatever happens (Modal: 24 hours after its start)."""
 
 
+DEFAULT_STOP_GRACE_SECONDS = 30.0
+"""Without `STOP_GRACE_SECONDS`: as ECS's and Docker's own defaults are at most."""
+
 STATE_FILE = "state.json"
 """In a checkpoint folder: what the workload says about it (a JSON object: step, losses, …). Optional for scripts."""
 METRICS_FILE = "metrics.jsonl"

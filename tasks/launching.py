@@ -105,7 +105,7 @@ class PrefectLauncher:
         run = self._read(launch)
         if run is None or run.state is None or run.state.type in _ENDED:
             return
-        message = f"attempt {launch.number} {outcome.end_reason.words}: {outcome.message}"
+        message = f"attempt {launch.number} {outcome.label}: {outcome.message}"
         if run.state.type in (StateType.SCHEDULED, StateType.PENDING):
             self._propose(run, Cancelled(message=message))  # nothing runs that a worker would have to end
         elif self._propose(run, Cancelling(message=message)):

@@ -129,7 +129,7 @@ class AttemptObserver:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Metrics reach people through the report, which reads them from the store."""
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         if heartbeat.total_steps and self._progress_due():
             with suppress(*UNAVAILABLE):
                 self._show_progress(100.0 * heartbeat.step / heartbeat.total_steps, heartbeat)

@@ -22,8 +22,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
-from crucible.agent.notices import sources_of_this_machine
 from crucible.agent.plan import AttemptPlan
+from crucible.agent.sources import sources_of_this_machine
 from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
@@ -126,7 +126,7 @@ class HereLauncher:
                 total_steps=spec.total_steps,
                 cwd=Path.cwd(),
                 interrupts=(),  # signals reach the main thread; the sweep passes them on as stop requests
-                beat_seconds=heartbeat_seconds(job.root),
+                heartbeat_seconds=heartbeat_seconds(job.root),
             )
             run_attempt(job.attempt(launch.number), plan, TrialObserver(job, launch.number))
 
@@ -165,7 +165,7 @@ class TrialObserver:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Metrics reach people through the leaderboard."""
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         """Progress reaches people through the leaderboard."""
 
     def event(self, kind: str, message: str, **details: Any) -> None:

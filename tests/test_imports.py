@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {
-    ("crucible.agent.notices_ec2", "crucible.agent.notices"),
     ("crucible.datasets.tokenizers.base", "crucible.datasets.tokenizers.files"),
     ("crucible.pools.modal.orphan_recovery", "crucible.pools.modal.worker"),
 }

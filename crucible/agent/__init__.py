@@ -1,15 +1,22 @@
-"""The supervisor inside a machine: one attempt, from its claim to its outcome.
+"""The agent: the process inside a machine that runs one attempt, from its claim to its outcome.
 
-The agent starts the workload as a child process, carries its checkpoints to the store while training goes on, beats,
-watches for notices, meters time and money, and sees to it that what was saved is committed before the machine goes. It
-is the only one on the machine that talks to the store. It imports neither torch nor Prefect nor a cloud SDK.
+It starts the workload as a child process, carries its checkpoints to the store while training goes on, writes
+heartbeats, watches for notices, meters time and money, and commits what was saved before the machine goes. It is the
+only one on the machine that talks to the store. It imports neither torch nor Prefect nor a cloud SDK.
 
-    attempt.py      the attempt from claim to outcome
-    observer.py     who hears what happens
-    workload.py     the child process: its environment, its signals, its end
-    saving.py       carries finished checkpoints to the store and chooses the interval
-    metrics.py      reads what the workload reports
-    notices.py      what can ask an attempt to stop, and notices_ec2.py for EC2's metadata
-    init.py         first process of a container: turns SIGTERM into a stop request
+    attempt.py             runs an attempt: one thread owns its state and carries out what follows
+    states.py              states, events and the pure transition between them
+    watching.py            the threads that poll notices, write heartbeats and look at the job's records
+    uploads.py             the thread that carries finished checkpoints to the store
+    saving.py              how often the workload saves
+    restoring.py           the newest commit that verifies, and the record of the start
+    plan.py                how to run an attempt here; the attempt's scratch folder
+    workload.py            the child process: its environment, its signals, its end
+    exit_classification.py why an attempt ended
+    metrics.py             reads what the workload reports
+    cost_meter.py          what the attempt has cost so far
+    observer.py            who is shown what happens
+    notices.py             requests to stop; sources.py where they come from, notices_ec2.py EC2's metadata
+    entrypoint.py          first process of a container: turns SIGTERM into a stop request
     parent_death_guard.py  lets the workload die with the agent
 """

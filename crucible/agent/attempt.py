@@ -16,12 +16,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from crucible.agent.cost_meter import CostMeter
-from crucible.agent.exit_classification import classify_exit
+from crucible.agent.exit_classification import classify_exit, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, PrintedMetrics, numbers
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
@@ -91,6 +91,7 @@ class _AttemptRun:
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
         # Below: only the owning thread's
+        self._folder = ExitStack()
         self._workload: Workload | None = None
         self._uploads: Uploads | None = None
         self._interval: SaveInterval | None = None
@@ -154,7 +155,7 @@ class _AttemptRun:
             self._watching = Watching(
                 self.attempt, self.plan, self.meter, self.observer, self._relay, lambda: self.status, self._items.put
             )
-            self.scratch.clear()
+            self._folder.enter_context(self.scratch.own())
             self._handle(Claimed())
             while self.state.phase is not Phase.ENDED:
                 self._handle(self._next())
@@ -350,6 +351,7 @@ class _AttemptRun:
             notifications=self.journal.notifications,
             saving=dict(self.status.saving),
             limits=self._limits,
+            saved=was_saved(self.state),
         )
         with suppress(StoreError):
             self._relay.send()
@@ -358,7 +360,7 @@ class _AttemptRun:
             self._relay.send()
         if reason is EndReason.SUPERSEDED:
             standing = outcome  # what this process did, whatever was decided about it meanwhile
-        self.observer.event("ended", f"{standing.end_reason.words}: {standing.message}", end_reason=standing.end_reason)
+        self.observer.event("ended", f"{standing.label}: {standing.message}", end_reason=standing.end_reason)
         return standing
 
     def _leave(self) -> None:
@@ -366,4 +368,4 @@ class _AttemptRun:
             self._watching.close()
         if self._workload:
             self._workload.kill()
-        self.scratch.remove()
+        self._folder.close()

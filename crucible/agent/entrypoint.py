@@ -20,9 +20,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from crucible.contract import StopReason, Variable
-
-DEFAULT_GRACE_SECONDS = 30.0
+from crucible.contract import DEFAULT_STOP_GRACE_SECONDS, StopReason, Variable
 
 
 def main(arguments: list[str]) -> int:
@@ -31,7 +29,7 @@ def main(arguments: list[str]) -> int:
     if not command:
         print("usage: python -m crucible.agent.entrypoint -- COMMAND [ARGUMENT …]", file=sys.stderr)
         return 2
-    given = os.environ.get(Variable.STOP_GRACE_SECONDS) or str(DEFAULT_GRACE_SECONDS)
+    given = os.environ.get(Variable.STOP_GRACE_SECONDS) or str(DEFAULT_STOP_GRACE_SECONDS)
     try:
         grace_seconds = float(given)
     except ValueError:

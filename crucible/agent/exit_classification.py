@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crucible.agent.states import State
+from crucible.contract import EXIT_SAVED
 from crucible.errors import LocalDiskError, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
 
@@ -20,12 +21,20 @@ def classify_exit(state: State, stop_at_step: int | None) -> tuple[EndReason, st
             return blame(state.uncommitted), why
         return end.end_reason, end.message
     if notice is not None and (end is None or end.end_reason is not EndReason.FAILED):
+        if end is not None and end.end_reason is EndReason.KILLED and not was_saved(state):
+            return notice.end_reason, f"{notice.reason}; {end.message}, and had not saved"
         return notice.end_reason, notice.reason
     assert end is not None
     reached = stop_at_step is not None and state.committed_step >= stop_at_step
     if end.end_reason is EndReason.INTERRUPTED and reached:
         return EndReason.PAUSED, f"trained to step {state.committed_step} as asked"
     return end.end_reason, end.message
+
+
+def was_saved(state: State) -> bool:
+    """Whether the attempt committed something new, or its workload said that it saved and nothing of it was lost."""
+    said_so = state.end is not None and state.end.exit_code == EXIT_SAVED and state.uncommitted is None
+    return said_so or state.committed_step > state.start_step
 
 
 def blame(error: Exception) -> EndReason:

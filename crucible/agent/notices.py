@@ -1,27 +1,20 @@
-"""What can ask an attempt to stop: a small protocol, and the sources that every machine has.
+"""Notices: requests to stop because the machine goes, the money or time is used up, or a person wants it.
 
-A source is asked every second or so from the agent's watching thread. The first notice that says stop wins; one that
-only warns is recorded and shown.
+A `NoticeSource` is polled every second or so by the agent's watching thread. The first notice that says stop wins; one
+that only warns is recorded and shown. The sources of this machine are in `sources.py`.
 """
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
-from crucible.contract import StopReason, Variable
 from crucible.jobs.records import EndReason, Limits
-
-LIFETIME_MARGIN_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Word that the machine, the money or the person's patience ends."""
+    """A request to stop, or a warning that one may come: preemption, budget, time or cancellation."""
 
     source: str
     reason: str
@@ -40,32 +33,6 @@ class NoticeSource(Protocol):
         ...
 
 
-class StopFile:
-    """The stop request that a container's first process writes when it gets SIGTERM or SIGINT."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def poll(self) -> Notice | None:
-        try:
-            request = StopReason.read(self.path)
-        except (OSError, ValueError):
-            return None
-        return Notice(source=request.source, reason=request.reason, deadline=request.deadline)
-
-
-class MachineLifetime:
-    """The hour at which the pool takes the machine away: stop early enough to save."""
-
-    def __init__(self, ends_at: float, margin_seconds: float = LIFETIME_MARGIN_SECONDS) -> None:
-        self.ends_at, self.margin_seconds = ends_at, margin_seconds
-
-    def poll(self) -> Notice | None:
-        if time.time() < self.ends_at - self.margin_seconds:
-            return None
-        return Notice(source="lifetime", reason="the pool's lifetime limit is near", deadline=self.ends_at)
-
-
 def limit_reached(limits: Limits, spent_usd: float, age_hours: float) -> Notice | None:
     """The job's own money or time is used up.
 
@@ -77,15 +44,3 @@ def limit_reached(limits: Limits, spent_usd: float, age_hours: float) -> Notice 
     if limits.max_hours is not None and age_hours >= limits.max_hours:
         return Notice("deadline", f"the job's {limits.max_hours:g} hours are over", end_reason=EndReason.BUDGET)
     return None
-
-
-def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
-    """The sources that exist here: EC2's metadata always (it finds out by itself), the others where configured."""
-    from crucible.agent.notices_ec2 import Ec2MetadataNotices
-
-    sources: list[NoticeSource] = [Ec2MetadataNotices()]
-    if path := environment.get(Variable.STOP_FILE):
-        sources.append(StopFile(Path(path)))
-    if ends_at := environment.get(Variable.MACHINE_ENDS_AT):
-        sources.append(MachineLifetime(float(ends_at)))
-    return sources

@@ -29,7 +29,7 @@ class Observer(Protocol):
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """What the workload reported at a step."""
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         """A heartbeat that has just been written."""
 
     def event(self, kind: str, message: str, **details: Any) -> None:
@@ -51,8 +51,8 @@ class Guarded:
     def metrics(self, step: int, values: dict[str, float]) -> None:
         self._pass_on(lambda: self._observer.metrics(step, values))
 
-    def beat(self, heartbeat: Heartbeat) -> None:
-        self._pass_on(lambda: self._observer.beat(heartbeat))
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
+        self._pass_on(lambda: self._observer.heartbeat(heartbeat))
 
     def event(self, kind: str, message: str, **details: Any) -> None:
         self._pass_on(lambda: self._observer.event(kind, message, **details))

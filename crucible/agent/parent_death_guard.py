@@ -19,15 +19,15 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 def main(agent: int, command: list[str]) -> int:
     """Run the command until it ends by itself, or until the agent is gone."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    tether = os.getpid()
+    guard = os.getpid()
     # A signal that comes before there is somebody to pass it on to waits.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
     child = os.fork()
     if child == 0:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if libc is not None:  # should the tether itself be killed
+        if libc is not None:  # should the guard itself be killed
             libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        _become(command, tether)
+        _become(command, guard)
     for number in PASSED_ON:
         signal.signal(number, lambda number, _frame: os.kill(child, number))
     woken, wakes = os.pipe()
@@ -47,8 +47,8 @@ def main(agent: int, command: list[str]) -> int:
             os.read(woken, 4096)
 
 
-def _become(command: list[str], tether: int) -> None:
-    if os.getppid() != tether:
+def _become(command: list[str], guard: int) -> None:
+    if os.getppid() != guard:
         os._exit(1)
     try:
         os.execvp(command[0], command)

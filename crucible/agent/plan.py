@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from crucible.agent.saving import SavePolicy
 from crucible.contract import METRICS_FILE, StopReason, Variable
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Claim, Launch
+from crucible.store.base import local_disk
 
 
 @dataclass(frozen=True)
@@ -30,14 +32,30 @@ class Scratch:
         place = f"{job.job_id}-{hashlib.sha256(job.root.uri.encode()).hexdigest()[:8]}"
         return cls(parent / place / f"attempt-{attempt.number:04d}")
 
-    def clear(self) -> None:
-        """Start empty, and remove what killed attempts of this job left on this machine."""
-        _remove(self.root.parent)
-        self.checkpoints.mkdir(parents=True)
+    @contextmanager
+    def own(self) -> Iterator[None]:
+        """Make the folder, and remove it at the end; remove those that killed attempts of this job left here.
 
-    def remove(self) -> None:
-        """Leave nothing behind."""
-        _remove(self.root)
+        A lock says whether the process of an attempt still lives: one that is only paused keeps its files. Raises
+        `LocalDiskError`.
+        """
+        with _locked(self._lock):
+            for folder in self.root.parent.glob("attempt-*"):
+                if folder.is_dir() and folder != self.root:
+                    with _locked(Scratch(folder)._lock) as free:
+                        if free:
+                            _remove(folder)
+            _remove(self.root)
+            try:
+                with local_disk(self.root):
+                    self.checkpoints.mkdir(parents=True)
+                yield
+            finally:
+                _remove(self.root)
+
+    @property
+    def _lock(self) -> Path:
+        return self.root.with_name(f"{self.root.name}.lock")
 
     def write_stop_reason(self, notice: Notice) -> None:
         """Say why the workload is asked to stop; it stops without that as well. Raises OSError."""
@@ -81,7 +99,7 @@ class AttemptPlan:
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""
     on_interrupt: Callable[[], Notice] = lambda: Notice("signal", "this process was asked to stop")
-    beat_seconds: float = 5.0
+    heartbeat_seconds: float = 5.0
     look_seconds: float = 1.0
 
     def workload_environment(self, job_id: str, scratch: Scratch, resume_from: Path | None) -> dict[str, str]:
@@ -100,6 +118,22 @@ class AttemptPlan:
             contract[Variable.STOP_AT_STEP] = str(self.launch.stop_at_step)
         own = {key: value for key, value in self.environment.items() if key != Variable.RESUME_FROM}
         return own | contract
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold the lock, and remove its file at the end; False when another process or thread has it, or nobody can say."""
+    with local_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+            return
+        yield True
+        path.unlink(missing_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -14,12 +14,13 @@ from crucible.store.retry import persist, wait_at_most
 
 
 def restore_newest(
-    attempt: Attempt, into: Path, observer: Guarded, patience_seconds: float, stopping: Callable[[], bool]
+    attempt: Attempt, into: Path, observer: Guarded, retry_seconds: float, stopping: Callable[[], bool]
 ) -> tuple[Checkpoint, Path] | None:
     """Download the newest commit that verifies to a folder below `into`; None when the job has none.
 
-    A store that fails is asked again for `patience_seconds`, unless `stopping` says that there is no time for it.
-    Raises `StoreError` when it still fails then, `FencedOut` when a newer attempt has taken over meanwhile.
+    A failing store is retried for `retry_seconds`, or until `stopping` says that nobody waits for it any more. Raises
+    `StoreError` when it still fails then, `LocalDiskError` when this machine takes no files, and `FencedOut` when a
+    newer attempt has taken over: nothing is recorded then, whatever was found damaged or missing here.
     """
     began = time.monotonic()
     damaged: list[str] = []
@@ -32,8 +33,9 @@ def restore_newest(
         damaged.clear()
         return Checkpoints(attempt.job).restore(into, on_damaged=report)
 
-    patience = wait_at_most(patience_seconds)
-    restored = persist(restore, lambda delay: stopping() or patience(delay))
+    pause = wait_at_most(retry_seconds, stopping)
+    persist(attempt.close_earlier_starts, pause)
+    restored = persist(restore, pause)
     seconds = time.monotonic() - began
     checkpoint = restored[0] if restored else None
     start = Start(
@@ -42,8 +44,9 @@ def restore_newest(
         damaged=damaged,
         restore_seconds=round(seconds, 3),
     )
-    persist(lambda: attempt.begin(start), patience)
-    persist(attempt.require_current, patience)
+    persist(attempt.require_current, pause)
+    persist(lambda: attempt.begin(start), pause)
+    persist(attempt.require_current, pause)
     if checkpoint:
         observer.event(
             "restored",

@@ -6,6 +6,7 @@ They only post events and read an immutable `Status`. They are two, because a st
 from __future__ import annotations
 
 import contextvars
+import functools
 import itertools
 import threading
 import time
@@ -18,7 +19,7 @@ from crucible.agent.notices import Notice, limit_reached
 from crucible.agent.observer import Guarded, Trouble
 from crucible.agent.plan import AttemptPlan
 from crucible.agent.states import Fenced, State
-from crucible.errors import FencedOut, StoreError
+from crucible.errors import FencedOut, RecordDamaged, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Heartbeat, Limits
 
@@ -90,20 +91,28 @@ class Watching:
     def _write_heartbeats(self) -> None:
         posted: set[Notice] = set()
         for sequence in itertools.count(1):
-            next_beat = time.monotonic() + self._plan.beat_seconds
-            try:
-                self._follow_price()
-                self._write_heartbeat(sequence)
-                self._post_once(self._stop_requested() or self._limit_reached(), posted)
-                self._attempt.require_current()
-            except FencedOut as error:
-                self._post(Fenced(error))
-                return
-            except StoreError as error:
-                self._post(Trouble("store", f"no heartbeat could be written: {error}"))
-            except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would be given up for lost
-                self._post(Trouble("watching", f"a heartbeat went wrong: {error!r}"))
-            if self._over.wait(max(0.0, next_beat - time.monotonic())):
+            next_one = time.monotonic() + self._plan.heartbeat_seconds
+            looks: tuple[Callable[[], Notice | None], ...] = (
+                self._follow_price,
+                functools.partial(self._write_heartbeat, sequence),
+                self._stop_requested,
+                self._limit_reached,
+                self._attempt.require_current,
+            )
+            for look in looks:  # a record that is damaged must not hide the others
+                try:
+                    self._post_once(look(), posted)
+                except FencedOut as error:
+                    self._post(Fenced(error))
+                    return
+                except RecordDamaged as error:
+                    self._post(Trouble(str(error), str(error)))  # each record of its own
+                except StoreError as error:
+                    self._post(Trouble("store", f"no heartbeat could be written: {error}"))
+                    break  # each look would wait for the same store
+                except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would be given up for lost
+                    self._post(Trouble("watching", f"a heartbeat went wrong: {error!r}"))
+            if self._over.wait(max(0.0, next_one - time.monotonic())):
                 return
 
     def _post_once(self, notice: Notice | None, posted: set[Notice]) -> None:
@@ -128,7 +137,7 @@ class Watching:
         )
         self._attempt.write_heartbeat(heartbeat)
         self._relay.send()
-        self._observer.beat(heartbeat)
+        self._observer.heartbeat(heartbeat)
 
     def _follow_price(self) -> None:
         """A spot price may change while the machine runs: bill, cap and estimate go on with the new one."""
@@ -136,7 +145,10 @@ class Watching:
             self._observer.event("price", f"the machine now costs ${price:.4g} per hour")
 
     def _stop_requested(self) -> Notice | None:
-        request = self._attempt.read_stop_request()
+        try:
+            request = self._attempt.read_stop_request()
+        except RecordDamaged as error:  # it is there, so somebody wants it to stop
+            return Notice("supervisor", f"the attempt was asked to stop; the request is damaged: {error}")
         return Notice("supervisor", request.reason, end_reason=request.end_reason) if request else None
 
     def _limit_reached(self) -> Notice | None:
@@ -146,7 +158,7 @@ class Watching:
             return None
         limits = self._attempt.job.read_limits()
         self._post(LimitsRead(limits))
-        seconds_to_save = status.saving.get("durable_seconds", 0.0) + 2 * self._plan.beat_seconds
+        seconds_to_save = status.saving.get("durable_seconds", 0.0) + 2 * self._plan.heartbeat_seconds
         reserve = self._meter.usd_per_hour / 3600 * seconds_to_save
         spent = status.spent_before_usd + self._meter.usd() + reserve
         return limit_reached(limits, spent, self._age_hours())

@@ -38,11 +38,11 @@ class Workload:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
     ) -> None:
-        tether = [sys.executable, "-S", "-E", str(Path(__file__).with_name("parent_death_guard.py")), str(os.getpid())]
+        guard = [sys.executable, "-S", "-E", str(Path(__file__).with_name("parent_death_guard.py")), str(os.getpid())]
         self._last_lines: deque[str] = deque(maxlen=20)
         self._on_line = on_line
         self._process = subprocess.Popen(
-            [*tether, *command],
+            [*guard, *command],
             env={**environment, "PYTHONUNBUFFERED": "1"},
             cwd=cwd,
             stdin=subprocess.DEVNULL,
@@ -79,7 +79,7 @@ class Workload:
             return
 
     def end(self) -> WorkloadEnd:
-        """Wait for the process and its output, and say how it ended."""
+        """Wait for the process and its output; returns how it ended."""
         code = self._process.wait()
         self.kill()  # what it left running would hold its output open, and the machine's memory
         self._reader.join(timeout=5)  # a grandchild in a group of its own may still hold it
@@ -93,12 +93,12 @@ class Workload:
             hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
             return WorkloadEnd(EndReason.KILLED, f"the workload was killed by {signal.Signals(-code).name}{hint}", code)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return WorkloadEnd(EndReason.FAILED, f"the workload failed with {how}: {self._words()}", code)
+        return WorkloadEnd(EndReason.FAILED, f"the workload failed with {how}: {self._last_line()}", code)
 
-    def _words(self) -> str:
-        """The workload's last words: its last line that says something, or what came before it."""
-        said = [line.strip() for line in self._last_lines if line.strip()]
-        return said[-1] if said else "it printed nothing"
+    def _last_line(self) -> str:
+        """The last line that it printed and that is not empty."""
+        lines = [line.strip() for line in self._last_lines if line.strip()]
+        return lines[-1] if lines else "it printed nothing"
 
     def _read(self, pipe: IO[bytes]) -> None:
         for raw in pipe:
@@ -112,4 +112,4 @@ class Workload:
 
 
 def _forget(_line: str) -> None:
-    """Nobody hears it."""
+    """Drop it."""

@@ -30,8 +30,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
-from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing
+from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
 from crucible.jobs.records import (
+    NO_STEP,
     Claim,
     Heartbeat,
     JobSpec,
@@ -66,7 +67,9 @@ class Attempt:
         return self._read("claim", Claim)
 
     def read_start(self) -> Start | None:
-        return self._read("start", Start)
+        """None when it has not begun, or was superseded before it could."""
+        start = self._read("start", Start)
+        return None if start is None or start.void else start
 
     def read_heartbeat(self) -> Heartbeat | None:
         return self._read("heartbeat", Heartbeat)
@@ -94,19 +97,40 @@ class Attempt:
 
     def require_current(self) -> None:
         """The fence. Raises `FencedOut` when this attempt is over or a higher one is claimed."""
-        outcome = self.read_outcome()
+        try:
+            outcome = self.read_outcome()
+        except RecordDamaged as error:  # it is there, so somebody declared the attempt over
+            raise FencedOut(f"attempt {self.number} of {self.job.job_id} was declared over: {error}") from error
         if outcome is not None:
             raise FencedOut(
-                f"attempt {self.number} of {self.job.job_id} was declared {outcome.end_reason.words} "
-                f"by the {outcome.decided_by}"
+                f"attempt {self.number} of {self.job.job_id} was declared {outcome.label} by the {outcome.decided_by}"
             )
         for later in self.job.attempts():
-            if later.number > self.number and later.read_claim() is not None:
+            if later.number > self.number and self.job.store.exists(f"{later._prefix}/claim.json"):
                 raise FencedOut(f"attempt {later.number} of {self.job.job_id} has taken over from {self.number}")
 
     def begin(self, start: Start) -> None:
-        """Record what this attempt resumed from; from now on later commits of earlier attempts do not count."""
-        self._create("start", start)
+        """Record what this attempt resumed from; from now on later commits of earlier attempts do not count.
+
+        Raises `FencedOut` when a later attempt has called `close_earlier_starts`.
+        """
+        try:
+            self._create("start", start)
+        except ObjectExists:
+            raise FencedOut(
+                f"a later attempt of {self.job.job_id} took over before attempt {self.number} had begun"
+            ) from None
+
+    def close_earlier_starts(self) -> None:
+        """Make sure that no earlier attempt begins from now on; call it before you choose a commit to resume from.
+
+        An earlier attempt may be paused between its look at the fence and its start record. Written later, that record
+        would void commits that this attempt builds on; so its place is taken, and exactly one of the two is written.
+        """
+        for earlier in self.job.attempts():
+            if earlier.number < self.number and not self.job.store.exists(f"{earlier._prefix}/start.json"):
+                with suppress(ObjectExists):
+                    earlier._create("start", Start(step=NO_STEP, void=True))
 
     def write_heartbeat(self, heartbeat: Heartbeat) -> None:
         self.job.store.write_model(f"{self._prefix}/heartbeat.json", heartbeat)

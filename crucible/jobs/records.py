@@ -26,13 +26,13 @@ class EndReason(StrEnum):
 
     COMPLETED = "completed"
     INTERRUPTED = "interrupted"
-    """Saved after a notice; go on elsewhere."""
+    """Stopped by a notice; go on elsewhere."""
     PAUSED = "paused"
-    """Saved at the step it was asked to train to."""
+    """Stopped at the step it was asked to train to."""
     BUDGET = "budget"
-    """Saved because the money or time allowed is used up; go on when a person raises it."""
+    """The money or time allowed is used up; go on when a person raises it."""
     CANCELLED = "cancelled"
-    """Saved because a person cancelled."""
+    """A person cancelled."""
     FAILED = "failed"
     """The workload's own error; never retried."""
     KILLED = "killed"
@@ -45,17 +45,22 @@ class EndReason(StrEnum):
     """Stopped itself because a newer attempt exists."""
 
     @property
-    def words(self) -> str:
-        """The reason as a person would say it."""
-        return _IN_WORDS[self]
+    def label(self) -> str:
+        """The reason as people read it."""
+        return _LABELS[self]
+
+    @property
+    def saves(self) -> bool:
+        """Whether an attempt that ends like this is asked to save first."""
+        return self in (EndReason.INTERRUPTED, EndReason.PAUSED, EndReason.BUDGET, EndReason.CANCELLED)
 
 
-_IN_WORDS = {
+_LABELS = {
     EndReason.COMPLETED: "completed",
-    EndReason.INTERRUPTED: "interrupted, saved",
-    EndReason.PAUSED: "trained to the step asked for, saved",
-    EndReason.BUDGET: "budget used up, saved",
-    EndReason.CANCELLED: "cancelled, saved",
+    EndReason.INTERRUPTED: "interrupted",
+    EndReason.PAUSED: "trained to the step asked for",
+    EndReason.BUDGET: "budget used up",
+    EndReason.CANCELLED: "cancelled",
     EndReason.FAILED: "failed",
     EndReason.KILLED: "workload killed",
     EndReason.LOST: "lost (no sign of life)",
@@ -155,6 +160,10 @@ class Claim(Record):
     claimed_at: datetime = Field(default_factory=now)
 
 
+NO_STEP = 2**53
+"""The step of a void start, so that versions that do not know `Start.void` let every commit count."""
+
+
 class Start(Record):
     """What an attempt began from; commits of earlier attempts beyond `step` do not count from here on."""
 
@@ -165,6 +174,8 @@ class Start(Record):
     damaged: list[str] = Field(default_factory=list)
     """Checkpoints that did not verify and were passed over, with the reason."""
     restore_seconds: float = 0.0
+    void: bool = False
+    """Written in its place by a later attempt: this one had not begun by then, and may not begin any more."""
     started_at: datetime = Field(default_factory=now)
 
 
@@ -220,8 +231,18 @@ class Outcome(Record):
     """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last)."""
     limits: Limits | None = None
     """The limits in force at the end: whoever goes on after a budget stop looks whether they have been raised."""
+    saved: bool | None = None
+    """Whether something new was committed, or the workload exited with 75 (saved). None in records of earlier
+    versions, and where the supervisor decided."""
     decided_by: str = "agent"
     ended_at: datetime = Field(default_factory=now)
+
+    @property
+    def label(self) -> str:
+        """The reason as people read it, and whether the work up to then is saved."""
+        if not self.end_reason.saves or (self.saved is None and self.decided_by != "agent"):
+            return self.end_reason.label
+        return f"{self.end_reason.label}, {'nothing new saved' if self.saved is False else 'saved'}"
 
 
 class StopRequest(Record):

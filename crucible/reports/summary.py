@@ -152,7 +152,7 @@ class _AttemptRecords:
             instance=(self.claim.instance if self.claim else "") or (launch.instance if launch else ""),
             launched_because=launch.reason if launch else "",
             end_reason=outcome.end_reason if outcome else None,
-            end=outcome.end_reason.words if outcome else self._doing(),
+            end=outcome.label if outcome else self._doing(),
             message=outcome.message if outcome else "",
             from_step=self.start.step if self.start else None,
             to_step=self._to_step(),

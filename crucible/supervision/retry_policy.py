@@ -122,7 +122,7 @@ def decide(history: History) -> Decision:
     if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
         return Decision(
             JobState.STOPPED,
-            f"the last {fruitless} attempts committed nothing new (last: {last.end_reason.words}: {last.message}); "
+            f"the last {fruitless} attempts committed nothing new (last: {last.label}: {last.message}); "
             f"stopped so that a crash loop cannot go on costing money",
         )
     place, tries, why = _next_place(ended, history.pools, history.timeouts)
@@ -130,7 +130,7 @@ def decide(history: History) -> Decision:
         return Decision(JobState.FAILED, last.message)
     if place is None:
         return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
-    ending = "refused by its pool" if ended[-1].refused else last.end_reason.words
+    ending = "refused by its pool" if ended[-1].refused else last.label
     reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}"
     return Decision(JobState.RUNNING, f"{why}{reason}", retry_delay(tries, history.timeouts), place)
 

@@ -294,9 +294,7 @@ class Supervision:
         assert over.ended is not None
         outcome = over.ended.outcome
         self._retire(over, outcome)
-        self._notify(
-            f"attempt {over.number} {outcome.end_reason.words} at step {outcome.committed_step}: {outcome.message}"
-        )
+        self._notify(f"attempt {over.number} {outcome.label} at step {outcome.committed_step}: {outcome.message}")
 
     def _judge(self, snapshot: JobSnapshot, live: AttemptView, silence: _Silence) -> Step:
         """What to do about the attempt; its pool is asked only where that matters."""

@@ -26,7 +26,7 @@ class StopRequest:
         return self._signal is not None
 
     def reason(self) -> str:
-        """Why we are asked to stop: the agent's words if it left any, else the signal's name."""
+        """Why we are asked to stop: what the agent wrote, if it did, else the signal's name."""
         path = os.environ.get(Variable.STOP_REASON_FILE)
         if path:
             try:

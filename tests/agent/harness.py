@@ -33,7 +33,7 @@ def scripted(**options: Any) -> list[str]:
 
 @dataclass
 class Recorder:
-    """An observer that remembers everything, and calls `reactions[kind](message, details)` when it hears an event."""
+    """An observer that remembers everything, and calls `reactions[kind](message, details)` when an event comes."""
 
     reactions: dict[str, Callable[[str, dict[str, Any]], object]] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Recorder:
         self.steps.append(step)
         self.on_step(step)
 
-    def beat(self, heartbeat: Heartbeat) -> None:
+    def heartbeat(self, heartbeat: Heartbeat) -> None:
         self.heartbeats.append(heartbeat)
 
     def event(self, kind: str, message: str, **details: Any) -> None:
@@ -57,12 +57,12 @@ class Recorder:
         if kind in self.reactions:
             self.reactions[kind](message, details)
 
-    def told(self, kind: str) -> list[str]:
-        return [message for heard, message, _ in self.events if heard == kind]
+    def messages(self, kind: str) -> list[str]:
+        return [message for found, message, _ in self.events if found == kind]
 
 
 class Bell:
-    """A notice source that speaks once it was rung."""
+    """A notice source that has a notice once it was rung."""
 
     def __init__(self) -> None:
         self.notice: Notice | None = None
@@ -80,11 +80,11 @@ def plan(
     launch: Launch | None = None,
     **fields: Any,
 ) -> AttemptPlan:
-    """A plan that looks and beats often; `command` is the workload's, or what `prepare` is to do."""
+    """A plan that looks around and writes heartbeats often; `command` is the workload's, or what `prepare` is to do."""
     defaults: dict[str, Any] = {
         "save": SavePolicy(fixed_seconds=1.0),
         "look_seconds": 0.02,
-        "beat_seconds": 0.05,
+        "heartbeat_seconds": 0.05,
         "cwd": scratch,
     }
     return AttemptPlan(

@@ -8,6 +8,7 @@ OPTIONS are those of the scripted workload, as JSON.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -27,6 +28,7 @@ from crucible.supervision.launcher import Hint, PoolSays
 from crucible.supervision.retry_policy import Placement, Timeouts
 from crucible.supervision.supervisor import Supervision
 from tests.agent.harness import Recorder, plan, scripted
+from tests.faults.faulty_store import FaultyStore
 
 PROJECT = Path(__file__).parents[2]
 QUICK = Timeouts(lost=2.0, ended_and_silent=0.6, first_retry_delay=0.05, poll=0.05)
@@ -78,10 +80,10 @@ class Silent:
     """A listener."""
 
     def changed(self, job: Job, message: str) -> None:
-        """Nobody is told."""
+        """Nobody listens."""
 
     def watched(self, job: Job, heartbeat: Heartbeat | None) -> None:
-        """Nobody is told."""
+        """Nobody listens."""
 
 
 def alive(pid: int) -> bool:
@@ -99,6 +101,8 @@ def main(arguments: Sequence[str]) -> None:
     job = Job.open(store_at(store), job_id)
     if role == "attempt":
         number, scratch, options = int(rest[0]), Path(rest[1]), json.loads(rest[2])
+        if stop_at := options.pop("stop_at", None):
+            job = Job(FaultyStore(job.root, functools.partial(_stop_self_at, stop_at)), job_id)
         attempt = job.attempt(number)
         run_attempt(attempt, plan(scratch, scripted(**options), attempt.read_launch()), Recorder())
     else:
@@ -106,6 +110,15 @@ def main(arguments: Sequence[str]) -> None:
         pool = ProcessPool(scratch, options)
         Supervision(job, pool, [Placement("local")], Silent(), timeouts=QUICK).run()
 
+
+def _stop_self_at(where: str, operation: str, key: str) -> None:
+    """SIGSTOP to this process, once, before the store operation that `where` names."""
+    if where in f"{operation} {key.rsplit('/', 1)[-1]}" and not _stopped:
+        _stopped.append(where)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+_stopped: list[str] = []
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -4,7 +4,7 @@ Its weights are a chain of hashes, one link per step, so any step lost, repeated
 in the last one. Options:
 
     steps, every, seconds   how many steps, how many between checkpoints, how long each takes
-    on_stop                 "save" (and exit 75), "ignore", "fail"
+    on_stop                 "save" (and exit 75), "ignore", "fail", "die" (of the signal)
     at                      what to do in which step: {"<step>": "exit <code>" | "kill" | "stop <signal number>" |
                             "say <words>" | "shout" | "wait <file>" | "orphan <pid file>" | "spoil"}
 """
@@ -78,7 +78,8 @@ def main(options: dict) -> int:
         stopping = True
 
     on_stop = options.get("on_stop", "save")
-    signal.signal(signal.SIGTERM, signal.SIG_IGN if on_stop == "ignore" else ask)
+    handler = {"ignore": signal.SIG_IGN, "die": signal.SIG_DFL}.get(on_stop, ask)
+    signal.signal(signal.SIGTERM, handler)
     step, weights = 0, "start"
     if resume := os.environ.get("CRUCIBLE_RESUME_FROM"):
         step = json.loads((Path(resume) / "state.json").read_text())["step"]

@@ -35,7 +35,7 @@ def test_a_workload_that_is_done(job: Job, tmp_path: Path) -> None:
     assert observer.lines == ["from step 0"]
     assert observer.heartbeats[-1].total_steps == 20
     assert outcome.first_step_after_seconds is not None
-    assert observer.told("ended")
+    assert observer.messages("ended")
     assert not any((tmp_path / "scratch").rglob("attempt-*")), "the scratch folder outlived the attempt"
 
 
@@ -112,7 +112,7 @@ def test_observers_that_raise_disturb_nothing(job: Job, tmp_path: Path, error: B
         def metrics(self, step: int, values: dict[str, float]) -> None:
             raise error
 
-        def beat(self, heartbeat: Any) -> None:
+        def heartbeat(self, heartbeat: Any) -> None:
             raise error
 
         def event(self, kind: str, message: str, **details: Any) -> None:
@@ -148,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_kept_is_told_and_the_next_one_is(job: Job, 
     at = {"7": "spoil", "8": f"wait {tmp_path}/told"}
     outcome = run(job, 1, tmp_path, observer, steps=20, every=5, at=at)
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 20)
-    assert any("state.json is not valid JSON" in message for message in observer.told("trouble"))
+    assert any("state.json is not valid JSON" in message for message in observer.messages("trouble"))
 
 
 def test_a_last_checkpoint_that_cannot_be_kept_is_a_failure(job: Job, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_damaged_checkpoint_is_told_and_on_record(job: Job, tmp_path: Path) ->
     assert start is not None
     assert start.step == 5
     assert "step-00000010.attempt-0002: weights.txt has sha256" in start.damaged[0]
-    assert len(observer.told("damaged")) == 1
+    assert len(observer.messages("damaged")) == 1
 
 
 def test_orphans_of_the_workload_do_not_outlive_it(job: Job, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One attempt that is told to stop: notices, requests, limits of money and time, and a successor."""
+"""One attempt that is asked to stop: notices, requests, limits of money and time, and a successor."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_notice_saves_and_commits(job: Job, tmp_path: Path) -> None:
     assert (outcome.end_reason, outcome.message) == (EndReason.INTERRUPTED, "spot reclaim")
     assert outcome.committed_step == committed(job, tmp_path) == 8, "the last step before the notice is saved"
     assert '"reason": "spot reclaim"' in observer.lines[-1], "the workload can read why"
-    assert observer.told("notice") == ["perhaps, some day", "spot reclaim"]
+    assert observer.messages("notice") == ["perhaps, some day", "spot reclaim"]
     assert [n.reason for n in outcome.notifications] == ["perhaps, some day", "spot reclaim"]
 
 
@@ -64,6 +64,44 @@ def test_a_workload_that_ignores_the_request_is_killed_in_time_for_the_upload(jo
     assert "ignored the request" in " ".join(n.reason for n in outcome.notifications)
 
 
+@pytest.mark.parametrize(
+    ("every", "saved", "label"), [(5, True, "interrupted, saved"), (50, False, "interrupted, nothing new saved")]
+)
+def test_saved_is_said_only_when_it_was(job: Job, tmp_path: Path, every: int, saved: bool, label: str) -> None:
+    """A script that does not handle SIGTERM dies of it: what counts is what was committed before."""
+    bell = Bell()
+    observer = Recorder(on_step=lambda step: step == 7 and bell.ring(stop("spot reclaim", 60)))
+    at = {"7": f"wait {tmp_path}/never"}
+    outcome = run(job, 1, tmp_path, observer, steps=1000, on_stop="die", every=every, at=at, sources=[bell])
+    assert (outcome.end_reason, outcome.exit_code, outcome.saved) == (EndReason.INTERRUPTED, -15, saved)
+    assert outcome.label == label
+    assert observer.messages("ended")[0].startswith(label)
+    assert ("had not saved" in outcome.message) != saved
+
+
+def test_a_damaged_stop_request_stops_and_saves(job: Job, tmp_path: Path) -> None:
+    key = "attempts/0001/stop.json"
+    observer = Recorder(on_step=lambda step: step == 3 and job.store.write(key, b'{"end_rea'))
+    outcome = run(job, 1, tmp_path, observer, steps=1000, at={"3": f"wait {tmp_path}/never"})
+    assert (outcome.end_reason, outcome.committed_step) == (EndReason.INTERRUPTED, 3)
+    assert key in outcome.message
+
+
+def test_damaged_limits_are_named_and_the_attempt_goes_on(job: Job, tmp_path: Path) -> None:
+    key = "limits/0001.json"
+    reactions = {"trouble": lambda message, details: key in message and (tmp_path / "go").touch()}
+    observer = Recorder(reactions, on_step=lambda step: step == 3 and job.store.write(key, b'{"max_att'))
+    outcome = run(job, 1, tmp_path, observer, steps=8, at={"4": f"wait {tmp_path}/go"})
+    assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 8)
+    assert [key in message for message in observer.messages("trouble")] == [True], "named once"
+
+
+def test_a_damaged_claim_of_a_successor_still_takes_over(job: Job, tmp_path: Path) -> None:
+    observer = Recorder(on_step=lambda step: step == 3 and job.store.write("attempts/0002/claim.json", b""))
+    outcome = run(job, 1, tmp_path, observer, steps=1000, at={"3": f"wait {tmp_path}/never"})
+    assert outcome.end_reason is EndReason.SUPERSEDED
+
+
 def test_a_deadline_that_is_past_by_this_machines_clock_still_saves(job: Job, tmp_path: Path) -> None:
     """The clock is ahead of whoever gave the notice."""
     bell = Bell()
@@ -84,15 +122,15 @@ def test_a_workload_that_fails_to_save_has_failed(job: Job, tmp_path: Path) -> N
 def test_a_notice_before_the_start_starts_nothing(job: Job, tmp_path: Path) -> None:
     bell = Bell()
     bell.ring(stop("gone before it began"))
-    told = threading.Event()
+    noticed = threading.Event()
 
     def prepare(_scratch: Scratch) -> list[str]:
-        assert told.wait(LONG_ENOUGH)
+        assert noticed.wait(LONG_ENOUGH)
         return scripted(steps=1000)
 
     observer = Recorder()
     fields = {"sources": [bell]}
-    observer_thread = threading.Thread(target=_set_when, args=(lambda: bool(observer.heartbeats), told))
+    observer_thread = threading.Thread(target=_set_when, args=(lambda: bool(observer.heartbeats), noticed))
     observer_thread.start()
     outcome = run_attempt(launched(job, 1), plan(tmp_path, prepare, **fields), observer)
     observer_thread.join()
@@ -152,14 +190,15 @@ def test_the_cap_follows_the_machine_that_took_the_attempt_up(job: Job, tmp_path
     assert outcome.end_reason is EndReason.BUDGET
     assert outcome.cost_usd == pytest.approx(outcome.seconds * 20, rel=0.2)
     assert outcome.usd_per_hour == 3600.0 * 20
-    assert observer.told("claimed") == ["attempt 1 of job runs here; the machine is g5.xlarge"]
+    assert observer.messages("claimed") == ["attempt 1 of job runs here; the machine is g5.xlarge"]
 
 
 def test_the_hours_of_a_job_end(store: Store, tmp_path: Path) -> None:
     job = new_job(store, created_at="2020-01-01T00:00:00Z")
     job.set_limits(Limits(max_hours=100.0))
     outcome = run(job, 1, tmp_path, steps=20, at={"1": f"wait {tmp_path}/never"})
-    assert (outcome.end_reason, outcome.message) == (EndReason.BUDGET, "the job's 100 hours are over")
+    assert outcome.end_reason is EndReason.BUDGET
+    assert outcome.message.startswith("the job's 100 hours are over")
 
 
 def test_hours_are_counted_without_this_machines_time_of_day(store: Store, tmp_path: Path) -> None:
@@ -233,8 +272,8 @@ def test_a_superseded_attempt_stops_itself_and_commits_nothing_more(job: Job, tm
 
 
 def test_an_attempt_given_up_for_lost_stops_itself(job: Job, tmp_path: Path) -> None:
-    verdict = Outcome(end_reason=EndReason.LOST, message="silent", decided_by="supervisor")
-    observer = Recorder(on_step=lambda step: step == 3 and job.attempt(1).end(verdict))
+    lost = Outcome(end_reason=EndReason.LOST, message="silent", decided_by="supervisor")
+    observer = Recorder(on_step=lambda step: step == 3 and job.attempt(1).end(lost))
     outcome = run(job, 1, tmp_path, observer, steps=100_000, seconds=0.01)
     assert outcome.end_reason is EndReason.SUPERSEDED
     standing = job.attempt(1).read_outcome()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.agent.notices import MachineLifetime, StopFile
+from crucible.agent.sources import MachineLifetime, StopFile
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import Checkpoints
 from crucible.contract import Variable
@@ -242,10 +242,15 @@ def test_misuse_is_told_in_one_line(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3", "{}", '{"source": "x"}', '"text"'])
-def test_a_stop_file_that_is_none_is_no_notice(tmp_path: Path, text: str) -> None:
-    assert StopFile(tmp_path / "stop.json").poll() is None
+def test_a_damaged_stop_file_still_means_stop(tmp_path: Path, text: str) -> None:
+    source = StopFile(tmp_path / "stop.json")
+    assert source.poll() is None
     (tmp_path / "stop.json").write_text(text)
-    assert StopFile(tmp_path / "stop.json").poll() is None
+    notice = source.poll()
+    assert notice is not None
+    assert str(tmp_path / "stop.json") in notice.reason
+    assert notice.deadline is not None
+    assert source.poll() == notice, "the same notice each time, so that it is recorded once"
 
 
 def test_a_machine_with_an_end_says_so_in_time() -> None:

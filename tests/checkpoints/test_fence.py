@@ -46,6 +46,24 @@ def test_a_manifest_written_while_the_successor_begins_is_not_acknowledged(store
     assert restored_step(job, scratch / "restore") == 10
 
 
+def test_a_superseded_attempt_cannot_void_what_its_successor_builds_on(job: Job, scratch: Path) -> None:
+    """Attempt 2 is paused between its look at the fence and its start record; attempt 3 resumes from step 60."""
+    first = running(job, 1)
+    commit(first, scratch, 50)
+    commit(first, scratch, 60)
+    second = claimed(job, 2)
+    second.require_current()
+    third = claimed(job, 3)
+    third.close_earlier_starts()
+    third.begin(Start(step=60, from_attempt=1))
+    commit(third, scratch, 70)
+    with pytest.raises(FencedOut, match="before attempt 2 had begun"):
+        second.begin(Start(step=50))
+    assert [c.step for c in Checkpoints(job).list()] == [70, 60, 50]
+    assert second.read_start() is None
+    third.close_earlier_starts()
+
+
 def test_an_upload_that_the_successor_clears_away_ends_the_commit(store: Store, scratch: Path) -> None:
     job = new_job(store)
 

@@ -106,7 +106,7 @@ def test_the_fence_falls_with_a_claim_not_with_a_decision(store: Store) -> None:
         first.require_current()
     second.require_current()
     second.end(outcome(EndReason.INTERRUPTED))
-    with pytest.raises(FencedOut, match="declared interrupted, saved"):
+    with pytest.raises(FencedOut, match="declared interrupted"):
         second.require_current()
 
 

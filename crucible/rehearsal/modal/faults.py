@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from crucible.agent.notices import LIFETIME_MARGIN_SECONDS
+from crucible.agent.sources import LIFETIME_MARGIN_SECONDS
 from crucible.contract import Variable
 from crucible.pools.modal.configuration import LONGEST_LIFETIME_SECONDS
 from crucible.rehearsal.drill.faults import Fault
