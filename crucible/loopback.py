@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping
 
-NAMES = ("127.0.0.1", "localhost", "::1")
+NAMES = ("127.0.0.1", "localhost", "::1", "169.254.169.254")
+"""The last one is the metadata service of a cloud machine, which answers to that machine only."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 

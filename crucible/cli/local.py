@@ -1,4 +1,4 @@
-"""`crucible up | down | env | doctor`: the local set-up."""
+"""`crucible up | down | env | ui | doctor`: the local set-up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def up(
         str | None, typer.Option(help="For docker-gpu: image to run instead of this tree's own.", show_default=False)
     ] = None,
 ) -> None:
-    """Start the Prefect server, a worker and the watchdog here, deploy, and point `prefect` at them."""
+    """Start the Prefect server, a worker and the watchdog on this machine, deploy, and point `prefect` at them."""
     from crucible.errors import ConfigError
     from crucible.local import profile, services
     from crucible.local.state import PROJECT, Home
@@ -148,5 +148,5 @@ def _print_rows(rows: list[Check]) -> None:
     for row in rows:
         status = Text("ready    ", "green") if row.ready else Text("not ready", "red")
         console.print(status, f"{row.name:<15}{row.found}", sep="  ", markup=False)
-        if row.mend:
-            console.print(Text(f"{'':26}→ {row.mend}", "yellow"))
+        if row.fix:
+            console.print(Text(f"{'':26}→ {row.fix}", "yellow"))

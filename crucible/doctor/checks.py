@@ -1,4 +1,4 @@
-"""What `crucible doctor` looks at: each function looks at one thing and says what it found and how to mend it."""
+"""The checks of `crucible doctor` on this machine: each one returns what it found and how to fix it."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ class Check:
     name: str
     ready: bool
     found: str
-    mend: str = ""
-    """What to do; empty when ready."""
+    fix: str = ""
+    """What to do; empty if ready."""
     local: bool = True
-    """Whether the `local` pool needs it: the command fails only for those."""
+    """Whether the `local` pool needs it: the command fails only for such checks."""
 
 
 def run_all(checks: list[Callable[[], Check]]) -> list[Check]:
-    """The rows in order; the checks wait for other programs, so they all do it at once."""
+    """The rows in order. The checks mostly wait for other programs, so they run at once."""
     with ThreadPoolExecutor(max_workers=len(checks)) as threads:
         return [future.result() for future in [threads.submit(check) for check in checks]]
 
@@ -59,13 +59,13 @@ def packages() -> Check:
     for name, (allowed, consequence) in KNOWN_BAD.items():
         version = metadata.version(name)
         if not allowed.specifier.contains(version, prereleases=True):
-            mend = f"pip install -c {PROJECT / 'constraints.txt'} '{allowed}'"
-            return Check("packages", False, f"{name} {version}: {consequence}", mend)
+            fix = f"pip install -c {PROJECT / 'constraints.txt'} '{allowed}'"
+            return Check("packages", False, f"{name} {version}: {consequence}", fix)
     return Check("packages", True, f"prefect {metadata.version('prefect')}, crucible {metadata.version('crucible')}")
 
 
 def torch() -> Check:
-    """In a process of its own: importing torch takes seconds and a broken driver may end the process."""
+    """In a separate process: importing torch takes seconds, and a broken driver may crash it."""
     script = (
         "import json, torch; cuda = torch.cuda.is_available();"
         "print(json.dumps([torch.__version__, [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]"
@@ -74,8 +74,8 @@ def torch() -> Check:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        mend = f"pip install -c {PROJECT / 'constraints.txt'} torch"
-        return Check("torch", False, f"does not import: {reason[0]}", mend)
+        fix = f"pip install -c {PROJECT / 'constraints.txt'} torch"
+        return Check("torch", False, f"does not import: {reason[0]}", fix)
     version, gpus, mps, threads = json.loads(done.stdout.splitlines()[-1])
     devices = [*gpus, *(["Apple GPU"] if mps else []), f"CPU with {threads} threads"]
     return Check("torch", True, f"{version}; {', '.join(devices)}")
@@ -86,8 +86,8 @@ def disk() -> Check:
     existing = next(folder for folder in [home, *home.parents] if folder.exists())
     free_gib = shutil.disk_usage(existing).free / 2**30
     ready = free_gib >= MINIMUM_FREE_GIB
-    mend = f"free {MINIMUM_FREE_GIB:g} GiB, or set CRUCIBLE_HOME to a folder on another disk"
-    return Check("disk", ready, f"{free_gib:.1f} GiB free at {existing}", "" if ready else mend)
+    fix = f"free {MINIMUM_FREE_GIB:g} GiB, or set CRUCIBLE_HOME to a folder on another disk"
+    return Check("disk", ready, f"{free_gib:.1f} GiB free at {existing}", "" if ready else fix)
 
 
 def store() -> Check:
@@ -105,9 +105,9 @@ def store() -> Check:
 def service(name: str, label: str, answers: Callable[[State], bool]) -> Check:
     """One of the processes that `crucible up` starts."""
     state = State.load(Home.current())
-    mend = "crucible up"
+    fix = "crucible up"
     if not state.is_running(name):
-        return Check(name, False, f"{label} is not running", mend)
+        return Check(name, False, f"{label} is not running", fix)
     record = state.services[name]
     if not answers(state):
         return Check(name, False, f"{label} (process {record.pid}) does not answer", "crucible down && crucible up")
@@ -172,5 +172,5 @@ def patches() -> Check:
 
 
 def machine() -> list[Callable[[], Check]]:
-    """Every check of this machine and its services."""
+    """All checks of this machine and its services."""
     return [python, packages, patches, torch, disk, store, server, database, worker, watchdog, prefect_profile]

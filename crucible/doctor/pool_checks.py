@@ -1,4 +1,4 @@
-"""What `crucible doctor` looks at for each work pool: its client library, its credentials, its service, its worker."""
+"""The checks of `crucible doctor` on each work pool: client library, credentials, service, worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COMMANDS = {
     "ec2-on-demand": ("crucible aws up", "crucible aws worker ec2-on-demand"),
     "modal": ("crucible modal pool", "prefect worker start --pool modal --type modal"),
 }
-"""For each pool, what makes it and what starts its worker."""
+"""For each pool, the commands that create it and start its worker."""
 
 
 def docker_gpu() -> Check:
@@ -36,24 +36,24 @@ def docker_gpu() -> Check:
     try:
         client = connect(timeout=ANSWER_SECONDS)
     except ServiceError as error:
-        found, _, mend = str(error).partition(": ")
-        return Check("docker-gpu", False, found, mend, local=False)
+        found, _, fix = str(error).partition(": ")
+        return Check("docker-gpu", False, found, fix, local=False)
     info: dict[str, Any] = client.info()
     client.close()
     engine = f"docker {info['ServerVersion']}"
     if not gpu_runtime(info) and _is_for_the_cpu("docker-gpu"):
         return _with_worker(Check("docker-gpu", True, f"{engine}, on the CPU as the pool is set", local=False))
     if not gpu_runtime(info):
-        mend = (
+        fix = (
             "install the NVIDIA Container Toolkit, then: nvidia-ctk runtime configure && systemctl restart docker; "
             "or train on the CPU: crucible up --pool docker-gpu --gpus 0"
         )
-        return Check("docker-gpu", False, f"{engine} has no GPU runtime", mend, local=False)
+        return Check("docker-gpu", False, f"{engine} has no GPU runtime", fix, local=False)
     return _with_worker(Check("docker-gpu", True, f"{engine} with GPUs", local=False))
 
 
 def ec2(pool: str) -> Check:
-    """AWS credentials that AWS accepts, and a region."""
+    """Credentials that AWS accepts, and a region."""
     if missing := _missing(pool, "boto3", extra="aws"):
         return missing
     import boto3
@@ -61,34 +61,38 @@ def ec2(pool: str) -> Check:
     from botocore.exceptions import BotoCoreError, ClientError
 
     session = boto3.Session()
-    mend = "aws configure sso (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
-    if session.get_credentials() is None:
-        return Check(pool, False, "no AWS credentials", mend, local=False)
+    fix = "aws configure sso (or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+    try:
+        credentials = session.get_credentials()
+    except BotoCoreError as error:  # the last place that boto3 looks at is the metadata service of an EC2 machine
+        return Check(pool, False, f"no AWS credentials: {error}", fix, local=False)
+    if credentials is None:
+        return Check(pool, False, "no AWS credentials", fix, local=False)
     if session.region_name is None:
         return Check(pool, False, "no AWS region", "set AWS_DEFAULT_REGION, for example to us-east-1", local=False)
     quick = Config(connect_timeout=ANSWER_SECONDS, read_timeout=ANSWER_SECONDS, retries={"total_max_attempts": 1})
     try:
         account = session.client("sts", config=quick).get_caller_identity()["Account"]
     except (BotoCoreError, ClientError) as error:
-        return Check(pool, False, f"AWS refuses the credentials or is out of reach: {error}", mend, local=False)
+        return Check(pool, False, f"AWS refuses the credentials or is out of reach: {error}", fix, local=False)
     return _with_worker(Check(pool, True, f"account {account}, region {session.region_name}", local=False))
 
 
 def modal() -> Check:
-    """Modal's token, and the way from a sandbox to the API; whether the token is valid shows with the first sandbox."""
+    """Modal's token, and whether a sandbox can reach the API. The first sandbox shows whether the token is valid."""
     if missing := _missing("modal", "modal", extra="modal"):
         return missing
     from modal.config import config
 
     if not (config.get("token_id") and config.get("token_secret")):
-        mend = "modal token new (or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET)"
-        return Check("modal", False, "no Modal token", mend, local=False)
+        fix = "modal token new (or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET)"
+        return Check("modal", False, "no Modal token", fix, local=False)
     check = _with_worker(Check("modal", True, f"token {config.get('token_id')}", local=False))
     return _with_way_back(check, str(config.get("server_url"))) if check.ready else check
 
 
 def _with_way_back(check: Check, modal_url: str) -> Check:
-    """Add whether a sandbox can reach the API under the address that the pool gives it, and nobody else can."""
+    """Add whether a sandbox can reach the API under the address that the pool gives it, and strangers cannot."""
     from crucible.pools.modal.reach import MEND, is_here, obstacle
 
     api_url = State.load(Home.current()).api_url
@@ -97,21 +101,21 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
     environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
     address = environment.get("PREFECT_API_URL") or api_url or ""
     if problem := obstacle(address, modal_url):
-        return replace(check, ready=False, found=problem.removesuffix(f"; {MEND}"), mend=MEND)
+        return replace(check, ready=False, found=problem.removesuffix(f"; {MEND}"), fix=MEND)
     if is_here(modal_url):
         return check
     try:
         answer = httpx.get(f"{address}/admin/version", timeout=ANSWER_SECONDS)
     except httpx.HTTPError as error:
-        return replace(check, ready=False, found=f"{address} does not answer: {error}", mend=MEND)
+        return replace(check, ready=False, found=f"{address} does not answer: {error}", fix=MEND)
     if answer.is_success:
-        mend = "set PREFECT_SERVER_API_AUTH_STRING for the server and PREFECT_API_AUTH_STRING for the worker"
-        return replace(check, ready=False, found=f"{address} lets everyone in without a password", mend=mend)
+        fix = "set PREFECT_SERVER_API_AUTH_STRING for the server and PREFECT_API_AUTH_STRING for the worker"
+        return replace(check, ready=False, found=f"{address} lets everyone in without a password", fix=fix)
     return replace(check, found=f"{check.found}, API at {address}")
 
 
 def pools() -> list[Callable[[], Check]]:
-    """The checks of every pool but `local`, which is ready when the checks of this machine are."""
+    """The checks of all pools except `local`, which is ready when the checks of this machine are."""
     return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal]
 
 
@@ -126,12 +130,12 @@ def local(machine: list[Check]) -> Check:
 def _missing(pool: str, module: str, *, extra: str) -> Check | None:
     if importlib.util.find_spec(module):
         return None
-    mend = f"pip install -c {PROJECT / 'constraints.txt'} '{PROJECT}[{extra}]'"
-    return Check(pool, False, f"the {extra} extra is not installed", mend, local=False)
+    fix = f"pip install -c {PROJECT / 'constraints.txt'} '{PROJECT}[{extra}]'"
+    return Check(pool, False, f"the {extra} extra is not installed", fix, local=False)
 
 
 def _api_url() -> str | None:
-    """The server that `prefect` reaches in this shell: machines of a cloud cannot reach the local one."""
+    """The server that `prefect` reaches in this shell. Machines in a cloud cannot reach the local one."""
     return os.environ.get("PREFECT_API_URL") or State.load(Home.current()).api_url
 
 
@@ -144,7 +148,7 @@ def _server() -> httpx.Client:
 
 
 def _is_for_the_cpu(name: str) -> bool:
-    """Whether the pool's own setting is to do without GPUs."""
+    """Whether the pool is set to train without GPUs."""
     try:
         with _server() as api:
             template = api.get(f"/work_pools/{name}").raise_for_status().json()["base_job_template"]
@@ -161,11 +165,11 @@ def _with_worker(check: Check) -> Check:
         with _server() as api:
             pool = api.get(f"/work_pools/{check.name}")
             if pool.status_code == httpx.codes.NOT_FOUND:
-                return replace(check, ready=False, found=f"{check.found}; the server has no such pool", mend=create)
+                return replace(check, ready=False, found=f"{check.found}; the server has no such pool", fix=create)
             workers = api.post(f"/work_pools/{check.name}/workers/filter", json={}).raise_for_status().json()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         found = f"{check.found}; no Prefect server to ask for the pool at {api_url}: {error}"
-        return replace(check, ready=False, found=found, mend="crucible up, or set PREFECT_API_URL to your server")
+        return replace(check, ready=False, found=found, fix="crucible up, or set PREFECT_API_URL to your server")
     if not any(worker["status"] == "ONLINE" for worker in workers):
-        return replace(check, ready=False, found=f"{check.found}; no worker polls the pool", mend=start)
+        return replace(check, ready=False, found=f"{check.found}; no worker polls the pool", fix=start)
     return check

@@ -1,4 +1,4 @@
-"""What stopped, a job or a sweep, is started again as it was started before."""
+"""Start a job or a sweep that stopped again, the way it was started before."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOW = "train-nanogpt"
 
 
 def start_again(job: Job, changes: dict[str, Any]) -> str:
-    """A new run of the deployment that supervised the job last, with its parameters but for `changes`; returns its id.
+    """Run the deployment that last supervised the job again, with `changes` to its parameters; return the run's id.
 
     Raises `ConfigError` when no deployment started the job, `ServiceError` when the server does not answer.
     """
@@ -26,7 +26,7 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
 
 
 def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -> str:
-    """Start the flow run's deployment once more for `what` it carried out ("job x"), with the same errors."""
+    """Run the flow run's deployment again for `what` ("job x"); return the new run's id. Raises the same errors."""
     noun, name = what.split(" ", 1)
     again = f"start it with its parameters: prefect deployment run {flow} -p {noun}={name} …"
     if not flow_run_id:

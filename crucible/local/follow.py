@@ -1,4 +1,4 @@
-"""Follow one run of the pipeline to its end: where it stands, from the job's records and from Prefect."""
+"""Follow one run of the pipeline to its end: its progress, from the job's records and from Prefect."""
 
 from __future__ import annotations
 

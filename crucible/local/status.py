@@ -1,4 +1,4 @@
-"""One live line per part of the local set-up while it starts or stops; plain lines where there is no terminal."""
+"""One live line for each part of the local set-up while it starts or stops; plain lines without a terminal."""
 
 from __future__ import annotations
 

@@ -34,18 +34,18 @@ def test_ec2_from_no_account_to_a_pool_without_a_worker(
     for name, value in s3_place.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_DEFAULT_REGION")
-    assert "AWS_DEFAULT_REGION" in pool_checks.ec2("ec2-on-demand").mend
+    assert "AWS_DEFAULT_REGION" in pool_checks.ec2("ec2-on-demand").fix
 
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
     check = pool_checks.ec2("ec2-on-demand")
     assert "the server has no such pool" in check.found
-    assert check.mend == "crucible aws up"
+    assert check.fix == "crucible aws up"
 
     prefect_server.prefect("work-pool", "create", "ec2-on-demand", "--type", "process")
     check = pool_checks.ec2("ec2-on-demand")
     assert "no worker polls the pool" in check.found
-    assert check.mend == "crucible aws worker ec2-on-demand"
+    assert check.fix == "crucible aws worker ec2-on-demand"
 
 
 @pytest.mark.usefixtures("no_account")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -148,7 +149,7 @@ def test_the_default_store_is_a_block(user: User) -> None:
 def test_env_says_what_the_profile_says(user: User) -> None:
     profiles = (user.home / ".prefect" / "profiles.toml").read_text()
     assert 'active = "crucible"' in profiles
-    exports = dict(line.removeprefix("export ").split("=", 1) for line in user.types("crucible", "env").splitlines())
+    exports = dict(word.split("=", 1) for word in shlex.split(user.types("crucible", "env")) if word != "export")
     assert exports.pop("CRUCIBLE_HOME") == str(user.crucible.root)
     assert exports["PREFECT_API_URL"] == user.state.api_url
     for name, value in exports.items():
@@ -159,7 +160,7 @@ def test_doctor_finds_the_local_pool_ready(user: User) -> None:
     rows = {row["name"]: row for row in json.loads(user.types("crucible", "doctor", "--json"))}
     assert rows["local"]["ready"]
     assert {"docker-gpu", "ec2-spot", "ec2-on-demand", "modal"} <= set(rows)
-    assert all(row["ready"] or row["mend"] for row in rows.values())
+    assert all(row["ready"] or row["fix"] for row in rows.values())
 
 
 def test_up_again_changes_nothing_whatever_else_this_shell_reaches(user: User) -> None:
