@@ -18,6 +18,7 @@ from crucible.jobs.records import Launch, Outcome, now
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.modal.failures import PERMANENT
 from crucible.supervision.launcher import Hint, PoolSays
+from tasks.queues import AttemptQueue
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
@@ -38,6 +39,7 @@ class PrefectLauncher:
         self.store, self.project, self.owner = store, project, owner
         self._runs: dict[int, FlowRun] = {}
         self._cancelling: dict[int, FlowRun] = {}
+        self._queue = AttemptQueue()
 
     def launch(self, job: Job, launch: Launch) -> None:
         deployment = f"{FLOW}/{launch.pool}"
@@ -73,6 +75,7 @@ class PrefectLauncher:
             raise ServiceError(f"the Prefect server did not start the attempt: {error}") from error
         assert isinstance(run, FlowRun)
         self._runs[launch.number] = run
+        self._queue.keep_supervisors_out(run)
 
     def _job_variables(self, job: Job, launch: Launch) -> dict[str, Any]:
         """What the pool has to be told: the machine that was chosen, and whose costs these are."""
@@ -95,8 +98,12 @@ class PrefectLauncher:
                 told = message if found.summary in message else str(found)
                 return Hint(PoolSays.ENDED, told, cancelled=cancelled, permanent=True)
             return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=run.state.name in PERMANENT)
-        alive = run.state.type in (StateType.RUNNING, StateType.CANCELLING)
-        return Hint(PoolSays.ALIVE if alive else PoolSays.WAITING, message)
+        if run.state.type in (StateType.RUNNING, StateType.CANCELLING):
+            return Hint(PoolSays.ALIVE, message)
+        slots = self._queue.slots(run)
+        if slots is None:
+            return Hint(PoolSays.WAITING, message)
+        return Hint(PoolSays.WAITING, f"waits for one of the {slots} slots of {run.work_pool_name}", queued=True)
 
     def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
         """A run that still believes in itself is cancelled, so that its worker ends what is left of it."""

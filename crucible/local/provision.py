@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 import yaml
 
+from crucible.catalog.this_machine import cpu_count
 from crucible.errors import ServiceError
 from crucible.local.services import POOL, POOL_TYPE, last_line, service_environment
 from crucible.local.state import Home
@@ -26,8 +28,12 @@ POOL_TEMPLATE = {
 """No job variables: a run says what to train, not which command runs on this machine, nor with which environment."""
 
 
+SUPERVISOR_GIB, ATTEMPT_GIB = 0.2, 0.75
+"""What one of them is expected to take, the trainer of an attempt included."""
+
+
 def ensure_pool(api: httpx.Client) -> None:
-    """Create the `local` work pool, or give one that an earlier version made today's template."""
+    """Create the `local` work pool and its queues, or give one that an earlier version made today's template."""
     found = api.get(f"/work_pools/{POOL}")
     if found.status_code == httpx.codes.NOT_FOUND:
         pool = {"name": POOL, "type": POOL_TYPE, "description": "Processes on this machine."}
@@ -36,6 +42,20 @@ def ensure_pool(api: httpx.Client) -> None:
             found = api.get(f"/work_pools/{POOL}")
     if found.raise_for_status().json()["base_job_template"] != POOL_TEMPLATE:
         api.patch(f"/work_pools/{POOL}", json={"base_job_template": POOL_TEMPLATE}).raise_for_status()
+    for name, slots in queue_slots(psutil.virtual_memory().total / 2**30, cpu_count()).items():
+        if api.get(f"/work_pools/{POOL}/queues/{name}").status_code == httpx.codes.NOT_FOUND:  # a person's own stays
+            created = api.post(f"/work_pools/{POOL}/queues", json={"name": name, "concurrency_limit": slots})
+            if created.status_code != httpx.codes.CONFLICT:
+                created.raise_for_status()
+
+
+def queue_slots(memory_gib: float, cores: int) -> dict[str, int]:
+    """How many supervisors and how many attempts this machine carries at a time, by queue.
+
+    They are counted apart: a supervisor that waits for its attempt must not hold a slot that the attempt needs.
+    """
+    supervisors = max(4, int(memory_gib / 2 / SUPERVISOR_GIB))
+    return {"supervisors": supervisors, "attempts": max(1, min(cores, int(memory_gib / 2 / ATTEMPT_GIB)))}
 
 
 def is_current(api: httpx.Client, project: Path) -> bool:

@@ -84,7 +84,7 @@ def _of_waiting(attempt: AttemptView, seen: Observation, timeouts: Timeouts) -> 
         return _refused(seen, seen.hint)
     if seen.leave is not None:
         return Declare(EndReason.NOT_STARTED, seen.leave)
-    if seen.silent_seconds > timeouts.start and not seen.waited_for:
+    if seen.silent_seconds > timeouts.start and not (seen.waited_for or seen.hint.queued):
         return Declare(EndReason.NOT_STARTED, f"no machine took it up within {timeouts.start:.0f} s")
     return Wait()
 

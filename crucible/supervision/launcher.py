@@ -27,6 +27,8 @@ class Hint:
     message: str = ""
     cancelled: bool = False
     """A person cancelled the run there."""
+    queued: bool = False
+    """It waits for a slot among others: the pool's workers are there, and its turn comes."""
     permanent: bool = False
     """What keeps the run from starting does not go away by itself: trying again cannot help."""
 

@@ -311,6 +311,9 @@ class Supervision:
         if not isinstance(step, AskPool):
             return step
         hint = self._hint(live)
+        if hint.queued and hint.message not in self._warned:
+            self._warned.add(hint.message)
+            self._notify(f"attempt {live.number} {hint.message}")
         same = same_refusals(snapshot.attempts[:-1], live.pool, hint.message)
         return judge(live, replace(seen, hint=hint, same_refusals=same), self.timeouts)
 

@@ -47,6 +47,7 @@ def waiting(**fields: Any) -> AttemptView:
         (899, {"hint": WAITING}, Wait, None, ""),
         (901, {"hint": WAITING}, Declare, "not-started", "no machine took it up within 900 s"),
         (9999, {"hint": WAITING, "waited_for": True}, Wait, None, ""),
+        (9999, {"hint": Hint(PoolSays.WAITING, queued=True)}, Wait, None, ""),
         (3, {"over_limit": "2 hours are over"}, Declare, "not-started", "2 hours are over"),
     ],
 )

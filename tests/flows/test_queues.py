@@ -1,0 +1,69 @@
+"""Supervisors and attempts share a pool and not their slots."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun
+
+from crucible.local.provision import queue_slots
+from tasks import queues
+from tasks.queues import AttemptQueue
+
+
+@flow(name="waits-for-a-slot")
+def waits() -> None:
+    """Never run."""
+
+
+def two_runs(pool: str) -> tuple[FlowRun, FlowRun]:
+    """A supervisor's and an attempt's, each in its queue of a pool that a person limited to 1."""
+
+    async def create() -> tuple[FlowRun, FlowRun]:
+        async with get_client() as client:
+            await client.create_work_pool(WorkPoolCreate(name=pool, type="process", concurrency_limit=1))
+            flow_id = await client.create_flow(waits)
+            runs = []
+            for queue in ("supervisors", "attempts"):
+                name = f"{pool}-{queue}"
+                deployment = await client.create_deployment(flow_id, name, work_pool_name=pool, work_queue_name=queue)
+                run = await client.create_flow_run_from_deployment(deployment)
+                runs.append(await client.read_flow_run(run.id))
+            return runs[0], runs[1]
+
+    return asyncio.run(create())
+
+
+def test_a_limit_on_the_supervisors_own_pool_becomes_one_of_the_attempts(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = f"pool-{uuid.uuid4().hex[:8]}"
+    supervisor, attempt = two_runs(pool)
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", str(supervisor.id))
+    monkeypatch.setattr(queues, "get_run_logger", lambda: logging.getLogger("test"))
+    with get_client(sync_client=True) as client:
+        AttemptQueue().keep_supervisors_out(attempt)
+        assert client.read_work_pool(pool).concurrency_limit is None
+        assert attempt.work_queue_id is not None
+        assert client.read_work_queue(attempt.work_queue_id).concurrency_limit == 1
+        assert AttemptQueue().slots(attempt) is None, "no worker serves the pool: nothing to wait for"
+
+        # Another pool's limit is its own affair.
+        other = f"{pool}-other"
+        _, elsewhere = two_runs(other)
+        AttemptQueue().keep_supervisors_out(elsewhere)
+        assert client.read_work_pool(other).concurrency_limit == 1
+
+
+@pytest.mark.parametrize(
+    ("memory_gib", "cores", "supervisors", "attempts"),
+    [(2.0, 2, 5, 1), (7.5, 2, 18, 2), (64.0, 16, 160, 16), (16.0, 64, 40, 10), (0.5, 1, 4, 1)],
+)
+def test_slots_follow_memory_and_cores(memory_gib: float, cores: int, supervisors: int, attempts: int) -> None:
+    assert queue_slots(memory_gib, cores) == {"supervisors": supervisors, "attempts": attempts}
