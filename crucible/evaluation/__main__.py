@@ -42,11 +42,11 @@ def main(arguments: list[str] | None = None) -> int:
             device=options.device,
             job=_job(options.job),
         )
-        metrics = evaluate(request, say=_say)
+        metrics = evaluate(request, log=_log)
     except CrucibleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _say(
+    _log(
         f"step {metrics['step']}: loss {metrics['val_loss']:.4f}, perplexity {metrics['perplexity']:.3f}, "
         f"{metrics['bits_per_byte']:.4f} bits per byte; everything is in {options.out}"
     )
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--temperature", type=float, default=0.8, help="0 always takes the likeliest token")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same texts")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.add_argument("--job", type=Path, help="JSON file with what the model card is to say about the training")
+    parser.add_argument("--job", type=Path, help="JSON file with facts about the training for the model card")
     parser.add_argument("--json", action="store_true", help="end with one line of JSON on stdout")
     return parser
 
@@ -82,11 +82,12 @@ def _job(path: Path | None) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--job {path} cannot be read: {error}") from error
-    assert isinstance(content, dict)
+    if not isinstance(content, dict):
+        raise ConfigError(f"--job {path} holds no JSON object")
     return content
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

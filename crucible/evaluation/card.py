@@ -21,9 +21,10 @@ def model_card(
     data: DatasetMeta,
     samples: Sequence[str],
     job: Mapping[str, Any] | None = None,
+    store: str | None = None,
 ) -> str:
     """The card. `metrics` is what metrics.json holds; `job` (its name, `attempts`, `seconds`, `cost_usd`) is left out
-    for a model that was trained without one.
+    for a model that was trained without one. `store`: the data's, where it is not the default store.
     """
     facts = {
         "job": job["job"] if job else None,
@@ -66,7 +67,7 @@ def model_card(
         *(["## Training", _training(job)] if job else []),
         *(["## Sample", fenced(samples[0][:LONGEST_SAMPLE])] if samples else []),
         "## Loading it",
-        _loading(metrics["formats"], data.digest, config["block_size"]),
+        _loading(metrics["formats"], _export_command(data.digest, store), config["block_size"]),
         "## Configuration",
         settings_table(config),
     ]
@@ -97,7 +98,12 @@ def _training(job: Mapping[str, Any]) -> str:
     return f"{duration(job['seconds'])} in {counted(len(rows), 'attempt')}, {money(job['cost_usd'])}.\n\n{table}"
 
 
-def _loading(formats: Sequence[str], digest: str, context: int) -> str:
+def _export_command(digest: str, store: str | None) -> str:
+    command = f"crucible data export-nanogpt {digest[:12]} data/{NANOGPT_DATASET}"
+    return f"{command} --store {store}" if store else command
+
+
+def _loading(formats: Sequence[str], export_command: str, context: int) -> str:
     parts = []
     if "huggingface" in formats:
         parts.append(
@@ -114,7 +120,7 @@ def _loading(formats: Sequence[str], digest: str, context: int) -> str:
     if "nanogpt" in formats:
         parts.append(
             "With nanoGPT: copy `nanogpt/ckpt.pt` to its `out` folder and write the data it was trained on with "
-            f"`crucible data export-nanogpt {digest[:12]} data/{NANOGPT_DATASET}`. Then `python sample.py "
+            f"`{export_command}`. Then `python sample.py "
             f"--out_dir=out` samples, and `python train.py --init_from=resume --out_dir=out "
             f"--dataset={NANOGPT_DATASET}` trains on."
         )

@@ -49,7 +49,7 @@ class Request:
     """What the model card is to say about the training; see `card.model_card`."""
 
 
-def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def evaluate(request: Request, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Measure, sample, export, and describe; returns what `metrics.json` says.
 
     Raises `ConfigError` for an unknown format or device or a prompt the tokenizer cannot encode, `CheckpointError` for
@@ -71,14 +71,14 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
         trained = load_trained(folder)
         _require_dataset(trained, meta)
         trained.model.to(device)
-        losses[trained.step] = _val_loss(trained, dataset, say)
-        say(f"step {trained.step}: validation loss {losses[trained.step]:.4f}")
+        losses[trained.step] = _val_loss(trained, dataset, log)
+        log(f"step {trained.step}: validation loss {losses[trained.step]:.4f}")
         if best is None or losses[trained.step] < losses[best.step]:
             best = trained
     if best is None:
         raise ConfigError("checkpoint: none is given; name at least one checkpoint folder")
 
-    texts = _samples(request, best, prompt, tokenizer, say)
+    texts = _samples(request, best, prompt, tokenizer, log)
     best.model.to("cpu")
     metrics = {
         "schema_version": 1,
@@ -95,26 +95,26 @@ def evaluate(request: Request, say: Callable[[str], None] = lambda line: None) -
         "evaluated_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(time.monotonic() - began, 3),
     }
-    _write(request, best, tokenizer, meta, metrics, texts, say)
+    _Results(request, best, tokenizer, meta, metrics, texts).write(log)
     return metrics
 
 
 def _samples(
-    request: Request, trained: TrainedModel, prompt: list[int], tokenizer: Tokenizer, say: Callable[[str], None]
+    request: Request, trained: TrainedModel, prompt: list[int], tokenizer: Tokenizer, log: Callable[[str], None]
 ) -> list[str]:
     if not request.samples:
         return []
-    say(f"writing {request.samples} samples of {request.sample_tokens} tokens")
+    log(f"writing {request.samples} samples of {request.sample_tokens} tokens")
     seeds = range(request.seed, request.seed + request.samples)
     texts = generate(trained.model, prompt, request.sample_tokens, temperature=request.temperature, seeds=seeds)
     return [tokenizer.decode(ids if request.prompt else ids[len(prompt) :]) for ids in texts]
 
 
-def _val_loss(trained: TrainedModel, dataset: Dataset, say: Callable[[str], None]) -> float:
+def _val_loss(trained: TrainedModel, dataset: Dataset, log: Callable[[str], None]) -> float:
     """Over the whole split, which the trainer has already read at its end; here there may be no GPU to do it again."""
     if trained.full_val_loss is not None:
         return trained.full_val_loss
-    say(f"step {trained.step}: reading {dataset.val.tokens:,} validation tokens")
+    log(f"step {trained.step}: reading {dataset.val.tokens:,} validation tokens")
     return full_loss(trained.model, dataset, "val")
 
 
@@ -133,29 +133,40 @@ def figures(val_loss: float, meta: DatasetMeta) -> dict[str, Any]:
     }
 
 
-def _write(
-    request: Request,
-    best: TrainedModel,
-    tokenizer: Tokenizer,
-    meta: DatasetMeta,
-    metrics: Mapping[str, Any],
-    texts: Sequence[str],
-    say: Callable[[str], None],
-) -> None:
-    out = request.out
-    if texts:
-        rule = "\n" + "-" * 80 + "\n"
-        (out / "samples.txt").write_text(rule.join(texts) + "\n", encoding="utf-8")
-    if "huggingface" in request.formats:
-        say("exporting for transformers")
-        export_huggingface(best, tokenizer, out)
-    if "nanogpt" in request.formats:
-        say("exporting for nanoGPT")
-        export_nanogpt(best, out / "nanogpt", best_val_loss=metrics["val_loss"])
-    config = best.config.model_dump(mode="json")
-    card = model_card(metrics, config, meta, texts, request.job)
-    (out / "README.md").write_text(card, encoding="utf-8")
-    (out / METRICS).write_text(json.dumps(metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+@dataclass(frozen=True)
+class _Results:
+    """What was found, and is written into the request's folder."""
+
+    request: Request
+    best: TrainedModel
+    tokenizer: Tokenizer
+    meta: DatasetMeta
+    metrics: Mapping[str, Any]
+    texts: Sequence[str]
+
+    def write(self, log: Callable[[str], None]) -> None:
+        out, formats = self.request.out, self.request.formats
+        if self.texts:
+            rule = "\n" + "-" * 80 + "\n"
+            (out / "samples.txt").write_text(rule.join(self.texts) + "\n", encoding="utf-8")
+        if "huggingface" in formats:
+            log("exporting for transformers")
+            export_huggingface(self.best, self.tokenizer, out)
+        if "nanogpt" in formats:
+            log("exporting for nanoGPT")
+            export_nanogpt(self.best, out / "nanogpt", best_val_loss=self.metrics["val_loss"])
+        config = self.best.config.model_dump(mode="json")
+        card = model_card(self.metrics, config, self.meta, self.texts, self.request.job, _store_of(self.request.data))
+        (out / "README.md").write_text(card, encoding="utf-8")
+        (out / METRICS).write_text(json.dumps(self.metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _store_of(data: Path) -> str | None:
+    """The store that the dataset folder lies in; None for a copy in this machine's cache."""
+    folder = data.absolute()
+    return (
+        folder.parents[1].as_uri() if folder.parent.name == "datasets" and folder.parents[1].name != "cache" else None
+    )
 
 
 def _prompt_ids(prompt: str, tokenizer: Tokenizer) -> list[int]:

@@ -11,11 +11,7 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.datasets.tokenizers.bpe import END_OF_TEXT, BpeTokenizer
 from crucible.datasets.tokenizers.char import UNKNOWN, CharTokenizer
-
-_PRINTABLE = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-_HIDDEN = [byte for byte in range(256) if byte not in _PRINTABLE]
-SPELLED_BYTES = [chr(byte) if byte in _PRINTABLE else chr(256 + _HIDDEN.index(byte)) for byte in range(256)]
-"""How byte-level tokenizers write the 256 bytes (openai/gpt-2, bytes_to_unicode)."""
+from crucible.datasets.tokenizers.twin import byte_of_character
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> int | None:
@@ -37,17 +33,27 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, longest: int) -> int | N
     return int(end_of_text) if end_of_text is not None else None
 
 
+def stand_in(tokenizer: CharTokenizer) -> str:
+    """The character that stands for those without a token of their own in the exported tokenizer.
+
+    `transformers` has no way to refuse such a text with a sentence, as ours does: U+FFFD where the vocabulary has it,
+    else a space, else its first character.
+    """
+    return next(
+        (character for character in (UNKNOWN, " ") if character in tokenizer.characters), tokenizer.characters[0]
+    )
+
+
 def _as_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
     if isinstance(tokenizer, BpeTokenizer):
         return HuggingFaceTokenizer.from_str(tokenizer.to_json())
     if isinstance(tokenizer, CharTokenizer):
         vocabulary = {character: number for number, character in enumerate(tokenizer.characters)}
-        ours = HuggingFaceTokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+        ours = HuggingFaceTokenizer(models.WordLevel(vocabulary, unk_token=stand_in(tokenizer)))
         ours.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
         ours.decoder = decoders.Fuse()
         return ours
-    bytes_ = {spelled: byte for byte, spelled in enumerate(SPELLED_BYTES)}
-    ours = HuggingFaceTokenizer(models.BPE(vocab=bytes_, merges=[]))
+    ours = HuggingFaceTokenizer(models.BPE(vocab=byte_of_character(), merges=[]))
     ours.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     ours.decoder = decoders.ByteLevel()
     return ours

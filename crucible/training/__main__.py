@@ -55,7 +55,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     config = _config(options)
     contract = os.environ.get(Variable.CHECKPOINT_DIR)
     if contract is None and options.out is None:
-        raise ConfigError("--out is missing; say in which folder checkpoints and metrics go")
+        raise ConfigError("--out is missing; give the folder for checkpoints and metrics")
     checkpoints = Path(contract) if contract is not None else options.out / "checkpoints"
     data = _data(options)
     with _locked(checkpoints) as lock:
@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             given = os.environ.get(Variable.RESUME_FROM)
             resume_from = Path(given) if given else None
         else:
-            resume_from = newest_sound(checkpoints, _say)
+            resume_from = newest_sound(checkpoints, _log)
         gemm = None
         if may_compute_on_cpu(config.device):
             from crucible.training import cpu
@@ -77,15 +77,15 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
 
         processes = Processes()
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
-        say = _say if processes.first else _silent
-        trainer = Trainer(config, Dataset(data), gemm=gemm.backend if gemm else "mkl", processes=processes, log=say)
-        _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, say)
+        log = _log if processes.first else _silent
+        trainer = Trainer(config, Dataset(data), gemm=gemm.backend if gemm else "mkl", processes=processes, log=log)
+        _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, log)
         if resume_from is not None:
             trainer.resume(resume_from)
         metrics = os.environ.get(Variable.METRICS_FILE) or (options.out and options.out / METRICS_FILE)
         result = trainer.run(
             checkpoints,
-            metrics=Metrics(Path(metrics) if metrics and processes.first else None, say),
+            metrics=Metrics(Path(metrics) if metrics and processes.first else None, log),
             lock=lock,
             stop=lambda: bool(stop),
             stop_at_step=_stop_at_step(),
@@ -93,10 +93,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         )
         processes.close()
     if not result.complete:
-        say(f"stopped at step {result.step} ({stop.reason() if stop else 'as asked'}); saved, start again to go on")
+        log(f"stopped at step {result.step} ({stop.reason() if stop else 'as asked'}); saved, start again to go on")
         return EXIT_SAVED
     if processes.first:
-        say(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
+        log(f"done: step {result.step}, train loss {result.train_loss:.4f}, val loss {result.val_loss:.4f}")
         if options.json:
             print(_json_line(result), flush=True)
     return EXIT_DONE
@@ -104,7 +104,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
 
 def _locked(checkpoints: Path) -> AbstractContextManager[int | None]:
     """The folder's lock, for the one process that writes."""
-    return lock_folder(checkpoints, _say) if os.environ.get("RANK", "0") == "0" else nullcontext()
+    return lock_folder(checkpoints, _log) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:
@@ -145,11 +145,11 @@ def _stop_at_step() -> int | None:
     return int(wanted)
 
 
-def _introduce(environment: dict[str, object], parameters: int, gemm: Gemm | None, say: Callable[[str], None]) -> None:
-    say(f"{parameters:,} parameters on {environment['hardware']}, {environment['precision']}")
+def _introduce(environment: dict[str, object], parameters: int, gemm: Gemm | None, log: Callable[[str], None]) -> None:
+    log(f"{parameters:,} parameters on {environment['hardware']}, {environment['precision']}")
     if environment["device"] == "cpu":
         reason = gemm.reason if gemm else "torch's own way"
-        say(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({reason})")
+        log(f"{environment['threads']} threads, matrices multiplied by {environment['gemm']} ({reason})")
 
 
 def _json_line(result: Result) -> str:
@@ -180,7 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

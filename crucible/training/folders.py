@@ -106,13 +106,13 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def newest_sound(parent: Path, say: Callable[[str], None]) -> Path | None:
+def newest_sound(parent: Path, log: Callable[[str], None]) -> Path | None:
     """The newest finished folder that verifies; damaged ones are reported and passed over."""
     for folder in reversed(finished_folders(parent)):
         problem = fault(folder)
         if problem is None:
             return folder
-        say(f"checkpoint {folder} is damaged and not used: {problem}")
+        log(f"checkpoint {folder} is damaged and not used: {problem}")
     return None
 
 

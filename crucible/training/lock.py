@@ -18,7 +18,7 @@ __all__ = ["lock_folder"]
 
 
 @contextmanager
-def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: float = 600.0) -> Iterator[int]:
+def lock_folder(parent: Path, log: Callable[[str], None], patience_seconds: float = 600.0) -> Iterator[int]:
     """Make this process the only one that writes checkpoints to `parent`, and sweep what interrupted saves left.
 
     The lock is inherited by the background writer: after a kill, a save that it is still at is waited for. Gives the
@@ -42,13 +42,13 @@ def lock_folder(parent: Path, say: Callable[[str], None], patience_seconds: floa
                     f"another training (process {owner}) writes to {parent}; wait for it or use another folder"
                 ) from None
             if not waiting:
-                say(f"waiting for the last save of a killed training (process {owner}) in {parent}")
+                log(f"waiting for the last save of a killed training (process {owner}) in {parent}")
                 waiting = True
             time.sleep(0.2)
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     for name in sweep(parent):
-        say(f"removed {name}, left by an interrupted save")
+        log(f"removed {name}, left by an interrupted save")
     try:
         yield descriptor
     finally:

@@ -10,6 +10,7 @@ from crucible.datasets.tokenizers import load_tokenizer
 from crucible.evaluation.checkpoint import load_trained
 from crucible.evaluation.huggingface import export_huggingface
 from crucible.evaluation.nanogpt import export_nanogpt
+from crucible.evaluation.tokenizer import write_tokenizer
 from crucible.training.data import Dataset
 from crucible.training.optimizer import learning_rate
 from crucible.training.trainer import Trainer
@@ -47,6 +48,15 @@ def test_transformers_loads_the_model_and_its_tokenizer(
     assert read(text).input_ids == encoder.encode(text).tolist()
     assert read.decode(read(text).input_ids) == text
     assert (read.eos_token_id is not None) == (tokenizer == "bpe")
+
+
+def test_an_exported_character_tokenizer_takes_any_text(trained: Callable[..., Trained], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    example = trained("char", False)
+    write_tokenizer(load_tokenizer(example.data), tmp_path, example.config.block_size)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    assert read.decode(read("Line 日 9").input_ids) == "Line   9", "a space stands for what the corpus does not have"
 
 
 def test_nanogpt_finds_every_weight_under_its_own_name(trained: Callable[..., Trained], tmp_path: Path) -> None:
