@@ -1,1 +1,1 @@
-"""The figures of the README and the docs, each with the command that makes it."""
+"""The benchmarks behind the figures in the README and the docs."""

@@ -1,4 +1,4 @@
-"""How long the step loop stands still for a checkpoint of GPT-2 124M's size, against a blocking torch.save.
+"""How long the step loop pauses for a checkpoint of GPT-2 124M's size, compared with a blocking torch.save.
 
     python -m benchmarks.checkpoint_stall [--quick]
 

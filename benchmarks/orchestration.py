@@ -1,15 +1,14 @@
 """What the pipeline around a training costs: `python -m benchmarks.orchestration [--quick | --steps]`.
 
-Times the same training bare (`python -m crucible.training`), which takes about three minutes here, and as a newcomer
-runs it, from `prefect deployment run train-nanogpt` to the end of its supervision, evaluation and export included, on a
-server and worker that are up: bare, pipeline, pipeline, bare, so that a machine that gets slower meanwhile favours
-neither. Prints the ratio, the seconds of the pipeline around the trainer's steps, and from the records of a shorter
-training, killed twice, what a recovery takes against a cold start: the seconds from the decision to launch an attempt
-to its first new step.
+Times the same training bare (`python -m crucible.training`, about three minutes), and as a new user runs it, from
+`prefect deployment run train-nanogpt` to the end of its supervision, evaluation and export included, on a server and
+worker that are up. The order is bare, pipeline, pipeline, bare, so that a machine that slows down favours neither.
+Prints the ratio, the seconds of the pipeline around the trainer's steps, and from the records of a shorter training,
+killed twice, the time of a recovery against a cold start: from the decision to launch an attempt to its first new step.
 
-A machine that drifts by a tenth in minutes cannot tell in this way what server, worker, agent and supervisor take from
-the steps. `--steps` asks that alone: while one training goes on, all of them are stopped for some seconds (SIGSTOP) and
-go on for as many, in turns, and the steps per second are compared pair by pair.
+On a machine whose speed drifts by a tenth within minutes, this is too coarse for the orchestration overhead per step.
+`--steps` measures only that: while a training runs, server, worker, agent and supervisor are stopped (SIGSTOP) and
+continued for a few seconds in turns, and the steps per second are compared pair by pair.
 """
 
 from __future__ import annotations

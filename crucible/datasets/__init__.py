@@ -1,6 +1,13 @@
-"""Preprocessing: from text, wherever it lies, to shards of token ids in the store.
+"""Preprocessing: from text, wherever it is, to shards of token ids in the store.
 
-`config` says what is wanted, `sources` makes the text local, `text` cuts it, `tokenizers` turn it into ids, `shards`
-writes them, `build` puts it together under a content digest, `fetch` brings a finished dataset to a machine.
-Plain Python: nothing here knows Prefect or torch.
+    config.py        which text, and how it becomes token ids
+    sources.py       makes the text local: a folder, https (download.py), S3 (s3.py)
+    formats.py       makes it plain text: line ends, compression, JSON Lines, Parquet
+    text.py          reads it in pieces that do not change the ids
+    tokenizers/      turns it into ids
+    shards.py        writes them
+    build.py         all of it, under a content digest
+    fetch.py         downloads a finished dataset to a machine
+
+Plain Python: no Prefect and no torch.
 """

@@ -1,8 +1,8 @@
 """From a DatasetConfig to a dataset in the store, content-addressed: `datasets/<digest>/`.
 
 The digest covers the source's content, the options that decide the tokens, and the format's version. `meta.json` is
-created last: what a killed build leaves behind is written again by the next one, never trusted, and two builds of the
-same dataset at once write the same objects.
+created last. The next build overwrites what a killed one left behind, and two concurrent builds of a dataset write the
+same objects.
 
 `build_dataset` does everything in this process. The flow calls the same parts: `plan`, `build_shard` for each item
 (in any order, in parallel), `finish`.
@@ -43,8 +43,8 @@ READER_VERSION = 1
 """Part of the digest of text that is not used as its bytes lie there (`formats`)."""
 
 BPE_SAMPLE_BYTES = 8 << 20
-"""How much text byte-pair merges are learned from, spread evenly over the training split. More text gives hardly
-better merges (a tenth of 80 MB: 3.37 instead of 3.49 bytes per token) and takes time and memory in proportion."""
+"""How much text byte-pair merges are learned from, spread evenly over the training split. More text hardly improves the
+merges (a tenth of 80 MB: 3.37 instead of 3.49 bytes per token) and takes time and memory in proportion."""
 
 _CODE_POINTS = 0x110000
 
@@ -113,8 +113,8 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     content = source.content_sha256 or content_digest(documents, hash_documents(documents, progress))
     if config.sha256 is not None and content != config.sha256:
         raise DataError(
-            f"source {config.label} has sha256 {content}, expected {config.sha256}: it is another text than it was "
-            f"said to be; give the right file, or correct sha256"
+            f"source {config.label} has sha256 {content}, expected {config.sha256}: it is not the text that "
+            f"you specified; give the right file, or correct sha256"
         )
     kinds = _kinds(documents)
     digest = _digest({"content": content, **options, **_reading(kinds, config)})

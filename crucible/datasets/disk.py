@@ -1,4 +1,4 @@
-"""Local scratch space, and its failures told as sentences."""
+"""Local scratch space, and clear errors when it is full or read-only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sweep(root: Path, pattern: str) -> None:
 
 @contextmanager
 def writing_to(path: Path) -> Iterator[None]:
-    """Turn a full or read-only disk into a DataError that says where, why and what to do."""
+    """Turn a full or read-only disk into a DataError with the path, the reason and the fix."""
     try:
         yield
     except OSError as error:

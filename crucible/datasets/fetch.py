@@ -1,4 +1,4 @@
-"""A dataset on this machine: downloaded once, verified, shared by every process."""
+"""Download a dataset to this machine once, verify it, and share it between all processes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from crucible.store import Store
 def fetch_dataset(store: Store, digest: str, cache_dir: str | Path) -> Path:
     """The local folder of the dataset, `cache_dir/<digest>`, downloaded unless it is there.
 
-    Every file is checked against its sha256 before the folder gets its name, so a folder with this name is whole;
-    processes that race for it end with the same folder. Raises DataError if the store has no such dataset or a file
+    Every file is checked against its sha256 before the folder gets its name, so a folder with this name is complete;
+    concurrent processes end up with the same folder. Raises DataError if the store has no such dataset or a file
     does not verify.
     """
     cache = Path(cache_dir)

@@ -1,4 +1,4 @@
-"""meta.json: what a dataset is. Written last, so a folder or prefix without it is no dataset.
+"""meta.json, which describes a dataset. It is written last: without it, a folder or prefix is no dataset.
 
 A dataset is `meta.json`, the tokenizer, and shards of raw little-endian token ids without header.
 """
@@ -19,7 +19,7 @@ SPLITS: tuple[Literal["train", "val"], ...] = ("train", "val")
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may say more
+    model_config = ConfigDict(frozen=True, extra="ignore")  # a later version may add fields
 
 
 class ShardMeta(_Record):

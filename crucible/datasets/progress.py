@@ -1,4 +1,4 @@
-"""How far a long piece of preprocessing is, told to whoever shows it."""
+"""Progress of a long preprocessing step, for progress bars and logs."""
 
 from __future__ import annotations
 
@@ -19,4 +19,4 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def silent(progress: Progress) -> None:
-    """The callback for those who do not watch."""
+    """The callback that reports nothing."""

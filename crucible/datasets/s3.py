@@ -1,4 +1,4 @@
-"""Listing and reading the objects of an s3:// source. Imported only when there is one: needs the aws extra."""
+"""List and download the objects of an s3:// source. Imported only for such sources: needs the aws extra."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which text goes into which shard, and writing one: piece by piece, so that memory does not grow with the text."""
+"""Divide text into shards, and write them piece by piece, so that memory does not grow with the text."""
 
 from __future__ import annotations
 
@@ -79,8 +79,8 @@ def plan_shards(
 def write_shard(item: ShardItem, tokenizer: Tokenizer, path: Path, advanced: Callable[[int], None]) -> ShardMeta:
     """Tokenize the item into `path`; `advanced` is called with the bytes of text of each piece.
 
-    The file's final name carries its content's hash: should two machines ever disagree about a shard, neither
-    overwrites the other's.
+    The file name contains the content's hash: if two machines ever produce different shards, neither overwrites the
+    other's.
     """
     digest, tokens = hashlib.sha256(), 0
     separator = np.array(tokenizer.separator, dtype=tokenizer.dtype)

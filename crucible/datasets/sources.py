@@ -26,7 +26,7 @@ from crucible.datasets.text import Document, find_cut, read_blocks
 from crucible.errors import DataError
 
 STDLIB_BYTES = 4_000_000
-"""How much of the standard library the default source uses: enough to learn from, and ready in a second."""
+"""How much of the standard library the default source uses: enough to learn from, read within a second."""
 
 _S3_BATCH = 64
 """Objects asked for at once: small ones would otherwise cost a round trip each."""
@@ -44,7 +44,7 @@ class Source(ABC):
         """Make the text local, in `work` if it is not yet. Raises DataError."""
 
     def request(self) -> dict[str, Any] | None:
-        """What tells without reading the content that it is the same as another time, or None."""
+        """What identifies the content without reading it, or None."""
         return None
 
 

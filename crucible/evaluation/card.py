@@ -1,4 +1,4 @@
-"""The model card: README.md with front matter, as model hubs show it and as a person reads it."""
+"""The model card: README.md with the front matter that model hubs read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crucible.formatting import UNKNOWN, counted, duration, fenced, markdown_tab
 from crucible.reports.evaluation import LONGEST_SAMPLE
 
 NANOGPT_DATASET = "crucible"
-"""What nanoGPT is told that the data is called: the folder below its `data/`."""
+"""The data's name for nanoGPT: the folder below its `data/`."""
 
 
 def model_card(
@@ -63,7 +63,7 @@ def model_card(
             ],
             numbers=(0, 1, 2, 3),
         ),
-        "Over every token of the validation split that has one before it, in float32.",
+        "Measured in float32 over every token of the validation split except the first.",
         *(["## Training", _training(job)] if job else []),
         *(["## Sample", fenced(samples[0][:LONGEST_SAMPLE])] if samples else []),
         "## Loading it",

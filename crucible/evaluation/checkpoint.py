@@ -1,4 +1,4 @@
-"""A checkpoint folder as a model, with what the checkpoint says about it."""
+"""Load a checkpoint folder as a model, with the checkpoint's records."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TrainedModel:
 
     @property
     def full_val_loss(self) -> float | None:
-        """The loss over the whole validation split, if the trainer has measured it of these weights."""
+        """The loss over the whole validation split, if the trainer has measured it for these weights."""
         loss = self.state.get("full_val_loss")
         return None if loss is None else float(loss)
 
@@ -45,7 +45,7 @@ class TrainedModel:
 
 
 def load_trained(folder: Path) -> TrainedModel:
-    """The model in a checkpoint folder of our own trainer, every file verified.
+    """The model in a checkpoint folder of the trainer, every file verified.
 
     Raises `CheckpointError` when a file is missing or damaged or the weights do not fit the configuration.
     """

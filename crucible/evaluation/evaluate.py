@@ -1,4 +1,4 @@
-"""What is measured of a trained model, in which order, and what is written about it."""
+"""Measure a trained model, sample from it, export it, and write its model card."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ class Request:
     seed: int = 1337
     device: str = "auto"
     job: Mapping[str, Any] | None = field(default=None)
-    """What the model card is to say about the training; see `card.model_card`."""
+    """Facts about the training for the model card; see `card.model_card`."""
 
 
 def evaluate(request: Request, log: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """Measure, sample, export, and describe; returns what `metrics.json` says.
+    """Measure, sample, export, and write the model card; returns the content of `metrics.json`.
 
     Raises `ConfigError` for an unknown format or device or a prompt the tokenizer cannot encode, `CheckpointError` for
     a damaged checkpoint, `DataError` for a damaged dataset.
@@ -111,7 +111,7 @@ def _samples(
 
 
 def _val_loss(trained: TrainedModel, dataset: Dataset, log: Callable[[str], None]) -> float:
-    """Over the whole split, which the trainer has already read at its end; here there may be no GPU to do it again."""
+    """Over the whole split; the trainer usually has measured it at its end, and this machine may have no GPU."""
     if trained.full_val_loss is not None:
         return trained.full_val_loss
     log(f"step {trained.step}: reading {dataset.val.tokens:,} validation tokens")

@@ -1,4 +1,4 @@
-"""The model as `transformers` reads it: `GPT2LMHeadModel.from_pretrained(folder)` gives equal logits."""
+"""Export a model for `transformers`: `GPT2LMHeadModel.from_pretrained(folder)` gives equal logits."""
 
 from __future__ import annotations
 

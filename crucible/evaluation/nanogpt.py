@@ -1,4 +1,4 @@
-"""The model as nanoGPT's own scripts read it: `ckpt.pt`, for `sample.py` and for `train.py --init_from=resume`.
+"""Export a model for nanoGPT's own scripts: `ckpt.pt`, for `sample.py` and for `train.py --init_from=resume`.
 
 The file loads with `torch.load(..., weights_only=True)`: nothing in it can run code.
 """

@@ -1,4 +1,4 @@
-"""A dataset's tokenizer as `transformers` reads it: `AutoTokenizer.from_pretrained(folder)` gives equal ids."""
+"""Export a dataset's tokenizer for `transformers`: `AutoTokenizer.from_pretrained(folder)` gives equal ids."""
 
 from __future__ import annotations
 

@@ -21,12 +21,12 @@ __all__ = ["EVAL_STREAM", "TRAIN_STREAM", "Dataset", "Split", "SplitName"]
 
 SplitName = Literal["train", "val"]
 
-# Independent random streams under one seed, so that looking at the loss never changes the training data.
+# Independent random streams under one seed, so that evaluation never changes the training data.
 TRAIN_STREAM = 0
 EVAL_STREAM = 1
 
 _IN_MEMORY_BYTES = 1 << 30
-"""Splits below this are read into memory, which makes a small batch about twice as fast to gather as from a map."""
+"""Splits below this are read into memory, where gathering a small batch is about twice as fast as from a memory map."""
 
 
 class Split:
@@ -38,7 +38,9 @@ class Split:
         self._shards = [_open_shard(folder / shard["file"], int(shard["tokens"]), dtype) for shard in meta["shards"]]
         self._ends = np.array(list(accumulate(len(shard) for shard in self._shards)), dtype=np.int64)
         if not len(self._ends) or self._ends[-1] != self.tokens:
-            raise DataError(f"dataset {folder}: meta.json promises {self.tokens} tokens that the shards do not hold")
+            raise DataError(
+                f"dataset {folder}: meta.json says {self.tokens} tokens, but the shards hold another number"
+            )
         self._whole: NDArray[Any] | None = None
         if self.tokens * dtype.itemsize <= _IN_MEMORY_BYTES:
             self._whole = np.concatenate(self._shards)

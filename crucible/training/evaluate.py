@@ -1,4 +1,4 @@
-"""Losses that do not depend on chance: the whole split, or the same few batches every time."""
+"""Losses without random variation: over the whole split, or over the same few batches every time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts from a model: one token after the other, several texts at a time.
+"""Generate texts from a model, one token at a time, several texts at once.
 
 Shape suffixes: B texts, T tokens so far, V vocabulary.
 """
@@ -30,8 +30,8 @@ def generate(
 ) -> list[list[int]]:
     """For each seed the prompt and `max_new_tokens` more token ids; `temperature` 0 always takes the likeliest.
 
-    All of them come from one pass through the model per token, which for a small model takes hardly longer than one of
-    them alone. Each has a generator of its own, so a seed gives the same text and training is not touched. Raises
+    One pass through the model per token serves all texts, which for a small model takes hardly longer than for one.
+    Each text has its own generator, so a seed always gives the same text, and training is not affected. Raises
     ConfigError for an empty prompt, ids outside the vocabulary, or a negative temperature.
     """
     if not prompt_ids:

@@ -1,4 +1,4 @@
-"""Several copies of a command as one data-parallel group on this machine, with one exit code.
+"""Run several copies of a command as one data-parallel group on this machine, with one exit code.
 
 torchrun does the same, but ends with 1 when its processes have saved and exited with 75, which an agent has to take for
 a failure, and gives them 30 seconds to save. Use torchrun for several machines.
@@ -24,7 +24,7 @@ _LOOK_SECONDS = 0.05
 def launch(command: Sequence[str], count: int) -> int:
     """Run `count` copies with torchrun's environment variables, pass signals on, and wait for all.
 
-    If one fails, the others, which would wait for it for ever, are killed. Returns the failed one's exit code, else 75
+    If one fails, the others, which would wait for it forever, are killed. Returns the failed one's exit code, else 75
     if any was stopped, else 0.
     """
     with socket.socket() as listener:
@@ -51,7 +51,7 @@ def launch(command: Sequence[str], count: int) -> int:
             for process in running:
                 process.kill()
                 process.wait()
-            return failed if failed > 0 else 128 - failed  # killed by a signal: as a shell says it
+            return failed if failed > 0 else 128 - failed  # killed by a signal: as a shell reports it
         if None not in codes:
             return max(code or 0 for code in codes)
         time.sleep(_LOOK_SECONDS)

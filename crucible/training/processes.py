@@ -1,4 +1,4 @@
-"""One process, or several that `torchrun` has started: who am I, and what the others have."""
+"""The data-parallel group: one process, or several that `torchrun` or `launch` has started."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Processes"]
 
 
 class Processes:
-    """The data-parallel group. With one process every method is free and changes nothing."""
+    """The group, seen from this process. With one process every method is free and changes nothing."""
 
     def __init__(self) -> None:
         self.count = int(os.environ.get("WORLD_SIZE", "1"))

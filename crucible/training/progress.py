@@ -22,7 +22,7 @@ _SECONDS_BETWEEN_LINES = 2.0
 
 
 class Metrics:
-    """Appends JSON lines to a file; with no file, to nowhere. A full disk ends the metrics, not the training."""
+    """Appends JSON lines to a file, if there is one. A full disk ends the metrics, not the training."""
 
     def __init__(self, path: Path | None, log: Callable[[str], None] = lambda line: None) -> None:
         self._log = log

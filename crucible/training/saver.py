@@ -25,7 +25,7 @@ __all__ = ["SaveReport", "Saver", "TensorFile"]
 
 @dataclass(frozen=True)
 class SaveReport:
-    """What a finished save cost: the step loop's pause, the time until it was durable, and its size."""
+    """The cost of a finished save: the step loop's pause, the time until it was durable, and its size in bytes."""
 
     step: int
     stall_seconds: float

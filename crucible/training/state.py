@@ -1,4 +1,4 @@
-"""The exact state of a training: everything that has to be as it was for the next step to give the same bits.
+"""The exact state of a training: everything that the next step needs to give the same bits.
 
 Weights and AdamW's moments are flat tensors (`optimizer`); what is here is the rest. No pickle is ever read.
 """

@@ -1,7 +1,7 @@
-"""Writes checkpoints while training goes on: a process of low priority that shares one buffer with the trainer.
+"""Writes checkpoints while training continues: a low-priority process that shares one buffer with the trainer.
 
-A thread would hold Python's lock while it hashes and prepares, and compete with the step loop as an equal; a process at
-nice 5 takes a third of that, so a save is still durable in seconds where all cores train. It speaks one JSON line per
+A thread would hold Python's lock while it hashes, and compete with the step loop as an equal. A process at nice 5 gets
+a third of that, so a save is still durable within seconds when all cores train. It reads and answers one JSON line per
 save and ends when its input ends, so it outlives a killed trainer by one save at most.
 
 `python -m crucible.training.writer DESCRIPTOR BYTES` is started by `BackgroundWriter`, never by hand.

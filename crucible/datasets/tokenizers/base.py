@@ -1,4 +1,4 @@
-"""What every tokenizer can do."""
+"""The interface of every tokenizer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokenizers in files: JSON, never pickle, so that opening a dataset runs nobody's code."""
+"""Load tokenizers from files: JSON, never pickle, so that opening a dataset cannot run code."""
 
 from __future__ import annotations
 

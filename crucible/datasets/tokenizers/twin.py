@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class TiktokenTwin:
-    """Encodes what it is sure to encode as the `tokenizers` library does."""
+    """Encodes a text if the ids are certain to be those of the `tokenizers` library."""
 
     def __init__(self, encoding: tiktoken.Encoding) -> None:
         self._encoding = encoding

@@ -1,9 +1,9 @@
 """Measure oneMKL's float32 products with and without the shim: `python -m crucible.training.cpu.gemm_probe`.
 
 Prints one JSON line: GFLOPS per core of either way, and the shim's gain. Each has a process of its own: the shim must
-be there before torch's library, and if one crashes on some processor, it crashes here. They take turns of some ten
-milliseconds, and the gain is the median over the turns, so a machine whose speed drifts is compared with itself. Only
-the library is loaded, not torch, which would take longer than all of this.
+be loaded before torch's library, and a crash on some processor happens here. They take turns of about ten milliseconds,
+and the gain is the median over the turns, so that a drifting machine is compared with itself. Only the library is
+loaded, not torch, which would take longer than the measurement.
 """
 
 from __future__ import annotations
