@@ -130,7 +130,7 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
         "validation loss": measured,
         "training": f"{summary.step:,} steps in {duration(summary.seconds)}, {attempts}",
         "cost": f"{money(summary.cost_usd)}{elsewhere(store, summary, preset)}",
-        "model": evaluation["uri"].removeprefix("file://"),
+        "model": as_path(evaluation["uri"]),
         "Prefect UI": page,
         "report": f"crucible jobs show {summary.job_id}",
         "next": f'prefect deployment run {DEPLOYMENT} --param \'dataset={{"source": "shakespeare"}}\'',
@@ -139,6 +139,13 @@ def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:
     typer.echo(f"\nIt writes:\n\n{indented(evaluation['sample'])}\n")
     for name, value in rows.items():
         typer.echo(f"{name:<17}{value}")
+
+
+def as_path(uri: str) -> str:
+    """A file address as a path that can be copied; any other address as it is."""
+    from urllib.parse import unquote
+
+    return unquote(uri.removeprefix("file://")) if uri.startswith("file://") else uri
 
 
 def elsewhere(store: Store, summary: JobSummary, preset: str) -> str:

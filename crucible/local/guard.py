@@ -3,8 +3,8 @@
 Prefect's password already stops them. Two checks stand in front of it, so that neither alone decides:
 
 - `Origin`: a page of another origin may not send anything. CORS alone only keeps it from reading the answer.
-- `Host`: a name that somebody points at 127.0.0.1 (DNS rebinding) is not ours. A request with the password may use any
-  name, which a proxy or a tunnel needs.
+- `Host`: a name that somebody points at 127.0.0.1 (DNS rebinding) is not ours. Programs may use any name, which a proxy
+  or a tunnel needs: they send the password or, to a WebSocket, no `Origin`, and Prefect asks them for the password.
 
 It also serves the login page, which hands the password of a link over to Prefect's UI.
 """
@@ -23,6 +23,8 @@ from crucible.local.access import LOGIN_PATH
 
 # A container reaches its own host under the last one; nobody outside can own a name below .internal.
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "host.docker.internal"})
+_PROBES = ("/api/health", "/api/ready")
+"""What Prefect answers without a password as well."""
 _LOGIN_PAGE = """<!doctype html><meta charset="utf-8"><title>Crucible</title>
 <p id="message">Opening the Prefect UI …</p>
 <script>
@@ -56,7 +58,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif problem := self._problem(Headers(scope=scope)):
+        elif problem := self._problem(scope, Headers(scope=scope)):
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008, "reason": problem})
             else:
@@ -66,11 +68,13 @@ class Guard:
         else:
             await self._app(scope, receive, send)
 
-    def _problem(self, headers: Headers) -> str | None:
+    def _problem(self, scope: Scope, headers: Headers) -> str | None:
         host = headers.get("host", "")
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc != host and origin != self._origin:
             return f"a page of {origin} may not use this server"
+        if scope["path"] in _PROBES or (scope["type"] == "websocket" and origin is None):
+            return None
         if self._login and hmac.compare_digest(headers.get("authorization", "").encode(), self._login.encode()):
             return None
         if urlsplit(f"//{host}").hostname not in self._hosts:

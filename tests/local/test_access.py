@@ -108,8 +108,8 @@ def test_a_link_logs_a_browser_in(prefect_server: PrefectServer) -> None:
     assert httpx.get(f"{prefect_server.api_url}/admin/version", headers=headers, trust_env=False).is_success
 
 
-def answer_of(**headers: str) -> int | str:
-    """The guard's answer to GET /api/flows with these headers; "in" if it lets the request pass."""
+def answer_of(headers: dict[str, str], path: str = "/api/flows", kind: str = "http") -> int | str:
+    """The guard's answer to a request with these headers; "in" if it lets the request pass."""
 
     async def ask() -> int | str:
         said: list[Any] = []
@@ -118,10 +118,10 @@ def answer_of(**headers: str) -> int | str:
             said.append("in")
 
         async def send(message: Any) -> None:
-            said.append(message.get("status"))
+            said.append(message.get("status") or message.get("code"))
 
         given = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        scope = {"type": "http", "method": "GET", "path": "/api/flows", "headers": given}
+        scope = {"type": kind, "method": "GET", "path": path, "headers": given}
         guard = Guard(app, "me:secret", "https://prefect.team.example/v2")
         await guard(scope, None, send)  # type: ignore[arg-type]
         return said[0]  # type: ignore[no-any-return]
@@ -146,7 +146,23 @@ def answer_of(**headers: str) -> int | str:
     ],
 )
 def test_which_names_and_origins_are_ours(headers: dict[str, str], answer: int | str) -> None:
-    assert answer_of(**headers) == answer
+    assert answer_of(headers) == answer
+
+
+def test_a_websocket_is_for_programs_and_for_the_ui() -> None:
+    """Browsers always send an Origin with one, and no rule of theirs keeps a page from opening it."""
+    answers = {
+        "worker": answer_of({"Host": "server:4200"}, "/api/events/in", "websocket"),
+        "ui": answer_of({"Host": "127.0.0.1:4200", "Origin": "http://127.0.0.1:4200"}, "/api/events/out", "websocket"),
+        "page": answer_of({"Host": "127.0.0.1:4200", "Origin": EVIL}, "/api/events/out", "websocket"),
+        "rebound": answer_of({"Host": "evil.com", "Origin": "http://evil.com"}, "/api/events/out", "websocket"),
+    }
+    assert answers == {"worker": "in", "ui": "in", "page": 1008, "rebound": 1008}
+
+
+def test_a_probe_may_use_any_name() -> None:
+    assert answer_of({"Host": "server:4200"}, "/api/health") == "in"
+    assert answer_of({"Host": "server:4200"}, "/api/healthy") == 403
 
 
 def test_only_the_user_can_read_the_password_whatever_the_umask(tmp_path: Path) -> None:
