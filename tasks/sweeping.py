@@ -11,7 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from prefect import task
@@ -208,7 +208,8 @@ class SweepRun:
                 break
             if target.trial in self._running:
                 continue
-            if target.trial not in self._trials:
+            known = self._trials.get(target.trial)
+            if known is None or known.state == "new":  # perhaps killed between the trial's record and its job's
                 record = self.sweep.record_trial(target.trial, self._planner.values(target.trial))
                 self._take(self.sweep.read_trials([record])[0])
                 if record.problem:
@@ -238,13 +239,17 @@ class SweepRun:
         self._running.pop(target.trial)
         self._take(trial)
         if isinstance(end, BaseException):
-            self._handle_error(end)
+            self._handle_error(target, end)
         elif target not in self._results and self._stop is None:
             self._handle_end(target, end)
 
-    def _handle_error(self, error: BaseException) -> None:
-        """A supervisor gave up: begin nothing new, let running trials come to their rung."""
+    def _handle_error(self, target: TrialRung, error: BaseException) -> None:
+        """A supervisor gave up. Unless only its trial is damaged: begin nothing new, let trials come to their rung."""
         if isinstance(error, SweepHalted):
+            return
+        if isinstance(error, RecordDamaged):
+            get_run_logger().warning("trial %d failed: %s", target.trial, error)
+            self._take(replace(self._trials[target.trial], failure=str(error), state="failed"))
             return
         self._fail(error)
         if isinstance(error, FencedOut):

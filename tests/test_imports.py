@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 KNOWN = {
-    ("crucible.datasets.tokenizers.base", "crucible.datasets.tokenizers.files"),
     ("crucible.pools.modal.orphan_recovery", "crucible.pools.modal.worker"),
 }
 """Imports that close a circle today. The list only gets shorter."""

@@ -31,11 +31,18 @@ def register(app: typer.Typer) -> None:
 
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the sweeps of the store, newest first."""
+    from crucible.errors import RecordDamaged
     from crucible.sweeps import Sweep
 
     opened = open_store(store)
-    found = [sweep for name in Sweep.ids(opened) if (sweep := Sweep(opened, name)).exists()]
-    lines = [_line(sweep) for sweep in sorted(found, key=lambda sweep: sweep.read_spec().created_at, reverse=True)]
+    lines = []
+    for name in Sweep.ids(opened):
+        try:
+            if (sweep := Sweep(opened, name)).exists():
+                lines.append(_line(sweep))
+        except RecordDamaged as error:
+            typer.echo(f"warning: {error}", err=True)
+    lines.sort(key=lambda line: line["created_at"], reverse=True)
     if as_json:
         print_json(lines)
     elif not lines:
@@ -75,7 +82,9 @@ def show(
     if page:
         best = found.best()
         if best is None:
-            raise ConfigError(f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` tells more")
+            raise ConfigError(
+                f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` shows where it stands"
+            )
         typer.echo(best_config_yaml(found, best), nl=False)
     elif as_csv:
         typer.echo(csv_of(table, found.read_space().names), nl=False)
@@ -88,7 +97,7 @@ def show(
 
 def stop(
     sweep: SweepArgument,
-    reason: Annotated[str, typer.Option(help="What the records shall say about it.")] = "stopped by a person",
+    reason: Annotated[str, typer.Option(help="The reason to record.")] = "stopped by a person",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -104,7 +113,7 @@ def stop(
             attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
             asked.append(trial.number)
     if not asked:
-        raise ConfigError(f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}` tells where it stands")
+        raise ConfigError(f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}` shows where it stands")
     if as_json:
         print_json({"sweep": sweep, "trials": asked, "reason": reason})
     else:
@@ -121,7 +130,7 @@ def limits(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or change what a sweep may use; a running one heeds a change within seconds."""
+    """Show or change what a sweep may use; a running sweep follows a change within seconds."""
     found = open_sweep(open_store(store), sweep)
     given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
     changed = change_limits(found, given)
@@ -140,9 +149,9 @@ def continue_(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a sweep again that stopped at its limits, was cancelled or is to have more trials; raise limits first.
+    """Continue a sweep that stopped at its limits or was cancelled, or give it more trials; raises the limits first.
 
-    Nothing is trained twice, and decisions are those it would have made without the stop.
+    Nothing is trained twice, and its decisions are those it would have made without the stop.
     """
     from crucible.errors import ConfigError
     from crucible.jobs.status import JobState
@@ -162,7 +171,7 @@ def continue_(
     if as_json:
         print_json({"sweep": sweep, "flow_run": flow_run})
     else:
-        typer.echo(f"{sweep} goes on in flow run {flow_run} ({_limits_in_words(found)})")
+        typer.echo(f"{sweep} continues in flow run {flow_run} ({_limits_in_words(found)})")
 
 
 def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
@@ -202,8 +211,8 @@ def open_sweep(store: Store, name: str) -> Sweep:
     if not found.exists():
         names = Sweep.ids(store)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-        mend = f"did you mean {' or '.join(near)}?" if near else "`crucible sweeps ls` lists what there is"
-        raise ConfigError(f"sweep: there is no sweep {name!r} in {store.uri}; {mend}")
+        fix = f"did you mean {' or '.join(near)}?" if near else "`crucible sweeps ls` lists what there is"
+        raise ConfigError(f"sweep: there is no sweep {name!r} in {store.uri}; {fix}")
     return found
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.errors import RecordDamaged
+from crucible.errors import ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import EndReason
@@ -87,6 +88,8 @@ def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
 
 
 def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
+    with suppress(ObjectMissing):  # the sweep was killed between the trial's record and its job's
+        job.read_spec()
     attempts = job.attempts()
     losses: dict[int, float] = {}
     failure, cost, seconds, steps = "", 0.0, 0.0, 0
