@@ -12,6 +12,7 @@ import typer
 
 import crucible.cli
 from crucible import __version__
+from crucible.cli.inputs import check_all
 from crucible.errors import CrucibleError
 from crucible.loopback import bypass_proxies
 
@@ -41,8 +42,9 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for module in pkgutil.iter_modules(crucible.cli.__path__):
-        if module.name != "main":
+        if module.name not in ("main", "inputs"):
             importlib.import_module(f"crucible.cli.{module.name}").register(app)
+    check_all(app)
     return app
 
 

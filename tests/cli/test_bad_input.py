@@ -1,0 +1,221 @@
+"""No command line ends in a traceback: hundreds of them, made of every command and option and of hostile values.
+
+Nothing is started and nothing leaves this process: programs, connections and waiting are replaced by errors.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from crucible.cli.main import build_app
+from crucible.errors import CrucibleError
+from crucible.store import Store, store_at
+from tests.sweeps.carry_out import new_sweep
+
+LINES = 8
+"""For each command."""
+HOSTILE = [
+    *(
+        "",
+        " ",
+        "-",
+        "--",
+        "=",
+        "a=b=c",
+        "key=",
+        "{",
+        "[",
+        "[" * 3000,
+        "{a: " * 3000,
+        "{[}]",
+        "!!python/object:os",
+        "\t",
+        "\n",
+    ),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "1e300",
+        "1e400",
+        "-1",
+        "0",
+        "-0.0",
+        "0.5",
+        "9" * 40,
+        "0x10",
+        "1_000",
+        "٣",
+        "1,5",
+        "lots",
+        "none",
+    ),
+    *(
+        "12h",
+        "99999999999d",
+        "-3d",
+        "0d",
+        "nand",
+        "never",
+        "2026-13-45",
+        "2026-05-07T18:00",
+        "0001-01-01T00:00+14:00",
+        "9999-12-31",
+    ),
+    *(
+        "~nouser/x",
+        "~",
+        "/nope/x",
+        "../..",
+        "a/b",
+        "/dev/null",
+        "/proc/self/mem",
+        "x" * 300,
+        "x" * 5000,
+        "ü ö.txt",
+        "\udcff",
+        "a\0b",
+    ),
+    *(
+        "s3://",
+        "s3:///x",
+        "s3://a_b/../c",
+        "file://",
+        "file://host/x",
+        "http://127.0.0.1/x",
+        "https://",
+        "ftp://x/y",
+        "gs://b",
+        "://",
+    ),
+    *(
+        "L4:99",
+        "L4:-1",
+        "device=",
+        "device=x,y",
+        "24g",
+        "-1g",
+        "24 quadrillion",
+        "debug",
+        "cpu-small",
+        "learning_rate=1e999",
+    ),
+    *(
+        "n_layer=-1",
+        "n_layer=nan",
+        "seed=" + "9" * 30,
+        "dropout=",
+        "unknown=1",
+        "300M",
+        "-1B",
+        "1e30T",
+        "0.0.0.0/99",
+        "*",
+        "[a-",
+        "%s%n",
+        "|",
+    ),
+]
+FILES = {
+    "deep.yaml": b"[" * 5_000,
+    "deep.json": b'{"a":' * 5_000,
+    "aliases.yaml": b"a: &a [x]\nb: &b [*a, *a]\nc: [*b, *b]\n",
+    "empty.yaml": b"",
+    "list.yaml": b"- 1\n- 2\n",
+    "binary.yaml": bytes(range(256)),
+    "types.yaml": b"n_layer: [1]\nmax_iters: {a: 1}\nlearning_rate: .nan\n",
+    "text.csv": b"pool,instance\n\xff\xfe,\n",
+    "script.py": b"\xef\xbb\xbfprint(1)\n",
+}
+
+
+class Blocked(Exception):
+    """The command would start a program or wait: its input was accepted."""
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command by its words; of whichever click typer brings with it."""
+    if hasattr(group, "commands"):
+        for name, command in group.commands.items():
+            yield from commands(command, (*path, name))
+    else:
+        yield path, group
+
+
+APP = build_app()
+COMMANDS = dict(commands(typer.main.get_command(APP)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files that are not what they seem, and a store with a sweep and two jobs."""
+    folder = tmp_path_factory.mktemp("hostile")
+    for name, content in FILES.items():
+        (folder / name).write_bytes(content)
+    (folder / "dangling").symlink_to("nowhere")
+    (folder / "loop").symlink_to("loop")
+    sweep = new_sweep(_store(folder), "rates")
+    sweep.record_trial(1, {"learning_rate": 2e-3})
+    sweep.record_trial(2, {"learning_rate": 3e-3})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_started(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def block(*arguments: Any, **named: Any) -> Any:
+        raise Blocked
+
+    def refuse(*arguments: Any, **named: Any) -> Any:
+        raise ConnectionRefusedError("no connections in this test")
+
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(subprocess.Popen, "__init__", block)
+    monkeypatch.setattr(time, "sleep", block)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def _store(folder: Path) -> Store:
+    return store_at((folder / "store").as_uri())
+
+
+def command_line(command: Any, folder: Path, chance: random.Random) -> list[str]:
+    """Arguments of the command, hostile ones among them."""
+    known = ["rates", "rates-0001", "rates-0002", str(chance.choice(list(folder.iterdir())))]
+    parameters = [parameter for parameter in command.params if parameter.name != "help"]
+    hostile = chance.sample(parameters, min(len(parameters), chance.choice([1, 1, 2])))
+    line: list[str] = []
+    for parameter in parameters:
+        value = chance.choice(HOSTILE if parameter in hostile and chance.random() < 0.7 else known)
+        if parameter.name == "store" and chance.random() < 0.8:
+            value = (folder / "store").as_uri()
+        elif parameter not in hostile and not parameter.required:
+            continue
+        if parameter.param_type_name == "option":
+            line += [parameter.opts[0]] if parameter.is_flag else [f"{parameter.opts[0]}={value}"]
+        else:
+            line.append(value)
+    return line
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_no_command_line_ends_in_a_traceback(path: tuple[str, ...], folder: Path) -> None:
+    chance = random.Random(" ".join(path))
+    failures = []
+    for _ in range(LINES):
+        line = [*path, *command_line(COMMANDS[path], folder, chance)]
+        result = CliRunner().invoke(APP, line)
+        if result.exception is not None and not isinstance(result.exception, CrucibleError | SystemExit | Blocked):
+            failures.append(f"{[part[:60] for part in line]}: {result.exception!r:.200}")
+    assert failures == []
