@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from crucible.catalog.offers import Offer
 from crucible.config import TrainConfig
@@ -21,9 +21,6 @@ from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
 from crucible.store import Store
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -140,42 +137,63 @@ def saved_share(costs: Sequence[AttemptCost]) -> float:
     return 1 - total_micro_usd(costs) / on_demand if on_demand else 0.0
 
 
-def breakdown(costs: Sequence[AttemptCost], by: str) -> pd.DataFrame:
-    """Sums per group, most expensive first: attempts, jobs, hours, usd, on_demand_usd, saved_share, share.
+@dataclass(frozen=True)
+class GroupCost:
+    """The sum over one group of attempts. Money in millionths of a dollar."""
+
+    name: str
+    attempts: int
+    jobs: int
+    seconds: float
+    micro_usd: int
+    on_demand_micro_usd: int
+    share: float
+    """Of the sum over all groups."""
+
+    @property
+    def saved_share(self) -> float:
+        """Saved against the same time on demand."""
+        return 1 - self.micro_usd / self.on_demand_micro_usd if self.on_demand_micro_usd else 0.0
+
+    def to_dict(self, by: str) -> dict[str, Any]:
+        """For `--json`; `by` names the column of the group's name."""
+        return {
+            by: self.name,
+            "attempts": self.attempts,
+            "jobs": self.jobs,
+            "hours": self.seconds / 3600,
+            "usd": self.micro_usd / MICRO,
+            "on_demand_usd": self.on_demand_micro_usd / MICRO,
+            "saved_share": self.saved_share,
+            "share": self.share,
+        }
+
+
+def breakdown(costs: Sequence[AttemptCost], by: str) -> list[GroupCost]:
+    """Sums per group, most expensive first.
 
     Raises:
         ConfigError: `by` is not one of `GROUPS`.
     """
     if by not in GROUPS:
         raise ConfigError(f"by is {by!r}: it must be one of {', '.join(GROUPS)}")
-    import pandas as pd
-
-    frame = pd.DataFrame(
-        [
-            {
-                by: getattr(cost, by) or "-",
-                "job_id": cost.job,
-                "seconds": cost.seconds,
-                "micro": cost.micro_usd,
-                "on_demand_micro": cost.on_demand_micro_usd,
-            }
-            for cost in costs
-        ],
-        columns=[by, "job_id", "seconds", "micro", "on_demand_micro"],
-    )
-    sums = frame.groupby(by).agg(
-        attempts=("micro", "size"),
-        jobs=("job_id", "nunique"),
-        hours=("seconds", lambda seconds: seconds.sum() / 3600),
-        micro=("micro", "sum"),
-        on_demand_micro=("on_demand_micro", "sum"),
-    )
-    sums["usd"] = sums["micro"] / MICRO
-    sums["on_demand_usd"] = sums["on_demand_micro"] / MICRO
-    sums["saved_share"] = (1 - sums["micro"] / sums["on_demand_micro"].where(sums["on_demand_micro"] > 0)).fillna(0.0)
-    sums["share"] = sums["micro"] / max(int(sums["micro"].sum()), 1)
-    ordered = sums.sort_values(["micro", "hours"], ascending=False).drop(columns=["micro", "on_demand_micro"])
-    return ordered.reset_index()
+    groups: dict[str, list[AttemptCost]] = {}
+    for cost in costs:
+        groups.setdefault(str(getattr(cost, by) or "-"), []).append(cost)
+    total = max(total_micro_usd(costs), 1)
+    sums = [
+        GroupCost(
+            name=name,
+            attempts=len(group),
+            jobs=len({cost.job for cost in group}),
+            seconds=sum(cost.seconds for cost in group),
+            micro_usd=total_micro_usd(group),
+            on_demand_micro_usd=sum(cost.on_demand_micro_usd for cost in group),
+            share=total_micro_usd(group) / total,
+        )
+        for name, group in groups.items()
+    ]
+    return sorted(sums, key=lambda group: (-group.micro_usd, -group.seconds, group.name))
 
 
 def as_rows(costs: Sequence[AttemptCost]) -> list[dict[str, Any]]:

@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import date
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, ValidationError
+from pydantic.dataclasses import dataclass
 
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
+from crucible.settings import explain_validation_error
 
 STALE_AFTER_DAYS = 30
 OWN_POOLS = ("local", "docker-gpu")
@@ -33,32 +35,36 @@ OWN_POOLS = ("local", "docker-gpu")
 Precision = Literal["float32", "float16", "bfloat16"]
 
 
-@dataclass(frozen=True)
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Offer:
     """One machine type on one pool. Prices in USD per hour, memory in GiB per GPU, peaks in dense TFLOP/s per GPU."""
 
     pool: str
     instance: str
-    usd_per_hour: float
+    usd_per_hour: NonNegative
     gpu: str = ""
-    gpus: int = 0
-    gpu_memory_gib: float | None = None
-    vcpus: int | None = None
-    memory_gib: float | None = None
-    on_demand_usd_per_hour: float | None = None
+    gpus: Annotated[int, Field(ge=0)] = 0
+    gpu_memory_gib: Positive | None = None
+    vcpus: Annotated[int, Field(gt=0)] | None = None
+    memory_gib: Positive | None = None
+    on_demand_usd_per_hour: Positive | None = None
     """The price of the same machine without interruptions."""
-    startup_seconds: float = 60.0
+    startup_seconds: NonNegative = 60.0
     """From the request to a running container with the image pulled."""
-    mtbf_hours: float | None = None
+    mtbf_hours: Positive | None = None
     """Mean time between interruptions; None: never interrupted."""
-    lifetime_hours: float | None = None
-    minimum_seconds: float = 0.0
+    lifetime_hours: Positive | None = None
+    minimum_seconds: NonNegative = 0.0
     """The least that is billed per start."""
-    granularity_seconds: float = 1.0
-    peak_tflops_fp32: float | None = None
-    peak_tflops_fp16: float | None = None
-    peak_tflops_bf16: float | None = None
-    memory_gb_per_second: float | None = None
+    granularity_seconds: Positive = 1.0
+    peak_tflops_fp32: NonNegative | None = None
+    peak_tflops_fp16: NonNegative | None = None
+    peak_tflops_bf16: NonNegative | None = None
+    memory_gb_per_second: Positive | None = None
     tenancy: Literal["dedicated", "shared"] = "dedicated"
     """`shared`: other customers' work runs on the same host."""
     assumed: tuple[str, ...] = ()
@@ -101,32 +107,8 @@ class Offer:
         return not self.own_machine and age is not None and age > STALE_AFTER_DAYS
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Offer) if field.name not in ("missing", "hardware")}
-_NUMBERS = {
-    "usd_per_hour",
-    "gpu_memory_gib",
-    "memory_gib",
-    "on_demand_usd_per_hour",
-    "startup_seconds",
-    "mtbf_hours",
-    "lifetime_hours",
-    "minimum_seconds",
-    "granularity_seconds",
-    "peak_tflops_fp32",
-    "peak_tflops_fp16",
-    "peak_tflops_bf16",
-    "memory_gb_per_second",
-}
-_WHOLE_NUMBERS = {"gpus", "vcpus"}
-_MAY_BE_ZERO = {
-    "usd_per_hour",
-    "gpus",
-    "startup_seconds",
-    "minimum_seconds",
-    "peak_tflops_fp32",
-    "peak_tflops_fp16",
-    "peak_tflops_bf16",
-}
+_FIELDS = [field.name for field in dataclasses.fields(Offer) if field.name not in ("missing", "hardware")]
+_GPU_FIELDS = [name for name in _FIELDS if name.startswith("peak_")] + ["gpu_memory_gib", "memory_gb_per_second"]
 
 
 def load_catalog(own_offers: Path | None = None) -> list[Offer]:
@@ -201,34 +183,17 @@ def _read(text: str, source: str, known: Mapping[str, Offer]) -> list[Offer]:
 
 
 def _offer(row: dict[str, str], where: str, known: Mapping[str, Offer], by_gpu: Mapping[str, Offer]) -> Offer:
-    given = {name: cell.strip() for name, cell in row.items() if name is not None and cell and cell.strip()}
+    given: dict[str, Any] = {name: cell.strip() for name, cell in row.items() if name and cell and cell.strip()}
     for name in ("pool", "instance", "usd_per_hour"):
         if name not in given:
             raise ConfigError(f"{where}: {name} is missing; every offer needs pool, instance and usd_per_hour")
-    values = {name: _parse(name, cell, where) for name, cell in given.items()}
+    given["assumed"] = tuple(given.get("assumed", "").split())
     base = known.get(f"{given['pool']}/{given['instance']}")
-    if base is None and (twin := by_gpu.get(given.get("gpu", ""))) is not None:
-        specs = ("gpu_memory_gib", "memory_gb_per_second", *(name for name in _FIELDS if name.startswith("peak_")))
-        values = {"gpus": 1, **{name: getattr(twin, name) for name in specs}, **values}
-    if base is None:
-        return Offer(**values)  # type: ignore[arg-type]
-    return dataclasses.replace(base, **{"assumed": (), **values})  # type: ignore[arg-type]
-
-
-def _parse(name: str, cell: str, where: str) -> object:
+    if base is not None:
+        given = dataclasses.asdict(base) | given
+    elif (twin := by_gpu.get(given.get("gpu", ""))) is not None:
+        given = {"gpus": 1, **{name: getattr(twin, name) for name in _GPU_FIELDS}} | given
     try:
-        if name in _NUMBERS | _WHOLE_NUMBERS:
-            number: float = int(cell) if name in _WHOLE_NUMBERS else float(cell)
-            if not math.isfinite(number) or number < 0 or (number == 0 and name not in _MAY_BE_ZERO):
-                raise ValueError
-            return number
-        if name == "as_of":
-            return date.fromisoformat(cell)
-    except ValueError:
-        wanted = "a date such as 2026-05-07" if name == "as_of" else "a number, 0 or more, written like 1.25"
-        raise ConfigError(f"{where}: {name} is {cell!r}; it must be {wanted}") from None
-    if name == "assumed":
-        return tuple(cell.split())
-    if name == "tenancy" and cell not in ("dedicated", "shared"):
-        raise ConfigError(f"{where}: tenancy is {cell!r}; it must be dedicated or shared")
-    return cell
+        return Offer(**given)
+    except ValidationError as error:
+        raise ConfigError(explain_validation_error(error, where)) from None

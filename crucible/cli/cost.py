@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,9 +56,9 @@ def cost(
         typer.echo(costs.as_csv(found), nl=False)
         return
     if as_json:
-        groups = [] if group is None else json.loads(costs.breakdown(found, group).to_json(orient="records"))
+        groups = [] if group is None else [entry.to_dict(group) for entry in costs.breakdown(found, group)]
         total = f"{costs.total_micro_usd(found) / costs.MICRO:.6f}"
-        values = {"attempts": costs.as_rows(found), "groups": groups, "total_usd": total}
+        values: dict[str, Any] = {"attempts": costs.as_rows(found), "groups": groups, "total_usd": total}
         values |= {"saved_share": costs.saved_share(found), "advice": costs.advice(found)}
         typer.echo(json.dumps(values, indent=1))
         return
@@ -94,15 +94,15 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
     else:
         rows = [
             [
-                str(row[group]),
-                str(row["jobs"]),
-                str(row["attempts"]),
-                rough_duration(row["hours"]),
-                f"{row['usd']:.6f}",
-                f"{row['share']:.0%}",
-                f"{row['saved_share']:.0%}",
+                entry.name,
+                str(entry.jobs),
+                str(entry.attempts),
+                rough_duration(entry.seconds / 3600),
+                f"{entry.micro_usd / costs.MICRO:.6f}",
+                f"{entry.share:.0%}",
+                f"{entry.saved_share:.0%}",
             ]
-            for row in costs.breakdown(found, group).to_dict("records")
+            for entry in costs.breakdown(found, group)
         ]
         print_table([group, "jobs", "attempts", "time", "USD", "share", "saved"], rows, numbers=range(1, 7))
     total, saved = costs.total_micro_usd(found) / costs.MICRO, costs.saved_share(found)

@@ -16,8 +16,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from crucible.errors import CrucibleError
 from crucible.estimate.needs import Needs
@@ -87,7 +89,7 @@ def probe(needs: Needs, dataset: Path | None = None, steps: int = STEPS, timeout
     if done.returncode or not lines:
         problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ProbeError(f"the probe failed: {problem}")
-    return _result(json.loads(lines[-1]), steps, _cpu_seconds_of_children() - before)
+    return _Measured.model_validate_json(lines[-1]).probe(steps, _cpu_seconds_of_children() - before)
 
 
 def _cpu_seconds_of_children() -> float:
@@ -96,31 +98,32 @@ def _cpu_seconds_of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _result(measured: dict[str, object], steps: int, cpu_seconds: float) -> Probe:
-    def number(name: str) -> float:
-        value = measured[name]
-        assert isinstance(value, int | float)
-        return float(value)
+class _Measured(BaseModel):
+    """The line that `probe_steps` prints. Lists have one entry per step; evaluation times are per batch."""
 
-    def median(name: str) -> float:
-        values = measured[name]
-        assert isinstance(values, list)
-        return float(statistics.median(values))
+    model_config = ConfigDict(extra="ignore")
 
-    environment = measured["environment"]
-    assert isinstance(environment, dict)
-    steps_cpu = (WARM_UP_STEPS + steps) * median("cpu_seconds")
-    evaluation_cpu = number("evaluation_batches") * number("evaluation_cpu_seconds")
-    return Probe(
-        steps=steps,
-        seconds_per_step=median("seconds"),
-        cpu_seconds_per_step=median("cpu_seconds"),
-        evaluation_seconds=number("evaluation_seconds"),
-        evaluation_cpu_seconds=number("evaluation_cpu_seconds"),
-        fixed_cpu_seconds=max(0.0, cpu_seconds - steps_cpu - evaluation_cpu),
-        gpu_memory_gib=None if measured["gpu_memory_gib"] is None else number("gpu_memory_gib"),
-        hardware=str(environment.get("hardware", "")),
-    )
+    seconds: list[float]
+    cpu_seconds: list[float]
+    evaluation_seconds: float
+    evaluation_cpu_seconds: float
+    evaluation_batches: int
+    environment: dict[str, Any]
+    gpu_memory_gib: float | None
+
+    def probe(self, steps: int, process_cpu_seconds: float) -> Probe:
+        cpu_seconds = statistics.median(self.cpu_seconds)
+        counted = (WARM_UP_STEPS + steps) * cpu_seconds + self.evaluation_batches * self.evaluation_cpu_seconds
+        return Probe(
+            steps=steps,
+            seconds_per_step=statistics.median(self.seconds),
+            cpu_seconds_per_step=cpu_seconds,
+            evaluation_seconds=self.evaluation_seconds,
+            evaluation_cpu_seconds=self.evaluation_cpu_seconds,
+            fixed_cpu_seconds=max(0.0, process_cpu_seconds - counted),
+            gpu_memory_gib=self.gpu_memory_gib,
+            hardware=str(self.environment.get("hardware", "")),
+        )
 
 
 def _random_dataset(folder: Path, needs: Needs) -> Path:

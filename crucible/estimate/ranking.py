@@ -267,7 +267,7 @@ def _pros_and_cons(
     if isinstance(needs, Needs) and (idle := idle_gpus(needs, offer)) is not None:
         cons.append(idle)
     if entry.speed.source == "peak":
-        cons.append("speed is a guess from the hardware's peak; --probe or a first run measures it")
+        cons.append("speed guessed from the hardware's peak (--probe or a first run measures it)")
     if "usd_per_hour" in offer.assumed:
         cons.append("price assumed")
     if offer.tenancy == "shared":

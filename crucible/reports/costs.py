@@ -35,14 +35,14 @@ def cost_report(costs: Sequence[AttemptCost], title: str) -> str:
             continue
         rows = [
             [
-                str(row[by]),
-                str(row["attempts"]),
-                rough_duration(row["hours"]),
-                f"{row['usd']:.6f}",
-                f"{row['share']:.0%}",
-                f"{row['saved_share']:.0%}",
+                group.name,
+                str(group.attempts),
+                rough_duration(group.seconds / 3600),
+                f"{group.micro_usd / MICRO:.6f}",
+                f"{group.share:.0%}",
+                f"{group.saved_share:.0%}",
             ]
-            for row in breakdown(costs, by).head(_ROWS).to_dict("records")
+            for group in breakdown(costs, by)[:_ROWS]
         ]
         table = markdown_table([by, "attempts", "time", "USD", "share", "saved"], rows, numbers=[1, 3, 4, 5])
         lines += ["", f"## By {by}", "", table]

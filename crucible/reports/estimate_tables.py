@@ -9,10 +9,9 @@ from dataclasses import asdict
 from crucible.catalog.offers import Offer
 from crucible.estimate.estimate import Range
 from crucible.estimate.history import EstimateRecord, accuracy
-from crucible.estimate.needs import Needs
-from crucible.estimate.ranking import Ranked
 from crucible.estimate.request import EstimateResult
-from crucible.formatting import money, print_table, rough_duration, size
+from crucible.formatting import money, print_table, rough_duration
+from crucible.reports.recommendation import hours_span, needs_summary, remarks, usd_span
 
 _SHOWN = 15
 _EXPLAINED = 3
@@ -24,7 +23,7 @@ def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None
     if as_json:
         print(json.dumps(found.to_dict(), indent=1))
         return
-    print(_summary(found))
+    print(needs_summary(found.needs, separator="\n  "))
     ranked = found.recommendation.ranked
     shown = ranked if everything else ranked[:_SHOWN]
     rows = [
@@ -32,8 +31,8 @@ def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None
             str(place),
             entry.estimate.offer.key,
             _gpus(entry.estimate.offer),
-            _hours(entry.estimate.hours),
-            _usd(entry.estimate.usd),
+            hours_span(entry.estimate.hours),
+            usd_span(entry.estimate.usd),
             _SHORT_SOURCES.get(entry.estimate.speed.source, entry.estimate.speed.source),
         ]
         for place, entry in enumerate(shown, 1)
@@ -42,7 +41,7 @@ def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None
     if len(shown) < len(ranked):
         print(f"… and {len(ranked) - len(shown)} more with --all")
     for entry in ranked if everything else ranked[:_EXPLAINED]:
-        print(f"{entry.estimate.offer.key}: {_remarks(entry)}")
+        print(f"{entry.estimate.offer.key}: {remarks(entry)}")
     if everything:
         for rejected in found.recommendation.rejected:
             print(f"not {rejected.offer.key}: {rejected.reason}")
@@ -66,7 +65,7 @@ def print_accuracy(records: list[EstimateRecord], as_json: bool) -> None:
         [
             record.job_id,
             record.planned.offer,
-            _hours(Range(record.planned.low_hours, record.planned.hours, record.planned.high_hours)),
+            hours_span(Range(record.planned.low_hours, record.planned.hours, record.planned.high_hours)),
             rough_duration(record.hours),
             f"{record.hours_error:+.0%}",
             money(record.planned.usd),
@@ -105,30 +104,6 @@ def print_offers(offers: Sequence[Offer], as_json: bool) -> None:
     print("? marks an assumed price")
     for number, source in enumerate(sources, 1):
         print(f"source {number}: {source}")
-
-
-def _summary(found: EstimateResult) -> str:
-    needs = found.needs
-    inferred = "".join(f"\n  {sentence}" for sentence in needs.inferred)
-    if not isinstance(needs, Needs):
-        return f"script: {needs.hours:g} h on {needs.measured_on.instance}{inferred}"
-    return (
-        f"{needs.parameters:,} parameters, {needs.tokens:,} tokens in {needs.steps:,} steps, "
-        f"{needs.flops:.2g} FLOP, checkpoints of {size(needs.checkpoint_bytes)}{inferred}"
-    )
-
-
-def _remarks(entry: Ranked) -> str:
-    for_it, against = ", ".join(entry.pros), ", ".join(entry.cons)
-    return "; but ".join(part for part in (for_it, against) if part) or "no pros or cons"
-
-
-def _hours(hours: Range) -> str:
-    return f"{rough_duration(hours.likely)} ({rough_duration(hours.low)}–{rough_duration(hours.high)})"
-
-
-def _usd(usd: Range) -> str:
-    return "free" if usd.high == 0 else f"{money(usd.likely)} ({money(usd.low)}–{money(usd.high)})"
 
 
 def _gpus(offer: Offer) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 from crucible.estimate.estimate import Range
 from crucible.estimate.needs import Needs
 from crucible.estimate.ranking import Ranked
 from crucible.estimate.request import EstimateResult
-from crucible.formatting import markdown_table, money, rough_duration
+from crucible.estimate.script import ScriptNeeds
+from crucible.formatting import markdown_table, money, rough_duration, size
 from crucible.reports.picture import data_uri
 
 _BARS = 12
@@ -24,9 +24,9 @@ def recommendation_report(result: EstimateResult) -> str:
     lines = [
         f"# Run it on {best.estimate.offer.key}",
         "",
-        f"{_span(best.estimate.hours, rough_duration)}, {_span(best.estimate.usd, money)}. {_remarks(best)}.",
+        f"{hours_span(best.estimate.hours)}, {usd_span(best.estimate.usd)}. {remarks(best)}.",
         "",
-        _needs(result),
+        needs_summary(result.needs),
         "",
         f"![cost and time of the best offers]({data_uri(bar_chart(ranked[:_BARS]))})",
         "",
@@ -34,7 +34,7 @@ def recommendation_report(result: EstimateResult) -> str:
         "",
         "## Pros and cons",
         "",
-        *(f"- **{entry.estimate.offer.key}**: {_remarks(entry)}" for entry in ranked[:_EXPLAINED]),
+        *(f"- **{entry.estimate.offer.key}**: {remarks(entry)}" for entry in ranked[:_EXPLAINED]),
     ]
     rejected = result.recommendation.rejected
     if rejected:
@@ -52,8 +52,8 @@ def ranking_table(ranked: tuple[Ranked, ...]) -> str:
             str(place),
             entry.estimate.offer.key,
             entry.estimate.offer.gpu or "-",
-            _span(entry.estimate.hours, rough_duration),
-            _span(entry.estimate.usd, money),
+            hours_span(entry.estimate.hours),
+            usd_span(entry.estimate.usd),
             entry.estimate.speed.source,
         ]
         for place, entry in enumerate(ranked, 1)
@@ -88,18 +88,28 @@ def bar_chart(ranked: tuple[Ranked, ...]) -> bytes:
     return image.getvalue()
 
 
-def _needs(result: EstimateResult) -> str:
-    needs = result.needs
-    inferred = "".join(f" {sentence}." for sentence in needs.inferred)
-    if not isinstance(needs, Needs):
-        return f"A script that took {needs.hours:g} h on {needs.measured_on.instance}.{inferred}"
-    return f"{needs.parameters:,} parameters, {needs.tokens:,} tokens, {needs.steps:,} steps.{inferred}"
+def needs_summary(needs: Needs | ScriptNeeds, separator: str = " ") -> str:
+    """What the run needs, then each value that was inferred, after `separator`."""
+    if isinstance(needs, Needs):
+        summary = (
+            f"{needs.parameters:,} parameters, {needs.tokens:,} tokens in {needs.steps:,} steps, "
+            f"{needs.flops:.2g} FLOP, checkpoints of {size(needs.checkpoint_bytes)}."
+        )
+    else:
+        summary = f"A script that took {needs.hours:g} h on {needs.measured_on.instance}."
+    return "".join([summary, *(f"{separator}{sentence}." for sentence in needs.inferred)])
 
 
-def _span(span: Range, text: Callable[[float], str]) -> str:
-    return f"{text(span.likely)} ({text(span.low)}–{text(span.high)})"
+def hours_span(hours: Range) -> str:
+    """Likely, low and high."""
+    return f"{rough_duration(hours.likely)} ({rough_duration(hours.low)}–{rough_duration(hours.high)})"
 
 
-def _remarks(entry: Ranked) -> str:
-    parts = [", ".join(remarks) for remarks in (entry.pros, entry.cons) if remarks]
-    return "; but ".join(parts) if entry.pros else parts[0] if parts else "no pros or cons"
+def usd_span(usd: Range) -> str:
+    """Likely, low and high."""
+    return "free" if usd.high == 0 else f"{money(usd.likely)} ({money(usd.low)}–{money(usd.high)})"
+
+
+def remarks(entry: Ranked) -> str:
+    """The offer's pros and cons on one line."""
+    return "; but ".join(", ".join(found) for found in (entry.pros, entry.cons) if found) or "no pros or cons"

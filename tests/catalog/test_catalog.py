@@ -85,13 +85,16 @@ def test_old_prices_warn_and_own_machines_never_do() -> None:
     ("table", "message"),
     [
         ("pool,instance\nlab,a\n", r"line 2: usd_per_hour is missing"),
-        ("pool,instance,usd_per_hour\nlab,a,cheap\n", r"line 2: usd_per_hour is 'cheap'"),
-        ("pool,instance,usd_per_hour\nlab,a,-1\n", r"line 2: usd_per_hour is '-1'"),
-        ("pool,instance,usd_per_hour\nlab,a,nan\n", r"usd_per_hour is 'nan'"),
-        ("pool,instance,usd_per_hour,mtbf_hours\nlab,a,1,0\n", r"mtbf_hours is '0'"),
-        ("pool,instance,usd_per_hour,gpus\nlab,a,1,1.5\n", r"gpus is '1.5'"),
-        ("pool,instance,usd_per_hour,as_of\nlab,a,1,May\n", r"as_of is 'May'; it must be a date"),
-        ("pool,instance,usd_per_hour,tenancy\nlab,a,1,mine\n", r"tenancy is 'mine'"),
+        (
+            "pool,instance,usd_per_hour\nlab,a,cheap\n",
+            r"line 2: usd_per_hour = 'cheap' is not valid; it must",
+        ),
+        ("pool,instance,usd_per_hour\nlab,a,-1\n", r"line 2: usd_per_hour = '-1' is not valid"),
+        ("pool,instance,usd_per_hour\nlab,a,nan\n", r"usd_per_hour = 'nan' is not valid; it must be a finite number"),
+        ("pool,instance,usd_per_hour,mtbf_hours\nlab,a,1,0\n", r"mtbf_hours = '0'"),
+        ("pool,instance,usd_per_hour,gpus\nlab,a,1,1.5\n", r"gpus = '1.5'"),
+        ("pool,instance,usd_per_hour,as_of\nlab,a,1,May\n", r"as_of = 'May' is not valid; it must be a valid date"),
+        ("pool,instance,usd_per_hour,tenancy\nlab,a,1,mine\n", r"tenancy = 'mine'"),
         ("pool,instance,price\nlab,a,1\n", r"unknown column 'price'"),
     ],
 )
