@@ -41,6 +41,8 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     parts = [f"# {summary.job_id}", headline(summary)]
     if summary.reason:
         parts.append(summary.reason)
+    if summary.warnings:
+        parts.append("\n".join(f"- Left out: {warning}" for warning in summary.warnings))
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
     evaluation = read_evaluation(job)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from crucible.billing.costs import attempt_usd_per_hour
-from crucible.estimate.history import read_plan
-from crucible.jobs.job import Attempt, Job
+from crucible.estimate.history import PlannedCost
+from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, Row
-from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
-from crucible.jobs.status import JobState, status_of
+from crucible.jobs.records import EndReason, JobSpec, Limits
+from crucible.jobs.status import JobState
+from crucible.reports.records import AttemptRecords, JobRecords, read_records
 from crucible.supervision.retry_policy import STARTED_AGAIN
 
+_NEEDS_A_PERSON = (EndReason.BUDGET, EndReason.CANCELLED, EndReason.FAILED, EndReason.PAUSED, EndReason.COMPLETED)
+"""After these an attempt follows only if a person (or a sweep) continues the job."""
 RATE_ROWS = 50
 """How many of the latest rows the time left is estimated from: it should follow a machine that gets slower."""
 
@@ -72,6 +74,8 @@ class JobSummary:
     attempts: tuple[AttemptSummary, ...]
     limits: Limits
     spec: JobSpec
+    warnings: tuple[str, ...] = ()
+    """Damaged records that are left out."""
 
     @property
     def running(self) -> bool:
@@ -86,138 +90,118 @@ class JobSummary:
 
 
 def summarise(job: Job, history: Sequence[Row] | None = None) -> JobSummary:
-    """Read the job's records; a few requests for each attempt.
+    """Read the job's records once and sum them up; a few requests for each attempt.
 
     The newest losses and the speed come from the job's `history` (`Metrics.rows`), or without it from the last piece
     of metrics alone, which is nearly as good.
     """
-    status = status_of(job)
-    spec = job.read_spec()
-    attempts = job.attempts()
-    rows = _newest_rows(job, attempts) if history is None else history
-    read = [_AttemptRecords(attempt) for attempt in attempts]
-    for before, after in itertools.pairwise(read):
-        before.successor, after.predecessor = after, before
-    summaries = tuple(records.summary() for records in read)
-    beats = [records.heartbeat for records in read if records.heartbeat]
+    records = read_records(job)
+    return summary_of(records, _newest_rows(job, records) if history is None else history)
+
+
+def summary_of(records: JobRecords, rows: Sequence[Row]) -> JobSummary:
+    """The summary of a job's records and metrics; pure."""
+    spec, status = records.spec, records.status
+    places = range(len(records.attempts))
+    attempts = tuple(_attempt_summary(records.attempts, place) for place in places)
+    beats = [attempt.heartbeat for attempt in records.attempts if attempt.heartbeat]
     total = next((beat.total_steps for beat in reversed(beats) if beat.total_steps), spec.total_steps)
-    step = next((summary.to_step for summary in reversed(summaries) if summary.to_step is not None), 0)
-    running = bool(summaries) and summaries[-1].end_reason is None
-    seconds_left = _seconds_left(rows, step, total) if running and isinstance(total, int) else None
-    spent = sum(summary.cost_usd for summary in summaries)
+    step = next((attempt.to_step for attempt in reversed(attempts) if attempt.to_step is not None), 0)
+    running = bool(attempts) and attempts[-1].end_reason is None
+    seconds_left = _seconds_left(rows, step, total) if running and total is not None else None
+    spent = sum(attempt.cost_usd for attempt in attempts)
     return JobSummary(
-        job_id=job.job_id,
+        job_id=spec.job_id,
         state=status.state if status else None,
         reason=status.reason if status and status.state not in (JobState.RUNNING, JobState.COMPLETED) else "",
         step=step,
-        total_steps=total if isinstance(total, int) else None,
-        committed_step=max((records.committed_step for records in read[-1:]), default=0),
+        total_steps=total,
+        committed_step=records.attempts[-1].committed_step if attempts else 0,
         train_loss=_newest(rows, "train_loss"),
         val_loss=_newest(rows, "val_loss"),
         seconds_left=seconds_left,
-        seconds=sum(summary.seconds for summary in summaries),
+        seconds=sum(attempt.seconds for attempt in attempts),
         cost_usd=spent,
-        cost_left_usd=_cost_left(job, summaries[-1], seconds_left, spent) if running else None,
-        attempts=summaries,
-        limits=job.read_limits(),
+        cost_left_usd=_cost_left(records.planned, attempts[-1], seconds_left, spent) if running else None,
+        attempts=attempts,
+        limits=records.limits,
         spec=spec,
+        warnings=records.warnings,
     )
 
 
-class _AttemptRecords:
-    """The records of one attempt, each read once, and its neighbours."""
+def _attempt_summary(attempts: Sequence[AttemptRecords], place: int) -> AttemptSummary:
+    own = attempts[place]
+    launch, claim, outcome = own.launch, own.claim, own.outcome
+    last = outcome or own.heartbeat
+    return AttemptSummary(
+        number=own.number,
+        pool=launch.pool if launch else "",
+        instance=(claim.instance if claim else "") or (launch.instance if launch else ""),
+        launched_because=launch.reason if launch else "",
+        end_reason=outcome.end_reason if outcome else None,
+        end=outcome.label if outcome else _activity(own),
+        message=outcome.message if outcome else "",
+        from_step=own.start.step if own.start else None,
+        to_step=own.reached_step,
+        steps_lost=_steps_lost(own, attempts[place + 1 :]),
+        recovery_seconds=_recovery_seconds(own, attempts[place - 1]) if place else None,
+        seconds=last.seconds if last else 0.0,
+        usd_per_hour=attempt_usd_per_hour(launch, claim, last) if launch else 0.0,
+        cost_usd=last.cost_usd if last else 0.0,
+        notices=tuple(f"{n.source}: {n.reason}" for n in outcome.notifications) if outcome else (),
+        saving=last.saving if last else {},
+        mtbf_seconds=launch.mtbf_seconds if launch else None,
+        price_remark=claim.price_remark if claim else "",
+    )
 
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self.launch: Launch | None = attempt.read_launch()
-        self.claim = attempt.read_claim()
-        self.start = attempt.read_start()
-        self.heartbeat = attempt.read_heartbeat()
-        self.outcome: Outcome | None = attempt.read_outcome()
-        self.predecessor: _AttemptRecords | None = None
-        self.successor: _AttemptRecords | None = None
 
-    @property
-    def committed_step(self) -> int:
-        known = (self.outcome, self.heartbeat)
-        start = self.start.step if self.start else 0
-        return max(start, *(record.committed_step if record else 0 for record in known))
+def _activity(attempt: AttemptRecords) -> str:
+    if attempt.heartbeat:
+        return f"running ({attempt.heartbeat.phase})"
+    return "starting" if attempt.claim else "waiting for a machine"
 
-    def summary(self) -> AttemptSummary:
-        launch, outcome, heartbeat = self.launch, self.outcome, self.heartbeat
-        last = outcome or heartbeat
-        return AttemptSummary(
-            number=self.attempt.number,
-            pool=launch.pool if launch else "",
-            instance=(self.claim.instance if self.claim else "") or (launch.instance if launch else ""),
-            launched_because=launch.reason if launch else "",
-            end_reason=outcome.end_reason if outcome else None,
-            end=outcome.label if outcome else self._doing(),
-            message=outcome.message if outcome else "",
-            from_step=self.start.step if self.start else None,
-            to_step=self._to_step(),
-            steps_lost=self._steps_lost(),
-            recovery_seconds=self._recovery_seconds(),
-            seconds=last.seconds if last else 0.0,
-            usd_per_hour=attempt_usd_per_hour(launch, self.claim, last) if launch else 0.0,
-            cost_usd=last.cost_usd if last else 0.0,
-            notices=tuple(f"{n.source}: {n.reason}" for n in outcome.notifications) if outcome else (),
-            saving=last.saving if last else {},
-            mtbf_seconds=launch.mtbf_seconds if launch else None,
-            price_remark=self.claim.price_remark if self.claim else "",
-        )
 
-    def _doing(self) -> str:
-        if self.heartbeat:
-            return f"running ({self.heartbeat.phase})"
-        return "starting" if self.claim else "waiting for a machine"
+def _steps_lost(attempt: AttemptRecords, later: Sequence[AttemptRecords]) -> int:
+    """Compared with what the next attempt really started from, if there is one: a damaged commit counts as lost."""
+    if attempt.outcome is None or attempt.reached_step is None:
+        return 0
+    kept = next((other.start.step for other in later if other.start), attempt.committed_step)
+    return max(0, attempt.reached_step - kept)
 
-    def _to_step(self) -> int | None:
-        if self.start is None:
-            return None
-        return max(self.committed_step, *(r.step if r else 0 for r in (self.outcome, self.heartbeat)))
 
-    def _steps_lost(self) -> int:
-        """Against what the next attempt really started from, where there is one: a damaged commit counts as lost."""
-        reached = self._to_step()
-        if self.outcome is None or reached is None:
-            return 0
-        later = self.successor
-        while later is not None and later.start is None:
-            later = later.successor
-        kept = later.start.step if later and later.start else self.committed_step
-        return max(0, reached - kept)
-
-    def _recovery_seconds(self) -> float | None:
-        if self.predecessor is None or self.predecessor.outcome is None or self.claim is None:
-            return None
-        gone = self.predecessor.outcome.ended_at
-        launch = self.launch
-        if launch and (STARTED_AGAIN in launch.reason or self.predecessor.outcome.end_reason is EndReason.BUDGET):
-            gone = launch.decided_at  # a person decided when to go on
-        elif self.predecessor.outcome.decided_by != "agent" and self.predecessor.heartbeat:
-            gone = self.predecessor.heartbeat.at
-        for record in (self.outcome, self.heartbeat):
-            if record and record.first_step_after_seconds is not None:
-                back = self.claim.claimed_at.timestamp() + record.first_step_after_seconds
-                return round(max(0.0, back - gone.timestamp()), 1)
+def _recovery_seconds(attempt: AttemptRecords, before: AttemptRecords) -> float | None:
+    """From the end of the attempt before to the first new step; waiting for a person to continue does not count."""
+    if before.outcome is None or attempt.claim is None:
         return None
+    gone = before.outcome.ended_at
+    if before.outcome.decided_by != "agent" and before.heartbeat:
+        gone = before.heartbeat.at
+    launch = attempt.launch
+    if launch and (STARTED_AGAIN in launch.reason or before.outcome.end_reason in _NEEDS_A_PERSON):
+        gone = launch.decided_at
+    for record in (attempt.outcome, attempt.heartbeat):
+        if record and record.first_step_after_seconds is not None:
+            back = attempt.claim.claimed_at.timestamp() + record.first_step_after_seconds
+            return round(max(0.0, back - gone.timestamp()), 1)
+    return None
 
 
-def _cost_left(job: Job, attempt: AttemptSummary, seconds_left: float | None, spent_usd: float) -> float | None:
+def _cost_left(
+    planned: PlannedCost | None, attempt: AttemptSummary, seconds_left: float | None, spent_usd: float
+) -> float | None:
     if seconds_left is not None:
         return seconds_left / 3600 * attempt.usd_per_hour
-    planned = read_plan(job)
     return max(0.0, planned.usd - spent_usd) if planned else None
 
 
-def _newest_rows(job: Job, attempts: Sequence[Attempt]) -> list[Row]:
+def _newest_rows(job: Job, records: JobRecords) -> list[Row]:
     """The last heartbeat's metrics and the last piece sent: enough for the newest losses, in a few requests."""
-    for attempt in reversed(attempts):
-        heartbeat = attempt.read_heartbeat()
-        if heartbeat is not None:
-            rows: list[Row] = [{"step": heartbeat.step, "attempt": attempt.number, **heartbeat.metrics}]
-            return rows + Metrics(job).of_attempt(attempt, pieces=1)
+    for attempt in reversed(records.attempts):
+        if attempt.heartbeat is not None:
+            beat = attempt.heartbeat
+            rows: list[Row] = [{"step": beat.step, "attempt": attempt.number, **beat.metrics}]
+            return rows + Metrics(job).of_attempt(job.attempt(attempt.number), pieces=1)
     return []
 
 

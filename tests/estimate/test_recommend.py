@@ -66,7 +66,7 @@ def test_a_cap_refuses_by_the_low_estimate_and_warns_by_the_likely_one() -> None
     # Spot: low about $0.57, likely about $0.71.
     found = ranking(Preferences(max_cost_usd=0.65))
     spot = next(entry for entry in found.ranked if entry.estimate.offer.key == SPOT.key)
-    assert "likely to be stopped at max_cost_usd before the end" in spot.cons
+    assert "likely to stop at max_cost_usd before the end" in spot.cons
 
 
 def test_pros_and_cons_are_the_offers_own() -> None:

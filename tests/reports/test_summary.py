@@ -6,7 +6,7 @@ import pytest
 
 from crucible.jobs.records import EndReason, Limits
 from crucible.jobs.status import JobState
-from crucible.reports import Metrics, summarise
+from crucible.reports import Metrics, job_report, summarise
 from crucible.store import Store
 from tests.reports.history import SECONDS_PER_STEP, Past, interrupted_twice, loss
 
@@ -66,3 +66,13 @@ def test_a_job_nobody_took_up_is_summarised(store: Store, tmp_path: Path) -> Non
 
     assert (summary.state, summary.step, summary.total_steps, summary.attempts) == (None, 0, 2000, ())
     assert summary.as_json()["limits"]["max_cost_usd"] == 3
+
+
+def test_a_damaged_record_is_left_out_and_named(store: Store, tmp_path: Path) -> None:
+    past = interrupted_twice(store, tmp_path)
+    past.job.store.write("attempts/0002/heartbeat.json", b"{")
+    past.job.store.write("limits/0001.json", b"")
+    summary = summarise(past.job)
+    assert len(summary.attempts) == 3
+    (damaged,) = [warning for warning in summary.warnings if "heartbeat.json is damaged" in warning]
+    assert f"- Left out: {damaged}" in job_report(past.job)

@@ -1,0 +1,88 @@
+"""A job's records at one moment, each read once: what summary and report are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from crucible.errors import RecordDamaged
+from crucible.estimate.history import PlannedCost, read_plan
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Limits, Outcome, Start
+from crucible.jobs.status import JobStatus, status_of
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class AttemptRecords:
+    """The records of one attempt at one moment; None where there is none, or where it is damaged."""
+
+    number: int
+    launch: Launch | None = None
+    claim: Claim | None = None
+    start: Start | None = None
+    heartbeat: Heartbeat | None = None
+    outcome: Outcome | None = None
+
+    @property
+    def committed_step(self) -> int:
+        start = self.start.step if self.start else 0
+        return max(start, *(record.committed_step if record else 0 for record in (self.outcome, self.heartbeat)))
+
+    @property
+    def reached_step(self) -> int | None:
+        """The last step it trained; None before it had anything to start from."""
+        if self.start is None:
+            return None
+        return max(self.committed_step, *(r.step if r else 0 for r in (self.outcome, self.heartbeat)))
+
+
+@dataclass(frozen=True)
+class JobRecords:
+    """A job's records at one moment."""
+
+    spec: JobSpec
+    limits: Limits
+    status: JobStatus | None = None
+    planned: PlannedCost | None = None
+    attempts: tuple[AttemptRecords, ...] = ()
+    warnings: tuple[str, ...] = ()
+    """Damaged records that are left out."""
+
+
+def read_records(job: Job) -> JobRecords:
+    """Read everything that a summary is made of.
+
+    Raises:
+        RecordDamaged, ObjectMissing: there is no readable `job.json`; any other damaged record is left out.
+    """
+    warnings: list[str] = []
+
+    def read(record: Callable[[], R]) -> R | None:
+        try:
+            return record()
+        except RecordDamaged as error:
+            warnings.append(str(error))
+            return None
+
+    attempts = tuple(
+        AttemptRecords(
+            attempt.number,
+            launch=read(attempt.read_launch),
+            claim=read(attempt.read_claim),
+            start=read(attempt.read_start),
+            heartbeat=read(attempt.read_heartbeat),
+            outcome=read(attempt.read_outcome),
+        )
+        for attempt in job.attempts()
+    )
+    return JobRecords(
+        spec=job.read_spec(),
+        limits=read(job.read_limits) or Limits(),
+        status=read(lambda: status_of(job)),
+        planned=read(lambda: read_plan(job)),
+        attempts=attempts,
+        warnings=tuple(warnings),
+    )
