@@ -18,7 +18,9 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 
 from crucible.agent.workload import Workload
-from crucible.checkpoints.commits import MODELS, Checkpoint, Checkpoints, best_checkpoint
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import MODELS, Checkpoint, best_checkpoint
+from crucible.checkpoints.restore import fetch
 from crucible.contract import step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
@@ -81,8 +83,8 @@ def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
         if not chosen:
             steps = ", ".join(str(checkpoint.step) for checkpoint in there) or "none"
             raise ConfigError(f"step: job {job.job_id} has no checkpoint of step {step}; there are: {steps}")
-        folder, problem = _fetch(checkpoints, chosen[0], work)
-        if problem:
+        folder = work / step_name(step)
+        if problem := fetch(checkpoints, chosen[0], folder):
             raise CheckpointError(f"the checkpoint of step {step} of {job.job_id} is damaged: {problem}")
         return [folder]
     newest = _newest_whole(checkpoints, there, work)
@@ -91,8 +93,8 @@ def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
     best = best_checkpoint(there)
     if best is None or best.step == newest[0].step:
         return [newest[1]]
-    folder, problem = _fetch(checkpoints, best, work)
-    return [newest[1]] if problem else [newest[1], folder]
+    folder = work / step_name(best.step)
+    return [newest[1]] if fetch(checkpoints, best, folder) else [newest[1], folder]
 
 
 @task(name="fetch dataset", persist_result=False, **NETWORK_RETRIES)
@@ -167,21 +169,12 @@ def upload_model(job: Job, out: Path) -> dict[str, Any]:
 
 def _newest_whole(checkpoints: Checkpoints, there: Sequence[Checkpoint], work: Path) -> tuple[Checkpoint, Path] | None:
     for checkpoint in there:
-        folder, problem = _fetch(checkpoints, checkpoint, work)
+        folder = work / step_name(checkpoint.step)
+        problem = fetch(checkpoints, checkpoint, folder)
         if problem is None:
             return checkpoint, folder
         get_run_logger().warning("checkpoint %s is damaged and passed over: %s", checkpoint.name, problem)
     return None
-
-
-def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, work: Path) -> tuple[Path, str | None]:
-    """A checkpoint's folder here, and what is wrong with it, or None."""
-    folder = work / step_name(checkpoint.step)
-    problem = checkpoints.verify(checkpoint)
-    if problem is None:
-        checkpoints.download(checkpoint, folder)
-        problem = checkpoints.verify(checkpoint, folder)
-    return folder, problem
 
 
 def _curve(job: Job) -> bytes:

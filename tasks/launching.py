@@ -31,8 +31,8 @@ _ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CA
 class PrefectLauncher:
     """Starts attempt N of a job as a flow run of `train/<pool>`.
 
-    The idempotency key is the job's address and the attempt's number: launching twice, from whatever process, gives
-    the same flow run.
+    The idempotency key is the job's address and the decision on record: launching it twice, from whatever process,
+    gives the same flow run. Of a job that was deleted and made anew under its old name, attempt 1 is another decision.
     """
 
     def __init__(self, store: str, project: str, owner: str) -> None:
@@ -60,7 +60,7 @@ class PrefectLauncher:
                 parameters={"job": job.job_id, "attempt": launch.number, "store": self.store},
                 flow_run_name=f"{job.job_id}-attempt-{launch.number}",
                 tags=tags,
-                idempotency_key=f"{job.store.uri}/{launch.number}",
+                idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
                 job_variables=self._job_variables(job, launch),
                 timeout=0,
                 # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from crucible.agent.notices import Notice
-from crucible.checkpoints.commits import Checkpoint
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.jobs.records import Heartbeat, Notification
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crucible.agent.observer import Guarded
-from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
+from crucible.checkpoints.restore import restore
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Start
 from crucible.store.retry import persist, wait_at_most
@@ -29,13 +31,13 @@ def restore_newest(
         damaged.append(f"{checkpoint.name}: {problem}")
         observer.event("damaged", f"checkpoint of step {checkpoint.step} is damaged and passed over: {problem}")
 
-    def restore() -> tuple[Checkpoint, Path] | None:
+    def newest() -> tuple[Checkpoint, Path] | None:
         damaged.clear()
-        return Checkpoints(attempt.job).restore(into, on_damaged=report)
+        return restore(Checkpoints(attempt.job), into, on_damaged=report)
 
     pause = wait_at_most(retry_seconds, stopping)
     persist(attempt.close_earlier_starts, pause)
-    restored = persist(restore, pause)
+    restored = persist(newest, pause)
     seconds = time.monotonic() - began
     checkpoint = restored[0] if restored else None
     start = Start(

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crucible.agent.notices import Notice
 from crucible.agent.workload import WorkloadEnd
-from crucible.checkpoints.commits import Checkpoint
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut, StoreUnavailable
 
 SAVE_SECONDS = 120.0

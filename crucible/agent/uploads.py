@@ -17,6 +17,7 @@ from pathlib import Path
 from crucible.agent.observer import Trouble
 from crucible.agent.states import Committed, Fenced, Uploaded
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.retention import retain
 from crucible.contract import finished_folders, step_of
 from crucible.errors import CheckpointError, FencedOut, StoreError
 from crucible.jobs.job import Attempt
@@ -91,7 +92,7 @@ class Uploads:
         self._post(Committed(checkpoint, time.monotonic() - began))
         if not self._finishing.is_set():
             try:
-                self._checkpoints.retain(keep_last=self._keep_last)
+                retain(self._checkpoints, keep_last=self._keep_last)
             except StoreError as error:
                 self._post(Trouble("retention", str(error)))
 

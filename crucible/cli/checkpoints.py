@@ -13,7 +13,8 @@ from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, op
 from crucible.formatting import print_table, size
 
 if TYPE_CHECKING:
-    from crucible.checkpoints.commits import Checkpoint, Checkpoints
+    from crucible.checkpoints.commits import Checkpoints
+    from crucible.checkpoints.manifest import Checkpoint
 
 StepOption = Annotated[int | None, typer.Option(help="Only the checkpoint of this step.", min=0)]
 
@@ -29,14 +30,20 @@ def register(app: typer.Typer) -> None:
 
 def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List a job's checkpoints, newest first."""
-    from crucible.checkpoints.commits import best_checkpoint
+    from crucible.checkpoints.manifest import best_checkpoint
     from crucible.reports.report import loss_cell
 
-    checkpoints = _open(store, job).list()
+    found = _open(store, job).found()
+    checkpoints = [checkpoint for checkpoint, problem in found if problem is None]
+    damaged = [(checkpoint, problem) for checkpoint, problem in found if problem is not None]
     best = best_checkpoint(checkpoints)
     if as_json:
-        print_json([{**_line(checkpoint), "best": checkpoint is best} for checkpoint in checkpoints])
-    elif not checkpoints:
+        lines = [{**_line(checkpoint), "best": checkpoint is best} for checkpoint in checkpoints]
+        print_json([*lines, *({"step": c.step, "attempt": c.attempt, "problem": problem} for c, problem in damaged)])
+        return
+    for _, problem in damaged:
+        typer.echo(f"warning: {problem}", err=True)
+    if not checkpoints:
         typer.echo(f"job {job} has saved nothing yet")
     else:
         rows = [
@@ -55,13 +62,19 @@ def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fal
 
 def verify(job: JobArgument, step: StepOption = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Fetch every checkpoint and compare each file's size and sha256 with the manifest; exit 1 if one is damaged."""
+    from crucible.checkpoints.restore import fetch
     from crucible.errors import CheckpointError
 
     found = _open(store, job)
     results: list[dict[str, Any]] = []
-    for checkpoint in _chosen(found, job, step):
+    for checkpoint, damage in found.damaged():
+        if step is None or checkpoint.step == step:
+            results.append({"step": checkpoint.step, "attempt": checkpoint.attempt, "problem": damage})
+            if not as_json:
+                typer.echo(f"step {checkpoint.step:>10,}  DAMAGED: {damage}")
+    for checkpoint in [] if step is not None and results else _chosen(found, job, step):
         with tempfile.TemporaryDirectory(prefix="crucible-verify-") as scratch:
-            problem = _fetch(found, checkpoint, Path(scratch) / checkpoint.name)
+            problem = fetch(found, checkpoint, Path(scratch) / checkpoint.name)
         results.append({**_line(checkpoint), "problem": problem})
         if not as_json:
             typer.echo(f"step {checkpoint.step:>10,}  {'whole' if problem is None else f'DAMAGED: {problem}'}")
@@ -85,6 +98,7 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
+    from crucible.checkpoints.restore import fetch
     from crucible.contract import step_name
     from crucible.errors import CheckpointError, ConfigError
 
@@ -97,7 +111,7 @@ def get(
     if target.exists():
         raise ConfigError(f"DIR: {target} is there already; remove it or name another folder")
     partial = target.with_name(target.name + ".partial")
-    problem = _fetch(found, checkpoint, partial)
+    problem = fetch(found, checkpoint, partial)
     if problem is not None:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
@@ -129,15 +143,6 @@ def _chosen(checkpoints: Checkpoints, job: str, step: int | None) -> list[Checkp
         there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
         raise ConfigError(f"--step {step}: job {job} has no checkpoint of this step; there are: {there}")
     return chosen
-
-
-def _fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> str | None:
-    """Download to `target`; returns what is wrong with it, or None."""
-    problem = checkpoints.verify(checkpoint)
-    if problem is None:
-        checkpoints.download(checkpoint, target)
-        problem = checkpoints.verify(checkpoint, target)
-    return problem
 
 
 def _line(checkpoint: Checkpoint) -> dict[str, Any]:

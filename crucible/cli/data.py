@@ -79,7 +79,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the finished datasets of the store."""
     from crucible.datasets.build import list_datasets
 
-    infos = list_datasets(_open(store))
+    infos = list_datasets(_open(store), lambda problem: typer.echo(f"warning: {problem}", err=True))
     if as_json:
         _print_json([_summary(info) for info in infos])
         return

@@ -44,17 +44,20 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from crucible.jobs.job import Job
-    from crucible.reports import summarise
 
     opened = open_store(store)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        jobs = [Job(opened, name) for name in Job.ids(opened) if opened.exists(f"jobs/{name}/job.json")]
-        summaries = sorted(pool.map(summarise, jobs), key=lambda s: s.spec.created_at, reverse=True)
+        found = list(pool.map(_summary, (Job(opened, name) for name in Job.ids(opened))))
+    summaries = sorted((s for s, _ in found if s), key=lambda s: s.spec.created_at, reverse=True)
+    damaged = [damage for _, damage in found if damage]
     if as_json:
-        print_json([_line(summary) for summary in summaries])
-    elif not summaries:
+        print_json([*map(_line, summaries), *damaged])
+        return
+    for damage in damaged:
+        typer.echo(f"warning: job {damage['job']} is left out: {damage['reason']}", err=True)
+    if not summaries and not damaged:
         typer.echo(f"no jobs in {opened.uri} yet; `prefect deployment run train-nanogpt` starts one")
-    else:
+    elif summaries:
         headings = ["job", "state", "step", "val loss", "attempts", "pool", "cost", "created"]
         rows = [
             [
@@ -286,6 +289,19 @@ def print_facts(facts: dict[str, str]) -> None:
     width = max(map(len, facts)) + 2
     for name, fact in facts.items():
         typer.echo(f"{name:<{width}}{fact}")
+
+
+def _summary(job: Job) -> tuple[JobSummary | None, dict[str, Any] | None]:
+    """The job's summary, or why there is none: one damaged job must not hide the others."""
+    from crucible.errors import StoreError, StoreUnavailable
+    from crucible.reports import summarise
+
+    try:
+        return summarise(job), None
+    except StoreUnavailable:
+        raise
+    except StoreError as error:
+        return None, {"job": job.job_id, "state": "damaged", "reason": str(error)}
 
 
 def _line(summary: JobSummary) -> dict[str, Any]:

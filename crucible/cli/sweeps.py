@@ -31,23 +31,25 @@ def register(app: typer.Typer) -> None:
 
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the sweeps of the store, newest first."""
-    from crucible.errors import RecordDamaged
+    from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
     from crucible.sweeps import Sweep
 
     opened = open_store(store)
-    lines = []
+    lines, damaged = [], []
     for name in Sweep.ids(opened):
         try:
-            if (sweep := Sweep(opened, name)).exists():
-                lines.append(_line(sweep))
-        except RecordDamaged as error:
-            typer.echo(f"warning: {error}", err=True)
+            lines.append(_line(Sweep(opened, name)))
+        except (RecordDamaged, ObjectMissing, ConfigError) as error:
+            damaged.append({"sweep": name, "state": "damaged", "reason": str(error)})
     lines.sort(key=lambda line: line["created_at"], reverse=True)
     if as_json:
-        print_json(lines)
-    elif not lines:
+        print_json([*lines, *damaged])
+        return
+    for damage in damaged:
+        typer.echo(f"warning: sweep {damage['sweep']} is left out: {damage['reason']}", err=True)
+    if not lines and not damaged:
         typer.echo(f"no sweeps in {opened.uri} yet; `prefect deployment run {DEPLOYMENT}` starts one")
-    else:
+    elif lines:
         headings = ["sweep", "state", "trials", "best loss", "steps", "cost", "created"]
         rows = [
             [

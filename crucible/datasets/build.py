@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, DatasetConfig
 from crucible.datasets.disk import work_folder
@@ -33,8 +35,10 @@ from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
 from crucible.datasets.tokenizers.byte import ByteTokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
 from crucible.datasets.tokenizers.files import TOKENIZER_FILE, load_tokenizer
-from crucible.errors import DataError, ObjectExists, ObjectMissing
+from crucible.errors import DataError, ObjectExists, ObjectMissing, RecordDamaged
 from crucible.store import Store
+
+logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 """Part of every digest. Raise it when the same text and options would give other tokens than before."""
@@ -201,16 +205,24 @@ def find_dataset(store: Store, digest: str) -> DatasetInfo | None:
     """The finished dataset with this digest, or None."""
     key = f"{_prefix(digest)}/{META_FILE}"
     try:
-        data = store.read_json(key)
+        meta = store.read_model(key, DatasetMeta, f"delete the folder {_prefix(digest)} and prepare the dataset again")
     except ObjectMissing:
         return None
-    return DatasetInfo(f"{store.uri}/{_prefix(digest)}", DatasetMeta.parse(data, f"{store.uri}/{key}"), cached=True)
+    return DatasetInfo(f"{store.uri}/{_prefix(digest)}", meta, cached=True)
 
 
-def list_datasets(store: Store) -> list[DatasetInfo]:
-    """Every finished dataset of the store."""
-    found = (find_dataset(store, digest) for digest in store.folders("datasets") if digest != "index")
-    return [info for info in found if info is not None]
+def list_datasets(store: Store, on_damage: Callable[[str], None] = logger.warning) -> list[DatasetInfo]:
+    """Every finished dataset of the store; `on_damage` receives a message for each one that cannot be read."""
+    found = []
+    for digest in store.folders("datasets"):
+        try:
+            info = find_dataset(store, digest) if digest != "index" else None
+        except RecordDamaged as error:
+            on_damage(str(error))
+            continue
+        if info is not None:
+            found.append(info)
+    return found
 
 
 def resolve_dataset(store: Store, digest: str) -> DatasetInfo:
@@ -353,11 +365,18 @@ def _prefix(digest: str) -> str:
 
 def _indexed(store: Store, request: str) -> str | None:
     try:
-        return str(store.read_json(f"datasets/index/{request}.json")["digest"])
-    except ObjectMissing:
-        return None
+        return store.read_model(f"datasets/index/{request}.json", _IndexEntry).digest
+    except (ObjectMissing, RecordDamaged):
+        return None  # it only saves a look at the source, and is written again
 
 
 def _remember(store: Store, request: str | None, digest: str) -> None:
     if request is not None:
-        store.write_json(f"datasets/index/{request}.json", {"schema_version": 1, "digest": digest})
+        store.write_model(f"datasets/index/{request}.json", _IndexEntry(digest=digest))
+
+
+class _IndexEntry(BaseModel):
+    """Which dataset a request leads to."""
+
+    schema_version: int = 1
+    digest: str

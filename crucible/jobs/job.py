@@ -25,8 +25,9 @@ attempt still manages to write later lies beyond the successor's `start.json` an
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, Self, TypeVar
 
@@ -214,8 +215,8 @@ class Job:
 
     @classmethod
     def ids(cls, store: Store) -> list[str]:
-        """The ids of all jobs in a store."""
-        return store.folders("jobs")
+        """The ids of all jobs in a store; folders that cannot be jobs are left out."""
+        return [name for name in store.folders("jobs") if _is_job_id(name)]
 
     def read_spec(self) -> JobSpec:
         spec = _read(self.store, "job.json", JobSpec)
@@ -246,7 +247,7 @@ class Job:
 
     def attempts(self) -> list[Attempt]:
         """All attempts on record, first to last."""
-        return [Attempt(self, int(name)) for name in self.store.folders("attempts") if name.isdecimal()]
+        return [Attempt(self, number) for number in numbers_in(self.store.folders("attempts"))]
 
     def attempt(self, number: int) -> Attempt:
         return Attempt(self, number)
@@ -303,10 +304,7 @@ class Job:
         return total
 
     def _numbered(self, folder: str) -> list[int]:
-        # The first part below the folder: a directory in a record's place is a damaged record, not none.
-        keys = [info.key.removeprefix(f"{folder}/").split("/", 1)[0] for info in self.store.list(folder)]
-        names = [key.removesuffix(".json") for key in keys]
-        return [int(name) for name in names if name.isdecimal()]
+        return record_numbers(self.store, folder)
 
     def _create_next(self, folder: str, make: Callable[[int], R]) -> R:
         while True:
@@ -321,14 +319,25 @@ class Job:
 
 def checked_job_id(job_id: str) -> str:
     """`job_id` itself. Raises `ConfigError` unless it can name a folder, a tag and a container."""
-    if (
-        not job_id
-        or len(job_id) > 63
-        or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in job_id)
-        or not job_id[0].isalnum()
-    ):
+    if not _is_job_id(job_id):
         raise ConfigError(f"job: {job_id!r} is no usable name; use up to 63 letters, digits, '-', '_' or '.'")
     return job_id
+
+
+def _is_job_id(name: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) is not None
+
+
+def record_numbers(store: Store, folder: str) -> list[int]:
+    """The numbers of the records `0001.json` … in a folder, ascending; files of other names are not ours."""
+    # The first part below the folder: a directory in a record's place is a damaged record, not none.
+    keys = {info.key.removeprefix(f"{folder}/").split("/", 1)[0] for info in store.list(folder)}
+    return numbers_in(key.removesuffix(".json") for key in keys if key.endswith(".json"))
+
+
+def numbers_in(names: Iterable[str]) -> list[int]:
+    """The numbers among names like `0001`, ascending."""
+    return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,9}", name) and name == f"{int(name):04d}")
 
 
 def _read(store: Store, key: str, kind: type[R]) -> R | None:

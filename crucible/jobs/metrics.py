@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from crucible.errors import ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 
 if TYPE_CHECKING:
@@ -37,9 +38,15 @@ class Metrics:
         missing = [key for key in keys if key not in self._pieces]
         if missing:
             with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="metrics") as pool:
-                for key, data in zip(missing, pool.map(self.job.store.read, missing), strict=True):
+                for key, data in zip(missing, pool.map(self._read, missing), strict=True):
                     self._pieces[key] = _parse(data.splitlines(), attempt.number)
         return _one_row_per_step(row for key in keys for row in self._pieces[key])
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return self.job.store.read(key)
+        except (ObjectMissing, RecordDamaged):
+            return b""
 
     def rows(self) -> list[Row]:
         """The job's history in the order of its steps.
@@ -72,8 +79,11 @@ def merged_metrics(job: Job) -> pd.DataFrame:
 def _parse(lines: Iterable[bytes], attempt: int) -> list[Row]:
     rows = []
     for line in lines:
-        values = json.loads(line)
-        if isinstance(values.get("step"), int):
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError):
+            continue  # damaged: a gap in the curve, and no reason to show none
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
             rows.append({"attempt": attempt, **{name: value for name, value in values.items() if _is_number(value)}})
     return rows
 

@@ -8,9 +8,11 @@ from typing import Any
 from crucible.errors import ObjectMissing
 from crucible.formatting import fenced, markdown_table, size
 from crucible.jobs.job import Job
+from crucible.settings import shown
 
 EVALUATION = "evaluation.json"
 """Below the job: what was measured of its model, and where the model is."""
+_FIX = "delete it, and evaluate the job again"
 LONGEST_SAMPLE = 600
 """Characters of a sample on a page; all of them are in the model's samples.txt."""
 
@@ -18,9 +20,12 @@ LONGEST_SAMPLE = 600
 def read_evaluation(job: Job) -> dict[str, Any] | None:
     """The job's newest evaluation, or None before there was one."""
     try:
-        return dict(job.store.read_json(EVALUATION))
+        evaluation = job.store.read_json(EVALUATION, _FIX)
     except ObjectMissing:
         return None
+    if not isinstance(evaluation, dict):
+        raise job.store.damaged(EVALUATION, f"it is no JSON object but {shown(evaluation)}", _FIX)
+    return evaluation
 
 
 def evaluation_summary(evaluation: Mapping[str, Any]) -> str:

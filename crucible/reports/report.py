@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from crucible.checkpoints.commits import Checkpoint, Checkpoints, best_checkpoint
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
 from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money, settings_table, size
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics

@@ -7,7 +7,6 @@ sweep.best().values     # {'learning_rate': 0.001, …}
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from crucible.config import ScriptConfig, TrainConfig
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
 from crucible.estimate.needs import flops_per_token
-from crucible.jobs.job import Job, checked_job_id, differences
+from crucible.jobs.job import Job, checked_job_id, differences, record_numbers
 from crucible.jobs.records import JobSpec, Record
 from crucible.jobs.status import JobState
 from crucible.store import Store
@@ -142,7 +141,7 @@ class Sweep:
 
     def read_trial_records(self) -> list[TrialRecord]:
         """Every trial that was begun, by number."""
-        keys = [info.key for info in self.store.list("trials") if re.fullmatch(r"trials/\d+\.json", info.key)]
+        keys = [f"trials/{number:04d}.json" for number in record_numbers(self.store, "trials")]
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
             read = list(pool.map(lambda key: self._read(key, TrialRecord), keys))
         return sorted(read, key=lambda record: record.number)
@@ -239,8 +238,7 @@ class Sweep:
         return self.store.read_model(key, kind, kind.fix)
 
     def _limit_numbers(self) -> list[int]:
-        names = [info.key.rsplit("/", 1)[-1].removesuffix(".json") for info in self.store.list("limits")]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return record_numbers(self.store, "limits")
 
 
 def _checked_id(sweep_id: str) -> str:

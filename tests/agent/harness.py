@@ -15,7 +15,9 @@ from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.plan import AttemptPlan, Scratch
 from crucible.agent.saving import SavePolicy
-from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
+from crucible.checkpoints.restore import restore
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Heartbeat, Launch, Outcome
 from tests.agent.scripted import weights_after
@@ -104,7 +106,7 @@ def run(job: Job, number: int, scratch: Path, observer: Recorder | None = None, 
 
 def newest(job: Job, scratch: Path) -> tuple[Checkpoint, str] | None:
     """The newest commit and the weights in it, which must be those of its step."""
-    found = Checkpoints(job).restore(scratch / "inspect")
+    found = restore(Checkpoints(job), scratch / "inspect")
     if found is None:
         return None
     weights = (found[1] / "weights.txt").read_text()

@@ -27,7 +27,7 @@ from crucible.agent.states import (
     transition,
 )
 from crucible.agent.workload import WorkloadEnd
-from crucible.checkpoints.commits import Checkpoint
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut
 from crucible.jobs.records import EndReason
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
+from crucible.checkpoints.restore import restore
 from crucible.jobs.job import Attempt, Job
 from tests.faults.small_jobs import checkpoint_folder, is_whole
 
@@ -16,7 +18,7 @@ def commit(attempt: Attempt, scratch: Path, step: int, **state: object) -> Check
 
 def restored_step(job: Job, into: Path) -> int:
     """The step that a new machine would resume from, whole or the test fails; 0 for a fresh start."""
-    found = Checkpoints(job).restore(into)
+    found = restore(Checkpoints(job), into)
     if found is None:
         return 0
     checkpoint, folder = found

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
 from crucible.contract import finished_folders, step_of
 from crucible.errors import CheckpointError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
@@ -31,7 +32,7 @@ def test_a_commit_is_restored_as_it_was(job: Job, scratch: Path) -> None:
     assert max(carried) == checkpoint.bytes
     commit(attempt, scratch, 200)
     assert [c.step for c in Checkpoints(job).list()] == [200, 100]
-    found = Checkpoints(job).restore(scratch / "restore")
+    found = restore(Checkpoints(job), scratch / "restore")
     assert found is not None
     assert found[0].step == 200
     assert found[1] == scratch / "restore" / "step-00000200"
@@ -40,7 +41,7 @@ def test_a_commit_is_restored_as_it_was(job: Job, scratch: Path) -> None:
 
 def test_nothing_committed_is_a_fresh_start(job: Job, scratch: Path) -> None:
     assert Checkpoints(job).list() == []
-    assert Checkpoints(job).restore(scratch) is None
+    assert restore(Checkpoints(job), scratch) is None
 
 
 def test_restoring_again_replaces_what_an_earlier_try_left(job: Job, scratch: Path) -> None:
@@ -154,7 +155,7 @@ def test_a_symlinked_file_is_committed_by_its_contents(job: Job, scratch: Path) 
     (folder / "model.bin").rename(scratch / "shared.bin")
     (folder / "model.bin").symlink_to(scratch / "shared.bin")
     Checkpoints(job).commit(attempt, folder)
-    found = Checkpoints(job).restore(scratch / "restore")
+    found = restore(Checkpoints(job), scratch / "restore")
     assert found is not None
     assert (found[1] / "model.bin").read_bytes() == data
     assert not (found[1] / "model.bin").is_symlink()
@@ -227,10 +228,44 @@ def test_a_store_that_cannot_be_read_is_no_fresh_start(store: Store, scratch: Pa
 
         frail = Job(FaultyStore(store, fail), "job")
         try:
-            found = Checkpoints(frail).restore(scratch / "restore")
+            found = restore(Checkpoints(frail), scratch / "restore")
         except StoreError:
             continue
         assert found is not None
         assert is_whole(found[1], 100)
         assert failing >= 8
         return
+
+
+def test_links_are_carried_with_what_they_point_to(store: Store, scratch: Path) -> None:
+    job = new_job(store)
+    folder = checkpoint_folder(scratch, 7)
+    shared = scratch / "shared"
+    shared.mkdir()
+    (shared / "vocabulary").write_bytes(b"words")
+    (folder / "tokenizer").symlink_to(shared)
+    (folder / "model.link").symlink_to("model.bin")
+    Checkpoints(job).commit(running(job, 1), folder)
+    found = restore(Checkpoints(job), scratch / "restore")
+    assert found is not None
+    assert (found[1] / "tokenizer" / "vocabulary").read_bytes() == b"words"
+    assert (found[1] / "model.link").read_bytes() == weights(7)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.symlink_to("nowhere"), "odd is a link to nothing"),
+        (lambda path: path.symlink_to(path.parent), "odd is a link to a folder that contains it"),
+        (os.mkfifo, "odd is a FIFO"),
+    ],
+)
+def test_what_cannot_be_carried_is_refused_by_name(
+    store: Store, scratch: Path, make: Callable[[Path], None], problem: str
+) -> None:
+    job = new_job(store)
+    folder = checkpoint_folder(scratch, 7)
+    make(folder / "optimizer state" / "odd")
+    with pytest.raises(CheckpointError, match=problem):
+        Checkpoints(job).commit(running(job, 1), folder)
+    assert Checkpoints(job).list() == []

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
+from crucible.checkpoints.retention import retain
 from crucible.errors import StoreError
 from crucible.jobs.job import Job
 from crucible.store import Store, store_at
@@ -45,8 +47,10 @@ def test_a_damaged_file_is_told_and_the_checkpoint_before_is_taken(
     newest = commit(attempt, scratch, 200)
     damage(job.store, stored(newest, name), kind, random.Random(f"{kind} {name}"))
     told: list[tuple[int, str]] = []
-    found = Checkpoints(job).restore(
-        scratch / "restore", on_damaged=lambda checkpoint, problem: told.append((checkpoint.step, problem))
+    found = restore(
+        Checkpoints(job),
+        scratch / "restore",
+        on_damaged=lambda checkpoint, problem: told.append((checkpoint.step, problem)),
     )
     assert found is not None
     assert found[0].step == 100
@@ -65,13 +69,13 @@ def test_no_flip_in_a_manifest_stops_a_restore_or_lets_damage_through(job: Job, 
     taken, told = [], []
     for kind in ["flip"] * 60 + ["truncate"] * 10 + ["garbage"] * 3:
         damage(job.store, key, kind, chance)
-        found = Checkpoints(job).restore(
-            scratch / "restore", on_damaged=lambda checkpoint, problem: told.append(problem)
+        found = restore(
+            Checkpoints(job), scratch / "restore", on_damaged=lambda checkpoint, problem: told.append(problem)
         )
         assert found is not None, job.store.read(key)
         assert is_whole(found[1], found[0].step), job.store.read(key)
         taken.append(found[0].step)
-        Checkpoints(job).retain()  # must live through it, too
+        retain(Checkpoints(job))  # must live through it, too
         job.store.write(key, whole)
     assert taken.count(100) == len(told) > 20
     assert 200 in taken, "a flip in the time of commit harms nobody"
@@ -97,7 +101,7 @@ def test_if_all_are_damaged_each_is_told(job: Job, scratch: Path) -> None:
     for step in (1, 2, 3):
         damage(job.store, stored(commit(attempt, scratch, step), "model.bin"), "flip", random.Random(step))
     told: list[int] = []
-    found = Checkpoints(job).restore(scratch / "restore", on_damaged=lambda c, problem: told.append(c.step))
+    found = restore(Checkpoints(job), scratch / "restore", on_damaged=lambda c, problem: told.append(c.step))
     assert found is None
     assert told == [3, 2, 1]
 

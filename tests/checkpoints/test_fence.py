@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
+from crucible.checkpoints.retention import retain
 from crucible.errors import FencedOut
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Launch, Outcome, Start
@@ -74,7 +76,7 @@ def test_an_upload_that_the_successor_clears_away_ends_the_commit(store: Store, 
             operations.append(operation)
             if operations[-2:] == ["upload", "size"]:
                 successor = running(job, 2)
-                Checkpoints(successor.job).retain()
+                retain(Checkpoints(successor.job))
 
     running(job, 1)
     late = Job(FaultyStore(store, supersede), job.job_id).attempt(1)
@@ -104,7 +106,7 @@ class Racer:
         checkpoints = Checkpoints(self.job)
         try:
             attempt = claimed(self.job, self.number)
-            found = checkpoints.restore(self.scratch / "resume")
+            found = restore(checkpoints, self.scratch / "resume")
             step = found[0].step if found else 0
             history = history_of(found[1]) if found else []
             attempt.begin(Start(step=step))
@@ -117,7 +119,7 @@ class Racer:
                 (folder / "history.json").write_text(json.dumps(history))
                 checkpoints.commit(attempt, folder)
                 self.acknowledged.append([self.number, step])
-            checkpoints.retain(keep_last=2)
+            retain(checkpoints, keep_last=2)
         except FencedOut:
             return
 
@@ -162,7 +164,7 @@ def race(store: Store, scratch: Path, seed: int, racers: int = 2, commits: int =
     with ThreadPoolExecutor(racers) as pool:
         promised = [racer.acknowledged for racer in pool.map(enter, range(racers))]
     final = claimed(job, racers + 1)
-    found = Checkpoints(final.job).restore(scratch / job.job_id / "final")
+    found = restore(Checkpoints(final.job), scratch / job.job_id / "final")
     history = history_of(found[1]) if found else []
     lost = [commit for each in promised for commit in each if commit not in history]
     assert not lost, f"seed {seed}: acknowledged but not in the final lineage: {lost}; final: {history}"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints.commits import Checkpoints, best_checkpoint
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import best_checkpoint
+from crucible.checkpoints.retention import retain
 from crucible.jobs.job import Job
 from crucible.reports.report import loss_cell
 from crucible.store import Store
@@ -25,11 +27,11 @@ def test_retention_keeps_the_last_the_best_and_the_evaluated(job: Job, scratch: 
     for step, loss in losses.items():
         commit(attempt, scratch, step, val_loss=loss)
     job.store.write("models/step-00000010/README.md", b"a model card")
-    deleted = Checkpoints(job).retain(keep_last=2)
+    deleted = retain(Checkpoints(job), keep_last=2)
     assert [c.step for c in deleted] == [60, 50, 40, 20]
     assert [c.step for c in Checkpoints(job).list()] == [80, 70, 30, 10]
     assert len(job.store.folders("checkpoints")) == 4
-    assert Checkpoints(job).retain(keep_last=2) == []
+    assert retain(Checkpoints(job), keep_last=2) == []
 
 
 def test_the_best_is_found_by_what_was_measured_alike(job: Job, scratch: Path) -> None:
@@ -40,7 +42,7 @@ def test_the_best_is_found_by_what_was_measured_alike(job: Job, scratch: Path) -
     assert best.step == 20
     assert loss_cell(best) == "1.4000 (whole split 1.6000)"
     commit(attempt, scratch, 30, val_loss=1.7, estimated_val_loss=1.7)  # a person raised max_iters
-    Checkpoints(job).retain(keep_last=1)
+    retain(Checkpoints(job), keep_last=1)
     assert [c.step for c in Checkpoints(job).list()] == [30, 20]
 
 
@@ -50,7 +52,7 @@ def test_a_loss_that_is_no_number_is_never_the_best(job: Job, scratch: Path, los
     for step, loss in enumerate(losses, start=1):
         commit(attempt, scratch, step, val_loss=loss)
     commit(attempt, scratch, 9)
-    Checkpoints(job).retain(keep_last=1)
+    retain(Checkpoints(job), keep_last=1)
     assert [c.step for c in Checkpoints(job).list()] == [9, 2]
 
 
@@ -63,12 +65,12 @@ def test_death_at_any_point_of_retention_harms_no_checkpoint(store: Store, scrat
         dies = DiesAfter(operations)
         mortal = Job(FaultyStore(store, dies), job.job_id)
         with suppress(Died):
-            Checkpoints(mortal).retain(keep_last=2)
+            retain(Checkpoints(mortal), keep_last=2)
         left = Checkpoints(job).list()
         assert [c.step for c in left[:2]] == [40, 30]
         assert all(Checkpoints(job).verify(c) is None for c in left), "a half-deleted checkpoint was listed"
         running(job, 2, from_step=40)  # the next attempt's retention clears what is left
-        Checkpoints(job).retain(keep_last=2)
+        retain(Checkpoints(job), keep_last=2)
         assert job.store.folders("checkpoints") == ["step-00000030.attempt-0001", "step-00000040.attempt-0001"]
         if not dies.died:
             assert operations > 20
@@ -84,7 +86,7 @@ def test_what_superseded_attempts_left_is_cleared(job: Job, scratch: Path) -> No
     commit(second, scratch, 15)
     job.store.write("checkpoints/step-00000025.attempt-0002/model.bin", b"an upload on its way")
     job.store.write("checkpoints/notes of a person/read.me", b"hello")
-    Checkpoints(job).retain(keep_last=3)
+    retain(Checkpoints(job), keep_last=3)
     assert job.store.folders("checkpoints") == [
         "notes of a person",
         "step-00000010.attempt-0001",
@@ -110,7 +112,7 @@ def test_retention_of_one_who_slept_through_two_successors_deletes_nothing_of_th
 
     slept = False
     listings = itertools.count()
-    Checkpoints(Job(FaultyStore(store, meanwhile), "job")).retain()
+    retain(Checkpoints(Job(FaultyStore(store, meanwhile), "job")))
     assert slept
     assert restored_step(job, scratch / "restore") == 20
 
@@ -134,7 +136,7 @@ def test_restoring_beside_retention_always_finds_a_whole_one(store: Store, scrat
         try:
             for step in range(2, 40):
                 commit(attempt, scratch, step)
-                Checkpoints(job).retain(keep_last=1)
+                retain(Checkpoints(job), keep_last=1)
         finally:
             over.set()
         assert all(reader.result() for reader in readers)

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from prefect.client.orchestration import get_client
 
-from crucible.checkpoints.commits import MANIFEST, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import MANIFEST
 from crucible.config import ScriptConfig
 from crucible.errors import ConfigError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from crucible.billing.budgets import BudgetLimit, BudgetState, due_alerts
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
 from crucible.cli.main import build_app
 from crucible.config import ScriptConfig, TrainConfig
 from crucible.datasets.build import list_datasets
@@ -91,7 +92,7 @@ def test_metrics_and_checkpoints(old: Store, tmp_path: Path) -> None:
     assert [row["step"] for row in Metrics(job).rows()] == list(range(1, 41))
     newest, before = Checkpoints(job).list()
     assert (newest.step, before.step, newest.val_loss) == (40, 20, 3.25)
-    restored = Checkpoints(job).restore(tmp_path)
+    restored = restore(Checkpoints(job), tmp_path)
     assert restored is not None
     assert (restored[1] / "model.safetensors").read_bytes() == b"weights of 40"
 

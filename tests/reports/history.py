@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from crucible.checkpoints.commits import Checkpoint, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.config import TrainConfig
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Notification, Outcome, Start

@@ -12,7 +12,8 @@ from random import Random
 
 import psutil
 
-from crucible.checkpoints.commits import FOLDER, Checkpoints
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import FOLDER
 from crucible.jobs.job import Attempt, Job
 from crucible.local.state import Home, State
 
