@@ -58,7 +58,7 @@ def cost(
     import asyncio
     import json
 
-    from crucible.pools.modal.cost import billed_by_tag
+    from crucible.pools.modal.sandboxes import billed_by_tag
 
     dollars = asyncio.run(billed_by_tag(tag, app_name, since))
     if as_json:

@@ -93,7 +93,7 @@ def modal() -> Check:
 
 def _with_way_back(check: Check, modal_url: str) -> Check:
     """Add whether a sandbox can reach the API under the address that the pool gives it, and strangers cannot."""
-    from crucible.pools.modal.reach import MEND, is_here, obstacle
+    from crucible.pools.common.reach import FIX, is_here, obstacle
 
     api_url = State.load(Home.current()).api_url
     with _server() as api:
@@ -101,13 +101,13 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
     environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
     address = environment.get("PREFECT_API_URL") or api_url or ""
     if problem := obstacle(address, modal_url):
-        return replace(check, ready=False, found=problem.removesuffix(f"; {MEND}"), fix=MEND)
+        return replace(check, ready=False, found=problem.removesuffix(f"; {FIX}"), fix=FIX)
     if is_here(modal_url):
         return check
     try:
         answer = httpx.get(f"{address}/admin/version", timeout=ANSWER_SECONDS)
     except httpx.HTTPError as error:
-        return replace(check, ready=False, found=f"{address} does not answer: {error}", fix=MEND)
+        return replace(check, ready=False, found=f"{address} does not answer: {error}", fix=FIX)
     if answer.is_success:
         fix = "set PREFECT_SERVER_API_AUTH_STRING for the server and PREFECT_API_AUTH_STRING for the worker"
         return replace(check, ready=False, found=f"{address} lets everyone in without a password", fix=fix)

@@ -88,6 +88,6 @@ def billed_by_aws(since: datetime, until: datetime) -> dict[str, float]:
 
 
 def _billed_by_modal(since: datetime, until: datetime) -> dict[str, float]:
-    from crucible.pools.modal.cost import LONGEST, billed_by_tag
+    from crucible.pools.modal.sandboxes import LONGEST_BILL, billed_by_tag
 
-    return asyncio.run(billed_by_tag(_MODAL_TAG, since=max(since, until - LONGEST + timedelta(hours=1))))
+    return asyncio.run(billed_by_tag(_MODAL_TAG, since=max(since, until - LONGEST_BILL + timedelta(hours=1))))

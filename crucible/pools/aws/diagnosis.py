@@ -1,9 +1,10 @@
-"""What ECS and the scaling groups mean: their words, what they mean for a job, and what to do.
+"""What messages of ECS and the scaling groups mean for a job, and what to do.
 
     diagnose("CannotPullContainerError: … not found").permanent   # True: trying again cannot help
 
-Words are AWS's own, as its user guides and reported events give them (ECS "Stopped tasks error codes", EC2 Auto
-Scaling "Troubleshoot"); a text that no rule knows is handed on as it is and counts as temporary.
+The patterns follow AWS's own messages, as its user guides and bug reports give them (ECS "Stopped tasks error codes",
+EC2 Auto Scaling "Troubleshoot"); `tests/pools/aws/test_diagnosis.py` has the messages. A text that no rule knows is
+passed on as it is and counts as temporary.
 """
 
 from __future__ import annotations
@@ -16,33 +17,66 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """A failure told as summary, detail and what to do."""
+    """A failure as summary, detail and what to do."""
 
     summary: str
     detail: str
-    mend: str
+    fix: str
     permanent: bool = False
-    """Trying the same again cannot help; a supervisor should stop, or move to another pool."""
+    """Trying the same again cannot help: a supervisor stops, or moves to another pool."""
 
     def __str__(self) -> str:
-        return f"{self.summary}: {self.mend} ({self.detail})" if self.mend else f"{self.summary} ({self.detail})"
+        return f"{self.summary}: {self.fix} ({self.detail})" if self.fix else f"{self.summary} ({self.detail})"
 
+
+_PULL = r"CannotPull(ECR)?Container(Error)?\b.*?"
+_PASSING = (
+    r"(too ?many ?requests|rate limit|unexpected (http )?status( code)?\b.{0,300}?\b(429|5\d\d)\b|internal server error"
+    r"|bad gateway|service unavailable|gateway time-?out|i/o timeout|TLS handshake timeout|Client\.Timeout|context "
+    r"(deadline exceeded|canceled)|connection (reset|refused)|unexpected EOF|no space left on device)"
+)
 
 _RULES: list[tuple[str, str, str, bool]] = [
+    (r"\bConfigError: ", "the run cannot start as it is configured", "change what the message names", True),
     (
-        r"CannotPullContainer(Error)?.*(not found|does not exist|manifest unknown|NotFound)",
+        _PULL + _PASSING,
+        "the registry did not deliver the image",
+        "nothing, if it passes by itself; for a pull rate limit, use an image in ECR (`crucible images push`)",
+        False,
+    ),
+    (
+        _PULL + r"(not found|does not exist|manifest unknown|NotFound)",
         "the container image does not exist",
         "push it (`crucible images push`) or name another with `crucible aws pools --image`",
         True,
     ),
     (
-        r"CannotPullContainer|CannotPullECR|pull access denied|no basic auth",
+        _PULL + r"descriptor matching platform",
+        "the container image is for another kind of processor",
+        "build it for the machines of the pool (`crucible images build`)",
+        True,
+    ),
+    (
+        _PULL + r"(denied|no basic auth|unauthorized|authorization|invalid reference|no such host)|pull access denied",
         "the container image could not be pulled",
         "check that the image is in this region and that the execution role may pull it",
         True,
     ),
+    (_PULL, "the container image could not be pulled", "see the message; it is tried again", False),
     (
-        r"unable to assume.*role|role.*(is not valid|cannot be found|does not exist)|Role is not valid",
+        r"can't find the specified secret|unable to retrieve secret.*ResourceNotFoundException",
+        "a secret of the task does not exist",
+        "create it in AWS Secrets Manager, or name another: crucible aws up --set PrefectAuthSecretArn=ARN",
+        True,
+    ),
+    (
+        r"ThrottlingException|Throttling: |Rate exceeded|RequestLimitExceeded|\(ServerException\)|\(ServiceUnavailable",
+        "AWS asks to try again later",
+        "",
+        False,
+    ),
+    (
+        r"unable to assume (the )?role|\brole\b[^;]{0,200}?(is not valid|cannot be found|does not exist)",
         "a role of the task is missing or cannot be assumed",
         "run `crucible aws up` to restore the stack's roles, then `crucible aws pools`",
         True,
@@ -55,7 +89,8 @@ _RULES: list[tuple[str, str, str, bool]] = [
         True,
     ),
     (
-        r"UnfulfillableCapacity|InsufficientInstanceCapacity|no Spot capacity|insufficient .*capacity",
+        r"UnfulfillableCapacity|InsufficientInstanceCapacity|no Spot capacity|insufficient [^;]{0,80}capacity"
+        r"|No Container Instances were found",
         "AWS has no such instance free in these zones now",
         "wait, allow more instance types (`crucible aws up --types …`), or use ec2-on-demand or another region",
         False,
@@ -86,20 +121,32 @@ _RULES: list[tuple[str, str, str, bool]] = [
         True,
     ),
     (
-        r"ClusterNotFound|cluster .* not found",
+        r"ClusterNotFound|cluster [^;]{0,200} not found",
         "the ECS cluster does not exist in this region",
         "check AWS_REGION of the worker, or run `crucible aws up` and `crucible aws pools`",
         True,
     ),
-    (r"OutOfMemory|OOM", "the container ran out of memory", "raise the pool's memory, or lower batch_size", True),
+    (
+        r"OutOfMemory(Error)?\b|\bOOM-?killed\b|killed due to memory usage",
+        "the container ran out of memory",
+        "raise the pool's memory, or lower batch_size",
+        True,
+    ),
+    (
+        r"\((InvalidParameter(Exception|Value)|ClientException|ValidationException|UnsupportedFeatureException"
+        r"|BlockedException)\)|network configuration error|task definition is inactive|Overrides length must be",
+        "ECS refused the request",
+        "change what the message names, in the run's job variables or the pool (`crucible aws pools`)",
+        True,
+    ),
 ]
 
 
 def diagnose(text: str) -> Diagnosis:
     """What a message of ECS, EC2 or the worker means."""
-    for pattern, summary, mend, permanent in _RULES:
+    for pattern, summary, fix, permanent in _RULES:
         if re.search(pattern, text, re.IGNORECASE | re.DOTALL):
-            return Diagnosis(summary, text.strip(), mend, permanent)
+            return Diagnosis(summary, text.strip(), fix, permanent)
     return Diagnosis("AWS says", text.strip(), "")
 
 

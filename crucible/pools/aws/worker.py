@@ -11,18 +11,49 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from typing import Any
 
+from prefect.client.schemas.objects import FlowRun
+from prefect.settings import get_current_settings
 from prefect_aws.workers import ECSWorker
 from prefect_aws.workers.ecs_worker import ECSJobConfiguration
 
+from crucible.errors import ConfigError
 from crucible.pools.aws.cancellation import stopping_waiting_tasks
+from crucible.pools.aws.limits import problems
 from crucible.pools.aws.observer import observing
 from crucible.pools.aws.pools import WORKER_TYPE as TYPE
 from crucible.pools.aws.stack import StackState
+from crucible.pools.common.environment import CREDENTIALS, passing
 from crucible.pools.common.event_driven import EventDrivenWorker
 
 
 class EcsJobConfiguration(ECSJobConfiguration):
     """How one flow run is to be run as an ECS task."""
+
+    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
+        """As prefect-aws does it, but nothing secret stands in the request for the task.
+
+        Raises:
+            ConfigError: ECS would refuse the task, or the Prefect API wants a password and the pool names no secret
+                that holds it.
+        """
+        asked_for = set(self.env)
+        own = get_current_settings().to_environment_variables(exclude_unset=True)
+        secrets = (self.prefect_api_key_secret_arn, self.prefect_api_auth_string_secret_arn)
+        for name, secret in zip(CREDENTIALS, secrets, strict=True):
+            if not secret and (own.get(name) or self.env.get(name)):
+                raise ConfigError(
+                    f"{name}: the Prefect API wants it, and the pool has no secret with it. Put it into AWS Secrets "
+                    "Manager (aws secretsmanager create-secret), then run: crucible aws up --set "
+                    "PrefectAuthSecretArn=ARN"
+                )
+            self.env.setdefault(name, "")  # prefect-aws wants to remove it
+        super().prepare_for_flow_run(flow_run, *args, **kwargs)
+        self.env = passing(self.env, asked_for - set(CREDENTIALS))
+        for name in CREDENTIALS:
+            self.env.pop(name, None)
+        found = list(problems(self.task_definition, self.task_run_request, self.command, self.env, self.labels))
+        if found:
+            raise ConfigError("; ".join(found))
 
 
 class EcsWorker(EventDrivenWorker, ECSWorker):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError, field_valid
 from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
+from crucible.pools.common.environment import passing
 
 INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STATE_FOLDER = "/var/lib/crucible"
@@ -27,12 +28,6 @@ GRACE_MARGIN_SECONDS = 5
 HOME_LABEL = "crucible.home"
 HOST_NAME = "host.docker.internal"
 
-# The worker's own Prefect settings that a flow run needs too. All others stay here; among them are the folder, database
-# and password of a server that shares the worker's environment.
-_FOLLOWS = re.compile(
-    r"PREFECT_(_|API_(URL|KEY|AUTH_STRING|TLS_INSECURE_SKIP_VERIFY|REQUEST_TIMEOUT|ENABLE_HTTP2)$|CLIENT_|CLOUD_API_"
-    r"|FLOWS_|TASKS_|LOGGING_(?!CONFIG_PATH)|RESULTS_(?!LOCAL_STORAGE_PATH))"
-)
 _FROM_THE_WORKER = [
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -140,8 +135,7 @@ class DockerGpuJobConfiguration(_Fields, DockerWorkerJobConfiguration):  # type:
             | {f"crucible.{name}": self._tags[name] for name in ("job", "attempt") if name in self._tags}
         )
         super().prepare_for_flow_run(flow_run, *args, **kwargs)
-        followed = {name: value for name, value in self.env.items() if name in asked_for or _FOLLOWS.match(name)}
-        self.env = {**given, **followed, **self._own_environment()}
+        self.env = {**given, **passing(self.env, asked_for), **self._own_environment()}
         if self.get_network_mode() != "host":
             self.env = {name: _as_seen_inside(value) for name, value in self.env.items()}
 

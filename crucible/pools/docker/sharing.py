@@ -19,6 +19,10 @@ _ACCESS, _DEFAULT = "system.posix_acl_access", "system.posix_acl_default"
 _VERSION, _NO_ID = 2, 0xFFFFFFFF
 _OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 _ALL = 7
+STORE_ENTRIES = frozenset(
+    {"jobs", "datasets", "sweeps", "history", "reports", "budgets", "prices", "supervisor-heartbeats", "presence"}
+) | {"doctor.txt"}
+"""What Crucible puts at the top of a store."""
 
 
 def share(folder: Path, uid: int) -> None:
@@ -45,6 +49,26 @@ def share(folder: Path, uid: int) -> None:
             f"{folder} cannot be shared with containers, whose user is {uid}: its file system has no access control "
             "lists; run Crucible as an ordinary user, or keep the store in S3"
         ) from error
+
+
+def require_own(folder: Path, why: str) -> None:
+    """Refuse to share a folder that holds anything but a store, or whose parent is missing.
+
+    Raises:
+        ConfigError: the user of a container would get access to other files, or the address is mistyped.
+    """
+    if not folder.parent.is_dir():
+        raise ConfigError(f"{why}: {folder.parent} does not exist; create it first, or correct the address")
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"{why}: {folder} is not a folder")
+    foreign = sorted(entry.name for entry in folder.iterdir() if entry.name not in STORE_ENTRIES)
+    if foreign:
+        raise ConfigError(
+            f"{why}: {folder} is neither empty nor a store (it has {', '.join(foreign[:3])}); a container gets access "
+            "to all of it, so name a folder of its own"
+        )
 
 
 def _read(path: Path, name: str) -> bytes:

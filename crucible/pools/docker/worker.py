@@ -30,7 +30,7 @@ from crucible.errors import ConfigError, ServiceError
 from crucible.home import crucible_home
 from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.docker.configuration import STATE_FOLDER, DockerGpuJobConfiguration, DockerGpuVariables
-from crucible.pools.docker.sharing import share
+from crucible.pools.docker.sharing import require_own, share
 from crucible.store import default_store_uri
 
 TYPE = "docker-gpu"
@@ -98,6 +98,8 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
         parts = urlsplit(store)
         if parts.scheme in ("", "file"):
             path = Path(unquote(parts.path) if parts.scheme else store).expanduser().absolute()
+            if path != crucible_home() / "store":
+                require_own(path, f"store = {store!r}")
             folders[path] = str(path)
         uid = int(configuration.container_user.partition(":")[0])
         for folder in folders:

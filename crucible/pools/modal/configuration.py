@@ -1,27 +1,55 @@
-"""The variables of a `modal` work pool, and what becomes of them for one flow run. Needs no Modal SDK."""
+"""The variables of a `modal` work pool, how they configure one flow run, and the block with a Modal token.
+
+Needs no Modal SDK. `crucible up` registers the block; elsewhere:
+
+    prefect block register -m crucible.pools.modal.configuration
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Self
 
+from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import BaseModel, BeforeValidator, Field, PrivateAttr, ValidationError, WithJsonSchema, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+)
 
 from crucible.errors import ConfigError
-from crucible.pools.modal.credentials import ModalCredentials
+from crucible.pools.common.environment import passing
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
+_PID_PREFIX = "modal:"
 
-# The worker's own Prefect settings that a flow run needs too: how to reach the API, and how to behave. All others stay
-# here; among them are the folder, database and password of a server that shares the worker's environment.
-_FOLLOWS = re.compile(
-    r"PREFECT_(_|API_(URL|KEY|AUTH_STRING|TLS_INSECURE_SKIP_VERIFY|REQUEST_TIMEOUT|ENABLE_HTTP2)$|CLIENT_|CLOUD_API_"
-    r"|FLOWS_|TASKS_|LOGGING_(?!CONFIG_PATH)|RESULTS_(?!LOCAL_STORAGE_PATH)|RUNNER_(?!SERVER_)|PLUGINS_)"
-)
 _TAG_NAME, _TAG_VALUE = re.compile(r"[\w.-]{1,50}"), re.compile(r"[\w.-]{1,63}")
 _GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*[!+]?(:[1-8])?")
+
+
+class ModalCredentials(Block):
+    """A Modal token, as `modal token new` prints it."""
+
+    _block_type_name = "Modal Credentials"
+    _block_type_slug = "modal-credentials"
+    _description = "Token with which a `modal` work pool creates sandboxes."
+    _code_example = """
+    ```python
+    from crucible.pools.modal.configuration import ModalCredentials
+
+    ModalCredentials(token_id="ak-…", token_secret="as-…").save("modal")
+    ```
+    """
+
+    token_id: SecretStr = Field(description="Begins with ak-.")
+    token_secret: SecretStr = Field(description="Begins with as-.")
 
 
 def _from_commas(value: Any) -> Any:
@@ -157,7 +185,7 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         try:
             return await super().from_template_and_values(*args, **kwargs)
         except ValidationError as error:
-            raise ConfigError(_told(error)) from None
+            raise ConfigError(_problems(error)) from None
 
     _run_tags: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -167,7 +195,7 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
         super().prepare_for_flow_run(flow_run, *args, **kwargs)
         pairs = (tag.partition(":") for tag in flow_run.tags)
         self._run_tags = {tag_name(name): tag_value(value) for name, _, value in pairs if name and value}
-        self.env = {name: value for name, value in self.env.items() if name in asked_for or _FOLLOWS.match(name)}
+        self.env = passing(self.env, asked_for)
         self.env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise what a flow prints shows up when it is over
 
     @staticmethod
@@ -218,7 +246,22 @@ def tag_value(text: str) -> str:
     return re.sub(r"[^\w.-]", "-", text, flags=re.ASCII)[:63]
 
 
-def _told(error: ValidationError) -> str:
+def sandbox_name(flow_run: FlowRun) -> str:
+    """One name per attempt: a restarted worker finds the sandbox by it, and no attempt can have two."""
+    return f"flow-run-{flow_run.id}-{flow_run.run_count}"
+
+
+def pid_of(sandbox_id: str) -> str:
+    """What stands in a flow run's `infrastructure_pid` for a sandbox."""
+    return _PID_PREFIX + sandbox_id
+
+
+def sandbox_id(infrastructure_pid: str) -> str:
+    """The sandbox that a flow run's `infrastructure_pid` stands for."""
+    return infrastructure_pid.removeprefix(_PID_PREFIX)
+
+
+def _problems(error: ValidationError) -> str:
     problems = []
     for problem in error.errors():
         field = ".".join(str(part) for part in problem["loc"])

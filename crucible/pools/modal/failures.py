@@ -1,24 +1,22 @@
-"""Every way in which a flow run on Modal can come to nothing: a name for its state, and a sentence for the reader.
-
-The names are the names of Prefect states of type CRASHED. None of them says whether the work was saved: that is known
-only to whoever did the work.
-"""
+"""Every way in which a flow run on Modal can come to nothing, and what the end of a sandbox says about its flow run."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from dataclasses import dataclass
+from typing import Literal
 
-from crucible.errors import CrucibleError
+from crucible.pools.common.watching import NothingRuns, PoolFailure
+from crucible.pools.modal.configuration import ModalJobConfiguration
+
+_KILLED = 137
 
 
-class ModalFailure(CrucibleError):
+class ModalFailure(PoolFailure):
     """Base of all failures on the way to a sandbox and of all its bad ends."""
-
-    state_name: ClassVar[str] = "Crashed"
 
 
 class NoCapacity(ModalFailure):
-    """None of the wanted GPUs was to be had in time."""
+    """None of the wanted GPUs was available in time."""
 
     state_name = "NoCapacity"
 
@@ -60,7 +58,7 @@ class SandboxStopped(ModalFailure):
 
 
 class LifetimeReached(ModalFailure):
-    """The sandbox was still at work when its lifetime was over."""
+    """The sandbox still worked when its lifetime was over."""
 
     state_name = "LifetimeReached"
 
@@ -71,7 +69,7 @@ class SandboxExited(ModalFailure):
     state_name = "SandboxExited"
 
 
-class SandboxGone(ModalFailure):
+class SandboxGone(ModalFailure, NothingRuns):
     """Modal knows nothing of the sandbox any more."""
 
     state_name = "SandboxGone"
@@ -82,4 +80,38 @@ class NotWanted(ModalFailure):
 
 
 PERMANENT = frozenset(kind.state_name for kind in (ImageBuildFailed, TokenRefused, RequestRefused, ApiOutOfReach))
-"""Names of states that another attempt would only repeat: a person has to mend something first."""
+"""Names of states that another attempt would only repeat: a person has to fix something first."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How a sandbox ended, as far as Modal tells.
+
+    `terminated` covers a preemption, a lost machine and a termination on request alike; Modal gives 137 for all three.
+    """
+
+    how: Literal["exited", "terminated", "lifetime"]
+    code: int
+
+
+def failure_of(end: End, configuration: ModalJobConfiguration, last_output: str) -> ModalFailure:
+    """The failure that a sandbox's end is for a flow run without a final state of its own."""
+    printed = f"\nIts last output:\n{last_output}" if last_output else ""
+    if end.how == "terminated":
+        return SandboxStopped(
+            "Modal ended the sandbox: preempted, its machine lost, or terminated on request; Modal does not say which. "
+            f"What was saved stands in the attempt's own record, not in this exit code (137).{printed}"
+        )
+    if end.how == "lifetime":
+        return LifetimeReached(
+            f"The sandbox's lifetime of {configuration.timeout_seconds} s was over. Longer work has to save before and "
+            f"go on in a new sandbox; job variable timeout_seconds may be at most 86400.{printed}"
+        )
+    if end.code == _KILLED:
+        return SandboxExited(
+            "The sandbox's command was killed (137), out of memory perhaps; job variable memory_mib asks for more. "
+            f"What was saved stands in the attempt's own record.{printed}"
+        )
+    return SandboxExited(
+        f"The sandbox's command ended with exit code {end.code} before the flow run had a final state.{printed}"
+    )

@@ -20,18 +20,18 @@ _LOGGER_PREFIX = "prefect.flow_runs.sandbox."
 _PAGE = 200
 # What Prefect prints of its own log lines in the sandbox; it has sent those to the server by itself.
 _SENT_BY_PREFECT = re.compile(r"^\d\d:\d\d:\d\d\.\d{3} \| [A-Z]+ *\| (Flow|Task) run ")
-_LAST_WORDS = 20
+_LAST_LINES = 20
 
 logger = logging.getLogger(__name__)
 
 
 class Output:
-    """Follows both streams of a sandbox; `last_words` are its last lines, for the message about a bad end.
+    """Follows both streams of a sandbox; `last_lines` are for the message about a bad end.
 
     Args:
         sandbox: whose output it is.
         show: takes the name of a stream and a line of it; None shows nothing.
-        shown: how many lines of each stream a former worker has shown already.
+        shown: how many lines of each stream an earlier worker has shown.
     """
 
     def __init__(
@@ -39,24 +39,24 @@ class Output:
     ) -> None:
         self._sandbox, self._show = sandbox, show
         self._shown = Counter[str]() if shown is None else shown
-        self._last: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._last: deque[str] = deque(maxlen=_LAST_LINES)
 
     @property
-    def last_words(self) -> str:
+    def last_lines(self) -> str:
         return "\n".join(self._last)
 
     async def follow(self) -> None:
-        """Read until the sandbox has said everything. Lost output never decides over a run."""
+        """Read to the end of the output. Lost output never decides how a run ends."""
         await asyncio.gather(*(self._follow(name, getattr(self._sandbox, name)) for name in STREAMS))
 
     async def _follow(self, name: str, lines: AsyncIterable[str]) -> None:
         try:
             async for line in lines:
-                self._hear(name, line.rstrip("\n"))
+                self._handle(name, line.rstrip("\n"))
         except (errors.Error, GRPCError, OSError) as error:
             logger.warning("Lost the %s of sandbox %s: %s", name, self._sandbox.object_id, error)
 
-    def _hear(self, name: str, line: str) -> None:
+    def _handle(self, name: str, line: str) -> None:
         self._last.append(line)
         if not line or self._show is None or _SENT_BY_PREFECT.match(line):
             return

@@ -1,4 +1,4 @@
-"""The worker's dealings with Modal: find, create, follow and end sandboxes."""
+"""Modal's API as the worker uses it: find, create, follow and end sandboxes, and read what they have cost."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from modal.config import config as modal_settings
 import crucible
 from crucible.contract import Variable
 from crucible.errors import ConfigError
+from crucible.pools.common.reach import obstacle
 from crucible.pools.modal import failures as failures
 from crucible.pools.modal.configuration import ModalJobConfiguration
-from crucible.pools.modal.ends import End
-from crucible.pools.modal.reach import obstacle
+from crucible.pools.modal.failures import End
 
+LONGEST_BILL = timedelta(days=7)
+"""Modal sums up costs over seven days at most, in whole hours of UTC."""
 _CHECKOUT = Path(crucible.__file__).resolve().parents[1]
 _TRANSIENT = (errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError)
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -211,6 +214,28 @@ class Sandboxes:
         return modal.Image.from_dockerfile(
             dockerfile, context_dir=_CHECKOUT, build_args={"VARIANT": variant}, registry_secret=secret
         )
+
+
+async def billed_by_tag(
+    tag: str, app_name: str = "crucible", since: datetime | None = None, client: modal.Client | None = None
+) -> dict[str, float]:
+    """Dollars by value of a tag, for all sandboxes of an App since an hour; "" stands for sandboxes without the tag.
+
+    Modal's figures are late by minutes. A naive `since` is taken for UTC.
+
+    Raises:
+        ConfigError: `since` is more than seven days ago.
+        ModalFailure: Modal does not answer, or refuses.
+    """
+    now = datetime.now(UTC)
+    start = (now - LONGEST_BILL + timedelta(hours=1)) if since is None else since.replace(tzinfo=since.tzinfo or UTC)
+    if now - start > LONGEST_BILL:
+        raise ConfigError(f"since: {since} is too long ago; Modal sums up the last seven days")
+    start = start.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    with explained():
+        app = await modal.App.lookup.aio(app_name, client=client)
+        groups = app.sandboxes.stats.aio(since=start, group_by_tags=[tag])
+        return {group.tags.get(tag) or "": float(group.cost or 0) async for group in groups}
 
 
 _clients: dict[tuple[str, str], modal.Client] = {}

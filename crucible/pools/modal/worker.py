@@ -1,40 +1,46 @@
-"""A Prefect worker of type `modal`, for one's own server: every flow run in a sandbox on Modal.
+"""A Prefect worker of type `modal`, for your own server: every flow run in a sandbox on Modal.
 
     prefect work-pool create modal --type modal
     prefect worker start --pool modal --type modal --name modal-1
 
-One attempt of a flow run is one sandbox, named after it. The worker may die at any time: the next one (of the same
-name, or any other once Prefect has declared the first one offline) finds the sandboxes and goes on watching them. What
-a sandbox's end means for the work it did is not decided here: the run gets a state that says what happened, and whoever
-supervises it looks at what was saved.
+One attempt of a flow run is one sandbox, named after it. The worker may die at any time: the next one finds the
+sandboxes and continues to watch them (`crucible.pools.common.watching`). The end of a sandbox does not decide what it
+means for its work: the run gets a state that says what happened, and its supervisor looks at what was saved.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copy
-import logging
 import time
-from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.client.schemas.responses import SetStateStatus
-from prefect.exceptions import InfrastructureNotFound, ObjectNotFound
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import InfrastructureNotFound
 from prefect.logging.loggers import flow_run_logger
-from prefect.settings import get_current_settings
-from prefect.states import AwaitingRetry, Cancelled, Crashed
-from prefect.workers.base import BaseWorker, BaseWorkerResult
+from prefect.states import Cancelled
+from prefect.workers.base import BaseWorker
 
 from crucible.errors import CrucibleError
-from crucible.pools.common.event_driven import EventDrivenWorker
-from crucible.pools.common.outages import through_outages
-from crucible.pools.modal.configuration import ModalJobConfiguration, ModalVariables
-from crucible.pools.modal.ends import End, failure_of
-from crucible.pools.modal.failures import LifetimeReached, ModalFailure, NotWanted, SandboxGone, SandboxStopped
-from crucible.pools.modal.names import pid_of, sandbox_id, sandbox_name
-from crucible.pools.modal.orphan_recovery import Adoption
+from crucible.pools.common.api_retry import retry_while_away
+from crucible.pools.common.watching import WatchingResult, WatchingWorker, age_seconds, has_moved_on, look_seconds
+from crucible.pools.modal.configuration import (
+    ModalJobConfiguration,
+    ModalVariables,
+    pid_of,
+    sandbox_id,
+    sandbox_name,
+    tag_value,
+)
+from crucible.pools.modal.failures import (
+    End,
+    LifetimeReached,
+    ModalFailure,
+    NotWanted,
+    SandboxGone,
+    SandboxStopped,
+    failure_of,
+)
 
 if TYPE_CHECKING:  # Modal's SDK is loaded with the first flow run: every worker of every type imports this module.
     import anyio.abc
@@ -42,19 +48,11 @@ if TYPE_CHECKING:  # Modal's SDK is loaded with the first flow run: every worker
 
     from crucible.pools.modal.sandboxes import Sandboxes
 
-_BILLED_LABEL, _RESTARTS_LABEL = "modal.billed_usd", "modal.restarts"
+_BILLED_LABEL = "modal.billed_usd"
 _LAST_OUTPUT_SECONDS = 5.0
-_PAUSES_SECONDS = (1, 2, 5, 10, 30)
 
 
-class ModalWorkerResult(BaseWorkerResult):
-    """The sandbox of a run. The status code is always 0, whatever happened: this worker has set the run's state itself,
-    and for any other code the base class would propose Crashed to whichever attempt the run is in by then."""
-
-    status_code: int = 0
-
-
-class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVariables, ModalWorkerResult]):
+class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariables, WatchingResult]):
     """Runs flow runs in Modal sandboxes."""
 
     type = "modal"
@@ -65,19 +63,14 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
     _documentation_url = "https://modal.com/docs/guide/sandboxes"
     _logo_url = "https://modal.com/assets/favicon.svg"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.watched: set[UUID] = set()
-        self._adoption = Adoption(self)
-
-    # What Prefect asks of a worker.
+    # What Prefect calls.
 
     async def run(
         self,
         flow_run: FlowRun,
         configuration: ModalJobConfiguration,
         task_status: anyio.abc.TaskStatus[Any] | None = None,
-    ) -> ModalWorkerResult:
+    ) -> WatchingResult:
         """Run one attempt of a flow run to its end."""
         self.watched.add(flow_run.id)
         try:
@@ -88,13 +81,13 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
                 await self._settle(flow_run, flow_run.run_count, configuration, None, failure)
                 if task_status:
                     task_status.started(failure)  # an exception tells the base class that there is nothing to kill
-                return ModalWorkerResult(identifier="")
+                return WatchingResult(identifier="")
             if task_status:
-                task_status.started(pid_of(sandbox))
+                task_status.started(pid_of(sandbox.object_id))
             await self.watch(flow_run, flow_run.run_count, configuration, sandboxes, sandbox)
-            return ModalWorkerResult(identifier=sandbox.object_id)
+            return WatchingResult(identifier=sandbox.object_id)
         finally:
-            self.watched.discard(flow_run.id)
+            self.release(flow_run.id)
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: ModalJobConfiguration, grace_seconds: int = 30
@@ -106,46 +99,49 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         except SandboxGone as gone:
             raise InfrastructureNotFound(str(gone)) from gone
 
-    async def sync_with_backend(self) -> None:
-        """With every heartbeat, look for sandboxes that nobody watches."""
-        await super().sync_with_backend()
-        if self._work_pool is not None and self._runs_task_group is not None:
-            self._runs_task_group.start_soon(self._adoption.look)
+    # Recovery of what another worker left.
 
-    # What taking over needs of a worker.
+    async def take_over(self, run: FlowRun) -> None:
+        """Watch a run's sandbox from here on. Raises `SandboxGone` if there is none, and none is on record."""
+        configuration = await self.configuration_of(run)
+        sandboxes = await self.connect(configuration, run)
+        sandbox, attempt = await self._sandbox_of(run, sandboxes)
+        self.get_flow_run_logger(run).info("Worker %r watches sandbox %s now", self.name, sandbox.object_id)
+        await self.watch(run, attempt, configuration, sandboxes, sandbox, taken_over=True)
 
-    @property
-    def log(self) -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
-        """The worker's own log."""
-        return self._logger
+    async def _sandbox_of(self, run: FlowRun, sandboxes: Sandboxes) -> tuple[Sandbox, int]:
+        """The newest sandbox of a run, and the attempt it was made for."""
+        running = await sandboxes.running({"prefect-flow-run-id": str(run.id)})
+        if running:
+            sandbox, tags = max(running, key=lambda found: int(found[1]["prefect-attempt"]))
+            if run.infrastructure_pid != pid_of(sandbox.object_id):
+                await self.client.update_flow_run(run.id, infrastructure_pid=pid_of(sandbox.object_id))
+        elif run.infrastructure_pid:
+            sandbox = await sandboxes.find(sandbox_id(run.infrastructure_pid))
+            tags = await sandboxes.tags(sandbox)
+        else:
+            raise SandboxGone("The worker died before there was a sandbox")
+        return sandbox, int(tags["prefect-attempt"])
 
-    def has_in_hand(self, flow_run_id: UUID) -> bool:
-        """Whether this worker is at work on a run already."""
-        return flow_run_id in self.watched or flow_run_id in self._submitting_flow_run_ids
-
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Do something beside the worker's loops."""
-        assert self._runs_task_group is not None
-        self._runs_task_group.start_soon(function, *args)
-
-    async def sign(self, flow_run: FlowRun) -> None:
-        """Put this worker's name on a run."""
-        await self._give_worker_labels_to_flow_run(flow_run.id)
-
-    async def configuration_of(self, flow_run: FlowRun) -> ModalJobConfiguration:
-        """The job configuration of a run, as it would be started now."""
-        return await self.job_configuration.resolve_for_flow_run(
-            flow_run,
-            client=self.client,
-            work_pool=self.work_pool.model_copy(deep=True),
-            worker_name=self.name,
-            worker_id=self.backend_id,
-        )
-
-    async def configuration_of_pool(self) -> ModalJobConfiguration:
-        """The job configuration that the pool's own defaults make."""
-        template = copy.deepcopy(self.work_pool.base_job_template)
-        return await self.job_configuration.from_template_and_values(template, {}, client=self.client)
+    async def end_abandoned(self, alive: set[UUID]) -> None:
+        """Terminate sandboxes of this pool whose run is over or was deleted."""
+        configuration = await self.configuration_of_pool()
+        try:
+            sandboxes = await self.connect(configuration)
+            running = await sandboxes.running({"prefect-work-pool": tag_value(self.work_pool.name)})
+        except ModalFailure as failure:
+            self._logger.debug("Could not list sandboxes: %s", failure)
+            return
+        for sandbox, tags in running:
+            flow_run_id = UUID(tags["prefect-flow-run-id"])
+            if flow_run_id in alive or self.has_in_hand(flow_run_id):
+                continue
+            run = await self.read(flow_run_id)
+            waiting = run is not None and run.state is not None and not run.state.is_final()
+            if waiting or (run is not None and age_seconds(run) < configuration.grace_seconds):
+                continue
+            self._logger.warning("Terminating sandbox %s: its flow run %s is over", sandbox.object_id, flow_run_id)
+            await sandboxes.terminate(sandbox)
 
     # One attempt.
 
@@ -168,8 +164,8 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         await self._end_former(flow_run, configuration, sandboxes)
         creating = asyncio.create_task(sandboxes.create(sandbox_name(flow_run), flow_run.run_count))
         try:
-            while not (await asyncio.wait({creating}, timeout=_look_seconds()))[0]:
-                if await self._has_no_use(flow_run, flow_run.run_count, None):
+            while not (await asyncio.wait({creating}, timeout=look_seconds()))[0]:
+                if await self.has_no_use(flow_run.id, flow_run.run_count, None):
                     raise NotWanted("the flow run was cancelled while it waited for a sandbox")
             return creating.result()
         except (NotWanted, asyncio.CancelledError):
@@ -214,7 +210,7 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         from crucible.pools.modal.output import STREAMS, Output, lines_shown
 
         began = time.monotonic()
-        shown = await through_outages(lambda: lines_shown(self.client, flow_run.id)) if taken_over else None
+        shown = await retry_while_away(lambda: lines_shown(self.client, flow_run.id)) if taken_over else None
         logs = {stream: flow_run_logger(flow_run).getChild(f"sandbox.{stream}") for stream in STREAMS}
 
         def show(stream: str, line: str) -> None:
@@ -227,7 +223,7 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
             await asyncio.wait({following}, timeout=_LAST_OUTPUT_SECONDS)
             listed = None if taken_over else (configuration.usd_per_hour or 0.0) / 3600 * (time.monotonic() - began)
             await self._note_cost(flow_run, sandboxes, sandbox, listed)
-            failure = failure_of(end, configuration, output.last_words)
+            failure = failure_of(end, configuration, output.last_lines)
             await self._settle(flow_run, attempt, configuration, sandbox, failure)
         except ModalFailure as failure:
             await self._settle(flow_run, attempt, configuration, sandbox, failure)
@@ -246,8 +242,8 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         ending = asyncio.create_task(sandboxes.end_of(sandbox))
         useless_since: float | None = None
         try:
-            while not (await asyncio.wait({ending}, timeout=_look_seconds()))[0]:
-                if not await self._has_no_use(flow_run, attempt, sandbox):
+            while not (await asyncio.wait({ending}, timeout=look_seconds()))[0]:
+                if not await self.has_no_use(flow_run.id, attempt, pid_of(sandbox.object_id)):
                     useless_since = None
                     continue
                 useless_since = useless_since or time.monotonic()
@@ -265,13 +261,6 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         except ModalFailure as failure:
             logger.warning("Sandbox %s could not be terminated yet: %s", sandbox.object_id, failure)
 
-    async def _has_no_use(self, flow_run: FlowRun, attempt: int, sandbox: Sandbox | None) -> bool:
-        """Whether the run is cancelled, over, or in a later attempt by now."""
-        run = await self.read(flow_run.id)
-        if run is None or run.state is None:
-            return True
-        return run.state.is_final() or run.state.is_cancelling() or _has_moved_on(run, attempt, sandbox)
-
     async def _settle(
         self,
         flow_run: FlowRun,
@@ -282,28 +271,17 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
     ) -> None:
         """Give the run a final state, if there is no sandbox, or it ended, and the run is still in this attempt."""
         run = await self.read(flow_run.id)
-        if run is None or run.state is None or _has_moved_on(run, attempt, sandbox):
+        pid = None if sandbox is None else pid_of(sandbox.object_id)
+        if run is None or run.state is None or has_moved_on(run, attempt, pid):
             return
         if run.state.is_cancelling():
             message = "Its sandbox has ended" if sandbox is not None else "Cancelled before it had a sandbox"
             await self.set_state(run.id, Cancelled(message=message))
         elif run.state.type in (StateType.PENDING, StateType.RUNNING):
-            if isinstance(failure, SandboxStopped | LifetimeReached) and await self._restart(run, configuration):
+            stopped = isinstance(failure, SandboxStopped | LifetimeReached)
+            if stopped and await self.restart(run, configuration.max_restarts, "Its sandbox was stopped"):
                 return
             await self.give_up(run, failure)
-
-    async def _restart(self, run: FlowRun, configuration: ModalJobConfiguration) -> bool:
-        """Put the run back for a new sandbox, where that is left to this worker and not yet done too often."""
-        restarts = int(str(run.labels.get(_RESTARTS_LABEL, 0))) + 1
-        if restarts > configuration.max_restarts:
-            return False
-        await through_outages(lambda: self.client.update_flow_run_labels(run.id, {_RESTARTS_LABEL: restarts}))
-        # Otherwise a run that once retried in its process would be offered to no worker again.
-        policy = run.empirical_policy.model_copy(update={"retry_type": "reschedule"})
-        await through_outages(lambda: self.client.update_flow_run(run.id, empirical_policy=policy))
-        message = f"Its sandbox was stopped; restart {restarts} of {configuration.max_restarts}"
-        await self.set_state(run.id, AwaitingRetry(message=message), force=True)
-        return True
 
     async def _note_cost(
         self, flow_run: FlowRun, sandboxes: Sandboxes, sandbox: Sandbox, listed_usd: float | None
@@ -323,45 +301,4 @@ class ModalWorker(EventDrivenWorker, BaseWorker[ModalJobConfiguration, ModalVari
         run = await self.read(flow_run.id)
         if run is not None:
             total = float(str(run.labels.get(_BILLED_LABEL, 0.0))) + billed
-            await through_outages(lambda: self.client.update_flow_run_labels(run.id, {_BILLED_LABEL: total}))
-
-    # States.
-
-    async def give_up(self, flow_run: FlowRun, failure: CrucibleError) -> None:
-        """End a run that came to nothing, with the failure's own name and words."""
-        self.get_flow_run_logger(flow_run).error("%s", failure)
-        name = failure.state_name if isinstance(failure, ModalFailure) else "Crashed"
-        await self.set_state(flow_run.id, Crashed(name=name, message=str(failure)))
-
-    async def set_state(self, flow_run_id: UUID, state: State[Any], *, force: bool = False) -> None:
-        """Propose a state; the server keeps a final one that is there already, unless `force` says otherwise."""
-        for pause in _PAUSES_SECONDS:
-            try:
-                answer = await through_outages(lambda: self.client.set_flow_run_state(flow_run_id, state, force=force))
-            except ObjectNotFound:
-                return
-            run = await self.read(flow_run_id)
-            if answer.status == SetStateStatus.ACCEPT or run is None or run.state is None or run.state.is_final():
-                return
-            self._logger.warning("The server did not take %s for flow run %s; again in %d s", state, flow_run_id, pause)
-            await asyncio.sleep(pause)
-
-    async def read(self, flow_run_id: UUID) -> FlowRun | None:
-        """The flow run as it is now; None when it was deleted."""
-        try:
-            return await through_outages(lambda: self.client.read_flow_run(flow_run_id))
-        except ObjectNotFound:
-            return None
-
-
-def _has_moved_on(run: FlowRun, attempt: int, sandbox: Sandbox | None) -> bool:
-    """Whether the run has left the attempt that the sandbox was made for. A run counts up whenever it starts to run."""
-    assert run.state is not None
-    if run.state.type in (StateType.SCHEDULED, StateType.PENDING):
-        return run.run_count > attempt and run.empirical_policy.retry_type != "in_process"
-    elsewhere = sandbox is not None and run.infrastructure_pid not in (None, pid_of(sandbox))
-    return elsewhere and run.run_count > attempt + 1
-
-
-def _look_seconds() -> float:
-    return float(get_current_settings().worker.query_seconds)
+            await retry_while_away(lambda: self.client.update_flow_run_labels(run.id, {_BILLED_LABEL: total}))

@@ -111,6 +111,11 @@ class AwsRehearsal:
         )
         return state
 
+    def store_secret(self, name: str, value: str) -> str:
+        """Put a value into this cloud's Secrets Manager; returns the secret's ARN."""
+        created = self.session().client("secretsmanager").create_secret(Name=name, SecretString=value)
+        return str(created["ARN"])
+
     def state(self) -> dict[str, Any]:
         """Instances, tasks and switched-on faults, now."""
         return dict(self._control.get("/state").raise_for_status().json())

@@ -50,9 +50,22 @@ def rehearsed_aws(
         state_file.write_text(json.dumps({"control_url": cloud.control_url, **cloud.environment}))
         stack.callback(state_file.unlink, missing_ok=True)
         say("Deploying the stack into it")
-        state = cloud.deploy(parameters=PARAMETERS)
+        state = cloud.deploy(parameters=PARAMETERS | prefect_secret(cloud, prefect_password(given)))
         stack.enter_context(serving_pools(cloud, state, given, project=project, say=say))
         yield cloud
+
+
+def prefect_secret(cloud: AwsRehearsal, password: str | None) -> dict[str, str]:
+    """The stack's parameter for the password of the Prefect server, which is put into the cloud's Secrets Manager."""
+    return {"PrefectAuthSecretArn": cloud.store_secret("prefect", password)} if password else {}
+
+
+def prefect_password(environment: Mapping[str, str]) -> str | None:
+    """The password that `environment` or the selected Prefect profile has for the server."""
+    from prefect.settings import get_current_settings
+
+    secret = get_current_settings().api.auth_string
+    return environment.get("PREFECT_API_AUTH_STRING") or (secret.get_secret_value() if secret else None)
 
 
 @contextmanager

@@ -13,10 +13,11 @@ from typing import Any
 
 import httpx
 
+from crucible.local.access import auth_string
 from crucible.local.state import PROJECT, Home
 from crucible.pools.aws.pools import ON_DEMAND, SPOT
 from crucible.rehearsal.aws.client import AwsRehearsal, NothingToHitError, RehearsalError
-from crucible.rehearsal.aws.session import PARAMETERS, serving_pools
+from crucible.rehearsal.aws.session import PARAMETERS, prefect_secret, serving_pools
 from crucible.rehearsal.drill.faults import Fault
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
@@ -68,7 +69,7 @@ def ec2_stage(folder: Path, pool: str = SPOT) -> Iterator[Stage]:
                 provisioning_seconds=PROVISIONING_SECONDS,
             )
         )
-        state = cloud.deploy(parameters=PARAMETERS)
+        state = cloud.deploy(parameters=PARAMETERS | prefect_secret(cloud, auth_string(Home(folder))))
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "CRUCIBLE_", "AWS_"))},
             **cloud.environment,

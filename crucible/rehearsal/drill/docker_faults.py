@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from crucible.local.docker import SERVICE
 from crucible.local.state import State
 from crucible.pools.docker.engine import connect
-from crucible.pools.docker.own_engine import OwnEngine
+from crucible.rehearsal.docker_engine import OwnEngine
 from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
 from crucible.rehearsal.drill.scene import Scene
 

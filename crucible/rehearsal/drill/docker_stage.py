@@ -15,7 +15,7 @@ from pathlib import Path
 
 from crucible.pools.docker.containers import containers_of
 from crucible.pools.docker.images import Recipe, build
-from crucible.pools.docker.own_engine import OwnEngine, an_engine
+from crucible.rehearsal.docker_engine import OwnEngine, an_engine
 from crucible.rehearsal.drill.docker_faults import docker_faults
 from crucible.rehearsal.drill.stage import Stage, local_stage
 

@@ -23,6 +23,7 @@ from crucible.pools.aws.stack import StackState
 from crucible.pools.aws.worker import worker_command, worker_environment
 from crucible.pools.common.registration import PULL_STEPS
 from crucible.rehearsal.aws.client import AwsRehearsal
+from crucible.rehearsal.aws.session import prefect_secret
 from tests.conftest import PrefectServer
 
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the Prefect server from answering for a minute
@@ -49,8 +50,10 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AwsRehearsal]:
 
 
 @pytest.fixture(scope="session")
-def stack_state(cloud: AwsRehearsal) -> StackState:
-    return cloud.deploy(parameters=PARAMETERS)
+def stack_state(cloud: AwsRehearsal, prefect_server: PrefectServer) -> StackState:
+    return cloud.deploy(
+        parameters=PARAMETERS | prefect_secret(cloud, prefect_server.env.get("PREFECT_API_AUTH_STRING"))
+    )
 
 
 @pytest.fixture

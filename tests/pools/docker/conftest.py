@@ -12,7 +12,7 @@ import pytest
 
 from crucible.errors import ServiceError
 from crucible.pools.docker.images import Recipe, build
-from crucible.pools.docker.own_engine import OwnEngine, an_engine
+from crucible.rehearsal.docker_engine import OwnEngine, an_engine
 
 
 @pytest.fixture(scope="session")

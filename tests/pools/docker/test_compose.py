@@ -19,7 +19,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason
 from crucible.pools.docker.images import PROJECT
-from crucible.pools.docker.own_engine import OwnEngine
+from crucible.rehearsal.docker_engine import OwnEngine
 from crucible.store import store_at
 from tests.conftest import unused_port
 

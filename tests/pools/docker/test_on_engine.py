@@ -31,10 +31,10 @@ from crucible.jobs.records import EndReason, JobSpec, Launch
 from crucible.local.docker import bring_up
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
-from crucible.pools.docker.own_engine import OwnEngine
 from crucible.pools.docker.pool import PoolOptions, pool_template
 from crucible.pools.docker.registry import push
 from crucible.pools.docker.worker import DockerGpuWorker
+from crucible.rehearsal.docker_engine import OwnEngine
 from crucible.rehearsal.drill.docker_stage import docker_stage
 from crucible.rehearsal.drill.drill import Drill
 from crucible.store import Store

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.pools.docker.sharing import share
+from crucible.errors import ConfigError
+from crucible.pools.docker.sharing import require_own, share
 
 OTHER = 10001
 
@@ -72,3 +73,14 @@ def test_sharing_again_changes_nothing(folder: Path) -> None:
     changed = late.stat().st_ctime_ns
     share(folder, OTHER)
     assert late.stat().st_ctime_ns == changed, "the whole store was walked again"
+
+
+def test_only_a_store_or_an_empty_folder_is_shared(tmp_path: Path) -> None:
+    require_own(tmp_path / "new", "store")
+    (tmp_path / "store" / "jobs").mkdir(parents=True)
+    require_own(tmp_path / "store", "store")
+    (tmp_path / "store" / "thesis.tex").touch()
+    with pytest.raises(ConfigError, match=r"neither empty nor a store \(it has thesis.tex\)"):
+        require_own(tmp_path / "store", "store")
+    with pytest.raises(ConfigError, match="nope does not exist"):
+        require_own(tmp_path / "nope" / "x", "store")

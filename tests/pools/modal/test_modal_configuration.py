@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from crucible.errors import ConfigError
+from crucible.pools.common.reach import obstacle
 from crucible.pools.modal.configuration import ModalJobConfiguration
-from crucible.pools.modal.reach import obstacle
 from crucible.pools.modal.worker import ModalWorker
 
 

@@ -45,7 +45,14 @@ def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool, tmp_path: Path) ->
     assert pool.end_of(run).startswith("CRASHED SandboxExited: The sandbox's command ended with exit code 0")
     (sandbox,) = pool.sandboxes(run)
     assert "COPY greeting /" in sandbox.image
-    expected = {"MINE", "PREFECT_HOME", "PREFECT_API_URL", "CRUCIBLE_MACHINE_ENDS_AT", "PYTHONUNBUFFERED"}
+    expected = {
+        "MINE",
+        "PREFECT_HOME",
+        "PREFECT_API_URL",
+        "PREFECT_API_AUTH_STRING",
+        "CRUCIBLE_MACHINE_ENDS_AT",
+        "PYTHONUNBUFFERED",
+    }
     others = {name for name in sandbox.env if name not in expected and not name.startswith("PREFECT__")}
     behaviour = {"PREFECT_PLUGINS_ENABLED", "PREFECT_PLUGINS_ALLOW", "PREFECT_LOGGING_TO_API_BATCH_INTERVAL"}
     assert others == behaviour

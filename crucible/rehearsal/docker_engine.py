@@ -1,4 +1,4 @@
-"""An engine of its own for drills and tests, through `scripts/docker_engine.sh`: one that may be killed."""
+"""A Docker engine for drills and tests, run by `scripts/docker_engine.sh`: one that may be killed."""
 
 from __future__ import annotations
 

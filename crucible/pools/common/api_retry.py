@@ -1,4 +1,4 @@
-"""Patience with a Prefect server that is away for a while: a verdict must not be lost because nobody could take it."""
+"""Retry calls to a Prefect server that is away, so that a decision is not lost because nobody could record it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _SERVER_ERROR = 500
 logger = logging.getLogger(__name__)
 
 
-async def through_outages(call: Callable[[], Awaitable[T]]) -> T:
-    """Make a call to the Prefect API, again and again while the server does not answer; other errors are raised."""
+async def retry_while_away(call: Callable[[], Awaitable[T]]) -> T:
+    """Call the Prefect API again and again while the server does not answer; other errors are raised."""
     pause = 1.0
     while True:
         try:

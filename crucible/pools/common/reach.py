@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlparse
 
-MEND = "set env.PREFECT_API_URL in the work pool to the server's public https address (docs/modal.md says how)"
+FIX = "set env.PREFECT_API_URL in the work pool to the server's public https address (docs/modal.md says how)"
 
 
 def obstacle(api_url: str, modal_url: str) -> str | None:
@@ -16,11 +16,11 @@ def obstacle(api_url: str, modal_url: str) -> str | None:
     if is_here(modal_url):
         return None
     if not api_url:
-        return f"PREFECT_API_URL is not set; {MEND}"
+        return f"PREFECT_API_URL is not set; {FIX}"
     if is_here(api_url):
-        return f"PREFECT_API_URL: sandboxes on Modal cannot reach {api_url}, which is the worker's own machine; {MEND}"
+        return f"PREFECT_API_URL: sandboxes on Modal cannot reach {api_url}, which is the worker's own machine; {FIX}"
     if _is_private(api_url):
-        return f"PREFECT_API_URL: {api_url} is an address of a private network, and Modal is outside it; {MEND}"
+        return f"PREFECT_API_URL: {api_url} is an address of a private network, and Modal is outside it; {FIX}"
     return None
 
 
