@@ -35,6 +35,7 @@ NOT_IN_DIGEST = frozenset(
         "compile",
         "threads",
         "fast_gemm",
+        "exact",
     }
 )
 """Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
@@ -88,6 +89,11 @@ class TrainConfig(Settings):
     threads: int | None = Field(None, ge=1, le=4096, description="CPU threads; empty: all cores this process may use.")
     fast_gemm: Literal["auto", "shim", "onednn", "off"] = Field(
         "auto", description="Float32 products on AMD CPUs: auto measures once whether oneMKL's fast path (shim) pays."
+    )
+    exact: Literal["auto", "required", "off"] = Field(
+        "auto",
+        description="On cuda: auto takes deterministic kernels and reports if one is missing; required refuses to "
+        "train then; off takes the fastest kernels. On a CPU a run is always exact.",
     )
 
     # Checkpoints

@@ -103,7 +103,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
         "beta2": 0.9,
         "min_lr": 0.0,
     }
-    watching = {"device": "cpu", "compile": True, "fast_gemm": "off"}
+    watching = {"device": "cpu", "compile": True, "fast_gemm": "off", "exact": "off"}
     for name in TrainConfig.model_fields:
         value = getattr(base, name)
         changed = {**other, **watching}.get(name, 7 if value is None else value * 2)

@@ -11,7 +11,7 @@ import torch
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 
-__all__ = ["choose_device", "choose_precision", "may_compile"]
+__all__ = ["choose_device", "choose_precision", "is_exact", "may_compile"]
 
 
 def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
@@ -26,10 +26,8 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
                 f"device = 'cuda' asks for GPU number {local_rank}, but torch sees {torch.cuda.device_count()} GPUs; "
                 f"use device = 'auto' or fewer processes"
             )
-        # Exact resume needs kernels that add in the same order every time, cuBLAS included.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        if config.exact != "off":
+            _take_deterministic_kernels()
         torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
@@ -38,6 +36,39 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
     if kind == "cpu" and config.threads is not None:
         torch.set_num_threads(config.threads)
     return torch.device(kind)
+
+
+def _take_deterministic_kernels() -> None:
+    """Exact resume needs kernels that add in the same order every time, cuBLAS and attention's backward included."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # Without warn_only: with it, flash attention takes its non-deterministic backward and warns.
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # What is left is flash attention, and plain products where it does not work (float32).
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def is_exact(exact: str, try_step: Callable[[], object], log: Callable[[str], None]) -> bool:
+    """Whether every kernel of a step is deterministic on this GPU; `exact` is the config's, `try_step` computes one.
+
+    Logs if not. Raises ConfigError if `exact` is `required` and a kernel is not.
+    """
+    if exact == "off":
+        log("exact = off: the fastest kernels are used; a resumed run is exact in state but not in bits")
+        return False
+    try:
+        try_step()
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        if exact == "required":
+            raise ConfigError(f"exact = 'required' is not possible here: {reason}; use exact = 'auto'") from None
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        log(f"not exact: {reason}; a resumed run is exact in state but not in bits")
+        return False
+    return True
 
 
 def choose_precision(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> torch.dtype:

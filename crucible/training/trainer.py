@@ -22,7 +22,7 @@ from crucible.config import TrainConfig
 from crucible.training.checkpointing import Checkpointer
 from crucible.training.clock import CheckpointClock
 from crucible.training.data import TRAIN_STREAM, Dataset
-from crucible.training.device import choose_device, choose_precision, may_compile
+from crucible.training.device import choose_device, choose_precision, is_exact, may_compile
 from crucible.training.evaluate import EvaluationStopped
 from crucible.training.losses import Losses
 from crucible.training.model import GPT
@@ -39,6 +39,7 @@ from crucible.training.state import (
     load_tensors,
     read_state,
     require_same_run,
+    restore_rng,
     tensor_files,
     weights_sha256,
 )
@@ -104,6 +105,8 @@ class Trainer:
 
         self.step = 0
         self.losses = Losses(self.model, dataset, config, self.autocast)
+        if self.device.type == "cuda":
+            self.environment["exact"] = is_exact(config.exact, self._try_step, log)
         advice = f"lower learning_rate = {config.learning_rate}, or use dtype = 'float32' if it is {precision}"
         self.means = Means(self.device, self.processes, advice.replace("torch.", ""))
 
@@ -157,8 +160,6 @@ class Trainer:
             **self.losses.known,
         )
 
-    # One step
-
     def train_step(self) -> None:
         """One optimizer step, the (self.step + 1)th."""
         optimizer = self.optimizer
@@ -173,6 +174,12 @@ class Trainer:
         self.means.add(loss, None if self.scaler.is_enabled() else norm)
         self.step += 1
         self.losses.step_made()
+
+    def _try_step(self) -> None:
+        """Compute the next step's gradients without leaving a trace."""
+        generators = capture_rng(self.device)
+        self._compute_gradients()
+        restore_rng(generators, self.device)
 
     def _compute_gradients(self) -> Tensor:
         """Leave the gradients of the mean loss over the micro-batches in the optimizer, and return that loss."""
@@ -208,13 +215,9 @@ class Trainer:
             self.config.gradient_accumulation_steps * size,
             self.config.block_size,
         )
-        if self.device.type == "cuda":
-            window = window.pin_memory().to(self.device, non_blocking=True)
-        else:
-            window = window.to(self.device)
+        on_gpu = self.device.type == "cuda"
+        window = (window.pin_memory() if on_gpu else window).to(self.device, non_blocking=on_gpu)
         return window[:, :-1], window[:, 1:]
-
-    # Evaluating and reporting
 
     def _evaluation_due(self, last: int) -> bool:
         """At every `eval_interval`, also in a run that was stopped during this evaluation and is resumed."""

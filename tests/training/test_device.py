@@ -3,9 +3,17 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+from crucible.errors import ConfigError
+from crucible.training.data import Dataset
+from crucible.training.device import is_exact
+from crucible.training.trainer import Trainer
+from tests.training.conftest import TINY
 
 FAULTS_OF_A_STEP = """
 import resource, statistics, sys
@@ -30,3 +38,46 @@ def test_a_step_takes_no_memory_from_the_kernel_that_an_earlier_one_had(data_fol
     command = [sys.executable, "-c", FAULTS_OF_A_STEP, str(data_folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 100, "thousands when everything is given back and asked for again"
+
+
+def not_deterministic() -> torch.Tensor:
+    return torch.zeros(3).put_(torch.tensor([0, 0]), torch.ones(2))  # one of torch's that has no other way
+
+
+@pytest.fixture
+def strict() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("strict")
+def test_a_kernel_that_is_not_deterministic_is_reported_or_refused() -> None:
+    logged: list[str] = []
+    assert is_exact("auto", lambda: torch.ones(3).sum(), logged.append)
+    assert not logged
+    with pytest.raises(ConfigError, match="exact = 'required' is not possible here: put_ does not have a determ"):
+        is_exact("required", not_deterministic, logged.append)
+    assert not is_exact("auto", not_deterministic, logged.append)
+    assert logged[-1].startswith("not exact: put_ does not have a deterministic implementation")
+    with pytest.warns(UserWarning, match="put_"):
+        not_deterministic()  # training continues
+    assert not is_exact("off", lambda: pytest.fail("tried"), logged.append)
+    assert logged[-1].startswith("exact = off")
+
+
+@pytest.mark.usefixtures("strict")
+def test_another_error_is_not_taken_for_it() -> None:
+    with pytest.raises(RuntimeError, match="must match"):
+        is_exact("auto", lambda: torch.ones(3) + torch.ones(4), lambda line: None)
+
+
+def test_trying_a_step_leaves_no_trace(dataset: Dataset) -> None:
+    plain, tried = Trainer(TINY, dataset), Trainer(TINY, dataset)
+    for trainer in (plain, tried):
+        trainer.model.train()
+        torch.manual_seed(0)
+        if trainer is tried:
+            trainer._try_step()
+        trainer.train_step()
+    assert torch.equal(plain.optimizer.weights, tried.optimizer.weights)
