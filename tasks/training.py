@@ -24,7 +24,7 @@ from crucible.agent.sources import sources_of_this_machine
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
-from crucible.catalog.this_machine import nvidia_gpus
+from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
@@ -142,7 +142,7 @@ class _Machine:
             instance=instance,
             usd_per_hour=price.usd_per_hour,
             price_remark=price.remark,
-            environment={"python": sys.version.split()[0], "cpus": os.cpu_count(), **_image(), **facts},
+            environment={"python": sys.version.split()[0], "cpus": cpu_count(), **_image(), **facts},
         )
 
 

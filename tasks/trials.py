@@ -121,7 +121,7 @@ class HereLauncher:
                 sources=sources_of_this_machine(),
                 environment={**os.environ, **shared},
                 claim=lambda: Claim(
-                    number=launch.number, flow_run_id=str(flow_run.id or ""), environment={"cpus": os.cpu_count()}
+                    number=launch.number, flow_run_id=str(flow_run.id or ""), environment={"cpus": cpu_count()}
                 ),
                 total_steps=spec.total_steps,
                 cwd=Path.cwd(),

@@ -285,7 +285,8 @@ class Supervision:
         while (snapshot := self._persist(self._look, silence.restart)).live is not None:
             step = self._judge(snapshot, snapshot.live, silence)
             if isinstance(step, Declare):
-                self._declare(snapshot.live, step)
+                if step.end_reason is not EndReason.LOST or self._store_takes_writes(silence):
+                    self._declare(snapshot.live, step)
                 continue
             if isinstance(step, AskToStop) and view.number not in self._asked_to_stop:
                 self._ask_to_stop(snapshot.live, step.request)
@@ -295,6 +296,24 @@ class Supervision:
         outcome = over.ended.outcome
         self._retire(over, outcome)
         self._notify(f"attempt {over.number} {outcome.label} at step {outcome.committed_step}: {outcome.message}")
+
+    def _store_takes_writes(self, silence: _Silence) -> bool:
+        """Whether silence means anything: a healthy attempt writes no heartbeat to a store that is full but readable.
+
+        Waits until the store takes a write; False when it did not at first, and the silence counts anew.
+        """
+        refused = False
+
+        def wait() -> None:
+            nonlocal refused
+            refused = True
+            silence.restart()
+
+        self._persist(lambda: self.job.store.write(_WRITE_TEST, bytes(2048)), wait)
+        self.job.store.delete(_WRITE_TEST)
+        if refused:
+            silence.restart()
+        return not refused
 
     def _judge(self, snapshot: JobSnapshot, live: AttemptView, silence: _Silence) -> Step:
         """What to do about the attempt; its pool is asked only where that matters."""
@@ -445,6 +464,10 @@ class Supervision:
             notify()
         except Exception:
             self.logger.exception("job %s: what happens cannot be shown", self.job.job_id)
+
+
+_WRITE_TEST = "write-test"
+"""An object of a heartbeat's size, to see whether the store takes it."""
 
 
 class _Silence:

@@ -82,6 +82,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, log)
         if resume_from is not None:
             trainer.resume(resume_from)
+        first = trainer.step
+        stop.anything_to_save = lambda: trainer.step > first
         metrics = os.environ.get(Variable.METRICS_FILE) or (options.out and options.out / METRICS_FILE)
         result = trainer.run(
             checkpoints,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from crucible.contract import EXIT_DONE, EXIT_SAVED
+from crucible.training.hardware import usable_cpus
 
 __all__ = ["launch"]
 
@@ -32,7 +33,7 @@ def launch(command: Sequence[str], count: int) -> int:
         port = listener.getsockname()[1]
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // count))
+    shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cpus() // count))
     running = [
         subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in range(count)

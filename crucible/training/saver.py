@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import torch
 from torch import Tensor
 
 from crucible.errors import CheckpointError
 from crucible.training.folders import FilePlan, write_folder
+from crucible.training.hardware import available_memory_bytes
 from crucible.training.writer import BackgroundWriter
 
 __all__ = ["SaveReport", "Saver", "TensorFile"]
@@ -63,7 +63,7 @@ class Saver:
             cudart.cudaHostRegister(self._buffer.data_ptr(), 4 * self._floats, 0)
 
     def _start_writer(self, lock: int | None) -> BackgroundWriter | None:
-        room = psutil.virtual_memory().available
+        room = available_memory_bytes()
         if room < 5 * self._floats + (256 << 20):  # 4 bytes per float, and a quarter for what else will grow
             return None
         try:

@@ -1,15 +1,20 @@
-"""A request to stop is only a flag: the trainer saves at the next step boundary and exits with 75, at once."""
+"""A request to stop: the trainer saves at the next step boundary and exits with 75.
+
+Before the first new step there is nothing to save, and preparing (tokenizing, waiting for a lock, verifying a
+checkpoint, importing torch, compiling) can take minutes: a process on its own then exits at once.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from crucible.contract import StopReason, Variable
+from crucible.contract import EXIT_SAVED, StopReason, Variable
 
 __all__ = ["StopRequest", "leave"]
 
@@ -19,6 +24,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._signal: int | None = None
+        self.anything_to_save: Callable[[], bool] = lambda: False
+        """Whether a step was made that is lost if the process exits now; called in the signal handler."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
@@ -37,6 +44,9 @@ class StopRequest:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
+        if not self.anything_to_save() and "RANK" not in os.environ:  # one of several must not leave the others alone
+            os.write(2, f"stopped before the first step ({self.reason()}); nothing to save\n".encode())
+            os._exit(EXIT_SAVED)
 
 
 def leave(code: int) -> NoReturn:

@@ -25,7 +25,7 @@ from crucible.supervision.snapshot import AttemptView
 from crucible.supervision.supervisor import Supervision
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job
-from tests.faults.world import Listening, Pool, World, alive_for, claims, ends
+from tests.faults.world import Listening, Pool, World, alive_for, beats, claims, ends
 
 CANCEL = StopRequest(end_reason=EndReason.CANCELLED, reason="a person cancelled it")
 
@@ -78,6 +78,27 @@ def test_silence_is_loss_by_the_supervisors_own_clock(job: Job, world: World, tm
     assert "no sign of life for 4" in lost.message
     assert pool.retired == [(1, EndReason.LOST), (2, EndReason.COMPLETED)]
     assert world.time - began < 16 + LOST_SECONDS + 15, "seen within a minute, and on with it"
+
+
+def test_a_store_that_is_full_but_readable_makes_no_attempt_lost(job: Job, world: World) -> None:
+    """The attempt trains on and cannot write its heartbeats; the supervisor's own writes fail like them."""
+    full = False
+
+    def refuse(operation: str, key: str) -> None:
+        if full and operation in ("write", "create", "upload"):
+            raise StoreUnavailable("No space left on device")
+
+    def fill(value: bool) -> None:
+        nonlocal full
+        full = value
+
+    pool = Pool(world, {1: alive_for(20, (900, beats(99)), (901, ends("completed")))})
+    world.after(25, lambda: fill(True))
+    world.after(897, lambda: fill(False))
+    status = supervision(Job(FaultyStore(job.root, refuse), job.job_id), world, pool).run()
+    assert status.state is JobState.COMPLETED
+    assert pool.retired == [(1, EndReason.COMPLETED)]
+    assert not job.store.exists("write-test")
 
 
 def test_a_machine_that_dies_before_its_first_beat_is_lost_too(job: Job, world: World) -> None:

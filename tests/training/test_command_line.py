@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -170,3 +173,28 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     assert complaint in words
     assert words.count("\n") == 1
     assert not list(tmp_path.glob("out/checkpoints/step-*"))
+
+
+@pytest.mark.parametrize("where", ["waiting for a lock", "before the first step"])
+def test_a_stop_while_preparing_is_not_kept_waiting(tmp_path: Path, data_folder: Path, where: str) -> None:
+    """Preparing can take minutes, and there is nothing to save yet."""
+    out = tmp_path / "out"
+    (out / "checkpoints").mkdir(parents=True)
+    config = tmp_path / "config.json"
+    # Its first step would take minutes.
+    config.write_text(json.dumps({**json.loads(TINY.model_dump_json()), "gradient_accumulation_steps": 65_536}))
+    with (out / "checkpoints" / ".lock").open("w") as lock:
+        if where == "waiting for a lock":
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "crucible.training", "--config", config, "--data", data_folder, "--out", out],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        sign = "waiting for the last save" if where == "waiting for a lock" else "parameters on"
+        lines = iter(process.stderr.readline, "")
+        assert next((line for line in lines if sign in line), None)
+        process.terminate()
+        assert process.wait(60) == 75
+        assert "nothing to save" in process.stderr.read()
