@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from crucible.sweeps import Sweep, SweepLimits
 from crucible.sweeps.leaderboard import digest
 from flows.parameters import TrainOverrides
 from flows.tune import tune_nanogpt
+from tasks.ending import Ended
 from tests.conftest import PrefectServer
 from tests.flows.test_pipeline import eventually
 from tests.sweeps.carry_out import LADDER, carry_on, carry_out, new_sweep
@@ -103,11 +103,9 @@ def test_tune_searches_trains_the_best_to_the_end_and_shows_it(prefect_api: str,
 def test_what_is_wrong_is_told_before_the_first_trial(
     prefect_api: str, store: Store, parameters: dict[str, Any], words: str
 ) -> None:
-    state = tune_nanogpt(
-        preset="debug", dataset=DATASET, sweep="wrong", store=store.uri, return_state=True, **parameters
-    )
-    assert state.type.value == "FAILED"
-    assert re.search(words, state.message or "")
+    with pytest.raises(Ended, match=words) as refused:
+        tune_nanogpt(preset="debug", dataset=DATASET, sweep="wrong", store=store.uri, **parameters)
+    assert refused.value.state.is_failed()
     assert not store.list("jobs")
 
 
