@@ -171,7 +171,9 @@ class AttemptObserver:
         if steps <= 0 or not heartbeat.total_steps:
             return text
         left = (heartbeat.total_steps - heartbeat.step) * seconds / steps
-        return f"{text}, about {money(left * heartbeat.cost_usd / heartbeat.seconds)} left"
+        per_hour = heartbeat.usd_per_hour  # follows a spot price that changes
+        rate = heartbeat.cost_usd / heartbeat.seconds if per_hour is None else per_hour / 3600
+        return f"{text}, about {money(left * rate)} left"
 
     def _tag_cost(self) -> None:
         with suppress(StoreError):

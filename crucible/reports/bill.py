@@ -40,12 +40,12 @@ def _saved(paid: int, on_demand: int) -> str:
 
 
 def _extra(attempts: tuple[AttemptSummary, ...]) -> str:
-    """What interruptions cost in time: until there was a new step again, and steps that were trained twice."""
+    """What interruptions cost in time: until the next new step, and steps that were trained twice."""
     recovering = sum(attempt.recovery_seconds or 0.0 for attempt in attempts)
     repeated = sum(attempt.steps_lost for attempt in attempts)
     if not recovering and not repeated:
         return ""
-    return f"Interruptions took {duration(recovering)} until a new step each; {repeated:,} steps were trained twice."
+    return f"Recovering from interruptions took {duration(recovering)} in all; {repeated:,} steps were trained twice."
 
 
 def _left(summary: JobSummary) -> str:

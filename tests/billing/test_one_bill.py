@@ -124,7 +124,9 @@ def test_the_report_says_what_was_saved_and_what_interruptions_took(job: Job) ->
     whole = sum(round(usd * 1e6) for usd in on_demand) + MICRO[3]
     share = 1 - sum(MICRO) / whole
     assert f"{share:.0%} saved: the same time on demand would have cost ${whole / 1e6:.6f}." in report
-    assert "Interruptions took 6 min until a new step each" in report, "four times a minute away and half a minute back"
+    assert "Recovering from interruptions took 6 min in all" in report, (
+        "four times a minute away and half a minute back"
+    )
 
 
 def test_trials_add_up_to_their_sweep(store: Store, job: Job) -> None:

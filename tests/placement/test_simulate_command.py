@@ -79,7 +79,7 @@ def test_an_empty_folder_and_unreadable_options_are_refused(tmp_path: Path) -> N
         CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
 
 
-@pytest.mark.skipif(not PUBLIC_TRACES.is_dir(), reason="the public spot traces are not beside this checkout")
+@pytest.mark.skipif(not PUBLIC_TRACES.is_dir(), reason="SPOT_TRACES does not name a checkout of the public spot traces")
 def test_figures_on_the_public_traces_hold_on_the_zones_held_out() -> None:
     rows = simulate(load_traces(PUBLIC_TRACES), 24, 3, 0.1, [1.1, 1.3, 1.6], start_every_hours=19)
     held_out = [row for row in rows if not row.trace.startswith(FITTED_ZONES)]

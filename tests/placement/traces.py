@@ -1,14 +1,16 @@
-"""Spot availability for tests: synthetic runs with heavy tails, and the public traces if they lie beside the repo."""
+"""Spot availability for tests: synthetic runs with heavy tails, and where the public traces are."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-PUBLIC_TRACES = Path(__file__).parents[3] / "shared" / "data" / "spot-traces"
+PUBLIC_TRACES = Path(os.environ.get("SPOT_TRACES", "spot-traces"))
+"""A checkout of github.com/skypilot-org/spot-traces; the test that replays them is skipped without it."""
 TICK_SECONDS = 195.0
 
 
