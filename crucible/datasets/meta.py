@@ -90,8 +90,8 @@ class DatasetMeta(_Record):
 
 def load_meta(path: str | Path) -> DatasetMeta:
     """The meta.json of a local dataset folder (or the file itself). Raises DataError if it is none."""
-    file = Path(path) / META_FILE if Path(path).is_dir() else Path(path)
     try:
+        file = Path(path) / META_FILE if Path(path).is_dir() else Path(path)
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise DataError(f"{path} is not a finished dataset: {META_FILE}: {error.strerror or error}") from error

@@ -28,7 +28,11 @@ def store_at(uri: str, **options: Any) -> Store:
     """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
-        return FileStore(Path(unquote(parts.path) if parts.scheme else uri).expanduser().absolute())
+        path = Path(unquote(parts.path) if parts.scheme else uri)
+        try:
+            return FileStore(path.expanduser().absolute())
+        except RuntimeError:
+            raise ConfigError(f"store: {uri!r} names the home of a user who does not exist") from None
     if parts.scheme == "s3" and parts.netloc:
         from crucible.store.s3 import S3Store
 
