@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 import httpx
 from prefect.exceptions import PrefectException
 
-from crucible.billing.budgets import Reservation, reserve
+from crucible.billing.budgets import Reservation, release, reserve
 from crucible.catalog.ec2 import spot_capacity
 from crucible.catalog.offers import load_catalog
 from crucible.checkpoints.commits import Checkpoints
@@ -107,9 +107,11 @@ def _require_budget(store: Store, found: Recommendation, request: PlacementReque
         return
     now = datetime.now(UTC)
     costs = costs_since(store, min(limit.began(now) for limit in limits))
-    for limit in limits:
+    for place, limit in enumerate(limits):
         reservation = Reservation(job_id=request.job_id, usd=low_usd)
         if (reason := reserve(store, limit, costs, reservation, now)) is not None:
+            for reserved in limits[:place]:
+                release(store, reserved, request.job_id, now)
             raise ConfigError(f"budget: {reason}")
 
 

@@ -170,12 +170,20 @@ def reserve(
     left_usd = max(0.0, state.left_usd - held_usd)
     if claim.usd <= left_usd:
         return None
-    store.delete(f"{folder}/{number:04d}.json")
+    release(store, limit, claim.job_id, now)
     reserved = f" ({money(held_usd)} reserved by other jobs)" if held_usd else ""
     return (
         f"the job costs {money(claim.usd)} at least and {money(left_usd)} are left{reserved}: "
         f"{state.sentence()}; raise the budget or wait for the next {limit.period}"
     )
+
+
+def release(store: Store, limit: BudgetLimit, job_id: str, now: datetime) -> None:
+    """Withdraw the job's reservation, if it has one."""
+    folder = f"{limit.folder(now)}/reservations"
+    for number, held in _reservations(store, folder).items():
+        if held.job_id == job_id:
+            store.delete(f"{folder}/{number:04d}.json")
 
 
 def why_stop(limit: BudgetLimit, costs: Sequence[AttemptCost], now: datetime) -> str | None:
