@@ -17,7 +17,7 @@ from flows.forms import described
 from flows.parameters import MOST, StoreName
 from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
-from tasks.observing import add_tags
+from tasks.observing import add_tags, job_tags
 from tasks.storage import open_store
 
 Format = Literal["huggingface", "nanogpt"]
@@ -46,8 +46,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Full validation loss, perplexity, bits per byte, samples, a model card, and exports of a job's model."""
     outlive_the_console()
-    add_tags(f"job:{job}", "stage:evaluate")
-    return evaluate_job(Job.open(open_store(store), job), Wanted(step, export, samples, prompt))
+    record = Job.open(open_store(store), job)
+    add_tags(*job_tags(record.read_spec()), "stage:evaluate")
+    return evaluate_job(record, Wanted(step, export, samples, prompt))
 
 
 if __name__ == "__main__":

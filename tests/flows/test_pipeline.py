@@ -97,7 +97,11 @@ def test_a_newcomers_run_completes_and_shows_everything(stage: Stage) -> None:
     assert 0 < evaluation["val_loss"] < 6
 
     tags = set(api(stage, "GET", f"/flow_runs/{run}")["tags"])
-    assert {"crucible", "job:first", "project:demo", "attempts:1"} <= tags
+    marks = {"job:first", "project:demo", "owner:ada"}
+    assert {"crucible", "attempts:1", *marks} <= tags
+    runs = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": sorted(marks)}}})
+    stages = {tag for run in runs for tag in run["tags"] if tag.startswith("stage:")}
+    assert stages == {"stage:pipeline", "stage:preprocess", "stage:train", "stage:evaluate"}
     [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["first-attempt-1"]}}})
     assert {"job:first", "stage:train", "pool:local", "attempt:1", "owner:ada"} <= set(child["tags"])
     keys = {a["key"] for a in api(stage, "POST", "/artifacts/latest/filter", json={})}
