@@ -35,4 +35,4 @@ def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
 
 
 def _early(fault: Fault) -> bool:
-    return fault.name == "kill-in-restore"
+    return fault.before_training
