@@ -18,17 +18,18 @@ __all__ = ["lock_folder"]
 
 
 @contextmanager
-def lock_folder(parent: Path, log: Callable[[str], None], patience_seconds: float = 600.0) -> Iterator[int]:
-    """Make this process the only one that writes checkpoints to `parent`, and sweep what interrupted saves left.
+def lock_folder(parent: Path, log: Callable[[str], None], timeout_seconds: float = 600.0) -> Iterator[int]:
+    """Make this process the only one that writes checkpoints to `parent`, and remove what interrupted saves left.
 
-    The lock is inherited by the background writer: after a kill, a save that it is still at is waited for. Gives the
-    descriptor that holds the lock. Raises ConfigError if another training uses the folder.
+    The background writer inherits the lock: after a kill, this waits for the save that the writer still works on, for
+    at most `timeout_seconds`. Yields the descriptor that holds the lock. Raises ConfigError if another training uses
+    the folder.
     """
     parent.mkdir(parents=True, exist_ok=True)
     path = parent / ".lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     os.set_inheritable(descriptor, True)
-    until = time.monotonic() + patience_seconds
+    until = time.monotonic() + timeout_seconds
     waiting = False
     while True:
         try:

@@ -85,7 +85,8 @@ def _pause(process: psutil.Process, until: Callable[[], bool]) -> bool:
         with suppress(CrucibleError):  # a record that cannot be read now: wake it, whatever it finds
             while time.monotonic() < deadline and not until():
                 time.sleep(0.25)
-        kill(process, signal.SIGCONT)
+        if process.is_running():  # not another one that got its number
+            kill(process, signal.SIGCONT)
 
     if not kill(process, signal.SIGSTOP):
         return False
