@@ -31,13 +31,15 @@ def moment_to_come(deadline: str, now: datetime | None) -> datetime:
     wanted = "give a time with its zone, such as 2026-05-07T18:00+02:00 or 2026-05-07T16:00Z"
     try:
         moment = datetime.fromisoformat(deadline.strip())
-    except ValueError:
+        if moment.tzinfo is not None:
+            moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         raise ConfigError(f"finish_by is {deadline!r}, which is no time; {wanted}") from None
     if moment.tzinfo is None:
         raise ConfigError(f"finish_by is {deadline!r}, which names no time zone; {wanted}")
     if now is not None and moment <= now:
         raise ConfigError(f"finish_by is {deadline!r}, which is over (it is {now:%Y-%m-%dT%H:%MZ} now); {wanted}")
-    return moment.astimezone(UTC)
+    return moment
 
 
 def moment_ago(text: str, now: datetime) -> datetime:

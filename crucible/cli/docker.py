@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -31,7 +32,8 @@ def pool(
     from crucible.pools.docker.images import Recipe, build, variant_for
     from crucible.pools.docker.pool import PoolOptions, register
 
+    options = PoolOptions(image or "", gpus, memory, at_once or None, network)
     image = image or build(Recipe(variant_for(gpus)), lambda line: typer.echo(line, err=True))
-    name = register(PoolOptions(image, gpus, memory, at_once or None, network))
+    name = register(replace(options, image=image))
     typer.echo(f"Pool {name} runs {image}; start its worker on the machine with the engine:")
     typer.echo(f"  prefect worker start --pool {name} --type {name}")

@@ -13,11 +13,11 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from crucible.home import LONGEST_NAME
+
 LARGEST = 2**53
 """The largest number that JSON keeps exactly everywhere."""
 LONGEST_TEXT = 4096
-LONGEST_NAME = 255
-"""Bytes in one part of a path, on every common file system."""
 
 
 class CheckedCommand(TyperCommand):

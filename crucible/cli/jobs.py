@@ -221,14 +221,18 @@ def continue_(
     What it had saved is where it goes on.
     """
     from crucible.errors import ConfigError
+    from crucible.jobs.records import now
     from crucible.jobs.status import JobState, status_of
     from crucible.local.continuing import start_again
+    from crucible.moments import moment_to_come
     from crucible.supervision.heartbeat import is_supervised
 
     found = open_job(open_store(store), job)
     status = status_of(found)
     if status is not None and status.state is JobState.RUNNING and is_supervised(found.root, job):
         raise ConfigError(f"job {job} is running; `crucible jobs limits {job}` changes its limits while it does")
+    if finish_by is not None and finish_by.lower() != "none":
+        moment_to_come(finish_by, now())  # refused here, rather than by the run that it would start
     limits = change_limits(found, {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts})
     changes: dict[str, Any] = limits.model_dump(include={"max_cost_usd", "max_hours", "max_attempts"})
     if finish_by is not None:

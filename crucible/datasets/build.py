@@ -36,6 +36,7 @@ from crucible.datasets.tokenizers.byte import ByteTokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
 from crucible.datasets.tokenizers.files import TOKENIZER_FILE, load_tokenizer
 from crucible.errors import DataError, ObjectExists, ObjectMissing, RecordDamaged
+from crucible.home import local_path
 from crucible.store import Store
 
 logger = logging.getLogger(__name__)
@@ -306,7 +307,7 @@ def _make_tokenizer(
 
 def _given_tokenizer(config: DatasetConfig) -> Tokenizer:
     assert config.tokenizer_file is not None  # the config's own check
-    return load_tokenizer(Path(config.tokenizer_file).expanduser())
+    return load_tokenizer(local_path(config.tokenizer_file, "tokenizer_file"))
 
 
 def _sample(spans: list[Span], progress: ProgressCallback) -> Iterator[str]:

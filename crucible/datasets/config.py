@@ -107,6 +107,8 @@ class DatasetConfig(Settings):
             )
         if "://" in self.source and scheme not in ("https", "s3", "file"):
             raise invalid(f"source = {self.label!r} cannot be read; use https://, s3:// or a local path")
+        if scheme == "s3" and not urlsplit(self.source).netloc:
+            raise invalid(f"source = {self.source!r} names no bucket; write s3://bucket/prefix")
         if scheme == "s3" and self.sha256 is not None:
             raise invalid("sha256 cannot be checked for an s3 prefix, which may hold many objects; leave it empty")
         if (self.tokenizer == "file") != (self.tokenizer_file is not None):

@@ -24,6 +24,7 @@ from crucible.datasets.download import fetch_url
 from crucible.datasets.progress import Progress, ProgressCallback
 from crucible.datasets.text import Document, find_cut, read_blocks
 from crucible.errors import DataError
+from crucible.home import local_path
 
 STDLIB_BYTES = 4_000_000
 """How much of the standard library the default source uses: enough to learn from, read within a second."""
@@ -144,7 +145,7 @@ def open_source(config: DatasetConfig) -> Source:
     if scheme == "s3":
         return S3Source(config.source, config)
     local = url2pathname(unquote(urlsplit(config.source).path)) if scheme == "file" else config.source
-    return LocalSource(Path(local).expanduser().absolute(), config)
+    return LocalSource(local_path(local, "source"), config)
 
 
 def limited(documents: list[Document], max_bytes: int | None) -> list[Document]:

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from crucible.config import ScriptConfig, TrainConfig
 
 SCHEMA_VERSION = 1
+MOST_ATTEMPTS = 1_000_000
+MOST_USD = 1e9
+MOST_HOURS = 1e6
+"""Of a limit: what is beyond is a typing error, and no longer a time that a clock can tell."""
 
 
 def now() -> datetime:
@@ -118,9 +122,9 @@ class Limits(Record):
 
     fix = "delete it and set the limits again with `crucible jobs limits`"
 
-    max_attempts: int = Field(default=50, ge=1)
-    max_cost_usd: float | None = Field(default=None, gt=0)
-    max_hours: float | None = Field(default=None, gt=0)
+    max_attempts: int = Field(default=50, ge=1, le=MOST_ATTEMPTS)
+    max_cost_usd: float | None = Field(default=None, gt=0, le=MOST_USD)
+    max_hours: float | None = Field(default=None, gt=0, le=MOST_HOURS)
     max_attempts_without_progress: int = Field(default=2, ge=1)
 
 

@@ -92,7 +92,7 @@ def _load_trace(file: Path, folder: Path) -> Trace:
         content = json.loads(file.read_text(encoding="utf-8"))
         gap = float(content["metadata"]["gap_seconds"])
         counts = np.asarray(content["data"], dtype=np.float64)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
             f"{file} is not a spot trace: it needs metadata.gap_seconds and a list data ({error!r})"
         ) from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from crucible.errors import ConfigError
-from crucible.home import crucible_home
+from crucible.home import crucible_home, local_path
 from crucible.store.base import Store
 from crucible.store.file import FileStore
 
@@ -28,11 +27,7 @@ def store_at(uri: str, **options: Any) -> Store:
     """
     parts = urlsplit(uri)
     if parts.scheme in ("", "file"):
-        path = Path(unquote(parts.path) if parts.scheme else uri)
-        try:
-            return FileStore(path.expanduser().absolute())
-        except RuntimeError:
-            raise ConfigError(f"store: {uri!r} names the home of a user who does not exist") from None
+        return FileStore(local_path(unquote(parts.path) if parts.scheme else uri, "store"))
     if parts.scheme == "s3" and parts.netloc:
         from crucible.store.s3 import S3Store
 

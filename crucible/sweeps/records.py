@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import Record, now
+from crucible.jobs.records import MOST_HOURS, MOST_USD, Record, now
 from crucible.jobs.status import JobState
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName
@@ -60,8 +60,8 @@ class SweepLimits(Record):
     fix = "delete it and set the limits again with `crucible sweeps limits`"
 
     max_trials: int = Field(ge=1, le=MOST_TRIALS)
-    max_cost_usd: float | None = Field(default=None, gt=0)
-    max_hours: float | None = Field(default=None, gt=0)
+    max_cost_usd: float | None = Field(default=None, gt=0, le=MOST_USD)
+    max_hours: float | None = Field(default=None, gt=0, le=MOST_HOURS)
     """Since the sweep was made."""
     finish_by: datetime | None = None
 

@@ -82,7 +82,7 @@ class Space:
     def parse(cls, given: Mapping[str, Any] | str) -> Space:
         """Read a space from a mapping, or from YAML or JSON text.
 
-        Raises `ConfigError` naming setting, value and mend.
+        Raises `ConfigError` naming setting, value and fix.
         """
         written = _mapping(given)
         if not written:
@@ -176,7 +176,7 @@ def _mapping(given: Mapping[str, Any] | str) -> Mapping[str, Any]:
         return given
     try:
         written = yaml.safe_load(given)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"space is not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if written is None:
         return {}

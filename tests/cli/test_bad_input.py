@@ -182,7 +182,7 @@ def nothing_is_started(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setattr(subprocess.Popen, "__init__", block)
     monkeypatch.setattr(time, "sleep", block)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "bind", refuse)
+    monkeypatch.setattr(socket.socket, "bind", block)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
@@ -219,3 +219,40 @@ def test_no_command_line_ends_in_a_traceback(path: tuple[str, ...], folder: Path
         if result.exception is not None and not isinstance(result.exception, CrucibleError | SystemExit | Blocked):
             failures.append(f"{[part[:60] for part in line]}: {result.exception!r:.200}")
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["data", "prepare", "--source", "s3://"], "names no bucket"),
+        (["data", "prepare", "--source", "~nouser/x"], "source: '~nouser/x' names the home"),
+        (["data", "prepare", "--source", "x" * 300], "source: 'xxx"),
+        (["data", "prepare", "--source", "script.py", "--tokenizer-file", "~nouser/x"], "tokenizer_file: '~nouser/x'"),
+        (["data", "prepare", "--source", "script.py", "--tokenizer-file", "deep.json"], "deep.json is not JSON"),
+        (["estimate", "--config", "deep.yaml"], "deep.yaml is not valid YAML or JSON"),
+        (["simulate", "--traces", "."], "is not a spot trace"),
+        (["jobs", "ls", "--store", "~nouser/x"], "store: '~nouser/x'"),
+        (["jobs", "continue", "rates-0001", "--finish-by", "never"], "which is no time"),
+        (["jobs", "limits", "rates-0001", "--max-hours", "1e300"], "max_hours"),
+        (["sweeps", "limits", "rates", "--max-cost-usd", "inf"], "max_cost_usd"),
+        (["sweeps", "limits", "rates", "--finish-by", "0001-01-01T00:00+14:00"], "which is no time"),
+        (["docker", "pool", "--memory", "lots"], "memory = 'lots'"),
+        (["docker", "pool", "--gpus", "device="], "gpus = 'device='"),
+        (["modal", "pool", "--name", "a/b"], "name = 'a/b'"),
+        (["modal", "pool", "--gpu", "L4:99"], "gpu = 'L4:99'"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_what_once_was_accepted_or_a_traceback_says_what_is_wrong(line: list[str], said: str, folder: Path) -> None:
+    if line[0] in ("jobs", "sweeps") and "--store" not in line:
+        line = [*line, "--store", _store(folder).uri]
+    result = CliRunner().invoke(APP, line)
+    assert isinstance(result.exception, CrucibleError), result.output
+    assert said in str(result.exception)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1e300"])
+def test_numbers_that_are_none_are_refused_before_the_command_runs(value: str) -> None:
+    result = CliRunner().invoke(APP, ["rehearse", "aws", "--boot-seconds", value])
+    assert result.exit_code == 2
+    assert "boot-seconds" in result.output

@@ -23,7 +23,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         content = json.loads(text)
     except OSError as error:
         raise DataError(f"tokenizer {file} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"tokenizer {file} is not JSON: {error}") from error
     return tokenizer_from_json(text, content, str(file))
 

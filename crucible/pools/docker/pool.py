@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from crucible.errors import ConfigError
 from crucible.pools.common import registration
 
 POOL = "docker-gpu"
@@ -22,6 +24,12 @@ class PoolOptions:
     network: str | None = None
     """Docker network of the containers; None: the host's own when the Prefect server is on this machine."""
     environment: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"all|\d{1,4}|device=[\w-]+(,[\w-]+)*", self.gpus):
+            raise ConfigError(f"gpus = {self.gpus!r}: write all, a number, or device=0,2")
+        if self.memory is not None and not re.fullmatch(r"\d{1,15}[bkmgBKMG]?", self.memory):
+            raise ConfigError(f"memory = {self.memory!r}: write a whole number and its unit, like 24g")
 
 
 def pool_template(options: PoolOptions) -> dict[str, Any]:

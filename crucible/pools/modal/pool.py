@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from crucible.errors import ConfigError
 from crucible.pools.common import registration
 
 POOL = "modal"
@@ -22,6 +24,15 @@ class PoolOptions:
     secrets: tuple[str, ...] = ()
     """Names of Modal Secrets, with the credentials of the store."""
     name: str = POOL
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[^/%&<>\s]+", self.name):
+            raise ConfigError(f"name = {self.name!r}: a pool's name has no spaces and none of / % & < >")
+        for gpu in self.gpu:
+            if not re.fullmatch(r"[A-Za-z0-9-]+!?(:[1-8])?", gpu):
+                raise ConfigError(
+                    f"gpu = {gpu!r}: write a type of GPU, and how many (1 to 8) after a colon: L4, H100:8"
+                )
 
 
 def pool_template(options: PoolOptions) -> dict[str, Any]:
