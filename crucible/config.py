@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import ConfigDict, Field, model_validator
@@ -41,10 +41,26 @@ NOT_IN_DIGEST = frozenset(
 """Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
 
 
+NANOGPT_HINTS = {
+    "eval_only": "run the evaluate flow on the job",
+    "always_save_checkpoint": "remove it, checkpoints are always saved",
+    "init_from": "remove it, a job that is started again resumes by itself; published weights cannot be loaded",
+    "betas": "set beta1 and beta2",
+    "out_dir": "remove it, `crucible checkpoints get JOB DIR` fetches checkpoints",
+    "dataset": "give the dataset beside the configuration",
+    "backend": "remove it, it follows from the device",
+    "wandb_log": "remove it, `crucible jobs report JOB` shows the curves",
+    "wandb_project": "remove it",
+    "wandb_run_name": "remove it, the job's name is the run's name",
+}
+"""Keys of nanoGPT's files that have no field here, and what to do about each."""
+
+
 class TrainConfig(Settings):
     """Everything that describes a training run except its data."""
 
     model_config = ConfigDict(title="Training configuration")
+    hints: ClassVar[Mapping[str, str]] = NANOGPT_HINTS
 
     # Model
     n_layer: int = Field(4, ge=1, le=256, description="Number of transformer blocks.")
@@ -64,21 +80,21 @@ class TrainConfig(Settings):
     max_iters: int = Field(2000, ge=1, le=100_000_000, description="Optimizer steps in all.")
     learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Highest learning rate, reached after warm-up.")
     decay_lr: bool = Field(True, description="Cosine decay to min_lr with linear warm-up; off: constant rate.")
-    warmup_iters: int = Field(100, ge=0, description="Steps of linear warm-up; at most max_iters.")
+    warmup_iters: int = Field(100, ge=0, le=100_000_000, description="Steps of linear warm-up; at most max_iters.")
     lr_decay_iters: int | None = Field(
-        None, ge=1, description="Step at which the rate has decayed to min_lr; empty: max_iters."
+        None, ge=1, le=100_000_000, description="Step at which the rate has decayed to min_lr; empty: max_iters."
     )
     min_lr: float = Field(1e-4, ge=0.0, le=10.0, description="Lowest learning rate; at most learning_rate.")
     weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="AdamW decay of the matrices; vectors have none.")
     beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW decay of the first moment.")
     beta2: float = Field(0.99, ge=0.0, lt=1.0, description="AdamW decay of the second moment.")
-    grad_clip: float = Field(1.0, ge=0.0, description="Largest gradient norm; 0: no clipping.")
+    grad_clip: float = Field(1.0, ge=0.0, le=1e9, description="Largest gradient norm; 0: no clipping.")
     seed: int = Field(1337, ge=0, lt=2**63, description="Decides initial weights, batches and dropout.")
 
     # Watching
-    eval_interval: int = Field(250, ge=1, description="Steps between loss estimates on both splits.")
+    eval_interval: int = Field(250, ge=1, le=100_000_000, description="Steps between loss estimates on both splits.")
     eval_iters: int = Field(20, ge=1, le=1_000_000, description="Batches per estimate; the last one reads all of val.")
-    log_interval: int = Field(10, ge=1, description="Steps between lines of progress and metrics.")
+    log_interval: int = Field(10, ge=1, le=100_000_000, description="Steps between lines of progress and metrics.")
 
     # Machine
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="auto: cuda, else mps, else cpu.")
@@ -98,9 +114,11 @@ class TrainConfig(Settings):
 
     # Checkpoints
     checkpoint_interval_seconds: float | None = Field(
-        None, gt=0.0, description="Seconds between checkpoints; empty: adapted to their measured cost."
+        None, gt=0.0, le=31_622_400.0, description="Seconds between checkpoints; empty: adapted to their measured cost."
     )
-    keep_checkpoints: int = Field(3, ge=1, description="Local checkpoints kept when the trainer runs on its own.")
+    keep_checkpoints: int = Field(
+        3, ge=1, le=100_000, description="Local checkpoints kept when the trainer runs on its own."
+    )
 
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:
@@ -108,7 +126,7 @@ class TrainConfig(Settings):
             below = self.n_embd - self.n_embd % self.n_head
             choices = f"{below} or {below + self.n_head}" if below else str(self.n_head)
             raise invalid(f"n_embd = {self.n_embd} is not a multiple of n_head = {self.n_head}; use {choices}")
-        if self.warmup_iters > self.max_iters:
+        if self.decay_lr and self.warmup_iters > self.max_iters:  # without decay there is no warm-up either
             raise invalid(
                 f"warmup_iters = {self.warmup_iters} is more than max_iters = {self.max_iters}; "
                 f"lower it to at most {self.max_iters}"

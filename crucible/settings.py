@@ -1,32 +1,51 @@
-"""What people configure: checked where it is declared, every mistake told in one sentence with its mend."""
+"""What people configure: checked where it is declared; every mistake gets one sentence with its fix."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from crucible.errors import ConfigError
 
+MOST = 2**53 - 1
+"""The largest whole number that JSON, Prefect's database and a browser all keep exactly."""
+MOST_ATTEMPTS = 1_000_000
+MOST_USD = 1e9
+MOST_HOURS = 1e6
+"""Of a limit: what is beyond is a typing error, and no longer a time that a clock can tell."""
+
+Count = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
+"""How many of something: at least one."""
+Dollars = Annotated[float, Field(gt=0, le=MOST_USD, allow_inf_nan=False)]
+Hours = Annotated[float, Field(gt=0, le=MOST_HOURS, allow_inf_nan=False)]
+
 
 class Settings(BaseModel):
     """Base of every model whose fields a person writes."""
+
+    hints: ClassVar[Mapping[str, str]] = {}
+    """What to do instead, for keys of other programs that have no field here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
     def _suggest_known_keys(cls, data: Any) -> Any:
-        if isinstance(data, Mapping):
-            for key in data:
-                if key not in cls.model_fields:
-                    near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                    mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
-                    raise invalid(f"{key} = {shown(data[key])} is not a known setting; {mend}")
+        if isinstance(data, Mapping) and (unknown := [key for key in data if key not in cls.model_fields]):
+            raise invalid("; ".join(f"{key} = {shown(data[key])} {cls._hint(key)}" for key in unknown))
         return data
+
+    @classmethod
+    def _hint(cls, key: Any) -> str:
+        if key in cls.hints:
+            return f"is not a setting here: {cls.hints[key]}"
+        near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(cls.model_fields)}"
+        return f"is not a known setting; {fix}"
 
     @classmethod
     def parse(cls, values: Mapping[str, Any], source: str = "") -> Self:
@@ -50,8 +69,8 @@ def explain_validation_error(error: ValidationError, source: str = "") -> str:
         elif detail["type"] == "extra_forbidden":
             sentences.append(f"{place} = {shown(detail['input'])} is not a known setting; remove it")
         else:
-            mend = message.removeprefix("Input ").replace("should be", "it must be", 1)
-            sentences.append(f"{place} = {shown(detail['input'])} is not valid; {mend}")
+            fix = message.removeprefix("Input ").replace("should be", "it must be", 1)
+            sentences.append(f"{place} = {shown(detail['input'])} is not valid; {fix}")
     text = "; ".join(sentences)
     return f"{source}: {text}" if source else text
 
@@ -66,6 +85,6 @@ _OWN_SENTENCE = "crucible_config"
 
 
 def invalid(sentence: str) -> PydanticCustomError:
-    """What a validator raises to say it in a whole sentence, naming field, value and mend."""
+    """What a validator raises to say it in a whole sentence, naming field, value and fix."""
     # The sentence goes in as a value: pydantic would read braces in a template.
     return PydanticCustomError(_OWN_SENTENCE, "{sentence}", {"sentence": sentence})

@@ -13,8 +13,9 @@ from prefect import flow
 from pydantic import Field
 
 from crucible.jobs.job import Job
+from crucible.settings import MOST
 from flows.forms import described
-from flows.parameters import MOST, StoreName
+from flows.parameters import StoreName
 from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.observing import add_tags, job_tags

@@ -11,14 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 from crucible.config import TrainConfig
 from crucible.datasets.config import DatasetConfig
 from crucible.errors import ConfigError
-from crucible.jobs.records import MOST_ATTEMPTS, MOST_HOURS, MOST_USD, Limits
+from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
+from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, ladder
 from crucible.sweeps.space import EXAMPLE, MOST_TRIALS, Space
 
-MOST = 2**53 - 1
-"""Prefect's server lists no runs any more once one of them has an integer beyond 64 bits; a browser keeps 53."""
 MOST_PARALLEL = 64
 SOME_TRIALS = 30
 """Where the space has no end and nobody said how many."""

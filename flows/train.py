@@ -16,8 +16,9 @@ from pydantic import Field
 from crucible.errors import FencedOut
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Outcome
+from crucible.settings import MOST
 from flows.forms import described
-from flows.parameters import MOST, StoreName
+from flows.parameters import StoreName
 from tasks.console import outlive_the_console
 from tasks.ending import end_as
 from tasks.storage import open_store

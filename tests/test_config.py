@@ -29,6 +29,17 @@ def test_presets_are_the_documented_runs() -> None:
     ("values", "parts"),
     [
         ({"n_layers": 4}, ["n_layers = 4", "did you mean n_layer?"]),
+        (
+            {
+                "eval_only": True,
+                "always_save_checkpoint": True,
+                "init_from": "gpt2",
+                "betas": [0.9, 0.99],
+                "n_layers": 4,
+            },
+            ["evaluate flow", "always saved", "resumes by itself", "set beta1 and beta2", "did you mean n_layer?"],
+        ),
+        ({"max_iters": 10**30}, ["max_iters", "less than or equal to 100000000"]),
         ({"zzz": 1}, ["zzz = 1", "known settings", "n_layer"]),
         ({"max_iters": -5}, ["max_iters = -5", "greater than or equal to 1"]),
         ({"learning_rate": float("nan")}, ["learning_rate = nan"]),

@@ -191,10 +191,14 @@ class Job:
         Raises `ConfigError` naming the fields that differ when the id is taken by another spec.
         """
         job = cls(store, spec.job_id)
+        store.require_guarantees()
         try:
             job.store.create_model("job.json", spec)
         except ObjectExists:
             existing = job.read_spec()
+            if spec.config and existing.config and spec.config.device == "auto":  # whatever the job was made with
+                config = spec.config.model_copy(update={"device": existing.config.device})
+                spec = spec.model_copy(update={"config": config})
             differing = differences(
                 existing.model_dump(exclude={"created_at"}), spec.model_dump(exclude={"created_at"})
             )

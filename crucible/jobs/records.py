@@ -12,12 +12,9 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crucible.config import ScriptConfig, TrainConfig
+from crucible.settings import Count, Dollars, Hours
 
 SCHEMA_VERSION = 1
-MOST_ATTEMPTS = 1_000_000
-MOST_USD = 1e9
-MOST_HOURS = 1e6
-"""Of a limit: what is beyond is a typing error, and no longer a time that a clock can tell."""
 
 
 def now() -> datetime:
@@ -122,10 +119,10 @@ class Limits(Record):
 
     fix = "delete it and set the limits again with `crucible jobs limits`"
 
-    max_attempts: int = Field(default=50, ge=1, le=MOST_ATTEMPTS)
-    max_cost_usd: float | None = Field(default=None, gt=0, le=MOST_USD)
-    max_hours: float | None = Field(default=None, gt=0, le=MOST_HOURS)
-    max_attempts_without_progress: int = Field(default=2, ge=1)
+    max_attempts: Count = 50
+    max_cost_usd: Dollars | None = None
+    max_hours: Hours | None = None
+    max_attempts_without_progress: Count = 2
 
 
 class Launch(Record):

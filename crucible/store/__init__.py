@@ -4,6 +4,7 @@ base.py      the interface, and the two guarantees that recovery rests on
 file.py      a folder on a local or shared file system
 s3.py        S3, or anything that speaks its protocol
 retry.py     trying again while the store is away
+guarantees.py  whether a store keeps them
 address.py   from `file://…` or `s3://bucket/prefix` to one of them
 """
 

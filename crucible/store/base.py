@@ -93,6 +93,9 @@ class Store(ABC):
     def child(self, prefix: str) -> Store:
         """The part of this store below `prefix`, as a store of its own."""
 
+    def require_guarantees(self) -> None:  # noqa: B027 - most stores keep them by construction
+        """Raise `StoreRefused` if the store does not keep the promises that the fence between attempts rests on."""
+
     def exists(self, key: str) -> bool:
         try:
             self.size(key)

@@ -19,6 +19,7 @@ from crucible.errors import (
     StoreUnavailable,
 )
 from crucible.store.base import ObjectInfo, Store, checked_key, local_disk, whole_file
+from crucible.store.guarantees import prove_guarantees
 
 CHECKSUMS_OFF = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
 """What makes botocore leave out the checksums that some S3-compatible stores reject."""
@@ -103,6 +104,12 @@ class S3Store(Store):
     def child(self, prefix: str) -> S3Store:
         return S3Store(self.bucket, "/".join(filter(None, (self.prefix, checked_key(prefix)))), self._options)
 
+    def require_guarantees(self) -> None:
+        where = (str(self._options.get("endpoint_url", "")), self.bucket)
+        if where not in _proven:  # once a process: it costs five requests
+            prove_guarantees(self)
+            _proven.add(where)
+
     def _path(self, key: str) -> str:
         return "/".join(filter(None, (self.bucket, self.prefix, checked_key(key))))
 
@@ -148,6 +155,8 @@ def _s3_code(error: BaseException | None) -> str:
     return ""
 
 
+_proven: set[tuple[str, str]] = set()
+"""Endpoints and buckets that have kept their promises in this process."""
 _S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")
 _LOCAL_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE})
 _UNSUPPORTED = frozenset(

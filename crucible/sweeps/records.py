@@ -17,8 +17,9 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import MOST_HOURS, MOST_USD, Record, now
+from crucible.jobs.records import Record, now
 from crucible.jobs.status import JobState
+from crucible.settings import MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName
 from crucible.sweeps.space import MOST_TRIALS, Values

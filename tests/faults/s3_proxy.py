@@ -26,6 +26,8 @@ Fault = Callable[["_Handler", bytes], bool]
 
 _NOT_FORWARDED = {"connection", "transfer-encoding", "keep-alive", "content-length", "date", "server"}
 
+_CHECKSUMS = ("x-amz-checksum", "x-amz-sdk-checksum", "x-amz-trailer")
+
 
 class S3Proxy:
     """Forwards to `endpoint`; see the module's docstring for what can be asked of it."""
@@ -72,6 +74,33 @@ class S3Proxy:
             return True
 
         self._fail(fault, times)
+
+    def ignore_conditions(self) -> None:
+        """Create-only writes replace what is there, as in stores that do not know `If-None-Match`."""
+
+        def fault(handler: _Handler, body: bytes) -> bool:
+            if handler.command != "PUT" or "If-None-Match" not in handler.headers:
+                return False
+            del handler.headers["If-None-Match"]
+            handler.reply(*handler.forward(body))
+            return True
+
+        self._fail(fault, None)
+
+    def reject_checksums(self) -> None:
+        """The checksums of newer clients are not implemented, as in some S3-compatible stores."""
+
+        def fault(handler: _Handler, _body: bytes) -> bool:
+            checksums = [name for name in handler.headers if name.lower().startswith(_CHECKSUMS)]
+            if handler.command != "PUT" or not checksums:
+                return False
+            text = (
+                "<Error><Code>NotImplemented</Code><Message>Header x-amz-checksum-crc32 is not known</Message></Error>"
+            )
+            handler.reply(501, {"Content-Type": "application/xml"}, text.encode())
+            return True
+
+        self._fail(fault, None)
 
     def lose_answers(self, times: int | None = None) -> None:
         """Forward writes, then hang up before the answer: the client cannot know that they arrived."""

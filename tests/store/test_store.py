@@ -24,8 +24,11 @@ from crucible.errors import (
     RecordDamaged,
     StoreAccessDenied,
     StoreError,
+    StoreRefused,
     StoreUnavailable,
 )
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec
 from crucible.store import ObjectInfo, Store, store_at
 from tests.faults.s3_proxy import S3Proxy
 
@@ -458,3 +461,30 @@ def test_a_cut_download_is_never_taken_for_whole(frail: Store, proxy: S3Proxy, t
     with pytest.raises(StoreError):
         frail.download("object", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
+
+
+# Stores that speak S3's protocol, more or less
+
+
+def test_a_store_without_conditional_writes_is_refused_before_a_job_exists(frail: Store, proxy: S3Proxy) -> None:
+    proxy.ignore_conditions()
+    with pytest.raises(StoreRefused, match=r"ignores If-None-Match: .* nothing is started"):
+        Job.create(frail, JobSpec(job_id="first"))
+    assert frail.list() == []
+    proxy.heal()
+    Job.create(frail, JobSpec(job_id="first"))
+    assert [info.key for info in frail.list()] == ["jobs/first/job.json"]
+
+
+def test_a_store_that_rejects_checksums_is_told_with_the_setting(
+    frail: Store, proxy: S3Proxy, s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy.reject_checksums()
+    with pytest.raises(StoreRefused, match="set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+        frail.write("object", b"x")
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    fresh = store_at(frail.uri, key="test", secret="test", endpoint_url=proxy.url, skip_instance_cache=True)
+    fresh.require_guarantees()
+    (tmp_path / "weights").write_bytes(b"x" * 100_000)
+    fresh.upload(tmp_path / "weights", "weights")
+    assert fresh.size("weights") == 100_000
