@@ -1,8 +1,8 @@
 """What an agent and its workload share: exit codes, variables, folder and file names, and three small file formats.
 
 A stage on a machine is two processes. The agent starts the workload, sets the variables named here, and reads what the
-workload leaves in its files; `docs/workload-contract.md` describes the same contract for your own script. Both sides import
-this module, so it needs nothing but the standard library: no torch, no store, no pydantic.
+workload leaves in its files. `docs/workload-contract.md` describes the same contract. Both sides import this module, so
+it needs nothing but the standard library: no torch, no store, no pydantic.
 """
 
 from __future__ import annotations
