@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from prefect import flow
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling, Running, State
+from prefect.states import Cancelling, Running
 
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
@@ -31,33 +28,7 @@ from crucible.supervision.restarter import SILENT_SECONDS, Restarter
 from crucible.supervision.stop_job import stop_job
 from tests.faults.small_jobs import claimed, launched, new_job
 from tests.faults.world import World
-
-
-@flow(name="pretends-to-supervise")
-def pretends() -> None:
-    """Never run."""
-
-
-def deployed_run(state: State | None) -> str:
-    """A flow run of a deployment, in that state."""
-
-    async def create() -> str:
-        async with get_client() as client:
-            flow_id = await client.create_flow(pretends)
-            deployment = await client.create_deployment(flow_id, f"d-{uuid.uuid4().hex[:8]}")
-            run = await client.create_flow_run_from_deployment(deployment)
-            if state is not None:
-                await client.set_flow_run_state(run.id, state, force=True)
-            return str(run.id)
-
-    return asyncio.run(create())
-
-
-def state_of(run: str) -> StateType:
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(uuid.UUID(run)).state
-    assert state is not None
-    return state.type
+from tests.supervision.deployed import deployed_run, state_of
 
 
 def leave_heartbeat(store: Store, run: str, subject: str, server: str = "", folder: str = FOLDER) -> None:
