@@ -18,6 +18,7 @@ from crucible.jobs.records import Launch, Outcome, now
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.modal.failures import PERMANENT
 from crucible.supervision.launcher import Hint, PoolSays
+from tasks.job_variables import given_for
 from tasks.queues import AttemptQueue
 
 FLOW = "train"
@@ -61,7 +62,7 @@ class PrefectLauncher:
                 flow_run_name=f"{job.job_id}-attempt-{launch.number}",
                 tags=tags,
                 idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
-                job_variables=self._job_variables(job, launch),
+                job_variables=given_for(launch.pool) | self._job_variables(job, launch),
                 timeout=0,
                 # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
                 as_subflow=False,

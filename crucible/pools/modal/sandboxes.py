@@ -19,6 +19,8 @@ from modal.config import config as modal_settings
 import crucible
 from crucible.contract import Variable
 from crucible.errors import ConfigError
+from crucible.home import crucible_home
+from crucible.pools.common.build_context import staged_context
 from crucible.pools.common.reach import obstacle
 from crucible.pools.modal import failures as failures
 from crucible.pools.modal.configuration import ModalJobConfiguration
@@ -212,7 +214,10 @@ class Sandboxes:
             )
         variant = "gpu" if self._configuration.gpu else "cpu"
         return modal.Image.from_dockerfile(
-            dockerfile, context_dir=_CHECKOUT, build_args={"VARIANT": variant}, registry_secret=secret
+            dockerfile,
+            context_dir=staged_context(_CHECKOUT, crucible_home() / "cache" / "modal-context"),
+            build_args={"VARIANT": variant},
+            registry_secret=secret,
         )
 
 
