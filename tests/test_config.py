@@ -146,3 +146,12 @@ def test_as_many_gpus_train_as_share_the_micro_batches(
     assert config.processes_on(gpus) == used
     if others is not None:
         assert config.multiples_near(gpus) == others
+
+
+def test_warm_up_is_not_judged_where_the_rate_does_not_decay() -> None:
+    """nanoGPT's finetune_shakespeare.py: 20 steps at a constant rate, warmup_iters left alone."""
+    assert TrainConfig.parse({"max_iters": 20, "decay_lr": False}).warmup_iters == 100
+
+
+def test_every_preset_trains_on_whatever_device_there_is() -> None:
+    assert {TrainConfig.preset(name).device for name in preset_names()} == {"auto"}

@@ -210,3 +210,11 @@ def test_a_flow_run_that_is_brought_back_is_told_from_one_that_starts(store: Sto
     assert job.first_start("run-1")
     assert not job.first_start("run-1")
     assert job.first_start("run-2")
+
+
+def test_a_job_made_for_one_device_is_continued_with_a_preset_that_takes_any(store: Store) -> None:
+    new_job(store, config=TrainConfig(device="cpu"))
+    again = new_job(store, config=TrainConfig(device="auto")).read_spec()
+    assert again.config == TrainConfig(device="cpu")
+    with pytest.raises(ConfigError, match=r"config\.device \('cpu', not 'cuda'\)"):
+        new_job(store, config=TrainConfig(device="cuda"))

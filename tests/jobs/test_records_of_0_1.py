@@ -120,7 +120,7 @@ def test_datasets_and_budget_alerts(old: Store) -> None:
 
 def test_a_sweeps_records(old: Store) -> None:
     sweep = Sweep.open(old, "rates")
-    assert [trial.values["learning_rate"] for trial in sweep.read()] == [0.004, 0.002]
+    assert [trial.values["learning_rate"] for trial in sweep.read_trials()] == [0.004, 0.002]
     assert sweep.read_limits().max_trials == 4
     assert not sweep.first_start(RUN)
     status = sweep.read_status()
