@@ -74,8 +74,8 @@ def main() -> None:
     for name in names:
         vocabulary, shape, steps = MODELS[name]
         runs.append(measure(name, vocabulary, shape, max(20, steps // 3) if quick else steps, local))
-        told = f"{name}: predicted {runs[-1].predicted:.1f}, true {runs[-1].true:.1f} CPU s: {runs[-1].error:+.1%}"
-        print(told, flush=True)
+        line = f"{name}: predicted {runs[-1].predicted:.1f}, true {runs[-1].true:.1f} CPU s: {runs[-1].error:+.1%}"
+        print(line, flush=True)
 
     probed = [abs(run.error) for run in runs]
     from_others = [from_history(known, asked, local) for known, asked in itertools.permutations(runs, 2)]
@@ -127,11 +127,11 @@ def cpu_seconds_of_training(config: TrainConfig, vocabulary: int, folder: Path) 
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     assert process.stderr is not None
-    told = process.stderr.read()
+    errors = process.stderr.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"the trainer failed: {told.decode()[-500:]}")
+        raise SystemExit(f"the trainer failed: {errors.decode()[-500:]}")
     return used.ru_utime + used.ru_stime
 
 

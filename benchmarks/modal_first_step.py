@@ -5,7 +5,7 @@ fresh attempt and, after a preemption, one that resumes. Two jobs: one with the 
 runner starts the engine, and one that starts the engine at once. Prints seconds by part, from the decision to launch:
 
     submit    until Prefect has the flow run
-    pick up   until the worker has it (it is told)
+    pick up   until the worker has it (an event notifies it)
     create    until the sandbox's first process runs
     start     until the flow run is Running: Python and Prefect, once per process
     claim     until the attempt is claimed: imports of the flow, opening the store

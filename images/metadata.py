@@ -1,4 +1,4 @@
-"""Write what tells Python that the project is installed where it lies: `python metadata.py PYPROJECT FOLDER`.
+"""Write the metadata that makes the project count as installed in place: `python metadata.py PYPROJECT FOLDER`.
 
 Prefect finds the project's worker types by their entry points; installing it for that would need a build backend.
 """

@@ -79,7 +79,7 @@ class PrefectLauncher:
         self._queue.keep_supervisors_out(run)
 
     def _job_variables(self, job: Job, launch: Launch) -> dict[str, Any]:
-        """What the pool has to be told: the machine that was chosen, and whose costs these are."""
+        """What the pool has to know: the machine that was chosen, and whose costs these are."""
         if launch.pool == "modal" and launch.instance:
             return {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
         if launch.pool in EC2_POOLS:
@@ -96,8 +96,8 @@ class PrefectLauncher:
             cancelled = run.state.type is StateType.CANCELLED
             if launch.pool in EC2_POOLS and (found := diagnose(message)).permanent:
                 # The observer's states say already what AWS means; a task that ECS would not take has AWS's words only.
-                told = message if found.summary in message else str(found)
-                return Hint(PoolSays.ENDED, told, cancelled=cancelled, permanent=True)
+                text = message if found.summary in message else str(found)
+                return Hint(PoolSays.ENDED, text, cancelled=cancelled, permanent=True)
             return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=run.state.name in PERMANENT)
         if run.state.type in (StateType.RUNNING, StateType.CANCELLING):
             return Hint(PoolSays.ALIVE, message)

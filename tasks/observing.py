@@ -198,7 +198,7 @@ class JobListener:
     def changed(self, job: Job, message: str) -> None:
         self._logger.info(message)
         emit("move", job.job_id, message)
-        with suppress(StoreError):  # a store that is away is told by whoever waits for it
+        with suppress(StoreError):  # whoever waits for the store reports that it is away
             attempts = len(job.attempts())
             add_tags(f"attempts:{attempts}", f"cost-usd:{job.cost_usd():.2f}", replacing=("attempts:", "cost-usd:"))
             self._publish(job)

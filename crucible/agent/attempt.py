@@ -244,9 +244,9 @@ class _AttemptRun:
     # Steps that run in threads of their own
 
     def _restore(self) -> Restored:
-        patience = wait_at_most(RESTORE_SECONDS)
-        spent = persist(self.attempt.job.cost_usd, patience)
-        self._items.put(LimitsRead(persist(self.attempt.job.read_limits, patience)))
+        pause = wait_at_most(RESTORE_SECONDS)
+        spent = persist(self.attempt.job.cost_usd, pause)
+        self._items.put(LimitsRead(persist(self.attempt.job.read_limits, pause)))
         self._items.put(SpentRead(spent))
         restored = restore_newest(
             self.attempt, self.scratch.root / "resume", self.observer, RESTORE_SECONDS, self._given_up

@@ -67,7 +67,7 @@ class Checkpoint(Record):
     @property
     def compared_loss(self) -> float | None:
         """The validation loss by which checkpoints are compared: the estimate over the same batches for each of them,
-        where the workload tells it apart from a `val_loss` that it measured more thoroughly at the end."""
+        where the workload reports it beside a `val_loss` that it measured more thoroughly at the end."""
         estimate = self._loss("estimated_val_loss")
         return self.val_loss if estimate is None else estimate
 

@@ -55,9 +55,8 @@ def up(
     image: Image = None,
     yes: Yes = False,
 ) -> None:
-    """Create or update the stack, release the brake, and put its pools on the Prefect server."""
-    from crucible.pools.aws import emergency_stop as brake
-    from crucible.pools.aws import stack
+    """Create or update the stack, release the emergency stop, and put its pools on the Prefect server."""
+    from crucible.pools.aws import emergency_stop, stack
     from crucible.pools.aws.parameters import stack_parameters
     from crucible.pools.aws.session import connect
 
@@ -85,7 +84,7 @@ def up(
         state = stack.apply(aws, plan, _Ticker(len(plan.changes)))
     else:
         state = stack.require(aws, name)
-    brake.release(aws, state)
+    emergency_stop.release(aws, state)
     typer.echo(f"Stack {name} in {aws.region} is {state.status}.")
     for key in ("StoreUri", "ImageRepository", "WorkerRoleArn"):
         typer.echo(f"  {key:16} {state.outputs[key]}")
@@ -151,7 +150,7 @@ def worker(
     profile: Profile = None,
     name: Name = "crucible",
 ) -> None:
-    """Run the Prefect worker of a pool here, set up for the stack: region, event queue, mends of prefect-aws."""
+    """Run the Prefect worker of a pool here, set up for the stack: region and event queue."""
     from crucible.pools.aws import stack
     from crucible.pools.aws.session import connect
     from crucible.pools.aws.worker import run_worker
@@ -176,8 +175,8 @@ def status(
         return
     typer.echo(f"Stack {now.stack}, account {now.account}, {now.region}: {now.status}; store {now.store}")
     for group in now.groups:
-        brake_on = "" if group.launching else "  BRAKE ON: nothing is launched; `crucible aws up` releases it"
-        typer.echo(f"{group.pool:14} {len(group.instances)} of at most {group.maximum} instances{brake_on}")
+        stopped = "" if group.launching else "  EMERGENCY STOP: nothing is launched; `crucible aws up` releases it"
+        typer.echo(f"{group.pool:14} {len(group.instances)} of at most {group.maximum} instances{stopped}")
         for instance in group.instances:
             typer.echo(f"    {instance['id']}  {instance['type']:13} {instance['zone']:12} {instance['state']}")
         for trouble in group.troubles:
@@ -188,13 +187,13 @@ def status(
     for warning in now.spot_warnings:
         typer.echo(f"    {warning['time']}  {warning['instance']}  {warning['warning']}")
     for check in now.checks:
-        mark = {True: "ok", False: "MEND", None: "?"}[check.ok]
+        mark = {True: "ok", False: "FIX", None: "?"}[check.ok]
         typer.echo(f"{mark:5}{check.name:20} {check.message}")
 
 
 @app.command("stop-all")
 def stop_all(region: Region = None, profile: Profile = None, name: Name = "crucible", yes: Yes = False) -> None:
-    """Emergency brake: pause the pools, stop every task (each may save), terminate every instance."""
+    """Emergency stop: pause the pools, stop every task (each may save), terminate every instance."""
     from crucible.pools.aws import stack
     from crucible.pools.aws.session import connect
 
@@ -202,8 +201,8 @@ def stop_all(region: Region = None, profile: Profile = None, name: Name = "cruci
     state = stack.require(aws, name)
     if not yes and not typer.confirm(f"Stop every task and instance of {name} in {aws.region}?"):
         raise typer.Exit(1)
-    _brake(aws, state)
-    typer.echo("Nothing of the stack is running. `crucible aws up` releases the brake.")
+    _emergency_stop(aws, state)
+    typer.echo("Nothing of the stack is running. `crucible aws up` resumes.")
 
 
 @app.command()
@@ -221,7 +220,7 @@ def down(region: Region = None, profile: Profile = None, name: Name = "crucible"
     if not yes and not typer.confirm(f"Delete stack {name} in {aws.region}, stopping all that runs in it?"):
         raise typer.Exit(1)
     if state.usable:
-        _brake(aws, state)
+        _emergency_stop(aws, state)
     elif state.status.endswith("_IN_PROGRESS") and state.status != "REVIEW_IN_PROGRESS":
         raise AwsError(f"stack {name} is {state.status}: wait for that to end, then try again")
     stack.delete(aws, name, _Ticker(0))
@@ -249,7 +248,7 @@ def _show(plan: Plan) -> None:
 
 
 class _Ticker:
-    """One line per finished resource, numbered as far as the plan told how many there are."""
+    """One line per finished resource, numbered if the plan knows how many there are."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
@@ -314,11 +313,10 @@ def _store_block(aws: Aws, state: StackState) -> dict[str, str]:
     return block
 
 
-def _brake(aws: Aws, state: StackState) -> None:
+def _emergency_stop(aws: Aws, state: StackState) -> None:
     import httpx
 
-    from crucible.pools.aws import emergency_stop as brake
-    from crucible.pools.aws import pools
+    from crucible.pools.aws import emergency_stop, pools
 
     if _prefect_api_url() is not None:
         try:
@@ -326,7 +324,7 @@ def _brake(aws: Aws, state: StackState) -> None:
                 typer.echo(f"  pool {pool} is paused")
         except httpx.HTTPError as error:
             typer.echo(f"  the pools could not be paused ({error}); a worker may start tasks again", err=True)
-    brake.stop_all(aws, state, lambda line: typer.echo(f"  {line}"))
+    emergency_stop.stop_all(aws, state, lambda line: typer.echo(f"  {line}"))
 
 
 def _prefect_api_url() -> str | None:

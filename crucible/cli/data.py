@@ -39,7 +39,7 @@ def prepare(
     tokenizer_file: Annotated[
         str | None, typer.Option(help="Use this tokenizer.json, or the tokenizer of this dataset folder.")
     ] = None,
-    vocab_size: Annotated[int | None, typer.Option(help="bpe: tokens; char: most characters told apart.")] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="bpe: tokens; char: most distinct characters.")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share of the text kept for validation.")] = 0.1,
     max_bytes: Annotated[int | None, typer.Option(help="Use at most about this many bytes of the source.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the source must hash to.")] = None,

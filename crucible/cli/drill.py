@@ -12,7 +12,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from crucible.rehearsal.drill.drill import Drill, Verdict
+    from crucible.rehearsal.drill.drill import Drill, DrillResult
     from crucible.rehearsal.drill.stage import Stage
 
 
@@ -28,7 +28,7 @@ def drill(
     ] = "local",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
     folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
-    as_json: Annotated[bool, typer.Option("--json", help="Print the verdict as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a small job through a real server, worker and pool while a seeded plan interrupts it, and compare the final
     weights with those of an undisturbed run.
@@ -57,13 +57,13 @@ def drill(
         with Live(console=console, refresh_per_second=2) as live:
             live.update("bringing up a server, a worker and a store")
             with stage_of_pool(place, s3) as stage:
-                verdict = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
-            live.update(_table(verdict))
+                result = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
+            live.update(_table(result))
     if as_json:
-        typer.echo(json.dumps(verdict.as_json()))
+        typer.echo(json.dumps(result.as_json()))
     else:
-        typer.echo(_summary(verdict))
-    if not verdict.passed:
+        typer.echo(_summary(result))
+    if not result.passed:
         raise typer.Exit(1)
 
 
@@ -102,7 +102,7 @@ def _stages() -> dict[str, Callable[[Path, bool], AbstractContextManager[Stage]]
     }
 
 
-def _table(drill: Drill | Verdict) -> RenderableType:
+def _table(drill: Drill | DrillResult) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
@@ -140,20 +140,20 @@ def _or_blank(value: float | None) -> str:
     return "" if value is None else str(value)
 
 
-def _summary(verdict: Verdict) -> str:
+def _summary(result: DrillResult) -> str:
     from itertools import groupby
 
-    pools = " → ".join(pool for pool, _ in groupby(verdict.pools))
-    same = "identical" if verdict.weights_sha256 == verdict.undisturbed_sha256 else "DIFFERENT"
+    pools = " → ".join(pool for pool, _ in groupby(result.pools))
+    same = "identical" if result.weights_sha256 == result.undisturbed_sha256 else "DIFFERENT"
     lines = [
-        f"{verdict.struck} of {verdict.kills} faults over {verdict.attempts} attempts, seed {verdict.seed}, "
-        f"pool {verdict.pool}, store {verdict.store}",
-        f"committed steps lost: {verdict.committed_steps_lost}   steps repeated: {verdict.steps_repeated} "
-        f"of {verdict.steps}   time: {verdict.seconds:.0f} s (undisturbed {verdict.undisturbed_seconds:.0f} s)",
-        f"cost of all attempts: ${verdict.cost_usd:.4f}   pools: {pools}",
+        f"{result.struck} of {result.kills} faults over {result.attempts} attempts, seed {result.seed}, "
+        f"pool {result.pool}, store {result.store}",
+        f"committed steps lost: {result.committed_steps_lost}   steps repeated: {result.steps_repeated} "
+        f"of {result.steps}   time: {result.seconds:.0f} s (undisturbed {result.undisturbed_seconds:.0f} s)",
+        f"cost of all attempts: ${result.cost_usd:.4f}   pools: {pools}",
         f"final weights: {same}",
-        f"  disturbed   {verdict.weights_sha256 or 'none'}",
-        f"  undisturbed {verdict.undisturbed_sha256}",
-        "PASSED" if verdict.passed else "FAILED: " + "; ".join(verdict.failures),
+        f"  disturbed   {result.weights_sha256 or 'none'}",
+        f"  undisturbed {result.undisturbed_sha256}",
+        "PASSED" if result.passed else "FAILED: " + "; ".join(result.failures),
     ]
     return "\n".join(lines)

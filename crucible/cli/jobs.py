@@ -278,8 +278,8 @@ def open_job(store: Store, name: str) -> Job:
     if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
         names = Job.ids(store)
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-        mend = f"did you mean {' or '.join(near)}?" if near else "`crucible jobs ls` lists what there is"
-        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {mend}")
+        fix = f"did you mean {' or '.join(near)}?" if near else "`crucible jobs ls` lists what there is"
+        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {fix}")
     return Job(store, name)
 
 

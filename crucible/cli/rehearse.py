@@ -36,13 +36,13 @@ def aws(
         for name, value in cloud.environment.items():
             typer.echo(f"  export {name}={value}")
         typer.echo("  crucible aws status                     # with these variables, and any other AWS tool\n")
-        told = 0
+        shown = 0
         try:
             while True:
                 timeline = cloud.timeline()
-                for entry in timeline[told:]:
+                for entry in timeline[shown:]:
                     typer.echo(f"{entry['seconds']:9.1f} s  {entry['message']}")
-                told = len(timeline)
+                shown = len(timeline)
                 time.sleep(0.5)
         except KeyboardInterrupt:
             typer.echo("\nTaking it down.")

@@ -14,7 +14,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
                              heartbeat.json     sign of life, progress and cost so far; written by its owner only
                              stop.json          a request to save and stop
                              metrics/*.jsonl    what the workload reported, in order
-                             outcome.json       how it ended; create-only: the first verdict stands
+                             outcome.json       how it ended; create-only: the first one stands
     jobs/<job>/checkpoints/…                    see `crucible.checkpoints.commits`
 
 The fence: an attempt is over once its outcome exists or a higher attempt is claimed. The owner looks
@@ -144,7 +144,7 @@ class Attempt:
             return
 
     def end(self, outcome: Outcome) -> Outcome:
-        """Record how the attempt ended, unless that is already on record; returns the verdict that stands."""
+        """Record how the attempt ended, unless that is already on record; returns the outcome that stands."""
         try:
             self._create("outcome", outcome)
         except ObjectExists:

@@ -203,7 +203,7 @@ class Heartbeat(Record):
 
 
 class Notification(Record):
-    """Something the agent was told or saw: a notice, a store that does not answer, a save slower than its interval."""
+    """Something the agent noticed: a notice, a store that does not answer, a save slower than its interval."""
 
     source: str
     reason: str

@@ -231,7 +231,7 @@ def is_free(port: int) -> bool:
 
 
 def _slowdown() -> float:
-    """How much longer a process takes now than on an idle machine, as far as the load tells: 1 to 5."""
+    """How much longer a process takes now than on an idle machine, judged by the load: 1 to 5."""
     return min(5.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 

@@ -1,7 +1,7 @@
 """moto's S3 server with creation as S3 promises it: of several writers of one object exactly one wins.
 
 moto looks whether an object is there and stores it later: two requests with `If-None-Match: *` that meet in between are
-both told that they made it.
+both answered that they created it.
 """
 
 from __future__ import annotations

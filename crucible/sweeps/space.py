@@ -196,8 +196,8 @@ def _dimension(name: str, entry: Any) -> Dimension:
     kinds = [key for key in entry if key != "when"]
     if len(kinds) != 1 or kinds[0] not in KINDS:
         near = difflib.get_close_matches(str(kinds[0]), KINDS, n=1) if kinds else []
-        mend = f"did you mean {near[0]}?" if near else f"give it one of {', '.join(KINDS)}, such as {EXAMPLE}"
-        raise ConfigError(f"space: {name} = {dict(entry)!r} is no kind of values; {mend}")
+        fix = f"did you mean {near[0]}?" if near else f"give it one of {', '.join(KINDS)}, such as {EXAMPLE}"
+        raise ConfigError(f"space: {name} = {dict(entry)!r} is no kind of values; {fix}")
     kind, when = kinds[0], _conditions(name, entry.get("when") or {})
     if kind == "choice":
         return Dimension(name, "choice", values=_choice(name, entry[kind]), when=when)
@@ -208,8 +208,8 @@ def _dimension(name: str, entry: Any) -> Dimension:
 def _require_searchable(name: str) -> None:
     if name not in TrainConfig.model_fields:
         near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
-        mend = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(TrainConfig.model_fields)}"
-        raise ConfigError(f"space: {name!r} is not a known setting; {mend}")
+        fix = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(TrainConfig.model_fields)}"
+        raise ConfigError(f"space: {name!r} is not a known setting; {fix}")
     if name in NOT_IN_DIGEST:
         raise ConfigError(f"space: {name!r} does not change what is learned, so there is nothing to search; remove it")
     if name == "max_iters":
@@ -258,8 +258,8 @@ def _checked(name: str, value: Any) -> Value:
         checked: Value = _adapter(name).validate_python(value)
     except ValidationError as error:
         reason = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-        mend = reason.replace("should be", "it must be", 1)
-        raise ConfigError(f"space: {name} = {value!r} is not valid; {mend}") from None
+        fix = reason.replace("should be", "it must be", 1)
+        raise ConfigError(f"space: {name} = {value!r} is not valid; {fix}") from None
     return checked
 
 
@@ -289,8 +289,8 @@ def _require_conditions(dimension: Dimension, parsed: Mapping[str, Dimension]) -
             raise ConfigError(f"space: {dimension.name} has an empty list at when: {{{other}: []}}; name a value")
         if other not in parsed:
             near = difflib.get_close_matches(other, parsed, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"add {other} to the space, or remove the condition"
-            raise ConfigError(f"{place}, but {other!r} is not in the space; {mend}")
+            fix = f"did you mean {near[0]}?" if near else f"add {other} to the space, or remove the condition"
+            raise ConfigError(f"{place}, but {other!r} is not in the space; {fix}")
         if parsed[other].kind != "choice":
             raise ConfigError(f"{place}, but {other} is a range; conditions ask for one of a list of values")
         for value in wanted:
@@ -317,5 +317,5 @@ def _all_values(dimension: Dimension) -> Sequence[Value]:
 
 
 def _among(value: Value, values: Sequence[Value]) -> bool:
-    """Membership that tells True from 1, which Python does not."""
+    """Membership that distinguishes True from 1, which Python does not."""
     return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in values)

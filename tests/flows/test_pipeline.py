@@ -20,7 +20,7 @@ from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
 from crucible.local.access import connect, prefect_settings
 from crucible.local.state import State
-from crucible.rehearsal.drill.drill import Drill, Verdict
+from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
@@ -45,7 +45,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def drill(stage: Stage) -> Iterator[Future[Verdict]]:
+def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
     """A drill beside the first tests: it spends most of its time waiting."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(Drill(stage, kills=2, seed=3, seconds_between_faults=2.5).run)
@@ -156,7 +156,7 @@ def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
         start(stage, "unknown-key", config={"n_layers": 3})
 
 
-def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[Verdict]) -> None:
+def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[DrillResult]) -> None:
     verdict = drill.result()
     print(f"seed {verdict.seed}", json.dumps(verdict.as_json(), indent=1))
     assert verdict.passed, verdict.failures

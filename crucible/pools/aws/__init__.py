@@ -1,1 +1,1 @@
-"""The AWS side of Crucible: the stack, its pools, the emergency brake, and words for what went wrong there."""
+"""The AWS side of Crucible: the stack, its pools, the emergency stop, and the diagnosis of failures."""

@@ -151,7 +151,7 @@ def diagnose(text: str) -> Diagnosis:
 
 
 def of_task(task: Mapping[str, Any]) -> Diagnosis | None:
-    """Why a stopped task (as DescribeTasks or its event tells it) ended; None if it runs or ended well."""
+    """Why a stopped task (as DescribeTasks or its event describes it) ended; None if it runs or ended well."""
     if task.get("lastStatus") != "STOPPED":
         return None
     containers = task.get("containers") or []

@@ -1,4 +1,4 @@
-"""The emergency brake: end every task and every machine of a stack, whatever state its training is in.
+"""The emergency stop: end every task and every machine of a stack, whatever state its training is in.
 
 Tasks first, so that each gets SIGTERM and saves; then the machines. Launching stays suspended until `release`.
 """
@@ -22,7 +22,7 @@ POLL_SECONDS = 2.0
 
 @dataclass
 class Stopped:
-    """What the brake ended."""
+    """What the emergency stop ended."""
 
     tasks: list[str] = field(default_factory=list)
     instances: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ def release(aws: Aws, state: StackState) -> None:
 
 
 def running_tasks(ecs: Any, cluster: str, *, ended_too: bool = False) -> list[str]:
-    """ARNs of tasks that are wanted; with `ended_too`, also of those that were told to stop and are still at it."""
+    """ARNs of running tasks; with `ended_too`, also of those that are stopping."""
     arns = _list_tasks(ecs, cluster, "RUNNING")
     if ended_too:
         stopping = _list_tasks(ecs, cluster, "STOPPED")

@@ -1,7 +1,7 @@
 """What AWS answers when something is wrong, said so that the reader knows what to do.
 
 The boto3 libraries raise about forty kinds of error for "you are not logged in"; here they become one exception with
-one sentence for what happened and one for the mend.
+one sentence for what happened and one for the fix.
 """
 
 from __future__ import annotations

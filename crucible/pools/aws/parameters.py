@@ -28,7 +28,7 @@ def stack_parameters(
 ) -> dict[str, str]:
     """The parameters that were given; what is left out keeps its value or the template's default.
 
-    Raises `ConfigError` naming the option, its value and the mend.
+    Raises `ConfigError` naming the option, its value and the fix.
     """
     parameters: dict[str, str] = {}
     if types is not None:

@@ -1,7 +1,7 @@
-"""The work pools `ec2-spot` and `ec2-on-demand`: prefect-aws's ECS worker, told what GPU training needs.
+"""The work pools `ec2-spot` and `ec2-on-demand`: prefect-aws's ECS worker, set up for GPU training.
 
-The worker's own template knows no GPU, no stop timeout and no shared memory, registers Fargate definitions unless told
-otherwise, and lets a run's labels replace the pool's. `pool_template` mends that; `register` puts both pools and their
+The worker's own template knows no GPU, no stop timeout and no shared memory, registers Fargate definitions unless set
+otherwise, and lets a run's labels replace the pool's. `pool_template` fixes that; `register` puts both pools and their
 `train/<pool>` deployments on a Prefect server, from the outputs of the stack.
 """
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from urllib.parse import urlsplit
 
-from crucible.pools.aws import emergency_stop as brake
+from crucible.pools.aws import emergency_stop
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.aws.errors import AwsError, aws_errors
 from crucible.pools.aws.pools import ON_DEMAND, SPOT
@@ -29,7 +29,7 @@ class Group:
     desired: int
     maximum: int
     launching: bool
-    """False while the emergency brake is on."""
+    """False while the emergency stop is on."""
     instances: list[dict[str, str]] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
     """Why machines did not come, in the last hour."""
@@ -112,7 +112,7 @@ def _group(aws: Aws, pool: str, name: str) -> Group:
 
 def _tasks(aws: Aws, cluster: str) -> list[dict[str, str]]:
     ecs = aws.client("ecs")
-    arns = brake.running_tasks(ecs, cluster, ended_too=True)
+    arns = emergency_stop.running_tasks(ecs, cluster, ended_too=True)
     tasks = []
     for start in range(0, len(arns), 100):
         for task in ecs.describe_tasks(cluster=cluster, tasks=arns[start : start + 100], include=["TAGS"])["tasks"]:

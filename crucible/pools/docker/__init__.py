@@ -5,7 +5,7 @@ images.py         an image's content digest, its build
 host_base.py      a base image from this machine's own files, where no registry answers
 registry.py       pushing an image
 configuration.py  the pool's variables
-worker.py         prefect-docker's worker, told what training needs
+worker.py         prefect-docker's worker, set up for training
 sharing.py        lets a container's user write to a folder of root's
 pool.py           the pool and its deployment on a Prefect server
 """

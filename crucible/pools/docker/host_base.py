@@ -109,7 +109,7 @@ def _libraries(programs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
 def _packages(requirements: Path, hear: Hear) -> Iterator[tuple[str, Path]]:
     """The files of every locked package, as installed here. Raises `ServiceError` when one is missing.
 
-    Another version than the locked one is told and taken: such an image is for this machine, and what must be equal is
+    Another version than the locked one is reported and used: the image is for this machine, and what must be equal is
     pinned in constraints.txt. Were it refused, a release of any package on the index would stop every build here.
     """
     for name, version in locked(requirements):

@@ -20,7 +20,7 @@ class PoolOptions:
     gpus: str = "all"
     memory: str | None = None
     runs_at_once: int | None = 1
-    """Docker shares a GPU among all who ask: one run at a time unless told otherwise. None: no limit."""
+    """Docker shares a GPU among all who ask: one run at a time unless you set a limit. None: no limit."""
     network: str | None = None
     """Docker network of the containers; None: the host's own when the Prefect server is on this machine."""
     environment: dict[str, str] = field(default_factory=dict)

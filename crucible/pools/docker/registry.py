@@ -61,15 +61,15 @@ def push(recipe: Recipe, repository: str, login: Login | None, hear: Callable[[s
         image = client.images.get(recipe.reference)
         image.tag(repository, recipe.tag)
         credentials = {"username": login.username, "password": login.password} if login else None
-        told = _Progress(hear)
+        progress = _Progress(hear)
         for line in client.images.push(repository, recipe.tag, stream=True, decode=True, auth_config=credentials):
-            told(line)
+            progress(line)
     except APIError as error:
         raise ServiceError(f"{repository}:{recipe.tag} was not pushed: {error.explanation}") from error
     finally:
         client.close()
-    hear(f"{repository}:{recipe.tag} is {told.digest}")
-    return f"{repository}@{told.digest}"
+    hear(f"{repository}:{recipe.tag} is {progress.digest}")
+    return f"{repository}@{progress.digest}"
 
 
 class _Progress:

@@ -1,8 +1,8 @@
-"""The worker of the pool `docker-gpu`: prefect-docker's own, told what training needs.
+"""The worker of the pool `docker-gpu`: prefect-docker's own, set up for training.
 
 Prefect-docker's template knows neither GPUs nor shared memory nor users. Besides those this worker sees to it that the
 job's store is mounted, that two attempts at a job never share the machine, that a run waits for an engine that is being
-restarted, that a container's log outlives it, and that the reason of a bad end is told in words.
+restarted, that a container's log outlives it, and that the log explains why a container failed.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ PERMANENT = frozenset(kind.state_name for kind in (ImageBuildFailed, TokenRefuse
 
 @dataclass(frozen=True)
 class End:
-    """How a sandbox ended, as far as Modal tells.
+    """How a sandbox ended, as far as Modal reports it.
 
     `terminated` covers a preemption, a lost machine and a termination on request alike; Modal gives 137 for all three.
     """

@@ -1,7 +1,7 @@
 """CloudFormation change sets as AWS has them: moto applies one without outputs, and sees no change of a parameter.
 
 After `install()`, a change set lists what a changed parameter touches and leaves out resources whose condition is
-false; executing it fills in outputs and tags, tells every resource's progress in the stack's events, and a failure
+false; executing it fills in outputs and tags, reports every resource's progress in the stack's events, and a failure
 ends in ROLLBACK_COMPLETE with its reason instead of an error to the caller.
 """
 
@@ -32,7 +32,7 @@ def install() -> None:
 
 
 def _parameters(stack: Any) -> dict[str, str]:
-    """What was given, or the default, as text: moto tells resolved values, which cannot be given back."""
+    """What was given, or the default, as text: moto returns resolved values, which cannot be given back."""
     slots = stack.template_dict.get("Parameters", {})
     return {name: str(stack.parameters.get(name, slot.get("Default", ""))) for name, slot in slots.items()}
 
@@ -134,7 +134,7 @@ def _execute(backend: Any, change_set_name: str, stack_name: str | None = None) 
     change_set.execution_status = "EXECUTE_IN_PROGRESS"
     try:
         stack.resource_map.update(change_set.template_dict, change_set.parameters)
-    except Exception as error:  # noqa: BLE001 - whatever a resource cannot do is that stack's failure, told in its events
+    except Exception as error:  # noqa: BLE001 - whatever a resource cannot do is that stack's failure, reported in its events
         stack._add_stack_event(f"{kind}_FAILED", resource_status_reason=str(getattr(error, "message", error)))
         stack.status = "ROLLBACK_COMPLETE" if kind == "CREATE" else "UPDATE_ROLLBACK_COMPLETE"
         stack._add_stack_event(stack.status)

@@ -39,7 +39,7 @@ class Container:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """As Docker tells it (128 + n for signal n); None while the first process runs. Its end is everyone's end."""
+        """As Docker reports it (128 + n for signal n); None while the first process runs. Its end is everyone's end."""
         code = self._process.poll()
         if code is None:
             return None

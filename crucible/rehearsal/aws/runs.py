@@ -1,4 +1,4 @@
-"""One ECS task of the rehearsed cloud: what was asked for, what became of it, and how ECS tells of it."""
+"""One ECS task of the rehearsed cloud: what was asked for, what became of it, and how ECS describes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Run:
     machine: Machine | None = None
     gpus: list[str] = field(default_factory=list)
     kill_at: float = math.inf
-    told_at: float = 0.0
+    described_at: float = 0.0
     """When ECS may tell of the end: later than the end itself if the host is gone."""
     host_gone: bool = False
     version: int = 0
@@ -91,7 +91,7 @@ class Run:
 
 
 def _container(task: Any, container: Any) -> dict[str, Any]:
-    told = {
+    described = {
         "name": container.name,
         "image": container.image,
         "containerArn": container.container_arn,
@@ -99,7 +99,7 @@ def _container(task: Any, container: Any) -> dict[str, Any]:
         "lastStatus": container.last_status,
     }
     if container.exitCode is not None:
-        told["exitCode"] = container.exitCode
+        described["exitCode"] = container.exitCode
     if reason := getattr(container, "reason", None):
-        told["reason"] = reason
-    return told
+        described["reason"] = reason
+    return described

@@ -30,6 +30,6 @@ class Settings(settings.Settings):
     shutdown_seconds: float = Field(default=1.0, ge=0, le=1e6)
     """Between the SIGTERM of a host that shuts down and its end."""
     detect_seconds: float = Field(default=0.5, ge=0, le=1e6)
-    """Until ECS tells that a host is gone; seconds to minutes on AWS."""
+    """Until ECS reports that a host is gone; seconds to minutes on AWS."""
     gpus_per_instance: int = Field(default=0, ge=0)
     """0: as many as the instance type has."""

@@ -1,4 +1,4 @@
-"""ECS tasks that really run: placed on the rehearsed machines, started as local processes, told of as ECS tells it.
+"""ECS tasks that really run: placed on the rehearsed machines, started as local processes, described as ECS does.
 
 moto keeps the records and answers Describe and List; RunTask and StopTask are answered here.
 """

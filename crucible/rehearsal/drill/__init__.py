@@ -4,5 +4,5 @@ scene.py      what the drill can see and reach: the job's records, the processes
 faults.py     what can be done to them
 plan.py       which faults, in which order, from a seed
 stage.py      the local set-up the drill runs on, its own from server to store
-drill.py      the run and its verdict
+drill.py      the run and its result
 """

@@ -29,13 +29,13 @@ from crucible.rehearsal.drill.stage import Stage
 WEIGHTS = "model.safetensors"
 CHECKPOINT_SECONDS = 1.0
 SECONDS_BETWEEN_FAULTS = 4.0
-"""Of training: enough for a commit, the patience drawn, and some steps to lose."""
+"""Of training: enough for a commit, the pause drawn, and some steps to lose."""
 PROBE_STEPS = 60
 STRIKE_TIMEOUT_SECONDS = 240.0
 STANDSTILL_SECONDS = 240.0
 WENT_ON = "went on"
 
-Told = Callable[["Drill"], None]
+OnChange = Callable[["Drill"], None]
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Strike:
 
 
 @dataclass
-class Verdict:
+class DrillResult:
     """What a drill found. It passes when every fault struck, no committed step was lost and the weights are equal."""
 
     seed: int
@@ -109,17 +109,17 @@ class Verdict:
 
 
 class Drill:
-    """`Drill(stage, kills, seed).run()`; `told` hears of every change, for a live table."""
+    """`Drill(stage, kills, seed).run()`; `on_change` is called at every change, for a live table."""
 
     def __init__(
         self,
         stage: Stage,
         kills: int,
         seed: int,
-        told: Told = lambda drill: None,
+        on_change: OnChange = lambda drill: None,
         seconds_between_faults: float = SECONDS_BETWEEN_FAULTS,
     ) -> None:
-        self.stage, self.seed, self._told = stage, seed, told
+        self.stage, self.seed, self._on_change = stage, seed, on_change
         self._seconds_between_faults = seconds_between_faults
         self.plan = make_plan(stage.faults, kills, seed)
         self.strikes = [Strike(fault.name, fault.words) for fault in self.plan]
@@ -129,7 +129,7 @@ class Drill:
         self.rng = Random(seed)
         self.job = Job(stage.store, f"drill-{seed}")
 
-    def run(self) -> Verdict:
+    def run(self) -> DrillResult:
         """Raises `CrucibleError` when the drill itself cannot be carried out."""
         self._say("making the dataset")
         info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=500_000), self.stage.store)
@@ -147,7 +147,7 @@ class Drill:
                 break
         self._say("waiting for the job's end")
         self._await_end()
-        return self._verdict(began, undisturbed_seconds, undisturbed_sha256)
+        return self._result(began, undisturbed_seconds, undisturbed_sha256)
 
     def _sized(self, data: Path) -> TrainConfig:
         """A config whose training is long enough on this machine for every fault to find it at work."""
@@ -250,7 +250,7 @@ class Drill:
         newest = next(iter(Checkpoints(self.job).list()), None)
         return newest.step if newest else 0
 
-    def _verdict(self, began: float, undisturbed_seconds: float, undisturbed_sha256: str) -> Verdict:
+    def _result(self, began: float, undisturbed_seconds: float, undisturbed_sha256: str) -> DrillResult:
         attempts = {attempt.number: attempt for attempt in self.job.attempts()}
         for strike in self.strikes:
             following = attempts.get(strike.attempt + 1)
@@ -263,7 +263,7 @@ class Drill:
             strike.seconds_to_new_step = _first_step_after(following, strike.struck_at)
         final = next(iter(Checkpoints(self.job).list()), None)
         finished = final is not None and final.step == self.total_steps
-        return Verdict(
+        return DrillResult(
             seed=self.seed,
             pool=str(self.stage.parameters.get("pool", "local")),
             store=self.stage.store.uri.split(":")[0],
@@ -290,19 +290,19 @@ class Drill:
 
     def _until(self, holds: Callable[[], bool], timeout_seconds: float, look_seconds: float = 0.25) -> bool:
         deadline = time.monotonic() + timeout_seconds
-        told = 0.0
+        notified = 0.0
         while time.monotonic() < deadline:
             if holds():
                 return True
-            if time.monotonic() - told > 0.5:
-                told = time.monotonic()
-                self._told(self)
+            if time.monotonic() - notified > 0.5:
+                notified = time.monotonic()
+                self._on_change(self)
             time.sleep(look_seconds)
         return False
 
     def _say(self, phase: str) -> None:
         self.phase = phase
-        self._told(self)
+        self._on_change(self)
 
 
 def _newest(job: Job) -> Attempt | None:

@@ -38,7 +38,7 @@ class Scene:
         return attempts[-1] if attempts and attempts[-1].read_outcome() is None else None
 
     def training(self) -> bool:
-        """Whether the current attempt has committed something of its own and gone on for the patience drawn."""
+        """Whether the current attempt has committed something of its own and gone on for the pause drawn."""
         attempt = self.attempt
         if attempt is None or (start := attempt.read_start()) is None or (beat := attempt.read_heartbeat()) is None:
             return False

@@ -75,7 +75,7 @@ class ControlPlane(api_grpc.ModalClientBase):
             self.cloud.apps[request.app_name] = new_id("ap")
         await stream.send_message(pb.AppGetOrCreateResponse(app_id=self.cloud.apps[request.app_name]))
 
-    # Images: nothing is built, the steps are remembered and may be told to fail.
+    # Images: nothing is built, the steps are remembered and can be made to fail.
 
     async def ImageGetOrCreate(self, stream: Stream) -> None:  # noqa: N802
         request = await stream.recv_message()

@@ -1,4 +1,4 @@
-"""glibc's allocator, told to keep what a training step frees."""
+"""glibc's allocator, set to keep what a training step frees."""
 
 from __future__ import annotations
 

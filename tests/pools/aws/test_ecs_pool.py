@@ -9,7 +9,7 @@ from collections.abc import Callable
 import psutil
 from prefect.states import Cancelled, Cancelling, Crashed
 
-from crucible.pools.aws import emergency_stop as brake
+from crucible.pools.aws import emergency_stop
 from crucible.pools.aws.diagnosis import diagnose, of_task
 from crucible.pools.aws.emergency_stop import running_tasks
 from crucible.pools.aws.session import Aws
@@ -157,10 +157,10 @@ def test_a_missing_role_and_expired_credentials_end_the_run_with_words(pool: Poo
         pool.cloud.fault("expired_credentials", whose="worker", on=False)
 
 
-def test_the_brake_stops_tasks_machines_and_launching_until_released(pool: Pool, aws: Aws) -> None:
+def test_the_emergency_stop_ends_tasks_machines_and_launching_until_released(pool: Pool, aws: Aws) -> None:
     run = pool.submit(SLEEP)
     task = pool.wait_for_task(run)
-    stopped = brake.stop_all(aws, pool.state, save_seconds=20)
+    stopped = emergency_stop.stop_all(aws, pool.state, save_seconds=20)
     try:
         assert [arn.rsplit("/", 1)[-1] for arn in stopped.tasks] == [task["id"]]
         assert task["instance"] in stopped.instances
@@ -168,7 +168,7 @@ def test_the_brake_stops_tasks_machines_and_launching_until_released(pool: Pool,
         assert not psutil.pid_exists(task["pid"])
         assert not status(aws, pool.state).groups[0].launching
     finally:
-        brake.release(aws, pool.state)
+        emergency_stop.release(aws, pool.state)
     assert status(aws, pool.state).groups[0].launching
 
 
