@@ -291,7 +291,7 @@ class Tasks:
                 self._ship_logs(run)
         elif not run.host_gone:
             self._finish(run, code)
-        elif now >= run.told_at:
+        elif now >= run.described_at:
             self._finish(run, None)  # the ECS agent died with its host: nobody learned the exit code
 
     def _lose_machine(self, machine: Machine, shutdown_seconds: float) -> None:
@@ -308,7 +308,7 @@ class Tasks:
             run.task.stop_code = "TerminationNotice"
             run.task.stopped_reason = f"Host EC2 (instance {machine.instance_id}) terminated."
             run.kill_at = now + shutdown_seconds
-            run.told_at = run.kill_at + self.settings.detect_seconds
+            run.described_at = run.kill_at + self.settings.detect_seconds
             if shutdown_seconds > 0:
                 run.container.ask_to_stop()
             else:
