@@ -43,6 +43,8 @@ class AttemptRecords:
 class JobRecords:
     """A job's records at one moment."""
 
+    job_id: str
+    """The name of its folder, by which every command finds it."""
     spec: JobSpec
     limits: Limits
     status: JobStatus | None = None
@@ -79,6 +81,7 @@ def read_records(job: Job) -> JobRecords:
         for attempt in job.attempts()
     )
     return JobRecords(
+        job_id=job.job_id,
         spec=job.read_spec(),
         limits=read(job.read_limits) or Limits(),
         status=read(lambda: status_of(job)),

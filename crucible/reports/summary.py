@@ -111,7 +111,7 @@ def summary_of(records: JobRecords, rows: Sequence[Row]) -> JobSummary:
     seconds_left = _seconds_left(rows, step, total) if running and total is not None else None
     spent = sum(attempt.cost_usd for attempt in attempts)
     return JobSummary(
-        job_id=spec.job_id,
+        job_id=records.job_id,
         state=status.state if status else None,
         reason=status.reason if status and status.state not in (JobState.RUNNING, JobState.COMPLETED) else "",
         step=step,

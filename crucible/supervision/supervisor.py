@@ -450,7 +450,7 @@ class Supervision:
                 self._give_up_at = self._give_up_at or self.clock() + GIVE_UP_SECONDS
                 if self.clock() >= self._give_up_at:
                     return True
-            self._sleep(min(seconds, 2.0))
+            self._sleep(min(seconds, 1.0))
             return False
 
         return persist(action, pause, on_failure=report)

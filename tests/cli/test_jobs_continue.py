@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 from crucible.cli import jobs as command
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Limits
+from crucible.jobs.records import JobSpec, Limits, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.store import Store
+from crucible.supervision.heartbeat import SupervisorHeartbeat
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 GIVEN = {"preset": "debug", "project": "paper", "max_cost_usd": 0.05, "finish_by": "2026-01-01T00:00Z"}
@@ -78,8 +79,11 @@ def test_limits_that_were_changed_meanwhile_are_kept(store: Store) -> None:
 
 
 def test_what_cannot_be_continued_says_why(store: Store) -> None:
+    running = supervised(store.child("running"), state=JobState.RUNNING)
+    beat = SupervisorHeartbeat(flow_run_id="at-work", subject="stopped", at=now())
+    running.root.write_json("supervisor-heartbeats/at-work.json", beat.model_dump(mode="json"))
     with pytest.raises(ConfigError, match="is running; `crucible jobs limits stopped`"):
-        run(supervised(store.child("running"), state=JobState.RUNNING))
+        run(running)
     with pytest.raises(ConfigError, match="was started by tune-nanogpt"):
         run(supervised(store.child("trial"), "tune-nanogpt"))
     with pytest.raises(ConfigError, match="max_cost_usd"):
