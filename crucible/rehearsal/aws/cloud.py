@@ -42,15 +42,15 @@ class Cloud:
         self._last_failure = ""
         # Tasks run real commands: other people on this machine must not be able to start one.
         self.worker_key, self.task_key = f"AKIA{secrets.token_hex(8)}".upper(), f"ASIA{secrets.token_hex(8)}".upper()
-        app = _Gate(
-            DomainDispatcherApplication(create_backend_app), {self.worker_key, self.task_key}, self.expired_keys
-        )
+        own_key = f"AKIA{secrets.token_hex(8)}".upper()  # for what ECS does by itself, whoever's key has expired
+        keys = {self.worker_key, self.task_key, own_key}
+        app = _Gate(DomainDispatcherApplication(create_backend_app), keys, self.expired_keys)
         self._server = make_server("127.0.0.1", settings.port, app, threaded=True, request_handler=_Silent)
         self._server.daemon_threads = True  # type: ignore[attr-defined]
         self._server.block_on_close = False  # type: ignore[attr-defined]  # clients keep their connections open
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.metadata = MetadataService()
-        self.machines = Machines(settings, lambda: self.url, self.metadata, self._put_event, self.say)
+        self.machines = Machines(settings, lambda: self.url, own_key, self.metadata, self._put_event, self.say)
         self.tasks = Tasks(settings, self.machines, self._image_environment(), self._put_event, self.say)
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True, name="aws-api").start()
         self._clock = threading.Thread(target=self._run, daemon=True, name="aws-clock")

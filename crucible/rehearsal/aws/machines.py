@@ -80,11 +80,13 @@ class Machines:
         self,
         settings: Settings,
         endpoint: Callable[[], str],
+        access_key: str,
         metadata: MetadataService,
         put_event: Callable[[str, str, dict[str, Any]], None],
         say: Callable[[str], None],
     ) -> None:
-        self.settings, self._endpoint, self.metadata = settings, endpoint, metadata
+        self.settings, self._endpoint, self._access_key = settings, endpoint, access_key
+        self.metadata = metadata
         self.put_event, self.say = put_event, say
         self.market = Market()
         self.machines: dict[str, Machine] = {}
@@ -98,7 +100,7 @@ class Machines:
 
     @functools.cached_property
     def _client(self) -> Any:
-        keys = {"aws_access_key_id": "rehearsal", "aws_secret_access_key": "rehearsal"}
+        keys = {"aws_access_key_id": self._access_key, "aws_secret_access_key": "rehearsal"}
         return boto3.client("ec2", endpoint_url=self._endpoint(), region_name=self.settings.region, **keys)
 
     def want(self, group_name: str, machines: int) -> None:

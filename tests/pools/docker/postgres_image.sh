@@ -1,7 +1,7 @@
 #!/bin/sh
 # An image with this machine's PostgreSQL that is configured as the public one is, for where no registry answers.
 #
-#   tests/docker/postgres_image.sh NAME
+#   tests/pools/docker/postgres_image.sh NAME
 set -eu
 bin=$(ls -d /usr/lib/postgresql/*/bin | tail -n 1) version=$(basename "$(dirname "$bin")")
 root=$(mktemp -d)

@@ -153,7 +153,7 @@ def test_a_missing_image_is_told_in_words(engine: OwnEngine | None, prefect_api:
 
 
 def test_push_leaves_the_image_in_the_registry(engine: OwnEngine | None) -> None:
-    small = Recipe("cpu", dockerfile=PROJECT / "tests" / "docker" / "small.Dockerfile")
+    small = Recipe("cpu", dockerfile=PROJECT / "tests" / "pools" / "docker" / "small.Dockerfile")
     build(small, print)
     with Registry() as registry:
         reference = push(small, f"{registry.address}/crucible", None, print)
