@@ -21,8 +21,8 @@ _OWNER, _USER, _GROUP, _MASK, _OTHER = 0x01, 0x02, 0x04, 0x10, 0x20
 _ALL = 7
 STORE_ENTRIES = frozenset(
     {"jobs", "datasets", "sweeps", "history", "reports", "budgets", "prices", "supervisor-heartbeats", "presence"}
-) | {"doctor.txt"}
-"""What Crucible puts at the top of a store."""
+) | {"doctor.txt", "probes", ".partial"}
+"""What Crucible puts at the top of a store; `.partial` holds what is being written."""
 
 
 def share(folder: Path, uid: int) -> None:
