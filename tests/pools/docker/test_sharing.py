@@ -84,3 +84,12 @@ def test_only_a_store_or_an_empty_folder_is_shared(tmp_path: Path) -> None:
         require_own(tmp_path / "store", "store")
     with pytest.raises(ConfigError, match="nope does not exist"):
         require_own(tmp_path / "nope" / "x", "store")
+
+
+def test_a_store_that_is_being_written_to_is_a_store(tmp_path: Path) -> None:
+    for name in (".partial", "jobs", "probes"):
+        (tmp_path / "store" / name).mkdir(parents=True)
+    require_own(tmp_path / "store", "store")
+    (tmp_path / "store" / "letters").mkdir()
+    with pytest.raises(ConfigError, match="letters"):
+        require_own(tmp_path / "store", "store")
