@@ -19,7 +19,7 @@ from pydantic import ConfigDict, Field, model_validator
 from crucible.errors import ConfigError
 from crucible.settings import Settings, invalid
 
-__all__ = ["NOT_IN_DIGEST", "ScriptConfig", "TrainConfig", "preset_names"]
+__all__ = ["NOT_IN_DIGEST", "TrainConfig", "preset_names"]
 
 NOT_IN_DIGEST = frozenset(
     {
@@ -195,17 +195,6 @@ class TrainConfig(Settings):
         fields["lr_decay_iters"] = self.decay_end
         canonical = json.dumps({"schema_version": 1, **fields}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-class ScriptConfig(Settings):
-    """A workload of your own: any command that follows `crucible.contract`."""
-
-    model_config = ConfigDict(title="Script")
-
-    command: list[str] = Field(min_length=1, description="The command line, program first.")
-    settings: dict[str, Any] = Field(
-        default_factory=dict, description="What the script is configured with; shown in reports, not interpreted."
-    )
 
 
 def preset_names() -> list[str]:

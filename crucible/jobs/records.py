@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crucible.config import ScriptConfig, TrainConfig
+from crucible.config import TrainConfig
+from crucible.script_config import ScriptConfig
 from crucible.settings import Count, Dollars, Hours
 
 SCHEMA_VERSION = 1
@@ -111,7 +112,9 @@ class JobSpec(Record):
     @property
     def total_steps(self) -> int | None:
         """How many steps the whole training has, where the configuration says so."""
-        return self.config.max_iters if self.config else None
+        if self.config:
+            return self.config.max_iters
+        return self.script.total_steps if self.script else None
 
 
 class Limits(Record):

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crucible.config import ScriptConfig, TrainConfig
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
 from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences, record_numbers
 from crucible.jobs.records import JobSpec, Record
 from crucible.jobs.status import JobState
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from crucible.sweeps.leaderboard import columns, rows
 from crucible.sweeps.planner import AHEAD, START, Planner

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.config import ScriptConfig, TrainConfig
+from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
 from crucible.estimate import history
@@ -17,6 +17,7 @@ from crucible.estimate.ranking import PoolState, Preferences
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.placement.choice import planned_cost
+from crucible.script_config import ScriptConfig
 from crucible.store import Store, store_at
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=500, warmup_iters=10, lr_decay_iters=500)

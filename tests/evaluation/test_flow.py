@@ -12,11 +12,11 @@ from prefect.client.orchestration import get_client
 
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import MANIFEST
-from crucible.config import ScriptConfig
 from crucible.errors import ConfigError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome, Start
 from crucible.reports import job_report
+from crucible.script_config import ScriptConfig
 from crucible.store import FileStore, Store
 from flows.evaluate import evaluate
 from tasks.evaluation import upload_model

@@ -17,13 +17,13 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter
 
-from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
 from crucible.local.access import prefect_settings
 from crucible.local.state import PROJECT
 from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.script_config import ScriptConfig
 from crucible.supervision.retry_policy import Decision, Placement
 from crucible.supervision.snapshot import AttemptView
 from crucible.supervision.supervisor import Supervision

@@ -14,7 +14,6 @@ from uuid import UUID
 
 import pytest
 
-from crucible.config import ScriptConfig
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
@@ -22,6 +21,7 @@ from crucible.local.access import connect, prefect_settings
 from crucible.local.state import State
 from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.script_config import ScriptConfig
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
 from crucible.supervision.supervisor import Supervision

@@ -14,7 +14,7 @@ from crucible.billing.budgets import BudgetLimit, BudgetState, due_alerts
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
 from crucible.cli.main import build_app
-from crucible.config import ScriptConfig, TrainConfig
+from crucible.config import TrainConfig
 from crucible.datasets.build import list_datasets
 from crucible.estimate.history import estimates, read_plan, speeds
 from crucible.jobs.job import Job
@@ -22,6 +22,7 @@ from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import EndReason, JobSpec
 from crucible.jobs.status import JobState, status_of
 from crucible.placement.choice import read_choice
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.sweeps import Sweep
