@@ -117,11 +117,11 @@ def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: W
     ]
     lines: list[str] = []
 
-    def hear(line: str) -> None:
+    def on_line(line: str) -> None:
         lines.append(line)
         logger.info(line)
 
-    process = Workload(command, os.environ, Path.cwd(), hear)
+    process = Workload(command, os.environ, Path.cwd(), on_line)
     try:
         end = process.end()
     except BaseException:

@@ -175,7 +175,7 @@ class TrialObserver:
 
 
 class TrialListener:
-    """Tells of every move of a trial in its task run's log."""
+    """Logs every move of a trial in its task run's log."""
 
     def __init__(self) -> None:
         self._logger = _logger()

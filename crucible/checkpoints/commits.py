@@ -50,7 +50,7 @@ class Checkpoints:
         """Carry the finished local folder `step-…` to the store and make it count.
 
         A file whose transfer fails is tried again, with growing pauses, until `pause` says that waiting must end;
-        files that are already there are not sent again. `progress` hears the bytes carried so far.
+        files that are already there are not sent again. `progress` receives the bytes carried so far.
 
         Raises `FencedOut` when the attempt has been superseded, `StoreError` when the store failed to the end, and
         `CheckpointError` when the folder cannot become a checkpoint.

@@ -192,7 +192,7 @@ def limits(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or change what may be spent on a job; a running attempt heeds a change within seconds."""
+    """Show or change what may be spent on a job; a running attempt applies a change within seconds."""
     found = open_job(open_store(store), job)
     given = {
         "max_cost_usd": max_cost_usd,

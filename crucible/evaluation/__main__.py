@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             from crucible.training import cpu
 
             cpu.choose_gemm("auto")
-        from crucible.evaluation.evaluate import Request, evaluate  # torch takes seconds: usage is told before
+        from crucible.evaluation.evaluate import Request, evaluate  # after the usage message: torch takes seconds
 
         request = Request(
             checkpoints=options.checkpoint,

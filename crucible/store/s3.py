@@ -98,7 +98,7 @@ class S3Store(Store):
     def download(self, key: str, path: Path) -> None:
         with whole_file(path) as partial:
             with local_disk(path):
-                partial.touch()  # a disk that takes no file is told apart from a store that does not answer
+                partial.touch()  # a disk that takes no file is a different error from a store that does not answer
             self._call(key, lambda: self._s3.get_file(self._path(key), str(partial)))
 
     def child(self, prefix: str) -> S3Store:

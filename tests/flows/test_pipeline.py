@@ -157,9 +157,9 @@ def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
 
 
 def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[DrillResult]) -> None:
-    verdict = drill.result()
-    print(f"seed {verdict.seed}", json.dumps(verdict.as_json(), indent=1))
-    assert verdict.passed, verdict.failures
+    result = drill.result()
+    print(f"seed {result.seed}", json.dumps(result.as_json(), indent=1))
+    assert result.passed, result.failures
 
 
 @pytest.fixture
@@ -291,6 +291,6 @@ def test_a_capped_job_stops_saved_goes_on_when_raised_and_ends_with_the_same_wei
 @pytest.mark.parametrize("s3", [False, True], ids=["on disk", "on S3"])
 def test_drill_of_twelve(tmp_path: Path, s3: bool) -> None:
     with local_stage(tmp_path, s3=s3) as stage:
-        verdict = Drill(stage, kills=12, seed=7).run()
-    print("seed 7", json.dumps(verdict.as_json(), indent=1))
-    assert verdict.passed, verdict.failures
+        result = Drill(stage, kills=12, seed=7).run()
+    print("seed 7", json.dumps(result.as_json(), indent=1))
+    assert result.passed, result.failures

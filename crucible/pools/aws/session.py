@@ -49,6 +49,6 @@ def connect(region: str | None = None, profile: str | None = None) -> Aws:
         near = difflib.get_close_matches(session.region_name, known, n=1)
         hint = f", did you mean {near[0]}?" if near else f"; regions with ECS: {', '.join(sorted(known))}"
         raise AwsError(f"region = {session.region_name!r}: AWS has no such region{hint}")
-    with aws_errors("Asking AWS who we are", session.region_name):
+    with aws_errors("Reading the AWS identity", session.region_name):
         identity = session.client("sts").get_caller_identity()
     return Aws(session, session.region_name, identity["Account"], identity["Arn"])

@@ -29,7 +29,7 @@ class Base:
     has_packages: bool = False
 
 
-def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], None]) -> Base:
+def choose_base(wanted: str | None, requirements: Path, on_line: Callable[[str], None]) -> Base:
     """The base image to build on: the one wanted, else the public one, else one from this machine's own files.
 
     Raises `ServiceError` when none of them can be had.
@@ -45,23 +45,23 @@ def choose_base(wanted: str | None, requirements: Path, hear: Callable[[str], No
         try:
             client.images.get(PUBLIC_BASE)
         except ImageNotFound:
-            hear(f"pulling {PUBLIC_BASE}")
+            on_line(f"pulling {PUBLIC_BASE}")
             try:
                 client.images.pull(PUBLIC_BASE)
             except APIError as error:
-                hear(f"no registry answers ({error.explanation}): the base is made from this machine's own files")
-                return Base(ensure_host_base(client, requirements, hear), has_packages=True)
+                on_line(f"no registry answers ({error.explanation}): the base is made from this machine's own files")
+                return Base(ensure_host_base(client, requirements, on_line), has_packages=True)
         return Base(PUBLIC_BASE)
     finally:
         client.close()
 
 
-def import_local_wheels(hear: Callable[[str], None]) -> str | None:
+def import_local_wheels(on_line: Callable[[str], None]) -> str | None:
     """An image with the torch wheels of the folders that pip looks into (`find-links`); None when there are none."""
     wheels = [wheel for folder in _find_links() for wheel in sorted(folder.glob("torch-*.whl"))]
     if not wheels:
         return None
-    hear(f"using {', '.join(wheel.name for wheel in wheels)} from this machine")
+    on_line(f"using {', '.join(wheel.name for wheel in wheels)} from this machine")
     facts = [(wheel.name, wheel.stat().st_size, wheel.stat().st_mtime_ns) for wheel in wheels]
     reference = f"{WHEELS}:{hashlib.sha256(repr(facts).encode()).hexdigest()[:12]}"
     client = connect()

@@ -26,7 +26,7 @@ from crucible.errors import ServiceError
 if TYPE_CHECKING:
     from docker import DockerClient
 
-Hear = Callable[[str], None]
+OnLine = Callable[[str], None]
 REPOSITORY = "crucible-base"
 TOOLS = ("sh", "cat", "chmod", "cp", "env", "id", "ls", "mkdir", "rm", "sleep", "stat", "test", "touch")
 PYTHON = f"python{sys.version_info[0]}.{sys.version_info[1]}"
@@ -55,21 +55,21 @@ _SETTINGS = (
 )
 
 
-def ensure_host_base(client: DockerClient, requirements: Path | None, hear: Hear = lambda line: None) -> str:
+def ensure_host_base(client: DockerClient, requirements: Path | None, on_line: OnLine = lambda line: None) -> str:
     """The reference of the base image, made unless the engine has it; without `requirements` it has no packages.
 
     With packages it takes some ten seconds and 1.2 GB, without them two seconds and 80 MB.
 
     Raises `ServiceError` on a system whose files this does not know, or where a package is missing.
     """
-    files = dict(_files(requirements, hear))
+    files = dict(_files(requirements, on_line))
     reference = f"{REPOSITORY}:{_digest(files)}"
     if not client.images.list(name=reference):
         _import(files, reference)
     return reference
 
 
-def _files(requirements: Path | None, hear: Hear) -> Iterator[tuple[str, Path]]:
+def _files(requirements: Path | None, on_line: OnLine) -> Iterator[tuple[str, Path]]:
     """Path in the image → file here."""
     if sys.platform != "linux" or shutil.which("ldd") is None:
         raise ServiceError(
@@ -79,7 +79,7 @@ def _files(requirements: Path | None, hear: Hear) -> Iterator[tuple[str, Path]]:
     programs = {tool: path for tool in TOOLS if (path := shutil.which(tool))}
     interpreter = Path(sys._base_executable).resolve()  # type: ignore[attr-defined]
     stdlib = Path(sysconfig.get_path("stdlib", vars={"installed_base": sys.base_prefix, "base": sys.base_prefix}))
-    packages = dict(_packages(requirements, hear)) if requirements else {}
+    packages = dict(_packages(requirements, on_line)) if requirements else {}
     torch = Path(str(metadata.distribution("torch").locate_file("torch/lib"))).glob("*.so*")  # for the C++ runtime
     linked = [*map(Path, programs.values()), interpreter, *stdlib.glob("lib-dynload/*.so"), *torch]
     yield from _libraries(linked)
@@ -106,7 +106,7 @@ def _libraries(programs: Sequence[Path]) -> Iterator[tuple[str, Path]]:
         yield (name if path.name.startswith("ld-") else f"/usr/lib/{path.name}"), path.resolve()
 
 
-def _packages(requirements: Path, hear: Hear) -> Iterator[tuple[str, Path]]:
+def _packages(requirements: Path, on_line: OnLine) -> Iterator[tuple[str, Path]]:
     """The files of every locked package, as installed here. Raises `ServiceError` when one is missing.
 
     Another version than the locked one is reported and used: the image is for this machine, and what must be equal is
@@ -123,7 +123,7 @@ def _packages(requirements: Path, hear: Hear) -> Iterator[tuple[str, Path]]:
                 "'.[aws,docker]', or name a base image with --base"
             )
         if package.version.partition("+")[0] != version:
-            hear(f"{name} is taken as it is installed here, {package.version}; locked is {version}")
+            on_line(f"{name} is taken as it is installed here, {package.version}; locked is {version}")
         site_packages = package.locate_file("")
         for file in package.files or ():
             if _NOT_NEEDED.match(name := str(file)):

@@ -21,7 +21,7 @@ from crucible.pools.docker.bases import choose_base, import_local_wheels
 from crucible.pools.docker.engine import buildkit_command, connect
 
 Variant = Literal["cpu", "gpu"]
-Hear = Callable[[str], None]
+OnLine = Callable[[str], None]
 
 PROJECT = Path(crucible.__file__).parents[1]
 REPOSITORY = "crucible"
@@ -112,8 +112,8 @@ def known() -> list[dict[str, Any]]:
     ]
 
 
-def build(recipe: Recipe, hear: Hear = lambda line: None, *, again: bool = False) -> str:
-    """Build the image unless this engine has it, and return its reference. `hear` gets the builder's lines.
+def build(recipe: Recipe, on_line: OnLine = lambda line: None, *, again: bool = False) -> str:
+    """Build the image unless this engine has it, and return its reference. `on_line` gets the builder's lines.
 
     Raises `ServiceError` with the builder's last words when it fails.
     """
@@ -125,27 +125,27 @@ def build(recipe: Recipe, hear: Hear = lambda line: None, *, again: bool = False
     arguments = recipe.arguments
     if recipe.dockerfile is None:
         command += ["--target", recipe.variant]
-        arguments = _our_arguments(recipe, hear) | arguments
+        arguments = _our_arguments(recipe, on_line) | arguments
     for name, value in arguments.items():
         command += ["--build-arg", f"{name}={value}"]
-    _run([*command, str(recipe.project)], hear)
+    _run([*command, str(recipe.project)], on_line)
     return reference
 
 
-def _our_arguments(recipe: Recipe, hear: Hear) -> dict[str, str]:
-    base = choose_base(recipe.base, recipe.project / REQUIREMENTS, hear)
+def _our_arguments(recipe: Recipe, on_line: OnLine) -> dict[str, str]:
+    base = choose_base(recipe.base, recipe.project / REQUIREMENTS, on_line)
     arguments = {
         "BASE_IMAGE": base.reference,
         "IMAGE_TAG": recipe.tag,
         "VERSION": crucible.__version__,
         "REVISION": _revision(recipe.project),
     }
-    if recipe.variant == "cpu" and not base.has_packages and (wheels := import_local_wheels(hear)):
+    if recipe.variant == "cpu" and not base.has_packages and (wheels := import_local_wheels(on_line)):
         arguments |= {"WHEELS_IMAGE": wheels, "TORCH_BACKEND": ""}
     return arguments
 
 
-def _run(command: list[str], hear: Hear) -> None:
+def _run(command: list[str], on_line: OnLine) -> None:
     environment = {**os.environ, "DOCKER_BUILDKIT": "1"}
     last: list[str] = []
     with subprocess.Popen(
@@ -153,7 +153,7 @@ def _run(command: list[str], hear: Hear) -> None:
     ) as building:
         assert building.stdout is not None
         for line in building.stdout:
-            hear(line.rstrip())
+            on_line(line.rstrip())
             last = [*last[-11:], line.rstrip()]
     if building.returncode:
         raise ServiceError("the image was not built:\n" + "\n".join(last))

@@ -49,7 +49,7 @@ def stack_repository(stack_name: str, region: str | None, profile: str | None) -
     return stack.require(connect_aws(region, profile), stack_name).outputs["ImageRepository"]
 
 
-def push(recipe: Recipe, repository: str, login: Login | None, hear: Callable[[str], None]) -> str:
+def push(recipe: Recipe, repository: str, login: Login | None, on_line: Callable[[str], None]) -> str:
     """Push the recipe's image, which this engine must have, and return its reference by digest.
 
     `repository` is registry and name, without a tag. Raises `ServiceError` with the registry's words.
@@ -61,22 +61,22 @@ def push(recipe: Recipe, repository: str, login: Login | None, hear: Callable[[s
         image = client.images.get(recipe.reference)
         image.tag(repository, recipe.tag)
         credentials = {"username": login.username, "password": login.password} if login else None
-        progress = _Progress(hear)
+        progress = _Progress(on_line)
         for line in client.images.push(repository, recipe.tag, stream=True, decode=True, auth_config=credentials):
             progress(line)
     except APIError as error:
         raise ServiceError(f"{repository}:{recipe.tag} was not pushed: {error.explanation}") from error
     finally:
         client.close()
-    hear(f"{repository}:{recipe.tag} is {progress.digest}")
+    on_line(f"{repository}:{recipe.tag} is {progress.digest}")
     return f"{repository}@{progress.digest}"
 
 
 class _Progress:
     """Turns the engine's lines into one every tenth of what is to be pushed; remembers the digest."""
 
-    def __init__(self, hear: Callable[[str], None]) -> None:
-        self._hear = hear
+    def __init__(self, on_line: Callable[[str], None]) -> None:
+        self._on_line = on_line
         self._layers: dict[str, tuple[int, int]] = {}
         self._told = 0.0
         self.digest = ""
@@ -92,4 +92,4 @@ class _Progress:
         done, total = (sum(values) for values in zip(*self._layers.values(), strict=True))
         if done / total >= self._told + _SAY_EVERY or (done == total and self._told < 1):
             self._told = done / total
-            self._hear(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")
+            self._on_line(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB")

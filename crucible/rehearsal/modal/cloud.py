@@ -76,7 +76,7 @@ class Sandbox:
     finished: float = 0.0
     container: Container | None = None
     result: pb.GenericResult | None = None
-    verdict: int | None = None
+    forced_status: int | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     life: asyncio.Task[None] | None = None
 
@@ -162,9 +162,8 @@ class Cloud:
                 code = await asyncio.shield(sandbox.container.wait())
         except TimeoutError:
             code = await self.stop(sandbox, Result.GENERIC_STATUS_TIMEOUT)
-        status = sandbox.verdict or {0: Result.GENERIC_STATUS_SUCCESS, 127: Result.GENERIC_STATUS_INIT_FAILURE}.get(
-            code, Result.GENERIC_STATUS_FAILURE
-        )
+        by_code = {0: Result.GENERIC_STATUS_SUCCESS, 127: Result.GENERIC_STATUS_INIT_FAILURE}
+        status = sandbox.forced_status or by_code.get(code, Result.GENERIC_STATUS_FAILURE)
         await self._end(sandbox, status, code)
 
     def _has_room(self, sandbox: Sandbox) -> bool:
@@ -209,7 +208,7 @@ class Cloud:
     async def stop(
         self,
         sandbox: Sandbox,
-        verdict: int,
+        status: int,
         *,
         notice: bool = False,
         grace_seconds: float = 0.0,
@@ -220,9 +219,9 @@ class Cloud:
         """
         if sandbox.result is not None:
             return int(sandbox.result.exitcode)
-        sandbox.verdict = verdict
+        sandbox.forced_status = status
         if sandbox.container is None:
-            await self._end(sandbox, verdict, 137)
+            await self._end(sandbox, status, 137)
             return 137
         if notice:
             sandbox.container.signal_first_process(signal.SIGINT)

@@ -248,9 +248,9 @@ class FakeModal:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
 
-    async def _stop(self, sandbox_id: str, verdict: int, *, notice: bool = False, grace_seconds: float = 0.0) -> None:
+    async def _stop(self, sandbox_id: str, status: int, *, notice: bool = False, grace_seconds: float = 0.0) -> None:
         sandbox = self._find(sandbox_id)
-        await self._cloud.stop(sandbox, verdict, notice=notice, grace_seconds=grace_seconds)
+        await self._cloud.stop(sandbox, status, notice=notice, grace_seconds=grace_seconds)
         await sandbox.over.wait()
 
     def _find(self, sandbox_id: str) -> Sandbox:
