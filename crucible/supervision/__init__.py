@@ -5,7 +5,10 @@ attempt_policy.py    what to do about an attempt that is not over: a pure functi
 retry_policy.py      what follows an attempt that is over: a pure function of the job's history
 placement_policy.py  the protocol of whoever knows better where the next attempt goes
 launcher.py          the protocols of what a supervisor needs from outside
-supervisor.py        takes a look, asks the policies, carries out what they decide
+supervisor.py        the main loop: takes a look, asks the policies, carries out what they decide
+watch.py             watches an attempt until it has an outcome
+stopping.py          saves and ends the attempt of a job that stops
+supervised_job.py    a job as its supervisor holds it: records with retries, waits, listeners
 stop_job.py          stopping a job from outside
 heartbeat.py         a supervising process's own sign of life
 restarter.py         starts a supervising flow run again whose process died
