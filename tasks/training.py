@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
-from crucible.agent.plan import AttemptPlan, Scratch
+from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.saving import SavePolicy
 from crucible.agent.sources import sources_of_this_machine
 from crucible.billing.machine_price import EC2_POOLS, machine_price
@@ -65,13 +65,13 @@ def train_attempt(job: Job, number: int) -> Outcome:
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
 
 
-def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) -> Sequence[str]:
-    """Bring the dataset here (once per machine), write the config, and return the trainer's command line.
+def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) -> WorkloadCommand:
+    """Bring the dataset here (once per machine), write the config, and return what to start.
 
     `gpus`: how many the training may use; None: all that this machine has.
     """
     if spec.script is not None:
-        return spec.script.command
+        return WorkloadCommand(spec.script.command)
     if spec.config is None:
         raise ConfigError(f"job: {job.job_id} has neither a configuration nor a script; start a new job")
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
@@ -89,7 +89,7 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
             spec.config.gradient_accumulation_steps,
             spec.config.multiples_near(gpus),
         )
-    return [*command, "--processes", str(processes)] if processes > 1 else command
+    return WorkloadCommand([*command, "--processes", str(processes)] if processes > 1 else command)
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:

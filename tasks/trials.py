@@ -1,7 +1,7 @@
 """Trials in this process: attempts that need no flow run of their own, because the sweep's machine is the pool.
 
 The agent runs in the task's thread and starts the workload itself. When this process dies, its workloads die with it
-(see `crucible.agent.parent_death_guard`), so whoever finds its claims on this machine
+(see `crucible.parent_death_guard`), so whoever finds its claims on this machine
 knows at once that the attempts are over.
 """
 

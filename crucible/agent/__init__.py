@@ -18,5 +18,4 @@ only one on the machine that talks to the store. It imports neither torch nor Pr
     observer.py            who is shown what happens
     notices.py             requests to stop; sources.py where they come from, notices_ec2.py EC2's metadata
     entrypoint.py          first process of a container: turns SIGTERM into a stop request
-    parent_death_guard.py  lets the workload die with the agent
 """

@@ -15,7 +15,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from crucible.agent.exit_classification import classify_exit, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, PrintedMetrics, numbers
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
-from crucible.agent.plan import AttemptPlan, Scratch
+from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.restoring import restore_newest
 from crucible.agent.saving import SaveInterval
 from crucible.agent.states import (
@@ -99,7 +99,7 @@ class _AttemptRun:
         self._metrics = MetricsFile(self.scratch.metrics_file)
         self._relay = MetricsRelay(attempt)
         self._limits = Limits()
-        self._command: Sequence[str] = ()
+        self._command = WorkloadCommand(())
         self._resume_from: Path | None = None
 
     # The caller's thread
@@ -254,7 +254,7 @@ class _AttemptRun:
         return Restored(restored[0].step, restored[1]) if restored else Restored(0, None)
 
     def _prepare(self) -> Prepared:
-        return Prepared(tuple(self.plan.prepare(self.scratch)))
+        return Prepared(self.plan.prepare(self.scratch))
 
     def _given_up(self) -> bool:
         return self.status.state.phase is Phase.ENDED
@@ -290,8 +290,9 @@ class _AttemptRun:
                 except OSError as error:
                     self._items.put(Trouble("metrics", f"printed metrics cannot be kept: {error}"))
 
-        environment = self.plan.workload_environment(self.attempt.job.job_id, self.scratch, self._resume_from)
-        workload = self._workload = Workload(self._command, environment, self.plan.cwd, handle_line)
+        command, job_id = self._command, self.attempt.job.job_id
+        environment = self.plan.workload_environment(job_id, self.scratch, self._resume_from, command.environment)
+        workload = self._workload = Workload(command.arguments, environment, command.cwd or self.plan.cwd, handle_line)
         self._in_thread(lambda: self._items.put(WorkloadEnded(workload.end())), "workload-end")
         self._uploads.start()
 

@@ -79,12 +79,24 @@ class Scratch:
         return self.root / "stop-reason.json"
 
 
+@dataclass(frozen=True)
+class WorkloadCommand:
+    """What to start on this machine once it is ready."""
+
+    arguments: Sequence[str]
+    """The command line, program first."""
+    cwd: Path | None = None
+    """The working directory; None: the plan's."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables besides those of the plan; they win over them, and the contract's own win over both."""
+
+
 @dataclass
 class AttemptPlan:
     """How to run an attempt here."""
 
-    prepare: Callable[[Scratch], Sequence[str]]
-    """Gets the machine ready (datasets, config files) and returns the workload's command."""
+    prepare: Callable[[Scratch], WorkloadCommand]
+    """Gets the machine ready (datasets, code, config files) and returns what to start."""
     scratch: Path
     launch: Launch
     save: SavePolicy = field(default_factory=SavePolicy)
@@ -102,8 +114,11 @@ class AttemptPlan:
     heartbeat_seconds: float = 5.0
     look_seconds: float = 1.0
 
-    def workload_environment(self, job_id: str, scratch: Scratch, resume_from: Path | None) -> dict[str, str]:
-        """Everything the contract between agent and workload says about files and names."""
+    def workload_environment(
+        self, job_id: str, scratch: Scratch, resume_from: Path | None, own: Mapping[str, str]
+    ) -> dict[str, str]:
+        """Everything the contract between agent and workload says about files and names, besides the machine's
+        variables and the workload's `own`."""
         contract: dict[str, str] = {
             Variable.JOB_ID: job_id,
             Variable.ATTEMPT: str(self.launch.number),
@@ -116,8 +131,8 @@ class AttemptPlan:
             contract[Variable.RESUME_FROM] = str(resume_from)
         if self.launch.stop_at_step is not None:
             contract[Variable.STOP_AT_STEP] = str(self.launch.stop_at_step)
-        own = {key: value for key, value in self.environment.items() if key != Variable.RESUME_FROM}
-        return own | contract
+        machine = {key: value for key, value in self.environment.items() if key != Variable.RESUME_FROM}
+        return {**machine, **own, **contract}
 
 
 @contextmanager

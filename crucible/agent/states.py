@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from crucible.agent.notices import Notice
+from crucible.agent.plan import WorkloadCommand
 from crucible.agent.workload import WorkloadEnd
 from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut, StoreUnavailable
@@ -65,7 +66,7 @@ class Restored:
 class Prepared:
     """The machine is ready for this command."""
 
-    command: tuple[str, ...]
+    command: WorkloadCommand
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import IO
 
 from crucible.contract import EXIT_DONE, EXIT_SAVED
 from crucible.jobs.records import EndReason
+from crucible.parent_death_guard import guarded
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +38,10 @@ class Workload:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
     ) -> None:
-        guard = [sys.executable, "-S", "-E", str(Path(__file__).with_name("parent_death_guard.py")), str(os.getpid())]
         self._last_lines: deque[str] = deque(maxlen=20)
         self._on_line = on_line
         self._process = subprocess.Popen(
-            [*guard, *command],
+            guarded(list(command)),
             env={**environment, "PYTHONUNBUFFERED": "1"},
             cwd=cwd,
             stdin=subprocess.DEVNULL,

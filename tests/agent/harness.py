@@ -13,7 +13,7 @@ from typing import Any
 
 from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
-from crucible.agent.plan import AttemptPlan, Scratch
+from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.saving import SavePolicy
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint
@@ -90,7 +90,7 @@ def plan(
         "cwd": scratch,
     }
     return AttemptPlan(
-        prepare=command if callable(command) else lambda _scratch: command,
+        prepare=lambda folder: WorkloadCommand(command(folder) if callable(command) else command),
         scratch=scratch / "scratch",
         launch=launch or Launch(number=1, pool="local", reason="test"),
         **defaults | fields,

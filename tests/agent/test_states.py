@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crucible.agent.notices import Notice
+from crucible.agent.plan import WorkloadCommand
 from crucible.agent.states import (
     Action,
     Claimed,
@@ -40,7 +41,7 @@ COMMITTED = Committed(Checkpoint(job_id="job", attempt=1, step=30, files=[]), 1.
 EVENTS: dict[str, Event] = {
     "claimed": Claimed(),
     "restored": Restored(10, Path("step-00000010")),
-    "prepared": Prepared(("train",)),
+    "prepared": Prepared(WorkloadCommand(("train",))),
     "stop": STOP,
     "warning": WARNING,
     "deadline": DeadlinePassed(),
