@@ -20,6 +20,7 @@ from typing import Any
 from prefect.plugins import register_hook
 
 from crucible.loopback import bypass_proxies
+from crucible.prefect_compat.finite_parameters import with_finite_parameters
 
 FLAGS = frozenset({"--watch", "--no-watch", "--all", "--replace", "--accept-yes", "-y", "--active", "--no-active"})
 """Options of `prefect deployment …` that no value follows."""
@@ -31,17 +32,19 @@ logger = logging.getLogger(__name__)
 async def setup_environment(*, ctx: Any) -> None:
     """Called by Prefect while it is being imported: complete the name on this process's command line.
 
-    Also keeps requests to a server on this machine from going through a proxy.
+    Also keeps requests to a server on this machine from going through a proxy, and NaN from becoming "no value".
     """
     bypass_proxies(os.environ)
     arguments = command_arguments(sys.argv, sys.orig_argv)
+    start = len(sys.argv) - len(arguments)
+    if "deployment" in arguments:
+        sys.argv[start:] = with_finite_parameters(arguments)
     place = name_at(arguments)
     if place is None:
         return
     name = arguments[place]
     full = await full_name(name, _option(arguments, "--profile", "-p"))
     if full is not None:
-        start = len(sys.argv) - len(arguments)
         sys.argv[start + place] = full  # in place: `python -m` keeps the list while Prefect is imported
 
 

@@ -18,7 +18,7 @@ FLOWS = """
 from prefect import flow
 
 @flow
-def bake(): ...
+def bake(minutes: float | None = None): ...
 
 @flow
 def fry(): ...
@@ -56,6 +56,17 @@ def test_the_full_name_works_as_ever(kitchen: PrefectServer) -> None:
     assert "Created flow run" in kitchen.prefect("deployment", "run", "fry/both").stdout
 
 
+@pytest.mark.parametrize("given", [["-p", "minutes=NaN"], ['--params={"minutes": 1e999}']])
+def test_a_number_that_json_does_not_have_is_refused_and_not_taken_for_none(
+    kitchen: PrefectServer, given: list[str]
+) -> None:
+    """Prefect's client would send null: `max_cost_usd=NaN` would be a run without a cap."""
+    refused = kitchen.prefect("deployment", "run", *given, "only-bread", check=False)
+    assert refused.returncode == 1
+    assert "Created flow run" not in refused.stdout
+    assert "is not valid under any of the given schemas" in " ".join((refused.stdout + refused.stderr).split())
+
+
 def test_a_schedule_is_created_by_the_bare_name(kitchen: PrefectServer) -> None:
     created = kitchen.prefect("deployment", "schedule", "create", "only-bread", "--interval", "3600")
     assert "Created deployment schedule" in created.stdout
@@ -67,6 +78,7 @@ def test_a_schedule_is_created_by_the_bare_name(kitchen: PrefectServer) -> None:
         ("deployment run bread", "bread"),
         ("deployment run -p pool=ec2-spot --watch bread", "bread"),
         ("deployment run bread -p store=aws", "bread"),
+        ("deployment run --params={} bread", "bread"),
         ("--no-prompt --profile other deployment inspect bread -o json", "bread"),
         ("deployment schedule create bread --cron daily", "bread"),
         ("deployment schedule pause bread 3f2", "bread"),
