@@ -1,4 +1,4 @@
-"""Whether a sandbox on Modal can reach the Prefect API under the address it is given."""
+"""Whether a sandbox on Modal can reach the Prefect API under the address it is given, and nobody else reads along."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FIX = "set env.PREFECT_API_URL in the work pool to the server's public https add
 
 
 def obstacle(api_url: str, modal_url: str) -> str | None:
-    """Why a sandbox cannot reach `api_url`, as far as the address alone can tell; None when nothing speaks against it.
+    """Why a sandbox cannot or must not use `api_url`, as far as the address alone can tell; None when it may.
 
     `modal_url` is where Modal itself is: a stand-in on this machine can reach what is on this machine.
     """
@@ -21,6 +21,8 @@ def obstacle(api_url: str, modal_url: str) -> str | None:
         return f"PREFECT_API_URL: sandboxes on Modal cannot reach {api_url}, which is the worker's own machine; {FIX}"
     if _is_private(api_url):
         return f"PREFECT_API_URL: {api_url} is an address of a private network, and Modal is outside it; {FIX}"
+    if urlparse(api_url).scheme != "https":
+        return f"PREFECT_API_URL: {api_url} is not encrypted, and every request carries the API's password; {FIX}"
     return None
 
 

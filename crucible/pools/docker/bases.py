@@ -15,7 +15,8 @@ from crucible.errors import ServiceError
 from crucible.pools.docker.engine import connect
 from crucible.pools.docker.host_base import ensure_host_base
 
-PUBLIC_BASE = "python:3.11-slim-bookworm"
+PUBLIC_BASE = "python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b"
+"""By its digest, as in images/Dockerfile."""
 FROM_HOST = "host"
 """Asks for a base of this machine's own files, without packages."""
 WHEELS = "crucible-wheels"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ from crucible.store import store_at
 from tests.conftest import unused_port
 
 pytestmark = pytest.mark.slow
-POSTGRES = "postgres:16-bookworm"
+POSTGRES = "crucible-postgres:16"
+"""Made from this machine's own where the public image cannot be pulled."""
 PATIENCE_SECONDS = 900.0
 LONG_ENOUGH = {"max_iters": 4000, "eval_interval": 1000, "checkpoint_interval_seconds": 1}
 
@@ -59,16 +61,20 @@ class Box:
         return dict(row.split(" ", 1) for row in rows if row.split(" ", 1)[1])
 
 
+def _public_postgres() -> str:
+    text = (PROJECT / "compose.yaml").read_text()
+    return next(iter(re.findall(r"postgres:[\w.-]+@sha256:[0-9a-f]{64}", text)))
+
+
 @pytest.fixture
 def box(engine: OwnEngine | None, image: str, tmp_path: Path) -> Iterator[Box]:
     if subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode:
         pytest.skip("NOT TESTED: `docker compose` is not there; install Docker's Compose plugin, version 2 or newer")
-    if not docker.from_env().images.list(name=POSTGRES):
-        pulled = subprocess.run(["docker", "pull", "--quiet", POSTGRES], capture_output=True, check=False)
-        if pulled.returncode and not Path("/usr/lib/postgresql").exists():
-            pytest.skip(f"NOT TESTED: {POSTGRES} cannot be pulled, and PostgreSQL is not installed to make one from")
-        if pulled.returncode:
-            subprocess.run([PROJECT / "tests" / "docker" / "postgres_image.sh", POSTGRES], check=True)
+    public = subprocess.run(["docker", "pull", "--quiet", _public_postgres()], capture_output=True, check=False)
+    if public.returncode and not docker.from_env().images.list(name=POSTGRES):
+        if not Path("/usr/lib/postgresql").exists():
+            pytest.skip("NOT TESTED: postgres cannot be pulled, and PostgreSQL is not installed to make an image from")
+        subprocess.run([Path(__file__).with_name("postgres_image.sh"), POSTGRES], check=True)
     folder = tmp_path / "srv"
     folder.mkdir()
     shutil.chown(folder, 10001, 10001)
@@ -82,6 +88,7 @@ def box(engine: OwnEngine | None, image: str, tmp_path: Path) -> Iterator[Box]:
             "CRUCIBLE_FOLDER": str(folder),
             "CRUCIBLE_GPUS": "0",
             "CRUCIBLE_PORT": str(unused_port()),
+            **({"CRUCIBLE_POSTGRES_IMAGE": POSTGRES} if public.returncode else {}),
             "DOCKER_SOCKET": str(socket),
             "DOCKER_GID": str(socket.stat().st_gid),
         },

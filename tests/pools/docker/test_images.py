@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from crucible.errors import ConfigError
+from crucible.pools.docker.bases import PUBLIC_BASE
 from crucible.pools.docker.host_base import locked
 from crucible.pools.docker.images import PROJECT, REQUIREMENTS, Recipe, context_files, variant_for
 
@@ -75,6 +77,28 @@ def test_the_lock_agrees_with_the_constraints() -> None:
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (PROJECT / "constraints.txt").read_text(), re.MULTILINE))
     assert {n: packages[n] for n in pins if n in packages} == {n: v for n, v in pins.items() if n in packages}
     assert {"torch", "prefect", "s3fs", "numpy"} <= pins.keys() & packages.keys()
+
+
+@pytest.mark.parametrize("name", ["images/Dockerfile", "compose.yaml"])
+def test_every_public_image_is_named_by_its_digest(name: str) -> None:
+    text = (PROJECT / name).read_text()
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)", text, re.MULTILINE))
+    stages = re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE)
+    named = re.findall(r"^FROM (\S+)|^\s+image: \$\{\w+(?::-|:\?)([^}]+)\}", text, re.MULTILINE)
+    images = {string.Template(a or b).safe_substitute(arguments) for a, b in named}
+    public = {image for image in images if image not in (*stages, "scratch") and " " not in image}
+    assert public
+    assert all(re.fullmatch(r"\S+:\S+@sha256:[0-9a-f]{64}", image) for image in public), public
+    assert name == "compose.yaml" or public == {PUBLIC_BASE}
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt", "requirements-uv.txt"])
+def test_every_package_has_the_sums_of_its_files(name: str) -> None:
+    entries = re.split(r"\n(?=[^\s#])", (PROJECT / "images" / name).read_text())[1:]
+    without = {entry.split("==")[0] for entry in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}", entry)}
+    assert entries
+    # PyTorch's own index, where its CPU builds are, has files with sums of their own.
+    assert without == ({"torch"} if name == "requirements.txt" else set())
 
 
 def test_the_dockerfile_passes_hadolint() -> None:

@@ -63,6 +63,8 @@ def test_staying_in_a_region_costs_more(region: Any, factor: float) -> None:
         ("http://localhost:4200/api", "the worker's own machine"),
         ("http://10.0.0.7:4200/api", "a private network"),
         ("http://prefect-server:4200/api", "a private network"),
+        ("http://prefect.example.org/api", "is not encrypted"),
+        ("http://8.8.8.8:4200/api", "is not encrypted"),
         ("https://prefect.example.org/api", None),
     ],
 )
