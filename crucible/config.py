@@ -189,6 +189,15 @@ class TrainConfig(Settings):
         below = self.gradient_accumulation_steps - self.gradient_accumulation_steps % processes
         return f"{below} or {below + processes}" if below else str(processes)
 
+    def changes(self, now: TrainConfig) -> list[str]:
+        """What makes `now` another training than this one: "n_layer 4 -> 6", for every field that decides weights.
+
+        `max_iters` may change where `lr_decay_iters` is given: it then decides only when training stops.
+        """
+        old, new = ({**c.model_dump(), "lr_decay_iters": c.decay_end} for c in (self, now))
+        names = [name for name in new if name not in NOT_IN_DIGEST | {"max_iters"} and old[name] != new[name]]
+        return [f"{name} {old[name]} -> {new[name]}" for name in names]
+
     def digest(self) -> str:
         """sha256 over the canonical JSON of the fields that decide which weights come out (not `NOT_IN_DIGEST`)."""
         fields = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))

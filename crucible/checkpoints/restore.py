@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from crucible.checkpoints.commits import PARALLEL_TRANSFERS, Checkpoints
 from crucible.checkpoints.manifest import FOLDER, MANIFEST, Checkpoint, StoredFile
+from crucible.config import TrainConfig
 from crucible.contract import step_name
-from crucible.errors import ObjectMissing, RecordDamaged
+from crucible.errors import CheckpointError, ConfigError, ObjectMissing, RecordDamaged
+from crucible.jobs.records import JobSpec
 
 
 def restore(
@@ -19,9 +22,10 @@ def restore(
     """Download the newest commit that verifies to `into/step-…`; None when nothing (whole) is committed.
 
     `on_damaged` receives each damaged checkpoint and what is wrong with it; the one before it is taken. Raises
-    `StoreUnavailable` when the store cannot be reached and `LocalDiskError` when this machine takes no files:
-    neither is a reason to start from nothing.
+    `StoreUnavailable` when the store cannot be reached, `LocalDiskError` when this machine takes no files and
+    `CheckpointError` when the newest one is another training's: none of these is a reason to start from nothing.
     """
+    spec = checkpoints.job.read_spec()
     passed_over: set[str] = set()
     while True:
         found = ((c, problem) for c, problem in checkpoints.found() if c.name not in passed_over)
@@ -29,6 +33,7 @@ def restore(
         if checkpoint is None:
             return None
         target, readable = into / step_name(checkpoint.step), problem is None
+        require_own(checkpoint, spec)
         problem = problem or fetch(checkpoints, checkpoint, target)
         if problem is None:
             return checkpoint, target
@@ -38,6 +43,21 @@ def restore(
         passed_over.add(checkpoint.name)
         if on_damaged:
             on_damaged(checkpoint, problem)
+
+
+def require_own(checkpoint: Checkpoint, spec: JobSpec) -> None:
+    """Raise `CheckpointError` if another training made the checkpoint, as far as its workload said what it trained."""
+    differing = []
+    if isinstance(data := checkpoint.state.get("dataset_digest"), str) and data != spec.dataset and spec.dataset:
+        differing.append(f"dataset {data} -> {spec.dataset}")
+    if isinstance(config := checkpoint.state.get("config"), dict) and spec.config:
+        with suppress(ConfigError):  # of a version that had other settings: the workload itself judges it
+            differing += TrainConfig.parse(config).changes(spec.config)
+    if differing:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.name} was made by another training than that of job {spec.job_id} "
+            f"({', '.join(differing)}); move its folder out of {FOLDER}/ to go on from the one before it"
+        )
 
 
 def fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> str | None:

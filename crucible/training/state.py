@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from crucible.config import NOT_IN_DIGEST, TrainConfig
+from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError
 from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault, safetensors_header
 from crucible.training.hardware import cpu_model
@@ -144,22 +144,16 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def require_same_run(state: Mapping[str, Any], config: TrainConfig, dataset_digest: str, folder: Path) -> None:
-    """Raise ConfigError if continuing would not be the same training: other data, or settings that decide weights.
-
-    `max_iters` may change where `lr_decay_iters` is given: it then decides only when training stops.
-    """
+    """Raise ConfigError if continuing would not be the same training: other data, or settings that decide weights."""
     if state["dataset_digest"] != dataset_digest:
         raise ConfigError(
             f"checkpoint {folder} was trained on dataset {state['dataset_digest']}, not {dataset_digest}; "
             f"use that dataset or start in another folder"
         )
-    saved = TrainConfig.parse(state["config"], source=str(folder / STATE))
-    before, now = ({**c.model_dump(), "lr_decay_iters": c.decay_end} for c in (saved, config))
-    differing = [name for name in now if name not in NOT_IN_DIGEST | {"max_iters"} and before[name] != now[name]]
-    if differing:
-        changes = ", ".join(f"{name} {before[name]} -> {now[name]}" for name in differing)
+    if changes := TrainConfig.parse(state["config"], source=str(folder / STATE)).changes(config):
         raise ConfigError(
-            f"checkpoint {folder} was made with other settings ({changes}); use the same settings or another folder"
+            f"checkpoint {folder} was made with other settings ({', '.join(changes)}); use the same settings or "
+            f"another folder"
         )
 
 

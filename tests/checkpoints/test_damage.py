@@ -11,7 +11,8 @@ import pytest
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
 from crucible.checkpoints.retention import retain
-from crucible.errors import StoreError
+from crucible.config import TrainConfig
+from crucible.errors import CheckpointError, StoreError
 from crucible.jobs.job import Job
 from crucible.store import Store, store_at
 from tests.checkpoints.committing import commit, restored_step, stored
@@ -94,6 +95,29 @@ def test_a_manifest_cannot_write_outside_its_folder(job: Job, scratch: Path, tmp
         job.store.write_json(stored(newest, "manifest.json"), manifest)
         assert restored_step(job, scratch / "restore") == 100
         assert not outside.exists()
+
+
+@pytest.mark.parametrize(
+    ("foreign", "named"),
+    [
+        ({"config": TrainConfig(n_layer=2).model_dump(mode="json")}, "n_layer 2 -> 4"),
+        ({"dataset_digest": "b" * 64}, "dataset bbb"),
+        ({"config": TrainConfig(threads=3, device="cpu").model_dump(mode="json"), "dataset_digest": "a" * 64}, None),
+        ({"config": {"of": "another version"}}, None),
+    ],
+)
+def test_the_state_of_another_training_is_refused_and_nothing_is_started_over(
+    store: Store, scratch: Path, foreign: dict[str, object], named: str | None
+) -> None:
+    job = new_job(store, config=TrainConfig(), dataset="a" * 64)
+    attempt = running(job, 1)
+    commit(attempt, scratch, 100)
+    commit(attempt, scratch, 200, **foreign)
+    if named is None:
+        assert restored_step(job, scratch / "restore") == 200
+        return
+    with pytest.raises(CheckpointError, match=f"step-00000200.*{named}"):
+        restore(Checkpoints(job), scratch / "restore")
 
 
 def test_if_all_are_damaged_each_is_told(job: Job, scratch: Path) -> None:
