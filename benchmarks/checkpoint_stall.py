@@ -23,10 +23,10 @@ import torch
 
 from benchmarks.results import write_result
 from crucible.config import TrainConfig
-from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault, safetensors_header
 from crucible.training.model import GPT
 from crucible.training.optimizer import FlatAdamW
 from crucible.training.saver import Saver, SaveReport
+from crucible.workload.folders import MODEL, OPTIMIZER, RNG, STATE, fault, safetensors_header
 
 
 def main() -> None:

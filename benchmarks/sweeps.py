@@ -122,8 +122,8 @@ def _asha(stage: Stage, data: Path, steps: int) -> dict[str, Any]:
 def _losses(config: TrainConfig, data: Path, rungs: Sequence[int]) -> list[float]:
     """Validation losses at every rung of one training that nothing stops."""
     from crucible.training.data import Dataset
-    from crucible.training.progress import Metrics
     from crucible.training.trainer import Trainer
+    from crucible.workload.metrics import Metrics
 
     trainer, losses = Trainer(config, Dataset(data)), []
     for rung in rungs:

@@ -16,7 +16,7 @@ from typing import Any
 
 from crucible.errors import ConfigError, CrucibleError
 from crucible.training.hardware import may_compute_on_cpu
-from crucible.training.stop import leave
+from crucible.workload.stop import leave
 
 
 def main(arguments: list[str] | None = None) -> int:

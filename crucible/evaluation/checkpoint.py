@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crucible.config import TrainConfig
-from crucible.training.folders import CHECKSUMS, MODEL, OPTIMIZER, STATE
 from crucible.training.model import GPT, load_model
+from crucible.workload.folders import CHECKSUMS, MODEL, OPTIMIZER, STATE
 
 
 @dataclass(frozen=True)

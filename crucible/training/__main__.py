@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, cast
 from crucible.config import TrainConfig, preset_names
 from crucible.contract import EXIT_DONE, EXIT_SAVED, METRICS_FILE, Variable
 from crucible.errors import ConfigError, CrucibleError, DataError
-from crucible.training.folders import newest_sound
 from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.launch import launch
-from crucible.training.lock import lock_folder
-from crucible.training.stop import StopRequest, leave
+from crucible.workload.folders import TRAINER_FILES, newest_sound
+from crucible.workload.lock import lock_folder
+from crucible.workload.stop import StopRequest, leave, stop_at_step
 
 if TYPE_CHECKING:
     from crucible.training.cpu import Gemm
@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             given = os.environ.get(Variable.RESUME_FROM)
             resume_from = Path(given) if given else None
         else:
-            resume_from = newest_sound(checkpoints, _log)
+            resume_from = newest_sound(checkpoints, _log, TRAINER_FILES)
         gemm = None
         if may_compute_on_cpu(config.device):
             from crucible.training import cpu
@@ -72,8 +72,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
 
         from crucible.training.data import Dataset
         from crucible.training.processes import Processes
-        from crucible.training.progress import Metrics
         from crucible.training.trainer import Trainer
+        from crucible.workload.metrics import Metrics
 
         processes = Processes()
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
@@ -90,7 +90,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             metrics=Metrics(Path(metrics) if metrics and processes.first else None, log),
             lock=lock,
             stop=lambda: bool(stop),
-            stop_at_step=_stop_at_step(),
+            stop_at_step=stop_at_step(),
             keep=config.keep_checkpoints if contract is None else None,
         )
         processes.close()
@@ -136,15 +136,6 @@ def _data(options: argparse.Namespace) -> Path:
     config = DatasetConfig.parse({"source": str(options.text.absolute()), "tokenizer": "char"})
     info = build_dataset(config, store_at(root.as_uri()))
     return cast(Path, root / "datasets" / info.digest)
-
-
-def _stop_at_step() -> int | None:
-    wanted = os.environ.get(Variable.STOP_AT_STEP)
-    if not wanted:
-        return None
-    if not wanted.isdigit() or int(wanted) < 1:
-        raise ConfigError(f"{Variable.STOP_AT_STEP} = {wanted!r} must be a step, 1 or more")
-    return int(wanted)
 
 
 def _introduce(environment: dict[str, object], parameters: int, gemm: Gemm | None, log: Callable[[str], None]) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from crucible.errors import CheckpointError
-from crucible.training.clock import CheckpointClock
-from crucible.training.folders import prune
 from crucible.training.losses import Losses
-from crucible.training.progress import Metrics
 from crucible.training.saver import Saver, SaveReport
+from crucible.workload.clock import CheckpointClock
+from crucible.workload.folders import prune
+from crucible.workload.metrics import Metrics
 
 __all__ = ["Checkpointer"]
 

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError
-from crucible.training.folders import MODEL
 from crucible.training.state import read_state
+from crucible.workload.folders import MODEL
 
 __all__ = ["GPT", "load_model", "padded_vocabulary"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,26 +16,21 @@ from torch import Tensor
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
+from crucible.workload.processes import ProcessGroup
 
 __all__ = ["Processes"]
 
 
-class Processes:
-    """The group, seen from this process. With one process every method is free and changes nothing."""
+class Processes(ProcessGroup):
+    """The trainer's group, made from what `torchrun` or `launch` say of this process."""
 
     def __init__(self) -> None:
-        self.count = int(os.environ.get("WORLD_SIZE", "1"))
-        self.rank = int(os.environ.get("RANK", "0"))
+        super().__init__(int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0")))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         if self.count > 1:
             # Gradients go by NCCL between GPUs, decisions by gloo: they must not wait for the GPU's queue.
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
             dist.init_process_group(backend, timeout=timedelta(hours=2))  # the first process evaluates alone
-
-    @property
-    def first(self) -> bool:
-        """Whether this one evaluates, saves and reports."""
-        return self.rank == 0
 
     def share(self, config: TrainConfig) -> int:
         """How many of a step's micro-batches each process computes. Raises ConfigError if they do not come out even."""
@@ -58,22 +52,6 @@ class Processes:
         if self.count > 1:
             dist.all_reduce(tensor)
             tensor /= self.count
-
-    def any(self, *flags: bool) -> list[bool]:
-        """Each flag: whether any process has it set."""
-        if self.count == 1:
-            return list(flags)
-        votes = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return [bool(vote) for vote in votes.tolist()]
-
-    def gather(self, item: Any) -> list[Any]:
-        """Every process's item, in the order of their ranks."""
-        if self.count == 1:
-            return [item]
-        items: list[Any] = [None] * self.count
-        dist.all_gather_object(items, item)
-        return items
 
     def close(self) -> None:
         """Leave the group."""

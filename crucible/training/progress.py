@@ -1,4 +1,4 @@
-"""What a training reports while it runs: metrics as JSON lines for programs, log lines for people."""
+"""What a training measures of itself while it runs: mean loss and gradient norm, and speed."""
 
 from __future__ import annotations
 
@@ -6,41 +6,16 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor
 
-from crucible.contract import metrics_line
 from crucible.errors import TrainingError
 from crucible.training.processes import Processes
 
-__all__ = ["Means", "Metrics", "Progress"]
+__all__ = ["Means", "Progress"]
 
 _SECONDS_BETWEEN_LINES = 2.0
-
-
-class Metrics:
-    """Appends JSON lines to a file, if there is one. A full disk ends the metrics, not the training."""
-
-    def __init__(self, path: Path | None, log: Callable[[str], None] = lambda line: None) -> None:
-        self._log = log
-        self._file: IO[str] | None = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a", encoding="utf-8")
-
-    def write(self, *, step: int, **figures: float) -> None:
-        """One line, at once readable by others."""
-        if self._file is None:
-            return
-        try:
-            self._file.write(metrics_line(step, time.time(), figures))
-            self._file.flush()
-        except OSError as error:
-            self._log(f"no more metrics are written to {self._file.name}: {error.strerror or error}")
-            self._file = None
 
 
 class Progress:

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from crucible.errors import CheckpointError
-from crucible.training.folders import FilePlan, write_folder
 from crucible.training.hardware import available_memory_bytes
 from crucible.training.writer import BackgroundWriter
+from crucible.workload.folders import FilePlan, write_folder
 
 __all__ = ["SaveReport", "Saver", "TensorFile"]
 

@@ -5,77 +5,39 @@ Weights and AdamW's moments are flat tensors (`optimizer`); what is here is the 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import platform
-import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError
-from crucible.training.folders import MODEL, OPTIMIZER, RNG, STATE, fault, safetensors_header
-from crucible.training.hardware import cpu_model
 from crucible.training.optimizer import FlatAdamW
 from crucible.training.saver import TensorFile
+from crucible.workload.environment import cpu_model
+from crucible.workload.folders import MODEL, OPTIMIZER, RNG, STATE, TRAINER_FILES, fault, safetensors_header
+from crucible.workload.rng import restore_rng
 
 __all__ = [
     "SCHEMA_VERSION",
-    "capture_rng",
-    "changes",
     "environment",
     "json_files",
     "load_rng",
     "load_tensors",
     "read_state",
     "require_same_run",
-    "restore_rng",
     "tensor_files",
     "weights_sha256",
 ]
 
 SCHEMA_VERSION = 1
-
-
-def capture_rng(device: torch.device) -> dict[str, Any]:
-    """The random number generators of this process as JSON: torch's, the device's, numpy's and Python's."""
-    numpy_state = np.random.get_state(legacy=False)
-    assert isinstance(numpy_state, dict)
-    captured = {
-        "torch": _encode(torch.get_rng_state()),
-        "numpy": {**numpy_state, "state": {k: np.asarray(v).tolist() for k, v in numpy_state["state"].items()}},
-        "python": random.getstate(),
-    }
-    if device.type == "cuda":
-        captured["cuda"] = _encode(torch.cuda.get_rng_state(device))
-    elif device.type == "mps":
-        captured["mps"] = _encode(torch.mps.get_rng_state())
-    return captured
-
-
-def restore_rng(captured: Mapping[str, Any], device: torch.device) -> None:
-    """Undo every draw since `capture_rng`. The generator of another kind of device cannot be restored and stays."""
-    torch.set_rng_state(_decode(captured["torch"]))
-    state = captured["numpy"]
-    keys = {
-        name: np.array(value, dtype=np.uint32) if name == "key" else value for name, value in state["state"].items()
-    }
-    np.random.set_state({**state, "state": keys})
-    version, internal, gauss = captured["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if device.type == "cuda" and "cuda" in captured:
-        torch.cuda.set_rng_state(_decode(captured["cuda"]), device)
-    elif device.type == "mps" and "mps" in captured:
-        torch.mps.set_rng_state(_decode(captured["mps"]))
 
 
 def environment(device: torch.device, precision: torch.dtype, compiled: bool, processes: int) -> dict[str, Any]:
@@ -96,12 +58,6 @@ def environment(device: torch.device, precision: torch.dtype, compiled: bool, pr
         "compile": compiled,
         "processes": processes,
     }
-
-
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two environments, for the log."""
-    before = {"replicas": before.get("threads_with_own_rows"), **before}  # its name before 0.2
-    return [f"{name} {before.get(name)} -> {now.get(name)}" for name in now if before.get(name) != now.get(name)]
 
 
 def tensor_files(optimizer: FlatAdamW) -> dict[str, TensorFile]:
@@ -132,7 +88,7 @@ def json_files(generators: list[dict[str, Any]], state: Mapping[str, Any]) -> di
 
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a finished checkpoint folder, after all files have been verified. Raises CheckpointError."""
-    problem = fault(folder)
+    problem = fault(folder, TRAINER_FILES)
     if problem is not None:
         raise CheckpointError(f"checkpoint {folder} is damaged: {problem}; resume from another one")
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -178,11 +134,3 @@ def load_rng(folder: Path, rank: int, device: torch.device) -> None:
     ranks = json.loads((folder / RNG).read_text(encoding="utf-8"))["ranks"]
     if rank < len(ranks):
         restore_rng(ranks[rank], device)
-
-
-def _encode(tensor: Tensor) -> str:
-    return base64.b64encode(tensor.numpy().tobytes()).decode()
-
-
-def _decode(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)

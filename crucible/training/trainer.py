@@ -20,7 +20,6 @@ from torch import Tensor
 
 from crucible.config import TrainConfig
 from crucible.training.checkpointing import Checkpointer
-from crucible.training.clock import CheckpointClock
 from crucible.training.data import TRAIN_STREAM, Dataset
 from crucible.training.device import choose_device, choose_precision, is_exact, may_compile
 from crucible.training.evaluate import EvaluationStopped
@@ -28,21 +27,22 @@ from crucible.training.losses import Losses
 from crucible.training.model import GPT
 from crucible.training.optimizer import ADAMW_IS_AS_KNOWN, FlatAdamW, learning_rate
 from crucible.training.processes import Processes
-from crucible.training.progress import Means, Metrics, Progress
+from crucible.training.progress import Means, Progress
 from crucible.training.saver import Saver
 from crucible.training.state import (
-    capture_rng,
-    changes,
     environment,
     json_files,
     load_rng,
     load_tensors,
     read_state,
     require_same_run,
-    restore_rng,
     tensor_files,
     weights_sha256,
 )
+from crucible.workload.clock import CheckpointClock
+from crucible.workload.environment import changes
+from crucible.workload.metrics import Metrics
+from crucible.workload.rng import capture_rng, restore_rng
 
 __all__ = ["Result", "Trainer"]
 

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from crucible.errors import CheckpointError
-from crucible.training.folders import FilePlan, write_folder
+from crucible.workload.folders import FilePlan, write_folder
 
 __all__ = ["BackgroundWriter"]
 

@@ -18,7 +18,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.contract import Control
 from crucible.jobs.job import Job
 from crucible.store import Store
-from crucible.training.clock import CheckpointClock
+from crucible.workload.clock import CheckpointClock
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import checkpoint_folder, new_job, running
 

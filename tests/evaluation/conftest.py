@@ -16,8 +16,8 @@ from crucible.datasets.config import DatasetConfig
 from crucible.datasets.fetch import fetch_dataset
 from crucible.store import store_at
 from crucible.training.data import Dataset
-from crucible.training.progress import Metrics
 from crucible.training.trainer import Trainer
+from crucible.workload.metrics import Metrics
 
 BEYOND_PADDING = 1100
 """A vocabulary whose embedding gets rows that stand for no token."""

@@ -15,8 +15,8 @@ import torch
 from crucible.config import TrainConfig
 from crucible.training.data import Dataset
 from crucible.training.processes import Processes
-from crucible.training.progress import Metrics
 from crucible.training.trainer import Result, Trainer
+from crucible.workload.metrics import Metrics
 
 VOCABULARY = 17
 

@@ -18,8 +18,8 @@ from crucible.contract import finished_folders
 from crucible.training.__main__ import main
 from crucible.training.data import Dataset
 from crucible.training.evaluate import estimate_loss
-from crucible.training.lock import lock_folder
 from crucible.training.model import load_model
+from crucible.workload.lock import lock_folder
 from tests.training.conftest import TINY, train_in, write_dataset
 
 

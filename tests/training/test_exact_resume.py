@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError
 from crucible.training.data import Dataset
-from crucible.training.folders import CHECKSUMS, MODEL, OPTIMIZER, RNG, STATE
 from crucible.training.trainer import Result, Trainer
+from crucible.workload.folders import CHECKSUMS, MODEL, OPTIMIZER, RNG, STATE
 from tests.training.conftest import TINY, Train, train_in
 
 HALF = TINY.with_overrides({"dtype": "float16"})

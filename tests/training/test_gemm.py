@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from crucible.errors import ConfigError
-from crucible.training import hardware
 from crucible.training.cpu import choose_gemm, gemm, mkl_shim, onednn
 from crucible.training.cpu.onednn import onednn_linear
+from crucible.workload import environment
 
 x86_linux = pytest.mark.skipif(
     not (sys.platform == "linux" and platform.machine() == "x86_64"), reason="the shim is for x86-64 Linux"
@@ -103,7 +103,7 @@ def amd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose gains are what a test says; where the answer is kept."""
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
     info = {"vendor_id": "AuthenticAMD", "model name": "Test", "flags": "a b"}
-    monkeypatch.setattr(hardware, "cpu_info", lambda: info)
+    monkeypatch.setattr(environment, "cpu_info", lambda: info)
     monkeypatch.setattr(gemm, "cpu_info", lambda: info)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")

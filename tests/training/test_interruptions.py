@@ -18,7 +18,7 @@ import pytest
 
 from crucible.contract import finished_folders
 from crucible.training.data import Dataset
-from crucible.training.folders import fault
+from crucible.workload.folders import fault
 from tests.training.conftest import TINY, train_in
 
 # Every step reports, so that the test knows where it is.

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 
 from crucible.contract import finished_folders
 from crucible.errors import CheckpointError, TrainingError
-from crucible.training.clock import CheckpointClock
 from crucible.training.data import Dataset
-from crucible.training.folders import fault, prune, safetensors_header
-from crucible.training.progress import Metrics
 from crucible.training.saver import Saver
 from crucible.training.trainer import Trainer
+from crucible.workload.clock import CheckpointClock
+from crucible.workload.folders import fault, prune, safetensors_header
+from crucible.workload.metrics import Metrics
 from tests.training.conftest import TINY, Train
 
 
@@ -150,7 +150,7 @@ def test_full_disk_at_the_end_is_a_failure(tmp_path: Path, dataset: Dataset) -> 
 def test_kill_in_the_middle_of_a_save_leaves_nothing_trusted(tmp_path: Path) -> None:
     # The body is a pipe's worth of zeros that takes long enough to be killed in: 400 MB, at full speed 0.5 s.
     code = (
-        "import sys; from pathlib import Path; from crucible.training.folders import *\n"
+        "import sys; from pathlib import Path; from crucible.workload.folders import *\n"
         "write_folder(Path(sys.argv[1]), 3, [FilePlan('model.safetensors', b'', (memoryview(bytes(400 << 20)),))])"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])

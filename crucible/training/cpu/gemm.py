@@ -25,8 +25,8 @@ from typing import Any, Literal, cast
 
 from crucible.errors import ConfigError
 from crucible.training.cpu import mkl_shim
-from crucible.training.folders import STATE
-from crucible.training.hardware import cpu_info, cpu_model
+from crucible.workload.environment import cpu_info, cpu_model
+from crucible.workload.folders import STATE
 
 __all__ = ["Backend", "Gemm", "choose_gemm"]
 

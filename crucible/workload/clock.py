@@ -45,7 +45,12 @@ class CheckpointClock:
     def due(self) -> bool:
         """Whether the interval has passed since the last save began."""
         self._read_control()
-        return time.monotonic() - self._last >= self.seconds
+        return self.elapsed_seconds >= self.seconds
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Seconds since the last save began, or since the start."""
+        return time.monotonic() - self._last
 
     def saved(self) -> None:
         """A save has just begun."""

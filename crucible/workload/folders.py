@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from crucible.contract import PARTIAL_SUFFIX, STATE_FILE, file_sha256, finished_folders, step_name, step_of
 from crucible.errors import CheckpointError
@@ -33,10 +32,13 @@ __all__ = [
     "OPTIMIZER",
     "RNG",
     "STATE",
+    "TRAINER_FILES",
+    "TYPES",
     "FilePlan",
     "fault",
     "newest_sound",
     "prune",
+    "publish_folder",
     "safetensors_header",
     "sweep",
     "write_folder",
@@ -44,6 +46,26 @@ __all__ = [
 
 MODEL, OPTIMIZER, RNG, STATE = "model.safetensors", "optimizer.safetensors", "rng.json", STATE_FILE
 CHECKSUMS = "checksums.json"
+TRAINER_FILES = frozenset({MODEL, OPTIMIZER, RNG, STATE})
+"""What a checkpoint of Crucible's own trainer holds besides."""
+TYPES = {
+    "float64": ("F64", 8),
+    "float32": ("F32", 4),
+    "float16": ("F16", 2),
+    "bfloat16": ("BF16", 2),
+    "float8_e4m3fn": ("F8_E4M3", 1),
+    "float8_e5m2": ("F8_E5M2", 1),
+    "int64": ("I64", 8),
+    "int32": ("I32", 4),
+    "int16": ("I16", 2),
+    "int8": ("I8", 1),
+    "uint64": ("U64", 8),
+    "uint32": ("U32", 4),
+    "uint16": ("U16", 2),
+    "uint8": ("U8", 1),
+    "bool": ("BOOL", 1),
+}
+"""What torch and numpy call a type: its name in safetensors files, and its bytes."""
 
 _CHUNK = 8 << 20
 
@@ -63,12 +85,32 @@ def write_folder(parent: Path, step: int, files: Sequence[FilePlan]) -> int:
 
     Raises CheckpointError, and leaves nothing behind, if the disk refuses or a weight is not a finite number.
     """
+
+    def fill(partial: Path) -> dict[str, dict[str, Any]]:
+        return {plan.name: _write_file(partial / plan.name, plan) for plan in files}
+
+    return _publish(parent, step, fill)
+
+
+def publish_folder(parent: Path, step: int, fill: Callable[[Path], None]) -> int:
+    """As `write_folder`, with the files that `fill` writes into the folder that it is given, subfolders included."""
+
+    def fill_and_read(partial: Path) -> dict[str, dict[str, Any]]:
+        fill(partial)
+        return {
+            str(path.relative_to(partial)): _sync_file(path) for path in sorted(partial.rglob("*")) if path.is_file()
+        }
+
+    return _publish(parent, step, fill_and_read)
+
+
+def _publish(parent: Path, step: int, fill: Callable[[Path], dict[str, dict[str, Any]]]) -> int:
     target = parent / step_name(step)
     partial = parent / f"{target.name}{PARTIAL_SUFFIX}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        sums = {plan.name: _write_file(partial / plan.name, plan) for plan in files}
+        sums = fill(partial)
         checksums = json.dumps({"schema_version": 1, "step": step, "files": sums}, indent=1) + "\n"
         _write_file(partial / CHECKSUMS, FilePlan(CHECKSUMS, checksums.encode()))
         _sync_folder(partial)
@@ -85,11 +127,11 @@ def write_folder(parent: Path, step: int, files: Sequence[FilePlan]) -> int:
     return sum(int(entry["bytes"]) for entry in sums.values())
 
 
-def fault(folder: Path) -> str | None:
-    """What is wrong with a finished folder, or None if all its files are as they were written."""
+def fault(folder: Path, required: Set[str] = frozenset({STATE})) -> str | None:
+    """What is wrong with a finished folder, or None if it has the `required` files and all are as they were written."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))["files"]
-        missing = {MODEL, OPTIMIZER, RNG, STATE} - set(expected)
+        missing = required - set(expected)
         if missing:
             return f"{CHECKSUMS} does not name {', '.join(sorted(missing))}"
         for name, entry in expected.items():
@@ -106,10 +148,10 @@ def fault(folder: Path) -> str | None:
     return None
 
 
-def newest_sound(parent: Path, log: Callable[[str], None]) -> Path | None:
+def newest_sound(parent: Path, log: Callable[[str], None], required: Set[str] = frozenset({STATE})) -> Path | None:
     """The newest finished folder that verifies; damaged ones are reported and passed over."""
     for folder in reversed(finished_folders(parent)):
-        problem = fault(folder)
+        problem = fault(folder, required)
         if problem is None:
             return folder
         log(f"checkpoint {folder} is damaged and not used: {problem}")
@@ -131,16 +173,18 @@ def sweep(parent: Path) -> list[str]:
     return [folder.name for folder in leftovers]
 
 
-def safetensors_header(shapes: Mapping[str, Sequence[int]]) -> bytes:
-    """The head of a safetensors file of float32 tensors that follow each other in this order.
+def safetensors_header(shapes: Mapping[str, Sequence[int]], types: Mapping[str, str] | None = None) -> bytes:
+    """The head of a safetensors file of tensors that follow each other in this order.
 
-    Format: https://github.com/huggingface/safetensors#format. No metadata: equal weights give equal files.
+    `types`: by name, a key of `TYPES`; None: all are float32. Format:
+    https://github.com/huggingface/safetensors#format. No metadata: equal weights give equal files.
     """
     entries: dict[str, object] = {}
     end = 0
     for name, shape in shapes.items():
-        start, end = end, end + 4 * int(np.prod(shape, dtype=np.int64))
-        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        code, size = TYPES[types[name] if types else "float32"]
+        start, end = end, end + size * math.prod(shape)
+        entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -162,13 +206,31 @@ def _write_file(path: Path, plan: FilePlan) -> dict[str, Any]:
 def _chunks(plan: FilePlan) -> Iterator[memoryview]:
     yield memoryview(plan.head)
     for body in plan.bodies:
+        if not body.nbytes:
+            continue  # a shape with a zero in it cannot be cast
         body = body.cast("B")
         for start in range(0, len(body), _CHUNK):
             chunk = body[start : start + _CHUNK]
             # One NaN or infinity makes the sum one, and a sum takes a quarter of the time of looking at each.
-            if plan.finite and not np.isfinite(np.add.reduce(np.frombuffer(chunk, "<f4"))):
+            if plan.finite and not _is_finite(chunk):
                 raise CheckpointError(f"{plan.name} holds NaN or infinity; it is not saved")
             yield chunk
+
+
+def _is_finite(chunk: memoryview) -> bool:
+    import numpy as np  # not every script has numbers to look at
+
+    return bool(np.isfinite(np.add.reduce(np.frombuffer(chunk, "<f4"))))
+
+
+def _sync_file(path: Path) -> dict[str, Any]:
+    """Make durable what another has written."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from crucible.errors import ConfigError
-from crucible.training.folders import sweep
+from crucible.workload.folders import sweep
 
 __all__ = ["lock_folder"]
 
@@ -37,7 +35,7 @@ def lock_folder(parent: Path, log: Callable[[str], None], timeout_seconds: float
             break
         except BlockingIOError:
             owner = path.read_text(encoding="utf-8").strip()
-            if (owner.isdigit() and psutil.pid_exists(int(owner))) or time.monotonic() > until:
+            if (owner.isdigit() and _exists(int(owner))) or time.monotonic() > until:
                 os.close(descriptor)
                 raise ConfigError(
                     f"another training (process {owner}) writes to {parent}; wait for it or use another folder"
@@ -54,3 +52,13 @@ def lock_folder(parent: Path, log: Callable[[str], None], timeout_seconds: float
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
