@@ -1,8 +1,8 @@
 """Take the pictures of the Prefect UI that the documentation shows.
 
-    python -m scripts.screenshots JOB [--sweep SWEEP] [--out docs/images] [--api-url http://127.0.0.1:4200/api]
+    python -m scripts.screenshots JOB [--sweep SWEEP] [--out docs/images]
 
-Needs a server with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
+Needs a server that `crucible up` started, with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
 is driven over its DevTools protocol: a page is taken once the text that matters is really there.
 """
 
@@ -28,6 +28,8 @@ from websockets.sync.client import connect
 from websockets.sync.connection import Connection
 
 from crucible.errors import CrucibleError
+from crucible.local import access
+from crucible.local.state import Home, State
 from tasks.reporting import artifact_key
 
 WIDTH, HEIGHT = 1360, 860
@@ -60,14 +62,18 @@ class Page:
     def evaluate(self, expression: str) -> Any:
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def open(self, url: str, needed: str) -> None:
+        """Open `url` and wait for the text or selector `needed`."""
+        self.send("Page.navigate", url=url)
+        self._wait_for(needed)
+
     def take(self, url: str, needed: str, path: Path, tallest: int = HEIGHT) -> None:
         """Open `url`, wait for the text or selector `needed` to be there and the page to settle, and write a PNG.
 
         A page whose contents are taller than the window gets a window of their height, up to `tallest`.
         """
         self._size(HEIGHT)
-        self.send("Page.navigate", url=url)
-        self._wait_for(needed)
+        self.open(url, needed)
         picture = self._settled()
         inside = "[...document.querySelectorAll('main, div')].map(e => e.scrollHeight)"
         height = int(self.evaluate(f"Math.max(document.documentElement.scrollHeight, ...{inside})"))
@@ -145,11 +151,12 @@ def _smaller(picture: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def take_all(api_url: str, job: str, sweep: str | None, out: Path) -> None:
+def take_all(home: Home, job: str, sweep: str | None, out: Path) -> None:
     """The pipeline's run, the job's report, its evaluation, the list of its runs, and a sweep's page."""
+    api_url = State.load(home).api_url
     ui = api_url.removesuffix("/api") + "/v2"
     tag = f"job:{job}"
-    with httpx.Client(base_url=api_url, trust_env=False) as api:
+    with access.connect(home, api_url) as api:
         runs = _answer(api, "/flow_runs/filter", {"flow_runs": {"tags": {"all_": [tag, "stage:pipeline"]}}})
         if not runs:
             raise CrucibleError(f"job: {api_url} has no run of a pipeline with the tag {tag!r}")
@@ -158,6 +165,7 @@ def take_all(api_url: str, job: str, sweep: str | None, out: Path) -> None:
         searched = _newest_artifact(api, artifact_key("sweep", sweep)) if sweep else None
     out.mkdir(parents=True, exist_ok=True)
     with chromium() as page:
+        page.open(access.login_link(home, f"{ui}/dashboard"), "Flow Runs")
         page.take(f"{ui}/runs?tags={quote(tag)}", runs[0]["name"], out / "runs.png", 1080)
         page.take(f"{ui}/runs/flow-run/{runs[0]['id']}", "train-nanogpt", out / "flow-run.png")
         if report:
@@ -187,10 +195,9 @@ def main() -> int:
     parser.add_argument("job", help="name of a finished job")
     parser.add_argument("--sweep", help="name of a finished sweep, for a picture of its page")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
-    parser.add_argument("--api-url", default="http://127.0.0.1:4200/api", help="the Prefect server's API")
     options = parser.parse_args()
     try:
-        take_all(options.api_url.rstrip("/"), options.job, options.sweep, options.out)
+        take_all(Home.current(), options.job, options.sweep, options.out)
     except (CrucibleError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
