@@ -2,8 +2,9 @@
 
     python -m scripts.screenshots JOB [--sweep SWEEP] [--out docs/images]
 
-Needs a server that `crucible up` started, with a finished job of that name, and Chromium (`apt install chromium`), which runs without a screen and
-is driven over its DevTools protocol: a page is taken once the text that matters is really there.
+Needs a server that `crucible up` started, with a finished job of that name, and Chromium (`apt install chromium`). It
+runs without a screen and is driven over its DevTools protocol: a page is taken once the text that matters is really
+there.
 """
 
 from __future__ import annotations

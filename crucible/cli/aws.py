@@ -265,6 +265,7 @@ class _Ticker:
 def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
     from crucible.pools.aws.pools import PoolOptions, register, save_store_block
     from crucible.pools.aws.status import newest_image
+    from crucible.pools.common.registration import require_server
 
     url = _prefect_api_url()
     if url is None:
@@ -272,7 +273,7 @@ def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
             "No Prefect server is selected: run `crucible up` (or set PREFECT_API_URL), then `crucible aws pools`."
         )
         return
-    _require_answer(url)
+    require_server()
     repository = state.outputs["ImageRepository"]
     image = image or newest_image(aws, repository)
     if image is None:
@@ -287,21 +288,6 @@ def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
         typer.echo(f"Pool {pool} is ready on {url}; start its worker with: crucible aws worker {pool}")
     save_store_block("aws", _store_block(aws, state))
     typer.echo(f"Store block aws leads to {state.outputs['StoreUri']}: train-nanogpt --param store=aws")
-
-
-def _require_answer(url: str) -> None:
-    """Ask the server once, before Prefect's own client asks for a minute. Raises `ServiceError`."""
-    import httpx
-
-    from crucible.errors import ServiceError
-
-    try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
-    except httpx.HTTPError as error:
-        raise ServiceError(
-            f"PREFECT_API_URL = {url!r}: the Prefect server does not answer ({error}); start it (`crucible up`) or "
-            "select another, then run `crucible aws pools`"
-        ) from error
 
 
 def _store_block(aws: Aws, state: StackState) -> dict[str, str]:

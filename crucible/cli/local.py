@@ -67,13 +67,19 @@ def up(
 
 def down() -> None:
     """Stop all that `crucible up` started and select the earlier Prefect profile again."""
-    from crucible.local import docker
+    from crucible.local import services
     from crucible.local.state import Home
     from crucible.local.status import StatusLines
+    from crucible.local.up import Report
     from crucible.local.up import down as bring_down
 
+    def stop_containers(home: Home, report: Report) -> None:
+        from crucible.local.docker import stop_runs  # needs the docker extra, which is there where this service runs
+
+        stop_runs(home, report)
+
     with StatusLines() as lines:
-        restored = bring_down(Home.current(), lines.report, {docker.SERVICE: docker.stop_runs})
+        restored = bring_down(Home.current(), lines.report, {services.DOCKER_WORKER: stop_containers})
     typer.echo(f"Everything is stopped{f'; Prefect profile {restored} is selected again' if restored else ''}.")
 
 

@@ -14,6 +14,7 @@ import crucible.cli
 from crucible import __version__
 from crucible.cli.inputs import check_all
 from crucible.errors import CrucibleError
+from crucible.extras import how_to_install
 from crucible.loopback import bypass_proxies
 
 
@@ -55,6 +56,13 @@ def main() -> None:
         build_app()()
     except CrucibleError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        rehearsed = {"drill", "rehearse"} & set(sys.argv[1:2])
+        fix = how_to_install(error, "rehearsal" if rehearsed else None)
+        if fix is None:
+            raise
+        typer.echo(f"error: {fix}", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)

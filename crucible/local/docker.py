@@ -7,15 +7,13 @@ from typing import Any
 
 from crucible.errors import ConfigError
 from crucible.local import access
-from crucible.local.services import WORKER_NAME, Service, worker_reports
+from crucible.local.services import DOCKER_WORKER, WORKER_NAME, Service, worker_reports
 from crucible.local.state import PROJECT, Home, State
 from crucible.local.up import Report, ensure_all
 from crucible.pools.docker.containers import stop_containers
 from crucible.pools.docker.engine import connect, gpu_runtime
 from crucible.pools.docker.images import Recipe, build, variant_for
 from crucible.pools.docker.pool import POOL, PoolOptions, register
-
-SERVICE = "docker-worker"
 
 
 def worker(home: Home, api_url: str) -> Service:
@@ -24,7 +22,7 @@ def worker(home: Home, api_url: str) -> Service:
         *(sys.executable, "-m", "prefect", "worker", "start"),
         *("--pool", POOL, "--type", POOL, "--name", WORKER_NAME),
     )
-    return Service(SERVICE, "Docker worker", command, lambda record: worker_reports(home, api_url, record, POOL))
+    return Service(DOCKER_WORKER, "Docker worker", command, lambda record: worker_reports(home, api_url, record, POOL))
 
 
 def bring_up(

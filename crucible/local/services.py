@@ -28,6 +28,7 @@ POOL = "local"
 POOL_TYPE = "crucible-local"
 """The worker's type. It also serves pools of the type `process`, which earlier versions made."""
 WORKER_NAME = "crucible-local"
+DOCKER_WORKER = "docker-worker"
 
 
 _LOOP_SECONDS = {

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from crucible.errors import ConfigError
+import httpx
+
+from crucible.errors import ConfigError, ServiceError
 
 FLOW = "train"
 MODEL = "local"
@@ -24,8 +26,10 @@ def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings
             that is not named keeps its value.
 
     Raises:
-        ConfigError: `train/local`, which the deployment is modelled on, is not there.
+        ConfigError: no server is selected, or `train/local`, which the deployment is modelled on, is not there.
+        ServiceError: the server does not answer.
     """
+    require_server()
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
     from prefect.exceptions import ObjectNotFound
@@ -50,6 +54,25 @@ def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings
                 tags=model.tags,
             )
     return name
+
+
+def require_server() -> None:
+    """Ask the selected server once: without one Prefect starts its own, and a dead one it tries for a minute.
+
+    Raises `ConfigError` and `ServiceError` as `register` does.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    if not url:
+        raise ConfigError("no Prefect server is selected; run `crucible up`, or set PREFECT_API_URL")
+    try:
+        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"PREFECT_API_URL = {url!r}: the Prefect server does not answer ({error}); start it with `crucible up`, or "
+            "select another"
+        ) from None
 
 
 def _model(client: Any) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from crucible.local.docker import SERVICE
+from crucible.local.services import DOCKER_WORKER
 from crucible.local.state import State
 from crucible.pools.docker.engine import connect
 from crucible.rehearsal.docker_engine import OwnEngine
@@ -28,7 +28,7 @@ def docker_faults(engine: OwnEngine | None, start_worker: Callable[[], object]) 
     """All faults of the pool. An engine that is not the drill's own is never killed."""
 
     def restart_worker(scene: Scene) -> bool:
-        record = State.load(scene.home).services[SERVICE]
+        record = State.load(scene.home).services[DOCKER_WORKER]
         if (process := record.find()) is not None:
             process.kill()
             process.wait(10)
