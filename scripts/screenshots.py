@@ -155,6 +155,8 @@ def _smaller(picture: bytes) -> bytes:
 def take_all(home: Home, job: str, sweep: str | None, out: Path) -> None:
     """The pipeline's run, the job's report, its evaluation, the list of its runs, and a sweep's page."""
     api_url = State.load(home).api_url
+    if api_url is None:
+        raise CrucibleError("no local server is running; run: crucible up")
     ui = api_url.removesuffix("/api") + "/v2"
     tag = f"job:{job}"
     with access.connect(home, api_url) as api:
