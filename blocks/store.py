@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect.blocks.core import Block
 from pydantic import Field, SecretStr
 
@@ -42,11 +40,7 @@ class Store(Block):
 
     def open(self) -> crucible.store.Store:
         """The store, ready to use. Raises `ConfigError` if the root is not an address that Crucible knows."""
-        options: dict[str, Any] = {
-            "key": self.access_key_id,
-            "secret": self.secret_access_key.get_secret_value() if self.secret_access_key else None,
-            "token": self.session_token.get_secret_value() if self.session_token else None,
-            "endpoint_url": self.endpoint_url,
-            "client_kwargs": {"region_name": self.region} if self.region else None,
-        }
-        return crucible.store.store_at(self.root, **{name: value for name, value in options.items() if value})
+        fields = {name: getattr(self, name) for name in ("root", "access_key_id", "endpoint_url", "region")}
+        secrets = {"secret_access_key": self.secret_access_key, "session_token": self.session_token}
+        shown = {name: value.get_secret_value() if value else None for name, value in secrets.items()}
+        return crucible.store.store_of_block({**fields, **shown})

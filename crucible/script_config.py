@@ -7,14 +7,16 @@ a script which follows `docs/workload-contract.md` by itself.
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from crucible.settings import MOST, Settings, invalid
+from crucible.settings import MOST, Settings, invalid, shown
 
-__all__ = ["CheckpointFiles", "MetricsSource", "ScriptConfig"]
+__all__ = ["CheckpointFiles", "MetricsSource", "ScriptConfig", "ScriptSettings", "secret_block"]
 
 MetricsFormat = Literal["contract", "nanogpt", "huggingface", "lightning", "jsonl", "tensorboard", "pattern"]
 
@@ -78,12 +80,11 @@ class MetricsSource(Settings):
         return self
 
 
-class ScriptConfig(Settings):
-    """A workload of your own: any command."""
+class ScriptSettings(Settings):
+    """All that describes a workload of your own besides its command."""
 
-    model_config = ConfigDict(title="Script")
+    model_config = ConfigDict(title="Script settings")
 
-    command: list[str] = Field(min_length=1, description="The command line, program first.")
     settings: dict[str, Any] = Field(
         default_factory=dict, description="What the script is configured with; shown in reports, not interpreted."
     )
@@ -106,6 +107,63 @@ class ScriptConfig(Settings):
         default_factory=list,
         description="Files, folders or globs that are kept when the script is done, relative to its working directory.",
     )
+    dependencies: str = Field(
+        "",
+        description="What is installed for the script: a requirements file of the folder, or none. Empty: uv.lock, "
+        "requirements.txt or pyproject.toml, the first that is there; else Crucible's own environment.",
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="Environment variables; kept in the job's record.")
+    secrets: list[str] = Field(
+        default_factory=list,
+        description="Environment variables that are read on the script's machine: from the Prefect Secret block of "
+        "that name (hf-token for HF_TOKEN), else from the machine's own environment. Never kept in a record.",
+    )
+
+    @field_validator("checkpoint", mode="before")
+    @classmethod
+    def _only_a_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _only_a_format(cls, value: Any) -> Any:
+        return {"format": value} if isinstance(value, str) else value
+
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        return split("resume", value) if isinstance(value, str) else value
+
+    @field_validator("output", "secrets", mode="before")
+    @classmethod
+    def _only_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("env", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        """YAML reads `DEBUG: 1` as a number, and a variable is always text."""
+        if not isinstance(value, Mapping):
+            return value
+        numbers = {name: str(v) for name, v in value.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        return {**value, **numbers}
+
+    @field_validator("env")
+    @classmethod
+    def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            _variable("env", name)
+        return value
+
+    @field_validator("secrets")
+    @classmethod
+    def _secret_names(cls, value: list[str]) -> list[str]:
+        return [_variable("secrets", name) for name in value]
+
+    @field_validator("dependencies")
+    @classmethod
+    def _dependencies_inside(cls, value: str) -> str:
+        return inside("dependencies", value) if value else value
 
     @field_validator("output")
     @classmethod
@@ -116,6 +174,40 @@ class ScriptConfig(Settings):
     def handles_sigterm(self) -> bool:
         """Whether a stop request reaches the script as SIGTERM."""
         return self.checkpoint is None if self.sigterm is None else self.sigterm
+
+
+class ScriptConfig(ScriptSettings):
+    """A workload of your own: any command."""
+
+    model_config = ConfigDict(title="Script")
+
+    command: list[str] = Field(min_length=1, description="The command line, program first.")
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return split("command", value) if isinstance(value, str) else value
+
+
+def split(field: str, line: str) -> list[str]:
+    """A command line in its words, as a shell splits it; raises a validation error for an open quote."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise invalid(f"{field} = {shown(line)} cannot be split into words: {error}; close the quote") from None
+
+
+def secret_block(name: str) -> str:
+    """The name of a secret's Prefect block, which may have lower-case letters, digits and dashes."""
+    return name.lower().replace("_", "-").strip("-")
+
+
+def _variable(field: str, name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise invalid(f"{field}: {shown(name)} is not a name of an environment variable; use letters, digits and _")
+    if name.startswith(("CRUCIBLE_", "PREFECT_")):
+        raise invalid(f"{field}: {name} belongs to {name.split('_')[0].capitalize()}; choose another name")
+    return name
 
 
 def inside(field: str, path: str) -> str:

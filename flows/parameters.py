@@ -13,6 +13,7 @@ from crucible.datasets.config import DatasetConfig
 from crucible.errors import ConfigError
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
+from crucible.script_config import ScriptSettings
 from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, ladder
@@ -105,6 +106,54 @@ class TrainRequest(Request):
     def deadline(self, after: datetime | None) -> datetime | None:
         """The moment of `finish_by`. Raises `ConfigError` for what is no time, or not later than `after`."""
         return moment_to_come(self.finish_by, after) if self.finish_by else None
+
+
+class TrainScriptRequest(Request):
+    """What `train-script` is asked: one run of a script of your own, on as many machines as it takes."""
+
+    command: str = Field(
+        "", description="The command line, such as python train.py. Empty: the one in the folder's crucible.yaml."
+    )
+    code: str = Field(
+        "",
+        description="The folder that the command runs in: a path on this flow's machine, which may hold a "
+        "crucible.yaml, or the digest of a folder that crucible run has packed. Empty: the command needs none.",
+    )
+    data: dict[str, str] = Field(
+        {}, description="Of a packed folder: the digests of its data by path, as crucible run fills them in."
+    )
+    script: Annotated[
+        ScriptSettings, Field(description="Checkpoints, metrics, resume arguments, outputs, variables.")
+    ] = ScriptSettings()
+    pool: Pool = Field("local", description="Where to run. Not auto: there is no estimate for a script of your own.")
+    job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
+    max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
+    max_cost_usd: float | None = Field(
+        None, gt=0, le=MOST_USD, description="Stop, saved, before the job costs more. Empty: no cap."
+    )
+    max_hours: float | None = Field(
+        None, gt=0, le=MOST_HOURS, description="Stop, saved, so many hours after the start. Empty: no cap."
+    )
+    finish_by: str = Field(
+        "", description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+    )
+    project: Project = "default"
+    owner: Owner = ""
+    store: StoreName = "default"
+
+    def given(self) -> dict[str, Any]:
+        """The script's settings as far as they were given; a folder's crucible.yaml has the rest."""
+        command = {"command": self.command} if self.command else {}
+        return {**self.script.model_dump(exclude_unset=True), **command}
+
+    def limits(self, moment: datetime) -> Limits:
+        """The limits of a job that starts at `moment`. Raises `ConfigError` for a `finish_by` that is no time."""
+        hours = [] if self.max_hours is None else [self.max_hours]
+        if self.finish_by:
+            hours.append((moment_to_come(self.finish_by, moment) - moment).total_seconds() / 3600)
+        return Limits(
+            max_attempts=self.max_attempts, max_cost_usd=self.max_cost_usd, max_hours=min(hours, default=None)
+        )
 
 
 class TuneRequest(Request):

@@ -32,6 +32,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.store import Store
 from tasks.observing import AttemptObserver
+from tasks.scripts import prepare_script
 from tasks.stopping import being_cancelled
 
 WORKER_GRACE_SECONDS = 25.0
@@ -71,7 +72,7 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
     `gpus`: how many the training may use; None: all that this machine has.
     """
     if spec.script is not None:
-        return WorkloadCommand(spec.script.command)
+        return prepare_script(job, spec, spec.script, scratch)
     if spec.config is None:
         raise ConfigError(f"job: {job.job_id} has neither a configuration nor a script; start a new job")
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")

@@ -96,7 +96,7 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
     from crucible.pools.common.reach import FIX, is_here, obstacle
 
     api_url = State.load(Home.current()).api_url
-    with _server() as api:
+    with access.connect_here(seconds=ANSWER_SECONDS) as api:
         pool = api.get(f"/work_pools/{check.name}").raise_for_status().json()
     environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
     address = environment.get("PREFECT_API_URL") or api_url or ""
@@ -139,18 +139,10 @@ def _api_url() -> str | None:
     return os.environ.get("PREFECT_API_URL") or State.load(Home.current()).api_url
 
 
-def _server() -> httpx.Client:
-    url, home = _api_url() or "", Home.current()
-    if url == State.load(home).api_url:
-        return access.connect(home, url, seconds=ANSWER_SECONDS)
-    user, _, password = (os.environ.get(access.CLIENT_SETTING) or "").partition(":")
-    return httpx.Client(base_url=url, timeout=ANSWER_SECONDS, auth=(user, password))
-
-
 def _is_for_the_cpu(name: str) -> bool:
     """Whether the pool is set to train without GPUs."""
     try:
-        with _server() as api:
+        with access.connect_here(seconds=ANSWER_SECONDS) as api:
             template = api.get(f"/work_pools/{name}").raise_for_status().json()["base_job_template"]
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
@@ -162,7 +154,7 @@ def _with_worker(check: Check) -> Check:
     create, start = COMMANDS[check.name]
     api_url = _api_url()
     try:
-        with _server() as api:
+        with access.connect_here(seconds=ANSWER_SECONDS) as api:
             pool = api.get(f"/work_pools/{check.name}")
             if pool.status_code == httpx.codes.NOT_FOUND:
                 return replace(check, ready=False, found=f"{check.found}; the server has no such pool", fix=create)

@@ -80,6 +80,14 @@ class Record(BaseModel):
     schema_version: int = SCHEMA_VERSION
 
 
+class CodePackage(BaseModel):
+    """The folder that a script runs in, as it was packed (`crucible.code`)."""
+
+    digest: str
+    data: dict[str, str] = Field(default_factory=dict)
+    """Files and folders that are carried apart from the code: path in the folder → digest of the data set."""
+
+
 class JobSpec(Record):
     """What is to be trained. It never changes: another spec is another job."""
 
@@ -90,6 +98,8 @@ class JobSpec(Record):
     """The complete training configuration; None for a script that has none of ours."""
     script: ScriptConfig | None = None
     """The workload when it is not Crucible's own trainer."""
+    code: CodePackage | None = None
+    """What the script's working directory holds; None: the script needs no folder."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
     project: str = "default"

@@ -49,6 +49,22 @@ def connect(home: Home, api_url: str, *, seconds: float = 30) -> httpx.Client:
     return httpx.Client(base_url=api_url, timeout=seconds, auth=(user, password), trust_env=False)
 
 
+def connect_here(*, seconds: float = 30) -> httpx.Client:
+    """A client of the server that this shell uses: `PREFECT_API_URL`, else the one of `crucible up`.
+
+    Raises `ServiceError` when there is neither.
+    """
+    home = Home.current()
+    own = State.load(home).api_url
+    url = os.environ.get("PREFECT_API_URL") or own
+    if not url:
+        raise ServiceError("there is no Prefect server here; start it with: crucible up")
+    if url == own:
+        return connect(home, url, seconds=seconds)
+    user, _, password = (os.environ.get(CLIENT_SETTING) or "").partition(":")
+    return httpx.Client(base_url=url, timeout=seconds, auth=(user, password))
+
+
 @contextmanager
 def prefect_settings(home: Home) -> Iterator[None]:
     """Within it, Prefect's own clients in this process use the server in `home`."""

@@ -40,9 +40,9 @@ class Standing:
         if self.state != "RUNNING":
             return "waiting for the worker"
         if self.summary is None:
-            return "preparing the dataset"
+            return "preparing"
         if not self.summary.attempts or self.summary.step == 0:
-            return "starting the trainer"
+            return "starting"
         if self.summary.attempts[-1].end_reason is EndReason.COMPLETED:
             return "evaluating"
         return "training"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +16,18 @@ from crucible.store.file import FileStore
 def default_store_uri() -> str:
     """The store used when none is named: `$CRUCIBLE_STORE`, or a folder under `crucible_home()`."""
     return os.environ.get("CRUCIBLE_STORE") or (crucible_home() / "store").as_uri()
+
+
+def store_of_block(data: Mapping[str, Any]) -> Store:
+    """The store that the fields of a `Store` block describe; empty ones are left to the machine's own settings."""
+    options = {
+        "key": data.get("access_key_id"),
+        "secret": data.get("secret_access_key"),
+        "token": data.get("session_token"),
+        "endpoint_url": data.get("endpoint_url"),
+        "client_kwargs": {"region_name": data["region"]} if data.get("region") else None,
+    }
+    return store_at(str(data["root"]), **{name: value for name, value in options.items() if value})
 
 
 def store_at(uri: str, **options: Any) -> Store:

@@ -1,0 +1,87 @@
+"""What a terminal shows of a run that is followed: a progress bar, and the last lines that the script printed."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import typer
+
+if TYPE_CHECKING:
+    import httpx
+
+    from crucible.local.follow import Standing
+
+LINES = 8
+LOG_SECONDS = 1.0
+
+
+class Screen:
+    """A bar with log lines under it on a terminal; elsewhere the stages and the lines, one after another."""
+
+    def __init__(self, api: httpx.Client, job: str) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        from crucible.local.log_lines import LogLines
+
+        self._console = Console(stderr=True, markup=False, highlight=False)
+        self._lines: deque[str] = deque(maxlen=LINES)
+        self._log, self._looked, self._stage = LogLines(api, job), 0.0, ""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("waiting for the worker", total=None, figures="")
+        self._group = Group
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, standing: Standing) -> None:
+        """Bring the screen up to date."""
+        from rich.text import Text
+
+        from crucible.cli.quickstart import show
+        from crucible.local.follow import FINAL
+
+        new: list[str] = []
+        if time.monotonic() - self._looked > LOG_SECONDS or standing.state in FINAL:
+            new, self._looked = self._log.read_new(), time.monotonic()
+        if self._console.is_terminal:
+            self._lines.extend(new)
+            show(self._bar, self._task, standing)
+            width = max(20, self._console.width - 2)
+            shown = [Text(f"  {line}"[:width], style="dim") for line in self._lines]
+            self._live.update(self._group(self._bar, *shown), refresh=True)
+            return
+        if standing.stage != self._stage:
+            self._stage = standing.stage
+            self._console.print(self._stage, soft_wrap=True)
+        for line in new:
+            self._console.print(f"  {line}", soft_wrap=True)
+
+    def ask_stop(self) -> bool:
+        """Whether the person who pressed Ctrl-C wants the job to stop; without a terminal: no, they detach."""
+        self._live.stop()
+        if not sys.stdin.isatty():
+            return False
+        try:
+            answer = typer.prompt(
+                "\nDetach (the job goes on) or stop it? [d/s]", default="d", show_default=False, err=True
+            )
+        except (typer.Abort, KeyboardInterrupt):
+            return False
+        if self._console.is_terminal:
+            self._live.start()
+        return str(answer).strip().lower().startswith("s")

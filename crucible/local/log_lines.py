@@ -1,0 +1,47 @@
+"""The newest log lines of a job's attempts, from the Prefect server."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+MOST_LINES = 200
+LOGGER = "prefect.flow_runs"
+"""Of the flow itself; workers and deployment steps have others."""
+
+
+@dataclass
+class LogLines:
+    """Reads what has been logged since the last call."""
+
+    api: httpx.Client
+    job: str
+    _runs: list[str] = field(default_factory=list)
+    _seen: set[str] = field(default_factory=set)
+    _since: str = "1970-01-01T00:00:00Z"
+
+    def read_new(self) -> list[str]:
+        """Lines of all attempts so far, oldest first; none while the server does not answer."""
+        try:
+            wanted = {"flow_runs": {"tags": {"all_": [f"job:{self.job}", "stage:train"]}}}
+            found = self.api.post("/flow_runs/filter", json=wanted).raise_for_status().json()
+            if not found:
+                return []
+            query: dict[str, Any] = {
+                "logs": {
+                    "flow_run_id": {"any_": [run["id"] for run in found]},
+                    "timestamp": {"after_": self._since},
+                },
+                "sort": "TIMESTAMP_ASC",
+                "limit": MOST_LINES,
+            }
+            logs = self.api.post("/logs/filter", json=query).raise_for_status().json()
+        except httpx.HTTPError:
+            return []
+        new = [entry for entry in logs if entry["id"] not in self._seen and entry["name"] == LOGGER]
+        if logs:
+            self._since = logs[-1]["timestamp"]
+            self._seen = {entry["id"] for entry in logs if entry["timestamp"] == self._since}
+        return [line for entry in new for line in entry["message"].splitlines()]

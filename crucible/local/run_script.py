@@ -1,0 +1,169 @@
+"""Start a script of your own: check what can be checked, carry the folder into the store, start `train-script`.
+
+run = plan_run(config, folder, job="first")       # nothing has left the folder yet
+with access.connect_here() as api:
+    require_ready(api, config)
+    flow_run = start_run(api, run)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from crucible.catalog.offers import OWN_POOLS
+from crucible.code.command import check_command
+from crucible.code.environments import Dependencies, find_dependencies
+from crucible.code.folder import PackedFolder, pack_folder
+from crucible.doctor.pool_checks import COMMANDS
+from crucible.errors import ConfigError, ServiceError
+from crucible.jobs.job import checked_job_id
+from crucible.jobs.records import now
+from crucible.moments import moment_to_come
+from crucible.placement.script import place_script
+from crucible.run_config import RunConfig
+from crucible.script_config import ScriptConfig, secret_block
+from crucible.store import Store, store_at, store_of_block
+
+DEPLOYMENT = "train-script"
+BLOCK_TYPE = "crucible-store"
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """A run that has passed every check this machine can do by itself."""
+
+    job: str
+    config: RunConfig
+    script: ScriptConfig
+    packed: PackedFolder
+    dependencies: Dependencies
+
+    def parameters(self) -> dict[str, Any]:
+        """What the deployment `train-script` is given."""
+        config, code = self.config, self.packed.record
+        return {
+            "command": shlex.join(self.script.command),
+            "code": code.digest,
+            "data": code.data,
+            "script": self.script.model_dump(mode="json", exclude_defaults=True, exclude={"command"}),
+            "pool": config.pool,
+            "job": self.job,
+            "max_attempts": config.max_attempts,
+            "max_cost_usd": config.max_cost_usd,
+            "max_hours": config.max_hours,
+            "finish_by": config.finish_by,
+            "project": config.project,
+            "owner": config.owner,
+            "store": config.store,
+        }
+
+
+def job_name(config: RunConfig, folder: Path) -> str:
+    """A new name: of the configuration or the folder, and the time."""
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", config.name or folder.resolve().name).strip("-.") or "script"
+    return f"{base[:40]}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
+    """Check and pack. Raises `ConfigError` with the first thing that is wrong; nothing has been started by then."""
+    script = config.script()
+    checked_job_id(name := job or job_name(config, folder))
+    place_script(config.pool)  # a pool that the catalog cannot place is refused here
+    if config.finish_by:
+        moment_to_come(config.finish_by, now())
+    packed = pack_folder(folder, config.include, config.data)
+    if script.dependencies and script.dependencies != "none" and script.dependencies not in packed.selection.files:
+        raise ConfigError(f"dependencies: {script.dependencies} is not among the files that travel")
+    dependencies = find_dependencies(packed.selection.folder, script.dependencies)
+    check_command(script.command, packed.selection, bool(dependencies.file), config.pool == "local")
+    return ScriptRun(name, config, script, packed, dependencies)
+
+
+def require_ready(api: httpx.Client, config: RunConfig) -> None:
+    """Raise `ConfigError` or `ServiceError` unless the server can start the run: deployment, pool and worker."""
+    pool = config.pool
+    try:
+        found = api.get(f"/work_pools/{pool}")
+        if found.status_code == httpx.codes.NOT_FOUND:
+            known = sorted(entry["name"] for entry in api.post("/work_pools/filter", json={}).raise_for_status().json())
+            fix = f"; {COMMANDS[pool][0]} makes it" if pool in COMMANDS else f"; it has {', '.join(known)}"
+            raise ConfigError(f"pool: the server has no pool {pool!r}{fix}")
+        if found.raise_for_status().json()["is_paused"]:
+            raise ConfigError(f"pool: {pool} is paused; run: prefect work-pool resume {pool}")
+        workers = api.post(f"/work_pools/{pool}/workers/filter", json={}).raise_for_status().json()
+        if not any(worker["status"] == "ONLINE" for worker in workers):
+            start = COMMANDS[pool][1] if pool in COMMANDS else "crucible up"
+            raise ConfigError(f"pool: no worker polls {pool}; start one: {start}")
+        for deployment in (f"{DEPLOYMENT}/{DEPLOYMENT}", f"train/{pool}"):
+            if api.get(f"/deployments/name/{deployment}").status_code == httpx.codes.NOT_FOUND:
+                raise ServiceError(f"the server has no deployment {deployment}; run: crucible up")
+        _require_secrets(api, config)
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
+        ) from error
+
+
+def open_store(api: httpx.Client, reference: str) -> Store:
+    """The store of that address or `Store` block, where the run will look for its code. Raises `ConfigError`."""
+    if "://" in reference or reference.startswith("/"):
+        return store_at(reference)
+    found = api.get(
+        f"/block_types/slug/{BLOCK_TYPE}/block_documents/name/{reference}", params={"include_secrets": True}
+    )
+    if found.status_code == httpx.codes.NOT_FOUND:
+        raise ConfigError(f"store: there is no Store block {reference!r} on the server; crucible up makes 'default'")
+    return store_of_block(found.raise_for_status().json()["data"])
+
+
+def require_reachable(store: Store, pool: str) -> None:
+    """Raise `ConfigError` for a folder of this machine that a pool elsewhere cannot read."""
+    if pool not in OWN_POOLS and store.uri.startswith("file:"):
+        raise ConfigError(
+            f"store: {store.uri} is a folder of this machine, which {pool} cannot reach; give an s3:// store, such as "
+            "--store aws after crucible aws up"
+        )
+
+
+def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] = lambda _: None) -> str:
+    """Carry what the store does not have yet, and start the deployment; returns the flow run's id."""
+    store = open_store(api, run.config.store)
+    require_reachable(store, run.config.pool)
+    store.require_guarantees()
+    run.packed.upload(store, report)
+    try:
+        deployment = api.get(f"/deployments/name/{DEPLOYMENT}/{DEPLOYMENT}").raise_for_status().json()
+        created = api.post(
+            f"/deployments/{deployment['id']}/create_flow_run",
+            json={"parameters": run.parameters(), "state": {"type": "SCHEDULED"}, "name": run.job},
+        )
+        if created.status_code in (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY):
+            raise ConfigError(f"the server refused the run: {created.json().get('detail', created.text)}")
+        return str(created.raise_for_status().json()["id"])
+    except httpx.HTTPError as error:
+        raise ServiceError(f"the Prefect server did not start the run: {error}; see crucible doctor") from error
+
+
+def _require_secrets(api: httpx.Client, config: RunConfig) -> None:
+    missing = []
+    for name in config.secrets:
+        block = secret_block(name)
+        found = api.get(f"/block_types/slug/secret/block_documents/name/{block}")
+        if found.status_code == httpx.codes.NOT_FOUND:
+            missing.append(name)
+    # The worker of the pool `local` has the environment of `crucible up`, which this shell cannot look into.
+    missing = [name for name in missing if config.pool != "local" or name not in os.environ]
+    if missing:
+        raise ConfigError(
+            f"secrets: {', '.join(missing)}: there is no Secret block {', '.join(map(secret_block, missing))} on the "
+            f"server; save it: crucible secret set {missing[0]}"
+        )

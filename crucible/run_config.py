@@ -1,0 +1,96 @@
+"""`crucible.yaml`: what `crucible run` does in a folder.
+
+A script's settings, what travels with it, and where it runs. Options of the command line take precedence over the
+file, and the file over the preset that `workload` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import ConfigDict, Field, field_validator
+
+from crucible.errors import ConfigError
+from crucible.script_config import ScriptConfig, ScriptSettings, inside, split
+from crucible.settings import Count, Dollars, Hours
+
+FILE = "crucible.yaml"
+
+
+class RunConfig(ScriptSettings):
+    """The settings of `crucible.yaml`."""
+
+    model_config = ConfigDict(title="crucible.yaml")
+
+    command: list[str] = Field(
+        default_factory=list, description="The command line, as a text or as a list. It runs in a copy of the folder."
+    )
+    name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
+    include: list[str] = Field(
+        default_factory=list, description="Files, folders or globs that travel with the code although git ignores them."
+    )
+    data: list[str] = Field(
+        default_factory=list,
+        description="Files and folders that the script reads: carried by content, uploaded once whatever their size.",
+    )
+    pool: str = Field("local", description="Where it runs: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
+    max_cost_usd: Dollars | None = Field(None, description="Stop, saved, before the job costs more. Empty: no cap.")
+    max_hours: Hours | None = Field(None, description="Stop, saved, so many hours after the start. Empty: no cap.")
+    max_attempts: Count = Field(50, description="Stop after so many attempts.")
+    finish_by: str = Field("", description="Stop, saved, at this time, such as 2026-05-07T18:00+02:00.")
+    store: str = Field("default", min_length=1, description="Name of a Store block, or an address (file://…, s3://…).")
+    project: str = Field("default", description="Whose money it is: shown in cost reports.")
+    owner: str = Field("", description="Who started it: shown in cost reports.")
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return split("command", value) if isinstance(value, str) else value
+
+    @field_validator("include", "data", mode="before")
+    @classmethod
+    def _only_one_path(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("include", "data")
+    @classmethod
+    def _paths_inside(cls, value: list[str]) -> list[str]:
+        return [inside("include and data", path).removeprefix("./").rstrip("/") for path in value]
+
+    @classmethod
+    def from_folder(cls, folder: Path, given: Mapping[str, Any]) -> Self:
+        """The settings of the folder's crucible.yaml, if it has one, with `given` in their place.
+
+        Raises `ConfigError` with one message for all that is wrong.
+        """
+        return cls.parse({**read_file(folder / FILE), **given}, source=FILE if (folder / FILE).is_file() else "")
+
+    def script(self) -> ScriptConfig:
+        """What goes into the job's record. Raises `ConfigError` where there is no command."""
+        if not self.command:
+            raise ConfigError(
+                f"command: there is none; write it after --, as in crucible run -- python train.py, or in {FILE}"
+            )
+        return ScriptConfig.model_validate({name: getattr(self, name) for name in ScriptConfig.model_fields})
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The settings in a file, unchecked; none if there is no file. Raises `ConfigError` for what is not YAML."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}"
+        ) from None
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold settings as `key: value`, not a {type(values).__name__}")
+    return values

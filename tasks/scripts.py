@@ -1,0 +1,99 @@
+"""A script of your own: its folder into the store, and on the attempt's machine out of it again."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.logging import get_logger, get_run_logger
+from prefect.runtime import flow_run
+
+from crucible.agent.plan import Scratch, WorkloadCommand
+from crucible.code.environments import ensure_environment, find_dependencies, variables
+from crucible.code.folder import pack_folder
+from crucible.code.packing import archive_key
+from crucible.code.workplace import place_data, unpack
+from crucible.errors import ConfigError, ServiceError
+from crucible.home import crucible_home, local_path
+from crucible.jobs.job import Job
+from crucible.jobs.records import CodePackage, JobSpec
+from crucible.run_config import RunConfig
+from crucible.script_config import ScriptConfig, secret_block
+from crucible.store import Store
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def resolve(
+    store: Store, code: str, data: Mapping[str, str], given: Mapping[str, Any]
+) -> tuple[ScriptConfig, CodePackage | None]:
+    """The complete script, made of what was `given`, and its code, which is in the store afterwards.
+
+    `code`: a folder of this machine, whose crucible.yaml counts as well, or the digest of a package, with its `data`.
+    Raises `ConfigError` for a folder that cannot travel, a digest that the store does not have, and no command.
+    """
+    if not code or _DIGEST.fullmatch(code):
+        script = RunConfig.parse(given).script()
+        if code and not store.exists(archive_key(code)):
+            raise ConfigError(f"code: there is no package {code[:12]} in {store.uri}; crucible run packs one")
+        return script, CodePackage(digest=code, data=dict(data)) if code else None
+    folder = local_path(code, "code")
+    config = RunConfig.from_folder(folder, given)
+    packed = pack_folder(folder, config.include, config.data)
+    log = get_run_logger().info
+    if left_out := packed.selection.describe_left_out():
+        log("left out, because git or .crucibleignore says so: %s", left_out)
+    return config.script(), packed.upload(store, log)
+
+
+def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
+    """Unpack the code, put its data in place, install its dependencies, and return what to start."""
+    logger = get_run_logger() if flow_run.id else get_logger("crucible")
+    environment = {**script.env, **read_secrets(script.secrets, os.environ)}
+    if spec.code is None:
+        return WorkloadCommand(script.command, environment=environment)
+    cache, work = crucible_home() / "cache", scratch.root / "work"
+    unpack(job.root, spec.code.digest, work)
+    place_data(job.root, spec.code.data, work, cache / "data")
+    found = find_dependencies(work, script.dependencies)
+    logger.info("dependencies: %s", found)
+    installed = ensure_environment(found, work, cache / "environments", logger.info)
+    return WorkloadCommand(
+        script.command, cwd=work, environment={**variables(installed, cache, dict(os.environ)), **environment}
+    )
+
+
+def read_secrets(names: Sequence[str], machine: Mapping[str, str]) -> dict[str, str]:
+    """The values of secrets: from Prefect's Secret blocks, else from the machine's environment.
+
+    Raises `ConfigError` naming those that neither has, `ServiceError` when the server does not answer.
+    """
+    found, missing = {}, []
+    for name in names:
+        value = _read_block(secret_block(name)) or machine.get(name)
+        if value is None:
+            missing.append(name)
+        else:
+            found[name] = value
+    if missing:
+        raise ConfigError(
+            f"secrets: {', '.join(missing)}: there is no Secret block {', '.join(map(secret_block, missing))} on the "
+            f"Prefect server, and no such variable on this machine; save one: crucible secret set {missing[0]}"
+        )
+    return found
+
+
+def _read_block(name: str) -> str | None:
+    try:
+        with get_client(sync_client=True) as client:
+            document = client.read_block_document_by_name(name, "secret", include_secrets=True)
+    except ObjectNotFound:
+        return None
+    except (httpx.HTTPError, PrefectException) as error:
+        raise ServiceError(f"the Prefect server did not answer for the secret block {name}: {error}") from error
+    return str(document.data["value"])
