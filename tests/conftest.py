@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from crucible.datasets.meta import DatasetMeta
 from crucible.local import services, up
 from crucible.local.state import PROJECT, Home, State
 from crucible.store import Store, store_at
@@ -31,13 +32,10 @@ LONGEST_FIRST = (
 )
 """Files that take minutes: begun late, one of them would be all that still runs at the end."""
 
-_sandbox = pytest.StashKey[Path]()
 
-
-def pytest_configure(config: pytest.Config) -> None:
+def _keep_away_from_the_user() -> Path:
     """Keep every test, and whatever it starts, away from the user's own Prefect and Crucible set-up."""
     sandbox = Path(tempfile.mkdtemp(prefix="crucible-tests-"))
-    config.stash[_sandbox] = sandbox
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "CRUCIBLE_"))]:
         del os.environ[name]
     # `make test &` in a script runs with SIGINT ignored; whatever the tests start would inherit that.
@@ -48,10 +46,16 @@ def pytest_configure(config: pytest.Config) -> None:
     # What the server of the tests asks for, and what Prefect's clients in the processes of the tests offer it.
     for side in ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"):
         os.environ[side] = "tests:not-a-secret"
+    return sandbox
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(config.stash[_sandbox], ignore_errors=True)
+# At once, not in `pytest_configure`: Prefect reads the user's profile when it is imported, and for a path on pytest's
+# command line that folder's own conftest.py imports it before anything is configured.
+_SANDBOX = _keep_away_from_the_user()
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_SANDBOX, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -156,6 +160,22 @@ def prefect_api(prefect_server: PrefectServer) -> Iterator[str]:
 def store(tmp_path: Path) -> Store:
     """An empty store in a temporary folder."""
     return store_at((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home folder of Crucible's for this test alone: catalog, history, last choices."""
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def meta() -> DatasetMeta:
+    """A dataset of GPT-2's tokens, of which there is only this description."""
+    split = {"tokens": 10_000, "bytes": 10_000, "shards": [{"file": "a", "tokens": 10_000, "sha256": "0"}]}
+    values = {"digest": "d", "source": {"kind": "text"}, "vocab_size": 50257, "dtype": "uint16"}
+    values |= {"tokenizer": {"kind": "gpt2", "file": "t", "sha256": "0"}, "splits": {"train": split, "val": split}}
+    return DatasetMeta.parse(values, "test")
 
 
 @dataclass(frozen=True)

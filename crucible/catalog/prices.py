@@ -11,11 +11,13 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from crucible.catalog.ec2 import price_history
 from crucible.catalog.offers import Offer
 from crucible.formatting import counted
+
+T = TypeVar("T")
 
 _LARGEST_FACTOR = 10.0
 _MODAL_CORES, _MODAL_GIB = 1, 8
@@ -41,20 +43,26 @@ def refresh(offers: Sequence[Offer], region: str, now: datetime) -> Refreshed:
     fresh: list[Offer] = []
     messages: list[str] = []
     for name, query, pool in sources:
-        missing = why_unavailable(pool)
-        if missing is not None:
-            messages.append(f"{name}: skipped, {missing}")
-            continue
-        try:
-            prices = query()
-        except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of its source)
-            messages.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+        prices = query_cloud(name, pool, query, messages)
+        if prices is None:
             continue
         where = "" if pool == "modal" else f", {region}"
         taken, problems = _take(offers, pool, prices, f"{name}{where}", now.date())
         fresh += taken
         messages.append("; ".join([f"{name}: {counted(len(taken), 'price')}", *problems]))
     return Refreshed(tuple(_with_on_demand(fresh)), tuple(messages))
+
+
+def query_cloud(name: str, pool: str, query: Callable[[], T], messages: list[str]) -> T | None:
+    """What `query` returns; None when a pool's cloud cannot be queried, and why is added to the messages."""
+    if (missing := why_unavailable(pool)) is not None:
+        messages.append(f"{name}: skipped, {missing}")
+        return None
+    try:
+        return query()
+    except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of that cloud)
+        messages.append(f"{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+        return None
 
 
 def why_unavailable(pool: str) -> str | None:

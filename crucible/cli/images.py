@@ -106,15 +106,10 @@ def ls(as_json: Json = False) -> None:
 def _recipe(
     gpu: bool, base: str | None, dockerfile: Path | None, project: Path | None, build_arg: list[str] | None
 ) -> Recipe:
-    from crucible.errors import ConfigError
+    from crucible.cli.inputs import named_values
     from crucible.pools.docker.images import PROJECT, Recipe
 
-    arguments = {}
-    for pair in build_arg or []:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--build-arg {pair!r}: write NAME=value")
-        arguments[name] = value
+    arguments = named_values("--build-arg", build_arg)
     folder = project.absolute() if project else PROJECT
     return Recipe("gpu" if gpu else "cpu", folder, dockerfile, base, arguments)
 

@@ -13,6 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from crucible.errors import ConfigError
 from crucible.home import LONGEST_NAME
 
 LARGEST = 2**53
@@ -50,6 +51,17 @@ def problem_with(value: Any) -> str | None:
         if isinstance(value, Path) and any(len(os.fsencode(part)) > LONGEST_NAME for part in value.parts):
             return f"{text[:40]!r}… is too long for the name of a file"
     return None
+
+
+def named_values(option: str, pairs: list[str] | None) -> dict[str, str]:
+    """The values of a repeated `NAME=value` option. Raises `ConfigError` for one without an equals sign."""
+    values = {}
+    for pair in pairs or []:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigError(f"{option} {pair!r}: write NAME=value")
+        values[name] = value
+    return values
 
 
 def check_all(app: typer.Typer) -> None:

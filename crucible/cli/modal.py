@@ -29,16 +29,11 @@ def pool(
     name: Annotated[str, typer.Option(help="Name of the pool.")] = "modal",
 ) -> None:
     """Put the pool and its deployment train/modal on the Prefect server, or bring them up to date."""
-    from crucible.errors import ConfigError
+    from crucible.cli.inputs import named_values
     from crucible.pools.modal.pool import PoolOptions
     from crucible.pools.modal.pool import register as register_pool
 
-    environment = {}
-    for pair in env or []:
-        variable, equals, value = pair.partition("=")
-        if not equals:
-            raise ConfigError(f"--env {pair!r}: write NAME=value")
-        environment[variable] = value
+    environment = named_values("--env", env)
     gpus = tuple(part.strip() for part in gpu.split(",") if part.strip())
     register_pool(PoolOptions(image, gpus, environment, tuple(secret or ()), name))
     typer.echo(f"Pool {name} is ready; start its worker with:")

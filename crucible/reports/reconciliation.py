@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from crucible.billing.costs import MICRO, AttemptCost
-from crucible.catalog.prices import why_unavailable
+from crucible.catalog.prices import query_cloud
 
 _AWS_TAG, _MODAL_TAG = "crucible:job", "job"
 _AWS_POOLS = ("ec2-spot", "ec2-on-demand")
@@ -43,14 +43,9 @@ def reconcile(
     )
     found: list[Reconciled] = []
     messages: list[str] = []
-    for cloud, pool, pools, ask in clouds:
-        if (missing := why_unavailable(pool)) is not None:
-            messages.append(f"{cloud}: skipped, {missing}")
-            continue
-        try:
-            billed = ask()
-        except Exception as error:  # noqa: BLE001 (whatever a cloud's client raises becomes the message of that cloud)
-            messages.append(f"{cloud}: {type(error).__name__}: {' '.join(str(error).split())}")
+    for cloud, pool, pools, query in clouds:
+        billed = query_cloud(cloud, pool, query, messages)
+        if billed is None:
             continue
         ours: dict[str, int] = {}
         for cost in costs:

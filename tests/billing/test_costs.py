@@ -21,8 +21,10 @@ from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
-from crucible.store import Store, store_at
+from crucible.store import Store
 from tests.catalog.offers import MODAL, ON_DEMAND, SPOT, offer_like
+
+pytestmark = pytest.mark.usefixtures("home")
 
 OFFERS = {offer.key: offer for offer in (SPOT, ON_DEMAND, MODAL)}
 NOON = datetime(2026, 5, 7, 12, tzinfo=UTC)
@@ -34,12 +36,6 @@ FIVE = [
     ("modal", "L4", 777.7, 0.8, 0.172822),
     ("local", "this-machine", 60.0, 0.0, 0.0),
 ]
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-    return store_at(str(tmp_path / "store"))
 
 
 def job_of(store: Store, name: str = "five", project: str = "nano", owner: str = "ada", day: int = 7) -> Job:

@@ -7,7 +7,6 @@ import io
 import json
 import re
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from crucible.cli import cost as command
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Notification, Outcome
 from crucible.reports import job_report
-from crucible.store import Store, store_at
+from crucible.store import Store
 from tasks.reporting import publish_report
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -37,11 +36,7 @@ ATTEMPTS = [
 ]
 MICRO = [round(price * seconds / 3600 * 1e6) for _, _, price, seconds in ATTEMPTS]
 
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-    return store_at(str(tmp_path / "store"))
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture

@@ -11,11 +11,7 @@ import pytest
 from crucible.catalog.offers import add_prices, load_catalog, stale_warning
 from crucible.errors import ConfigError
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def test_every_shipped_row_says_what_it_is_and_where_it_is_from() -> None:

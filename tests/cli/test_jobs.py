@@ -1,15 +1,12 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
@@ -18,20 +15,6 @@ from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(store: Store) -> Run:
-    """Runs `crucible …` on the test's store and returns what it printed; with --json, parsed. Errors are raised."""
-
-    def run(*arguments: str) -> Any:
-        result = CliRunner().invoke(build_app(), [*arguments, "--store", store.uri], catch_exceptions=True)
-        if isinstance(result.exception, Exception):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout) if "--json" in arguments else result.stdout
-
-    return run
 
 
 def test_ls_lists_jobs_newest_first(run: Run, store: Store, tmp_path: Path) -> None:

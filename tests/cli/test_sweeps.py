@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 import crucible
-from crucible.cli.main import build_app
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.records import Claim, EndReason, Launch, Outcome, Start
@@ -21,20 +19,6 @@ from crucible.sweeps import Sweep, SweepStatus
 from tests.sweeps.carry_out import new_sweep
 
 Run = Callable[..., Any]
-
-
-@pytest.fixture
-def run(store: Store) -> Run:
-    """Runs `crucible …` on the test's store and returns what it printed; with --json, parsed. Errors are raised."""
-
-    def run(*arguments: str) -> Any:
-        result = CliRunner().invoke(build_app(), [*arguments, "--store", store.uri], catch_exceptions=True)
-        if isinstance(result.exception, Exception):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout) if "--json" in arguments else result.stdout
-
-    return run
 
 
 def measured(sweep: Sweep, trial: int, rate: float, losses: dict[int, float]) -> None:

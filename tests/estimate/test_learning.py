@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -22,19 +21,7 @@ from crucible.store import Store, store_at
 
 CONFIG = TrainConfig.preset("gpt2-124m", max_iters=500, warmup_iters=10, lr_decay_iters=500)
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def meta() -> DatasetMeta:
-    shard = {"file": "a", "tokens": 10_000, "sha256": "0"}
-    split = {"tokens": 10_000, "bytes": 10_000, "shards": [shard]}
-    values = {"digest": "d", "source": {"kind": "text"}, "vocab_size": 50257, "dtype": "uint16"}
-    values |= {"tokenizer": {"kind": "gpt2", "file": "t", "sha256": "0"}, "splits": {"train": split, "val": split}}
-    return DatasetMeta.parse(values, "test")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def run_job(store: Store, meta: DatasetMeta, pool: str, instance: str, seconds: float, host: str = "far") -> Job:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -24,19 +23,7 @@ SPOT = Placement("ec2-spot", "g6.xlarge", 0.4, mtbf_seconds=36_000.0, startup_se
 STEADY = Placement("ec2-on-demand", "g6.xlarge", 0.8, startup_seconds=240.0, hours=5.8)
 LOCAL = Placement("local", hours=50.0)
 
-
-@pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture
-def meta() -> DatasetMeta:
-    shard = {"file": "a", "tokens": 10_000, "sha256": "0"}
-    split = {"tokens": 10_000, "bytes": 10_000, "shards": [shard]}
-    values = {"digest": "d", "source": {"kind": "text"}, "vocab_size": 50257, "dtype": "uint16"}
-    values |= {"tokenizer": {"kind": "gpt2", "file": "t", "sha256": "0"}, "splits": {"train": split, "val": split}}
-    return DatasetMeta.parse(values, "test")
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def within(hours: float) -> datetime:

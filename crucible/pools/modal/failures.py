@@ -12,67 +12,50 @@ _KILLED = 137
 
 
 class ModalFailure(PoolFailure):
-    """Base of all failures on the way to a sandbox and of all its bad ends."""
+    """Base of all failures on the way to a sandbox and of all its bad ends; the class names the flow run's state."""
+
+    def __init_subclass__(cls) -> None:
+        cls.state_name = cls.__name__
 
 
 class NoCapacity(ModalFailure):
     """None of the wanted GPUs was available in time."""
 
-    state_name = "NoCapacity"
-
 
 class ImageBuildFailed(ModalFailure):
     """Modal could not build or find the image."""
-
-    state_name = "ImageBuildFailed"
 
 
 class TokenRefused(ModalFailure):
     """There is no Modal token, or Modal does not accept it."""
 
-    state_name = "TokenRefused"
-
 
 class ModalUnreachable(ModalFailure):
     """Modal's API does not answer."""
-
-    state_name = "ModalUnreachable"
 
 
 class RequestRefused(ModalFailure):
     """Modal understood the request and refused it: a wrong GPU name, a secret that does not exist, a spent budget."""
 
-    state_name = "RequestRefused"
-
 
 class ApiOutOfReach(ModalFailure):
     """The sandbox could not reach the Prefect API under the address it would be given."""
-
-    state_name = "ApiOutOfReach"
 
 
 class SandboxStopped(ModalFailure):
     """Something ended the sandbox from outside."""
 
-    state_name = "SandboxStopped"
-
 
 class LifetimeReached(ModalFailure):
     """The sandbox still worked when its lifetime was over."""
-
-    state_name = "LifetimeReached"
 
 
 class SandboxExited(ModalFailure):
     """The command in the sandbox ended without a final state of its flow run."""
 
-    state_name = "SandboxExited"
-
 
 class SandboxGone(ModalFailure, NothingRuns):
     """Modal knows nothing of the sandbox any more."""
-
-    state_name = "SandboxGone"
 
 
 class NotWanted(ModalFailure):

@@ -29,6 +29,8 @@ from moto.sqs.models import sqs_backends
 from crucible.rehearsal.aws.patching import class_method, replace
 
 Properties = dict[str, Any]
+Apply = Callable[[str, Properties, str, str], str | None]
+"""Gets a resource's name, properties, account and region."""
 
 
 @functools.cache
@@ -59,7 +61,7 @@ def install() -> None:
 
 def _define(
     cloudformation_type: str,
-    apply: Callable[[str, Properties, str, str], str | None],
+    apply: Apply,
     remove: Callable[[str, str, str], None] = lambda *_: None,
     *,
     name_property: str = "",
@@ -75,17 +77,6 @@ def _define(
         cls: Any, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str, **_: Any
     ) -> Any:
         return cls(apply(resource_name, cloudformation_json["Properties"], account_id, region_name) or resource_name)
-
-    def update(
-        cls: Any,
-        original_resource: Any,
-        new_resource_name: str,
-        cloudformation_json: Any,
-        account_id: str,
-        region_name: str,
-    ) -> Any:
-        apply(new_resource_name, cloudformation_json["Properties"], account_id, region_name)
-        return original_resource
 
     def delete(cls: Any, resource_name: str, cloudformation_json: Any, account_id: str, region_name: str) -> None:
         remove(resource_name, account_id, region_name)
@@ -105,7 +96,7 @@ def _define(
             "cloudformation_name_type": staticmethod(lambda: name_property),
             "has_cfn_attr": classmethod(lambda cls, attr: False),
             "create_from_cloudformation_json": class_method(create),
-            "update_from_cloudformation_json": class_method(update),
+            "update_from_cloudformation_json": class_method(_update(apply, lambda _, name: name)),
             "delete_from_cloudformation_json": class_method(delete),
         },
     )
@@ -177,7 +168,16 @@ def _delete_route_table(
     ec2_backends[account_id][region_name].delete_route_table(resource_name)
 
 
-def _complete(model: Any, apply: Callable[[str, Properties, str, str], None]) -> None:
+def _update(apply: Apply, name_of: Callable[[Any, str], str]) -> Callable[..., Any]:
+    def update(cls: Any, original_resource: Any, new_resource_name: str, **kwargs: Any) -> Any:
+        name = name_of(original_resource, new_resource_name)
+        apply(name, kwargs["cloudformation_json"]["Properties"], kwargs["account_id"], kwargs["region_name"])
+        return original_resource
+
+    return update
+
+
+def _complete(model: Any, apply: Apply) -> None:
     """Let `apply` set the properties that moto's own constructor of that resource leaves out."""
     create = model.create_from_cloudformation_json
 
@@ -188,22 +188,10 @@ def _complete(model: Any, apply: Callable[[str, Properties, str, str], None]) ->
         apply(resource.physical_resource_id, cloudformation_json["Properties"], account_id, region_name)
         return resource
 
-    def update(
-        cls: Any,
-        original_resource: Any,
-        new_resource_name: str,
-        cloudformation_json: Any,
-        account_id: str,
-        region_name: str,
-    ) -> Any:
-        name = original_resource.physical_resource_id
-        apply(name, cloudformation_json["Properties"], account_id, region_name)
-        return original_resource
-
     replace(
         model,
         create_from_cloudformation_json=class_method(create_whole),
-        update_from_cloudformation_json=class_method(update),
+        update_from_cloudformation_json=class_method(_update(apply, lambda resource, _: resource.physical_resource_id)),
     )
 
 
