@@ -26,6 +26,9 @@ def drill(
     pool: Annotated[
         str, typer.Option(help="Which pool to drill: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
     ] = "local",
+    faults: Annotated[
+        str, typer.Option(help="Only these faults, with commas, such as pause-agent,pause-in-start. Default: all.")
+    ] = "",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
     folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
@@ -44,6 +47,7 @@ def drill(
 
     from crucible.errors import ConfigError
     from crucible.rehearsal.drill.drill import Drill
+    from crucible.rehearsal.drill.plan import chosen
 
     stage_of_pool = _stages().get(pool)
     if stage_of_pool is None:
@@ -57,6 +61,8 @@ def drill(
         with Live(console=console, refresh_per_second=2) as live:
             live.update("bringing up a server, a worker and a store")
             with stage_of_pool(place, s3) as stage:
+                if faults:
+                    stage.faults = chosen(stage.faults, faults)
                 result = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
             live.update(_table(result))
     if as_json:

@@ -7,8 +7,9 @@ from itertools import pairwise
 import pytest
 
 from crucible.errors import ConfigError
-from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
-from crucible.rehearsal.drill.plan import make_plan
+from crucible.rehearsal.drill.faults import Fault
+from crucible.rehearsal.drill.plan import chosen, make_plan
+from crucible.rehearsal.drill.stage import LOCAL_FAULTS
 
 FAULTS = [*LOCAL_FAULTS, Fault("drought", "none to be had", lambda scene: True, comes_last=True)]
 SEEDS = range(20)
@@ -41,3 +42,13 @@ def test_no_two_attempts_in_a_row_are_left_without_a_commit() -> None:
 def test_a_plan_has_a_fault_at_least() -> None:
     with pytest.raises(ConfigError, match="kills: 0"):
         make_plan(FAULTS, 0, 1)
+
+
+def test_a_plan_of_chosen_faults_has_no_others() -> None:
+    names = "pause-agent, pause-in-start,pause-supervisor"
+    plan = make_plan(chosen(FAULTS, names), 9, 31)
+    assert {fault.name for fault in plan} == {"pause-agent", "pause-in-start", "pause-supervisor"}
+    with pytest.raises(ConfigError, match="tornado is none of this pool's: notice"):
+        chosen(FAULTS, "pause-agent,tornado")
+    with pytest.raises(ConfigError, match="ends an attempt in training: notice"):
+        chosen(FAULTS, "pause-in-start,pause-supervisor")

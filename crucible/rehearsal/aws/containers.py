@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -55,6 +56,18 @@ class Container:
         """SIGKILL for everything in the container; none of it is left on return."""
         self._kill_the_rest()
         self._process.wait()
+
+    def freeze(self) -> None:
+        """Everything in it stands still, as when its machine is moved."""
+        for process in self._members():
+            with suppress(psutil.Error):
+                process.suspend()
+
+    def thaw(self) -> None:
+        """Let a frozen container go on."""
+        for process in self._members():
+            with suppress(psutil.Error):
+                process.resume()
 
     def new_lines(self) -> list[str]:
         """Whole lines logged since the last call; once the container has ended, also a last unfinished one."""

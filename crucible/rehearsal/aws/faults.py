@@ -84,6 +84,22 @@ def kill_task(cloud: Cloud, job: str | None = None) -> Answer:
     return {"task": run.id}
 
 
+def freeze(cloud: Cloud, job: str | None = None) -> Answer:
+    """The container stands still, as when its machine is moved; `thaw` lets it go on."""
+    run = _run(cloud, job)
+    assert run.container is not None
+    run.container.freeze()
+    return {"task": run.id}
+
+
+def thaw(cloud: Cloud, task: str) -> Answer:
+    """A frozen container goes on, if it is still there."""
+    for run in cloud.running():
+        if run.id == task and run.container is not None:
+            run.container.thaw()
+    return {"task": task}
+
+
 def late_stop(cloud: Cloud, job: str | None = None) -> Answer:
     """A STOPPED event arrives for a dead task that carries the tags of the one that runs."""
     run = _run(cloud, job)
@@ -111,6 +127,8 @@ FAULTS: dict[str, Callable[..., Answer]] = {
         give_up,
         stop_task,
         kill_task,
+        freeze,
+        thaw,
         late_stop,
         expired_credentials,
     )

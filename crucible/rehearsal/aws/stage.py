@@ -19,6 +19,7 @@ from crucible.pools.aws.pools import ON_DEMAND, SPOT
 from crucible.rehearsal.aws.client import AwsRehearsal, NothingToHitError, RehearsalError
 from crucible.rehearsal.aws.session import PARAMETERS, prefect_secret, serving_pools
 from crucible.rehearsal.drill.faults import Fault
+from crucible.rehearsal.drill.pauses import Wake, pauses
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
 from crucible.store import store_at
@@ -108,6 +109,13 @@ def ec2_faults(cloud: AwsRehearsal, *, spot: bool = True) -> list[Fault]:
         """On-demand machines, to which a drought may have sent the job, get no notice: there the task is stopped."""
         return hit("notice", seconds=NOTICE_SECONDS)(scene) or hit("stop_task")(scene)
 
+    def freeze(scene: Scene) -> Wake | None:
+        try:
+            frozen = cloud.fault("freeze", job=scene.job.job_id)
+        except NothingToHitError:
+            return None
+        return lambda: cloud.fault("thaw", task=frozen["task"])
+
     def drought(scene: Scene) -> bool:
         hit("drought")(scene)
         struck = False
@@ -126,6 +134,7 @@ def ec2_faults(cloud: AwsRehearsal, *, spot: bool = True) -> list[Fault]:
             hit("late_stop"),
             ends_attempt=False,
         ),
+        *pauses(freeze, "the task's machine stands still"),
     ]
     if not spot:
         return faults

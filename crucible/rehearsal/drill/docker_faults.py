@@ -5,14 +5,16 @@ Nothing here goes by process ids on record: a container has process ids of its o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from crucible.local.services import DOCKER_WORKER
 from crucible.local.state import State
 from crucible.pools.docker.engine import connect
 from crucible.rehearsal.docker_engine import OwnEngine
-from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
+from crucible.rehearsal.drill.faults import PROCESS_FAULTS, Fault
+from crucible.rehearsal.drill.pauses import Wake, pauses
 from crucible.rehearsal.drill.scene import Scene
 
 if TYPE_CHECKING:
@@ -49,24 +51,47 @@ def docker_faults(engine: OwnEngine | None, start_worker: Callable[[], object]) 
             return True
 
         faults.append(Fault("restart-engine", "the Docker engine is killed and started again", restart_engine))
-    return faults + [fault for fault in LOCAL_FAULTS if fault.name in _ALSO_HERE]
+    also_here = [fault for fault in PROCESS_FAULTS if fault.name in _ALSO_HERE]
+    return [*faults, *also_here, *pauses(_freeze, "docker pause")]
 
 
 def _on_container(strike: Callable[[Any], object]) -> Callable[[Scene], bool]:
     def find_and_strike(scene: Scene) -> bool:
-        if (attempt := scene.attempt) is None:
-            return False
-        labels = [f"crucible.job={scene.job.job_id}", f"crucible.attempt={attempt.number}"]
+        with _container(scene) as container:
+            if container is not None:
+                strike(container)
+            return container is not None
+
+    return find_and_strike
+
+
+def _freeze(scene: Scene) -> Wake | None:
+    with _container(scene) as container:
+        if container is None:
+            return None
+        container.pause()
+        name = str(container.id)
+
+    def wake() -> None:
         client = connect()
         try:
-            found = client.containers.list(filters={"label": labels})
-            if found:
-                strike(found[0])
-            return bool(found)
+            client.containers.get(name).unpause()
         finally:
             client.close()
 
-    return find_and_strike
+    return wake
+
+
+@contextmanager
+def _container(scene: Scene) -> Iterator[Container | None]:
+    """The running container of the current attempt."""
+    attempt = scene.attempt
+    client = connect()
+    try:
+        labels = [f"crucible.job={scene.job.job_id}", f"crucible.attempt={attempt.number if attempt else 0}"]
+        yield next(iter(client.containers.list(filters={"label": labels})), None)
+    finally:
+        client.close()
 
 
 def _take_memory(container: Container) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import signal
-import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 
 from crucible.contract import PARTIAL_SUFFIX
-from crucible.errors import CrucibleError
 from crucible.rehearsal.drill.scene import Scene, kill
 
 NOTICE_SECONDS = 30.0
 """How far ahead a rehearsed reclaim is announced. EC2 gives 120 s; the drill need not wait for what is not used."""
-LONGEST_PAUSE_SECONDS = 180.0
-"""A paused process wakes after this long whatever happens, so that nothing is left standing."""
 MOMENT_SECONDS = 10.0
 """How long a strike waits for the next save or upload; some come by while training goes on."""
 
@@ -55,45 +50,6 @@ def _kill_both(agent: psutil.Process | None, workload: psutil.Process | None) ->
     return struck
 
 
-def _pause_agent(scene: Scene) -> bool:
-    """The agent stands still until its successor has begun; then it wakes and must stop by itself."""
-    attempt, agent = scene.attempt, scene.agent()
-    if attempt is None or agent is None:
-        return False
-    successor = scene.job.attempt(attempt.number + 1)
-    return _pause(agent, lambda: successor.read_start() is not None)
-
-
-def _pause_supervisor(scene: Scene) -> bool:
-    """It stands still until another one has been started in its place; then it wakes and must step aside."""
-    before, supervisor = scene.job.read_newest_supervisor(), scene.supervisor()
-    if before is None or supervisor is None:
-        return False
-
-    def replaced() -> bool:
-        newest = scene.job.read_newest_supervisor()
-        return newest is not None and newest.number > before.number
-
-    return _pause(supervisor, replaced)
-
-
-def _pause(process: psutil.Process, until: Callable[[], bool]) -> bool:
-    """SIGSTOP, and SIGCONT once it is time, or after `LONGEST_PAUSE_SECONDS`; False when the process is gone."""
-
-    def wake() -> None:
-        deadline = time.monotonic() + LONGEST_PAUSE_SECONDS
-        with suppress(CrucibleError):  # a record that cannot be read now: wake it, whatever it finds
-            while time.monotonic() < deadline and not until():
-                time.sleep(0.25)
-        if process.is_running():  # not another one that got its number
-            kill(process, signal.SIGCONT)
-
-    if not kill(process, signal.SIGSTOP):
-        return False
-    threading.Thread(target=wake, name="wake", daemon=True).start()
-    return True
-
-
 def _announce(scene: Scene) -> bool:
     scene.announce_reclaim(NOTICE_SECONDS)
     return True
@@ -104,7 +60,7 @@ def _restart_server(scene: Scene) -> bool:
     return True
 
 
-def _claimed_and_restoring(scene: Scene) -> bool:
+def claimed_and_restoring(scene: Scene) -> bool:
     """Something is there to restore, and the attempt that has just claimed the job is at it."""
     attempt = scene.attempt
     return (
@@ -130,7 +86,7 @@ def _comes(holds: Callable[[], bool]) -> bool:
     return held
 
 
-LOCAL_FAULTS = [
+PROCESS_FAULTS = [
     Fault("notice", "the machine gets an EC2 reclaim notice", _announce, with_notice=True),
     Fault(
         "sigterm",
@@ -151,7 +107,7 @@ LOCAL_FAULTS = [
         "kill-in-restore",
         "SIGKILL to the agent while it restores",
         lambda scene: kill(scene.agent()),
-        ready=_claimed_and_restoring,
+        ready=claimed_and_restoring,
         look_seconds=0.005,
         before_training=True,
     ),
@@ -159,21 +115,6 @@ LOCAL_FAULTS = [
         "kill-supervisor",
         "SIGKILL to the supervising flow",
         lambda scene: kill(scene.supervisor()),
-        ends_attempt=False,
-    ),
-    Fault("pause-agent", "SIGSTOP to the agent, SIGCONT when its successor has begun", _pause_agent),
-    Fault(
-        "pause-in-restore",
-        "SIGSTOP to the agent while it restores, SIGCONT when its successor has begun",
-        _pause_agent,
-        ready=_claimed_and_restoring,
-        look_seconds=0.005,
-        before_training=True,
-    ),
-    Fault(
-        "pause-supervisor",
-        "SIGSTOP to the supervising flow, SIGCONT when another one has taken over",
-        _pause_supervisor,
         ends_attempt=False,
     ),
     Fault("restart-server", "the Prefect server is killed and started again", _restart_server, ends_attempt=False),

@@ -34,5 +34,17 @@ def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
     return plan
 
 
+def chosen(faults: Sequence[Fault], names: str) -> list[Fault]:
+    """Those of the faults that `names` lists, with commas. Raises `ConfigError` for a name that none has."""
+    wanted = {name.strip() for name in names.split(",")} - {""}
+    known = [fault.name for fault in faults]
+    if unknown := wanted.difference(known):
+        raise ConfigError(f"faults: {', '.join(sorted(unknown))} is none of this pool's: {', '.join(known)}")
+    if not any(fault.name in wanted and not _early(fault) and fault.ends_attempt for fault in faults):
+        ends = [fault.name for fault in faults if not _early(fault) and fault.ends_attempt]
+        raise ConfigError(f"faults: name at least one that ends an attempt in training: {', '.join(ends)}")
+    return [fault for fault in faults if fault.name in wanted]
+
+
 def _early(fault: Fault) -> bool:
     return fault.before_training

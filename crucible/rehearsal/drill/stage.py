@@ -15,10 +15,12 @@ from typing import Any
 from crucible.errors import ServiceError
 from crucible.local.state import PROJECT, Home, State
 from crucible.rehearsal.aws.metadata import MetadataService
-from crucible.rehearsal.drill.faults import LOCAL_FAULTS, Fault
+from crucible.rehearsal.drill.faults import PROCESS_FAULTS, Fault
+from crucible.rehearsal.drill.pauses import freeze_agent, pauses
 from crucible.store import Store, store_at
 
 INSTANCE = "i-0drill"
+LOCAL_FAULTS = [*PROCESS_FAULTS, *pauses(freeze_agent, "SIGSTOP to the agent")]
 
 
 @dataclass

@@ -12,6 +12,7 @@ from crucible.agent.sources import LIFETIME_MARGIN_SECONDS
 from crucible.contract import Variable
 from crucible.pools.modal.configuration import LONGEST_LIFETIME_SECONDS
 from crucible.rehearsal.drill.faults import Fault
+from crucible.rehearsal.drill.pauses import Wake, pauses
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.modal.cloud import SandboxView
 from crucible.rehearsal.modal.fake import FakeModal
@@ -38,6 +39,13 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> 
             return True
 
         return find_and_strike
+
+    def freeze(scene: Scene) -> Wake | None:
+        sandbox = _sandbox(modal, scene)
+        if sandbox is None:
+            return None
+        modal.freeze(sandbox.id)
+        return lambda: modal.thaw(sandbox.id)
 
     def restart_worker(_: Scene) -> bool:
         worker.kill()
@@ -81,6 +89,7 @@ def modal_faults(modal: FakeModal, worker: WorkerProcess, let_live: LetLive) -> 
             "SIGKILL to the worker, the machine lost meanwhile, then a new worker",
             on_sandbox(lose_host_without_worker),
         ),
+        *pauses(freeze, "the sandbox freezes"),
     ]
 
 
