@@ -46,7 +46,7 @@ class Scene:
         return bool(own) and beat.step >= min(own) + self.patience_steps
 
     def moment_of_starting(self) -> float:
-        """Seconds from the claim to a moment before the first step, drawn; the early ones, of restoring, are likelier."""
+        """Seconds from a claim to a moment before the first step, drawn; the early ones, of restoring, are likelier."""
         took = [record.first_step_after_seconds for a in self.job.attempts() if (record := a.read_heartbeat())]
         return (next(filter(None, reversed(took)), None) or 2.0) * self.rng.random() ** 3
 

@@ -1,0 +1,59 @@
+"""What the drill pauses stands still until its successor has begun, and no longer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from crucible.jobs.records import Heartbeat, Start
+from crucible.local.state import Home
+from crucible.rehearsal.aws.containers import Container
+from crucible.rehearsal.drill.pauses import pauses
+from crucible.rehearsal.drill.scene import Scene
+from crucible.store import Store
+from tests.faults.small_jobs import claimed, new_job, running
+
+
+def test_a_frozen_container_stands_still_as_a_whole_and_goes_on(tmp_path: Path) -> None:
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    container = Container("c", [sys.executable, "-c", script], {}, tmp_path, tmp_path / "log")
+    try:
+        first = psutil.Process(container.pid)
+        while not (children := first.children()):
+            pass
+        container.freeze()
+        while not all(process.status() == psutil.STATUS_STOPPED for process in (first, *children)):
+            pass
+        container.thaw()
+        while any(process.status() == psutil.STATUS_STOPPED for process in (first, *children)):
+            pass
+    finally:
+        container.kill()
+
+
+def test_an_attempt_is_paused_at_a_drawn_moment_of_its_start_until_its_successor_has_begun(
+    store: Store, tmp_path: Path
+) -> None:
+    job = new_job(store)
+    running(job, 1).write_heartbeat(Heartbeat(sequence=1, phase="training", first_step_after_seconds=0.05))
+    claimed(job, 2)
+    woken = threading.Event()
+    faults = {fault.name: fault for fault in pauses(lambda scene: woken.set, "SIGSTOP")}
+
+    def scene(seed: int) -> Scene:
+        return Scene(job, Home(tmp_path), Random(seed), lambda: None, lambda seconds: None)
+
+    drawn = [scene(seed).moment_of_starting() for seed in range(20)]
+    assert drawn == [scene(seed).moment_of_starting() for seed in range(20)]
+    assert len(set(drawn)) == 20
+    assert all(0 <= seconds < 0.05 for seconds in drawn)
+    fault = faults["pause-in-start"]
+    assert fault.ready(scene(1))
+    assert fault.strike(scene(1))
+    assert not woken.wait(0.5)
+    claimed(job, 3).begin(Start(step=0))
+    assert woken.wait(10)
