@@ -14,6 +14,7 @@ import yaml
 from pydantic import ConfigDict, Field, field_validator
 
 from crucible.errors import ConfigError
+from crucible.resources import Resources
 from crucible.script_config import ScriptConfig, ScriptSettings, inside, split
 from crucible.settings import Count, Dollars, Hours
 
@@ -37,6 +38,7 @@ class RunConfig(ScriptSettings):
         description="Files and folders that the script reads: carried by content, uploaded once whatever their size.",
     )
     pool: str = Field("local", description="Where it runs: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
+    resources: Resources = Field(Resources(), description="GPUs, machine type, memory or image, instead of the pool's.")
     max_cost_usd: Dollars | None = Field(None, description="Stop, saved, before the job costs more. Empty: no cap.")
     max_hours: Hours | None = Field(None, description="Stop, saved, so many hours after the start. Empty: no cap.")
     max_attempts: Count = Field(50, description="Stop after so many attempts.")
@@ -59,6 +61,19 @@ class RunConfig(ScriptSettings):
     @classmethod
     def _paths_inside(cls, value: list[str]) -> list[str]:
         return [inside("include and data", path).removeprefix("./").rstrip("/") for path in value]
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """The file's JSON schema, with the short forms that it accepts: a text for a list, a name for a section."""
+        schema = cls.model_json_schema()
+        text = {"type": "string"}
+        for name in ("command", "resume", "include", "data", "output", "secrets", "checkpoint", "metrics"):
+            entry = schema["properties"][name]
+            kept = {key: entry.pop(key) for key in list(entry) if key not in ("title", "description", "default")}
+            entry["anyOf"] = [*kept.pop("anyOf", [kept]), text]
+        values = [text, {"type": "number"}]
+        schema["properties"]["env"]["additionalProperties"] = {"anyOf": values}
+        return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
     @classmethod
     def from_folder(cls, folder: Path, given: Mapping[str, Any]) -> Self:

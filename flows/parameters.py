@@ -13,6 +13,7 @@ from crucible.datasets.config import DatasetConfig
 from crucible.errors import ConfigError
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
+from crucible.resources import Resources
 from crucible.script_config import ScriptSettings
 from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
@@ -30,6 +31,9 @@ Goal = Literal["cost", "time", "balanced"]
 StoreName = Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")]
 Dataset = Annotated[DatasetConfig, Field(description="The text to train on and its tokenizer.")]
 OptimizeFor = Annotated[Goal, Field(description="What comes first, for auto.")]
+ResourcesWanted = Annotated[
+    Resources, Field(description="GPUs, machine type, memory or image of each attempt, instead of the pool's.")
+]
 Project = Annotated[str, Field(description="Whose money it is: shown in cost reports.")]
 Owner = Annotated[str, Field(description="Who started it: shown in cost reports.")]
 
@@ -80,6 +84,7 @@ class TrainRequest(Request):
         "local", description="Where to train. auto: the best of the pools that are ready, by what optimize_for says."
     )
     optimize_for: OptimizeFor = "balanced"
+    resources: ResourcesWanted = Resources()
     job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
     max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
     max_cost_usd: float | None = Field(
@@ -126,6 +131,7 @@ class TrainScriptRequest(Request):
         ScriptSettings, Field(description="Checkpoints, metrics, resume arguments, outputs, variables.")
     ] = ScriptSettings()
     pool: Pool = Field("local", description="Where to run. Not auto: there is no estimate for a script of your own.")
+    resources: ResourcesWanted = Resources()
     job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
     max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
     max_cost_usd: float | None = Field(

@@ -58,7 +58,11 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     data = _prepare(request, config, job.root)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
-    run.put_on_record(run.spec.model_copy(update={"config": config, "dataset": data.digest}), request.limits(), choice)
+    run.put_on_record(
+        run.spec.model_copy(update={"config": config, "dataset": data.digest, "resources": request.resources}),
+        request.limits(),
+        choice,
+    )
     status = run.run_attempts(choice, placement_policy_for(choice, job, config))
     if status.state is JobState.COMPLETED:
         remember_job(job)

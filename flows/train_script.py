@@ -44,9 +44,10 @@ def train_script(**given: Any) -> State:
 def _run(request: TrainScriptRequest, run: SupervisedJob) -> JobStatus:
     choice = run.read_choice()
     if choice is None:
-        choice = place_script(request.pool)
+        choice = place_script(request.pool, request.resources)
         script, code = resolve(run.job.root, request.code, request.data, request.given())
-        run.put_on_record(run.spec.model_copy(update={"script": script, "code": code}), request.limits(now()), choice)
+        made = {"script": script, "code": code, "resources": request.resources}
+        run.put_on_record(run.spec.model_copy(update=made), request.limits(now()), choice)
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
     if status.state is JobState.COMPLETED:
         remember_job(run.job)

@@ -17,6 +17,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Launch, Outcome, now
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.modal.failures import PERMANENT
+from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, PoolSays
 from tasks.job_variables import given_for
 from tasks.queues import AttemptQueue
@@ -36,8 +37,9 @@ class PrefectLauncher:
     gives the same flow run. Of a job that was deleted and made anew under its old name, attempt 1 is another decision.
     """
 
-    def __init__(self, store: str, project: str, owner: str) -> None:
+    def __init__(self, store: str, project: str, owner: str, resources: Resources | None = None) -> None:
         self.store, self.project, self.owner = store, project, owner
+        self.resources = resources or Resources()
         self._runs: dict[int, FlowRun] = {}
         self._cancelling: dict[int, FlowRun] = {}
         self._queue = AttemptQueue()
@@ -62,7 +64,7 @@ class PrefectLauncher:
                 flow_run_name=f"{job.job_id}-attempt-{launch.number}",
                 tags=tags,
                 idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
-                job_variables=given_for(launch.pool) | self._job_variables(job, launch),
+                job_variables=self._job_variables(job, launch),
                 timeout=0,
                 # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
                 as_subflow=False,
@@ -79,13 +81,14 @@ class PrefectLauncher:
         self._queue.keep_supervisors_out(run)
 
     def _job_variables(self, job: Job, launch: Launch) -> dict[str, Any]:
-        """What the pool has to know: the machine that was chosen, and whose costs these are."""
+        """What the pool has to know: what was asked for, the machine that was chosen, and whose costs these are."""
+        chosen: dict[str, Any] = {}
         if launch.pool == "modal" and launch.instance:
-            return {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
+            chosen = {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
         if launch.pool in EC2_POOLS:
             tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
-            return {name: value for name, value in tags.items() if value}
-        return {}
+            chosen = {name: value for name, value in tags.items() if value}
+        return self.resources.job_variables(launch.pool) | given_for(launch.pool) | chosen
 
     def hint(self, job: Job, launch: Launch) -> Hint:
         run = self._read(launch)

@@ -54,7 +54,11 @@ def resolve(
 def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
     """Unpack the code, put its data in place, install its dependencies, and return what to start."""
     logger = get_run_logger() if flow_run.id else get_logger("crucible")
-    environment = {**script.env, **read_secrets(script.secrets, os.environ)}
+    environment = {
+        **spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        **script.env,
+        **read_secrets(script.secrets, os.environ),
+    }
     if spec.code is None:
         return WorkloadCommand(script.command, environment=environment)
     cache, work = crucible_home() / "cache", scratch.root / "work"

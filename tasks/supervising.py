@@ -73,7 +73,7 @@ class SupervisedJob:
         spec = self.job.read_spec()
         supervision = Supervision(
             self.job,
-            PrefectLauncher(self.store, spec.project, spec.owner),
+            PrefectLauncher(self.store, spec.project, spec.owner, spec.resources),
             choice.placements,
             JobListener(),
             flow_run_id=str(flow_run.id or ""),

@@ -79,7 +79,10 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
     config = scratch.root / "config.json"
     config.write_text(spec.config.model_dump_json())
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
-    gpus = len(nvidia_gpus()) if gpus is None else gpus
+    shown = spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if gpus is None:
+        here = len(nvidia_gpus())
+        gpus = here if spec.resources.gpus is None else min(here, spec.resources.gpus)
     processes = spec.config.processes_on(gpus)
     if processes < gpus:
         get_run_logger().warning(
@@ -90,7 +93,8 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
             spec.config.gradient_accumulation_steps,
             spec.config.multiples_near(gpus),
         )
-    return WorkloadCommand([*command, "--processes", str(processes)] if processes > 1 else command)
+    several = ["--processes", str(processes)] if processes > 1 else []
+    return WorkloadCommand([*command, *several], environment=shown)
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:

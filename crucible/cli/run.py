@@ -43,6 +43,7 @@ def run(
     max_hours: Annotated[float | None, typer.Option(help="Stop, saved, after so many hours.")] = None,
     finish_by: Annotated[str | None, typer.Option(help="Stop, saved, at this time, with its zone.")] = None,
     project: Annotated[str | None, typer.Option(help="Whose money it is.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="GPUs of each attempt; 0: none.")] = None,
     env: Env = None,
     secret: Secret = None,
     include: Annotated[list[str] | None, typer.Option(help="An ignored file that belongs to the code.")] = None,
@@ -80,6 +81,8 @@ def run(
         raise ConfigError(f"--folder: {folder.resolve()} is Crucible's own folder; run it in the folder of your script")
     config = RunConfig.from_folder(folder, {key: value for key, value in given.items() if value not in (None, [])})
     config = _extended(config, env or [], secret or [], include or [], data or [])
+    if gpus is not None:
+        config = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus": gpus})})
     config = _ask_about_left_out(config, folder, ask=not as_json and not dry_run)
     planned = plan_run(config, folder, name or "")
     _print_plan(planned, folder)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crucible.config import TrainConfig
+from crucible.resources import Resources
 from crucible.script_config import ScriptConfig
 from crucible.settings import Count, Dollars, Hours
 
@@ -100,6 +101,8 @@ class JobSpec(Record):
     """The workload when it is not Crucible's own trainer."""
     code: CodePackage | None = None
     """What the script's working directory holds; None: the script needs no folder."""
+    resources: Resources = Resources()
+    """What each attempt gets of its machine."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
     project: str = "default"

@@ -56,6 +56,7 @@ class ScriptRun:
             "data": code.data,
             "script": self.script.model_dump(mode="json", exclude_defaults=True, exclude={"command"}),
             "pool": config.pool,
+            "resources": config.resources.model_dump(mode="json", exclude_defaults=True),
             "job": self.job,
             "max_attempts": config.max_attempts,
             "max_cost_usd": config.max_cost_usd,
@@ -77,7 +78,7 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     """Check and pack. Raises `ConfigError` with the first thing that is wrong; nothing has been started by then."""
     script = config.script()
     checked_job_id(name := job or job_name(config, folder))
-    place_script(config.pool)  # a pool that the catalog cannot place is refused here
+    place_script(config.pool, config.resources)  # a pool that the catalog cannot place is refused here
     if config.finish_by:
         moment_to_come(config.finish_by, now())
     packed = pack_folder(folder, config.include, config.data)

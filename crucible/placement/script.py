@@ -5,10 +5,11 @@ from __future__ import annotations
 from crucible.catalog.offers import OWN_POOLS, load_catalog
 from crucible.errors import ConfigError
 from crucible.placement.choice import AUTO, FALLBACK, Choice
+from crucible.resources import Resources
 from crucible.supervision.retry_policy import Placement
 
 
-def place_script(pool: str, gpus: int = 1, instance: str = "") -> Choice:
+def place_script(pool: str, wanted: Resources) -> Choice:
     """The named pool and its fallbacks, on the cheapest machine with so many GPUs, or on the one that is named.
 
     Raises `ConfigError` for `auto`, and when the catalog has no such machine.
@@ -18,30 +19,36 @@ def place_script(pool: str, gpus: int = 1, instance: str = "") -> Choice:
             "pool: auto compares estimates, and there is none for a script of your own; name a pool. crucible estimate "
             "--script FILE --hours 3 --measured-on g5.xlarge compares machines by the hours that you state"
         )
+    wanted.job_variables(pool)  # refuses what the pool cannot choose
     if pool in OWN_POOLS:
         return Choice(placements=[Placement(pool)])
-    places = []
-    for candidate in (pool, *FALLBACK.get(pool, ())):
-        offers = [
-            offer
-            for offer in load_catalog()
-            if offer.pool == candidate
-            and not offer.missing
-            and (offer.instance == instance if instance else offer.gpus == gpus)
-        ]
-        if offers:
-            offer = min(offers, key=lambda offer: offer.usd_per_hour)
-            places.append(
-                Placement(
-                    pool=candidate,
-                    instance=offer.instance,
-                    usd_per_hour=offer.usd_per_hour,
-                    mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
-                    reason="as asked" if candidate == pool else f"where {pool} has no machine",
-                    startup_seconds=offer.startup_seconds,
-                )
-            )
+    places = [place for candidate in (pool, *FALLBACK.get(pool, ())) if (place := _cheapest(candidate, wanted, pool))]
     if not places:
-        wanted = f"machine {instance!r}" if instance else f"machine with {gpus} GPUs"
-        raise ConfigError(f"pool: the catalog has no {wanted} on {pool}; `crucible prices` lists what there is")
+        gpus = "" if wanted.gpus is None else f" with {wanted.gpus} GPUs"
+        raise ConfigError(
+            f"resources: the catalog has no machine {wanted.instance}{gpus} on {pool}; `crucible prices ls` shows what "
+            "there is"
+        )
     return Choice(placements=places)
+
+
+def _cheapest(pool: str, wanted: Resources, asked: str) -> Placement | None:
+    gpus = 1 if wanted.gpus is None else wanted.gpus
+    # Modal sells GPUs by the piece, up to eight in a sandbox; elsewhere they come with the machine.
+    many = gpus if pool == "modal" and 1 < gpus <= 8 else 1
+    offers = [offer for offer in load_catalog() if offer.pool == pool and not offer.missing]
+    if wanted.instance:
+        offers = [offer for offer in offers if offer.instance == wanted.instance]
+    if wanted.gpus is not None or not wanted.instance:
+        offers = [offer for offer in offers if offer.gpus * many == gpus]
+    if not offers:
+        return None
+    offer = min(offers, key=lambda offer: offer.usd_per_hour)
+    return Placement(
+        pool=pool,
+        instance=f"{offer.instance}:{many}" if many > 1 else offer.instance,
+        usd_per_hour=offer.usd_per_hour * many,
+        mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
+        reason="as asked" if pool == asked else f"where {asked} has no machine",
+        startup_seconds=offer.startup_seconds,
+    )

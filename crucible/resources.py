@@ -1,0 +1,88 @@
+"""What a training wants of its machine: GPUs, memory, an image. Each pool turns it into its own job variables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from crucible.errors import ConfigError
+from crucible.settings import Settings
+
+__all__ = ["Resources"]
+
+
+class Resources(Settings):
+    """What one attempt gets; what is left empty is the pool's own default."""
+
+    model_config = ConfigDict(title="Resources")
+
+    gpus: int | None = Field(None, ge=0, le=64, description="How many GPUs. 0: none. Empty: as the pool gives them.")
+    instance: str = Field(
+        "",
+        max_length=64,
+        description="Machine or GPU type, by its name in `crucible prices ls`, such as g5.xlarge or H100.",
+    )
+    memory_gib: float | None = Field(None, gt=0, le=100_000, description="Memory of the container, in GiB.")
+    image: str = Field("", max_length=512, description="Container image instead of the pool's; it must hold Crucible.")
+    timeout_hours: float | None = Field(
+        None, gt=0, le=24, description="Modal: lifetime of one sandbox. The job goes on in the next one."
+    )
+
+    def job_variables(self, pool: str) -> dict[str, Any]:
+        """The pool's job variables. Raises `ConfigError` naming what the pool cannot give."""
+        known = _KNOWN.get(pool, frozenset())
+        asked = self.model_dump(exclude_defaults=True)
+        if refused := sorted(set(asked) - known):
+            raise ConfigError(
+                f"resources: {', '.join(refused)}: the pool {pool} cannot choose that; it can choose "
+                f"{', '.join(sorted(known)) or 'nothing'}"
+            )
+        return _VARIABLES[pool](self) if pool in _VARIABLES else {}
+
+    def visible_gpus(self, visible: str | None) -> dict[str, str]:
+        """Variables that keep a process to its GPUs; `visible`: CUDA_VISIBLE_DEVICES as it is now."""
+        if self.gpus is None:
+            return {}
+        here = visible.split(",") if visible else [str(number) for number in range(self.gpus)]
+        return {"CUDA_VISIBLE_DEVICES": ",".join(here[: self.gpus])}
+
+
+def _docker(wanted: Resources) -> dict[str, Any]:
+    return _given(
+        gpus=None if wanted.gpus is None else str(wanted.gpus),
+        memory=None if wanted.memory_gib is None else f"{round(wanted.memory_gib * 1024)}m",
+        image=wanted.image or None,
+    )
+
+
+def _ecs(wanted: Resources) -> dict[str, Any]:
+    return _given(
+        gpus=None if wanted.gpus is None else str(wanted.gpus),
+        memory=None if wanted.memory_gib is None else round(wanted.memory_gib * 1024),
+        image=wanted.image or None,
+    )
+
+
+def _modal(wanted: Resources) -> dict[str, Any]:
+    """The GPU itself is the launch's instance, which the catalog has by its name and number (`H100:8`)."""
+    return _given(
+        gpu=[] if wanted.gpus == 0 else None,
+        memory_mib=None if wanted.memory_gib is None else round(wanted.memory_gib * 1024),
+        image=wanted.image or None,
+        timeout_seconds=None if wanted.timeout_hours is None else round(wanted.timeout_hours * 3600),
+    )
+
+
+def _given(**variables: Any) -> dict[str, Any]:
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+_KNOWN = {
+    "local": frozenset({"gpus"}),
+    "docker-gpu": frozenset({"gpus", "memory_gib", "image"}),
+    "ec2-spot": frozenset({"gpus", "instance", "memory_gib", "image"}),
+    "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),
+    "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
+}
+_VARIABLES = {"docker-gpu": _docker, "ec2-spot": _ecs, "ec2-on-demand": _ecs, "modal": _modal}
