@@ -12,7 +12,8 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
 
-FLOW = "train-nanogpt"
+CONFIGURED, SCRIPT = "train-nanogpt", "train-script"
+"""The flow that supervises jobs with a configuration, and the one for scripts."""
 
 
 def start_again(job: Job, changes: dict[str, Any]) -> str:
@@ -22,7 +23,11 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
     """
     supervisor = job.read_newest_supervisor()
     before = supervisor.flow_run_id if supervisor else ""
-    return run_again(f"job {job.job_id}", before, FLOW, {"job": job.job_id, **changes})
+    spec = job.read_spec()
+    if spec.code is not None:  # as it was packed: the folder that it came from may have changed since
+        changes = {**changes, "code": spec.code.digest, "data": spec.code.data}
+    flow = CONFIGURED if spec.script is None else SCRIPT
+    return run_again(f"job {job.job_id}", before, flow, {"job": job.job_id, **changes})
 
 
 def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -> str:

@@ -15,13 +15,17 @@ from typer.testing import CliRunner
 from crucible.cli import jobs as command
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Limits, now
+from crucible.jobs.records import CodePackage, JobSpec, Limits, now
 from crucible.jobs.status import JobState, JobStatus
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from crucible.supervision.heartbeat import SupervisorHeartbeat
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 GIVEN = {"preset": "debug", "project": "paper", "max_cost_usd": 0.05, "finish_by": "2026-01-01T00:00Z"}
+
+
+CODE = CodePackage(digest="f" * 64, data={"data": "e" * 64})
 
 
 def supervised(store: Store, flow_name: str = "train-nanogpt", **status: Any) -> Job:
@@ -35,7 +39,8 @@ def supervised(store: Store, flow_name: str = "train-nanogpt", **status: Any) ->
         flow_id = client.create_flow(supervise)
         deployment = client.create_deployment(flow_id, name=f"tests-{uuid.uuid4().hex}", enforce_parameter_schema=False)
         run = client.create_flow_run_from_deployment(deployment, parameters=GIVEN)
-    job = Job.create(store, JobSpec(job_id="stopped"))
+    spec = {"script": ScriptConfig(command=["true"]), "code": CODE} if flow_name == "train-script" else {}
+    job = Job.create(store, JobSpec(job_id="stopped", **spec))
     job.set_limits(Limits(max_cost_usd=0.05, max_attempts=7))
     job.supervise(str(run.id))
     record = JobStatus(**{"state": JobState.BUDGET_STOP, "reason": "", "supervisor": 1, **status})
@@ -70,6 +75,12 @@ def test_it_goes_on_with_the_parameters_it_had_and_the_limits_that_were_raised(s
         "finish_by": "",
     }
     assert job.read_limits().max_cost_usd == 0.5
+
+
+def test_a_script_goes_on_with_the_code_that_was_packed(store: Store) -> None:
+    job = supervised(store, "train-script")
+    found = parameters(run(job)["flow_run"])
+    assert (found["code"], found["data"]) == (CODE.digest, CODE.data)
 
 
 def test_limits_that_were_changed_meanwhile_are_kept(store: Store) -> None:

@@ -1,0 +1,191 @@
+"""`crucible run` up to the moment where something would start: what it prints, asks, refuses and would send."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from crucible.cli import init, run
+from crucible.cli.inputs import check_all
+from crucible.errors import ConfigError, ServiceError
+from crucible.local.run_script import plan_run, require_reachable, require_ready, start_run
+from crucible.run_config import RunConfig
+from crucible.store import Store
+from flows.parameters import TrainScriptRequest
+from tests.conftest import PrefectServer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository whose data git ignores; the current folder of the test."""
+    project = tmp_path / "my-model"
+    (project / "data").mkdir(parents=True)
+    (project / "train.py").write_text("print('x')\n")
+    (project / "data" / "train.bin").write_bytes(b"12345")
+    (project / ".gitignore").write_text("*.bin\n")
+    subprocess.run(["git", "init", "-q"], cwd=project, check=True)
+    monkeypatch.chdir(project)
+    return project
+
+
+def crucible(line: str, **options: Any) -> Any:
+    app = typer.Typer()
+    run.register(app)
+    init.register(app)
+    check_all(app)
+    return CliRunner().invoke(app, shlex.split(line), catch_exceptions=True, **options)
+
+
+def refusal(line: str) -> str:
+    done = crucible(line)
+    assert isinstance(done.exception, ConfigError), done.output
+    return str(done.exception)
+
+
+def planned(line: str) -> dict[str, Any]:
+    done = crucible(f"run --dry-run --json {line}")
+    assert done.exit_code == 0, (done.output, done.exception)
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
+
+
+def test_a_dry_run_shows_what_would_travel_and_starts_nothing(folder: Path) -> None:
+    done = crucible("run --dry-run -- python train.py --steps 3")
+    assert done.exit_code == 0
+    for shown in ("python train.py --steps 3", "2 files", "data/train.bin", "Crucible's own environment", "local"):
+        assert shown in done.stderr
+
+
+def test_the_command_line_takes_precedence_over_the_file_and_both_reach_the_flow(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "crucible.yaml").write_text(
+        "command: python train.py --steps 3\n"
+        "checkpoint: out/ckpt.pt\n"
+        "resume: --resume --fast\n"
+        "metrics: nanogpt\n"
+        "env: {DEBUG: 1, MODE: file}\n"
+        "data: data/\n"
+        "project: paper\n"
+        "max_hours: 2\n"
+    )
+    monkeypatch.setenv("FROM_SHELL", "here")
+    sent = planned("--max-hours 1 --env MODE=line --env FROM_SHELL --secret HF_TOKEN --gpus 0 --name first")
+    assert sent["command"] == "python train.py --steps 3"
+    assert sent["job"] == "first"
+    assert sent["script"]["env"] == {"DEBUG": "1", "MODE": "line", "FROM_SHELL": "here"}
+    assert sent["script"]["resume"] == ["--resume", "--fast"]
+    assert sent["script"]["checkpoint"] == {"path": "out/ckpt.pt"}
+    assert sent["script"]["metrics"]["format"] == "nanogpt"
+    assert list(sent["data"]) == ["data"]
+    request = TrainScriptRequest.model_validate(sent)
+    assert request.resources.gpus == 0
+    assert request.given()["secrets"] == ["HF_TOKEN"]
+    assert (request.project, request.max_hours) == ("paper", 1.0)
+    sent = planned("-- python train.py 'two words'")
+    assert TrainScriptRequest.model_validate(sent).command == "python train.py 'two words'"
+    assert sent["job"].startswith("my-model-")
+
+
+REFUSED = {
+    "no command": ("run --dry-run", "command: there is none"),
+    "a file that is not there": ("run -- python trian.py", "no file trian.py .*did you mean train.py"),
+    "auto": ("run --pool auto -- python train.py", "pool: auto compares estimates"),
+    "no such gpu": ("run --pool modal --gpus 9 -- python train.py", "no machine .*9 GPUs on modal"),
+    "memory on local": ("run -- python train.py", "memory_gib: the pool local cannot choose"),
+    "over already": ("run --finish-by 2020-01-01T00:00Z -- python train.py", "finish_by"),
+    "no such variable": ("run --env NO_SUCH_VARIABLE -- python train.py", "no variable NO_SUCH_VARIABLE"),
+    "a variable of ours": ("run --env CRUCIBLE_HOME=x -- python train.py", "CRUCIBLE_HOME belongs to Crucible"),
+    "an impossible name": ("run --name a/b -- python train.py", "'a/b' is no usable name"),
+    "a broken pattern": ("run --metrics 'loss (' -- python train.py", "not a regular expression"),
+    "no such data": ("run --data corpus -- python train.py", "there is no corpus"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_mistakes_are_one_message_before_anything_is_sent(folder: Path, case: str) -> None:
+    line, message = REFUSED[case]
+    if case == "memory on local":
+        (folder / "crucible.yaml").write_text("resources: {memory_gib: 4}\n")
+    assert re.search(message, refusal(line)), refusal(line)
+
+
+def test_every_mistake_in_the_file_is_named_at_once(folder: Path) -> None:
+    (folder / "crucible.yaml").write_text("comand: python train.py\nmax_hours: -1\ntotal_steps: many\n")
+    message = refusal("run")
+    assert "comand = 'python train.py' is not a known setting; did you mean command?" in message
+    (folder / "crucible.yaml").write_text("max_hours: -1\ntotal_steps: many\n")
+    message = refusal("run")
+    assert message.startswith("crucible.yaml: ")
+    assert "max_hours = -1" in message
+    assert "total_steps = 'many'" in message
+
+
+def test_an_ignored_file_that_the_command_names_is_a_message_without_a_terminal(folder: Path) -> None:
+    message = refusal("run -- python train.py --data=data")
+    assert "it names data, and git ignores data/train.bin" in message
+    assert "--data data" in message
+    assert list(planned("--data data -- python train.py --data=data")["data"]) == ["data"]
+    (folder / ".crucibleignore").write_text("data/\n")
+    assert planned("-- python train.py --data=data")["data"] == {}
+
+
+@pytest.mark.parametrize(("answer", "travels"), [("d", ["data"]), ("i", []), ("l", [])])
+def test_on_a_terminal_it_is_a_question(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, answer: str, travels: list[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    config = RunConfig.parse({"command": "python train.py data/train.bin"})
+    monkeypatch.setattr("typer.prompt", lambda *_, **__: answer)
+    found = run._ask_about_left_out(config, folder, ask=True)
+    assert found.data == (["data/train.bin"] if travels else [])
+    assert found.include == (["data/train.bin"] if answer == "i" else [])
+
+
+def test_the_written_file_is_the_one_that_run_reads(folder: Path) -> None:
+    done = crucible("init")
+    assert done.exit_code == 0, done.output
+    assert "train.py is here" in done.stdout
+    sent = planned("")
+    assert sent["command"] == "python train.py"
+    assert list(sent["data"]) == ["data"]
+    assert "exists" in refusal("init")
+
+
+def test_the_schema_takes_the_short_forms(folder: Path) -> None:
+    schema = json.loads(crucible("init --schema").stdout)
+    assert {"type": "string"} in schema["properties"]["command"]["anyOf"]
+    assert schema["additionalProperties"] is False
+
+
+def test_a_clouds_pool_cannot_read_a_folder_of_this_machine(store: Store) -> None:
+    require_reachable(store, "docker-gpu")
+    with pytest.raises(ConfigError, match="which modal cannot reach"):
+        require_reachable(store, "modal")
+
+
+def test_the_server_is_asked_before_anything_is_uploaded(
+    folder: Path, prefect_server: PrefectServer, store: Store
+) -> None:
+    user, _, password = prefect_server.env["PREFECT_API_AUTH_STRING"].partition(":")
+    with httpx.Client(base_url=prefect_server.api_url, auth=(user, password)) as api:
+        for config, message in [
+            ({"pool": "elsewhere"}, "no pool 'elsewhere'"),
+            ({"pool": "modal"}, "no pool 'modal'; crucible modal pool makes it"),
+        ]:
+            with pytest.raises(ConfigError, match=message):
+                require_ready(api, RunConfig.parse(config))
+        with pytest.raises(ConfigError, match="no Store block 'nowhere'"):
+            start_run(api, plan_run(RunConfig.parse({"command": "python train.py", "store": "nowhere"}), folder))
+    assert store.list() == []
+    with httpx.Client(base_url="http://127.0.0.1:9/api") as api, pytest.raises(ServiceError, match="crucible up"):
+        require_ready(api, RunConfig.parse({}))
