@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
 from crucible.resources import Resources
 from crucible.script_config import ScriptConfig, ScriptSettings, inside, split
+from crucible.script_presets import with_preset
 from crucible.settings import Count, Dollars, Hours
 
 FILE = "crucible.yaml"
@@ -28,6 +29,11 @@ class RunConfig(ScriptSettings):
 
     command: list[str] = Field(
         default_factory=list, description="The command line, as a text or as a list. It runs in a copy of the folder."
+    )
+    workload: str = Field(
+        "",
+        description="A preset for a known kind of script: nanogpt, huggingface or lightning. Settings beside it take "
+        "precedence.",
     )
     name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
     include: list[str] = Field(
@@ -46,6 +52,13 @@ class RunConfig(ScriptSettings):
     store: str = Field("default", min_length=1, description="Name of a Store block, or an address (file://…, s3://…).")
     project: str = Field("default", description="Whose money it is: shown in cost reports.")
     owner: str = Field("", description="Who started it: shown in cost reports.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not (name := data.get("workload")):
+            return data
+        return with_preset(str(name), data)
 
     @field_validator("command", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ class CheckpointFiles(Settings):
     step_from: str = Field(
         "",
         description="Regular expression over printed lines with one group, the step. The newest match before a save "
-        "is its step. Empty: read from the file, else counted in seconds.",
+        "is its step. Empty: from the file's name or content, else counted in seconds.",
     )
     restore_to: str = Field("", description="Where the checkpoint is put before a restart. Empty: where it was saved.")
 
@@ -63,7 +63,11 @@ class MetricsSource(Settings):
         "",
         description="For pattern: named groups; `step` is the step, every other group is a metric of that name.",
     )
-    path: str = Field("", description="For jsonl and tensorboard: file or folder, relative to the working directory.")
+    path: str = Field(
+        "",
+        description="For jsonl and tensorboard: file, folder or glob, relative to the working directory. For "
+        "lightning: the CSVLogger's metrics.csv, where it is not at its usual place.",
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -74,9 +78,10 @@ class MetricsSource(Settings):
         if self.format in ("jsonl", "tensorboard"):
             if not self.path:
                 raise invalid(f"path is empty; name the file or folder that holds the {self.format} metrics")
+        elif self.path and self.format != "lightning":
+            raise invalid(f"path = {self.path!r} is only used with jsonl, tensorboard or lightning; remove it")
+        if self.path:
             inside("metrics path", self.path)
-        elif self.path:
-            raise invalid(f"path = {self.path!r} is only used with format = jsonl or tensorboard; remove it")
         return self
 
 
@@ -92,7 +97,8 @@ class ScriptSettings(Settings):
         None, description="Where the script saves by itself. Empty: it follows the workload contract."
     )
     resume: list[str] = Field(
-        default_factory=list, description="Arguments that are appended only when a checkpoint was restored."
+        default_factory=list,
+        description="Arguments that are appended only when a checkpoint was restored; {checkpoint} is its path.",
     )
     sigterm: bool | None = Field(
         None,
@@ -106,6 +112,11 @@ class ScriptSettings(Settings):
     output: list[str] = Field(
         default_factory=list,
         description="Files, folders or globs that are kept when the script is done, relative to its working directory.",
+    )
+    reseed: bool = Field(
+        False,
+        description="Let a script that sets its seed at every start draw other random numbers after each restart: "
+        "seeds given to torch, numpy and random are shifted.",
     )
     dependencies: str = Field(
         "",

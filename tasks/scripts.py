@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,15 +53,21 @@ def resolve(
 
 
 def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
-    """Unpack the code, put its data in place, install its dependencies, and return what to start."""
+    """Unpack the code, put its data in place, install its dependencies, and return the adapter that starts it."""
     logger = get_run_logger() if flow_run.id else get_logger("crucible")
     environment = {
         **spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
         **script.env,
         **read_secrets(script.secrets, os.environ),
     }
+    if (own := os.environ.get("PYTHONPATH")) and "PYTHONPATH" in environment:  # the adapter may be found there
+        environment["PYTHONPATH"] += f"{os.pathsep}{own}"
+    config = scratch.root / "script.json"
+    config.write_text(script.model_dump_json(), encoding="utf-8")
+    # -P: a module in the script's own folder must not stand in for one of the adapter's.
+    command = [sys.executable, "-P", "-m", "crucible.adapter", "--script", str(config)]
     if spec.code is None:
-        return WorkloadCommand(script.command, environment=environment)
+        return WorkloadCommand(command, environment=environment)
     cache, work = crucible_home() / "cache", scratch.root / "work"
     unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
@@ -68,7 +75,7 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     logger.info("dependencies: %s", found)
     installed = ensure_environment(found, work, cache / "environments", logger.info)
     return WorkloadCommand(
-        script.command, cwd=work, environment={**variables(installed, cache, dict(os.environ)), **environment}
+        command, cwd=work, environment={**variables(installed, cache, dict(os.environ)), **environment}
     )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from crucible.agent.cost_meter import CostMeter
 from crucible.agent.exit_classification import classify_exit, was_saved
-from crucible.agent.metrics import MetricsFile, MetricsRelay, PrintedMetrics, numbers
+from crucible.agent.metrics import MetricsFile, MetricsRelay, numbers
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
@@ -279,20 +279,11 @@ class _AttemptRun:
         self._uploads = Uploads(
             self.attempt, self.scratch.checkpoints, self.state.start_step, self.plan.save.keep_last, self._items.put
         )
-        pattern = self.plan.printed_metrics
-        printed = PrintedMetrics(pattern, self.scratch.metrics_file) if pattern else None
-
-        def handle_line(line: str) -> None:
-            self.observer.log(line)
-            if printed:
-                try:
-                    printed.handle_line(line)
-                except OSError as error:
-                    self._items.put(Trouble("metrics", f"printed metrics cannot be kept: {error}"))
-
         command, job_id = self._command, self.attempt.job.job_id
         environment = self.plan.workload_environment(job_id, self.scratch, self._resume_from, command.environment)
-        workload = self._workload = Workload(command.arguments, environment, command.cwd or self.plan.cwd, handle_line)
+        workload = self._workload = Workload(
+            command.arguments, environment, command.cwd or self.plan.cwd, self.observer.log
+        )
         self._in_thread(lambda: self._items.put(WorkloadEnded(workload.end())), "workload-end")
         self._uploads.start()
 

@@ -1,23 +1,13 @@
-"""What the workload reports, in its metrics file or by a pattern over what it prints, carried to the records."""
+"""What the workload reports in its metrics file, carried to the records."""
 
 from __future__ import annotations
 
 import json
-import re
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from crucible.contract import metrics_line
 from crucible.jobs.job import Attempt
-
-NANOGPT_PATTERN = (
-    r"(?:iter (?P<step>\d+): loss (?P<train_loss>[\d.naif]+))|"
-    r"(?:step (?P<eval_step>\d+): train loss [\d.naif]+, val loss (?P<val_loss>[\d.naif]+))"
-)
-"""What nanoGPT's own `train.py` prints."""
 
 
 class MetricsFile:
@@ -80,29 +70,3 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
         and name not in ("step", "time")
         and abs(value) < float("inf")
     }
-
-
-class PrintedMetrics:
-    """Turns printed lines into metrics lines, for scripts that know nothing of the metrics file.
-
-    `pattern` has named groups; `step` (or `eval_step`) is the step, every other group that matched is a metric.
-    """
-
-    def __init__(self, pattern: str, path: Path) -> None:
-        self._pattern = re.compile(pattern)
-        self._path = path
-
-    def handle_line(self, line: str) -> None:
-        match = self._pattern.search(line)
-        if not match:
-            return
-        groups = {name: value for name, value in match.groupdict().items() if value is not None}
-        step = groups.pop("step", None) or groups.pop("eval_step", None)
-        if step is None:
-            return
-        values: dict[str, float] = {}
-        for name, value in groups.items():
-            with suppress(ValueError):  # what looked like a number to the pattern
-                values[name] = float(value)
-        with self._path.open("a") as file:
-            file.write(metrics_line(int(step), time.time(), values))

@@ -107,7 +107,6 @@ class AttemptPlan:
     current_price: Callable[[], float | None] | None = None
     """USD per hour of this machine now, None where unknown; asked every ten minutes. Without it the price is fixed."""
     total_steps: int | None = None
-    printed_metrics: str | None = None
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""
     on_interrupt: Callable[[], Notice] = lambda: Notice("signal", "this process was asked to stop")

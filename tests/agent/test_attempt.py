@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from crucible.agent.attempt import run_attempt
-from crucible.agent.metrics import NANOGPT_PATTERN
 from crucible.agent.notices import Notice
 from crucible.agent.plan import Scratch
 from crucible.agent.saving import SavePolicy
@@ -170,16 +169,6 @@ def test_a_full_disk_at_the_moment_of_the_notice(job: Job, tmp_path: Path) -> No
     fields = {"sources": [bell], "save": SavePolicy(minimum_seconds=0.1)}
     outcome = run_attempt(launched(job, 1), plan(tmp_path, prepare, **fields), observer)
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.INTERRUPTED, 6)
-
-
-def test_words_that_are_no_text_and_patterns_that_find_no_number(job: Job, tmp_path: Path) -> None:
-    at = {"2": "say iter 2: loss ...", "3": "say iter 3: loss 1.5", "4": "say iter 99999999999: loss nan"}
-    observer = Recorder()
-    outcome = run(job, 1, tmp_path, observer, steps=6, seconds=0.01, at=at, printed_metrics=NANOGPT_PATTERN)
-    assert outcome.end_reason is EndReason.COMPLETED
-    assert "iter 2: loss ..." in observer.lines
-    reported = [json.loads(line) for line in job.attempt(1).metrics()]
-    assert {"step": 3, "train_loss": 1.5} in [{k: v for k, v in line.items() if k != "time"} for line in reported]
 
 
 def test_a_damaged_checkpoint_is_told_and_on_record(job: Job, tmp_path: Path) -> None:

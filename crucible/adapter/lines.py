@@ -1,0 +1,75 @@
+"""Printed bytes to lines, in bounded memory whatever a script prints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+LONGEST_LINE = 64 * 1024
+"""Bytes of a line that are kept; the rest of it is counted."""
+PROGRESS_SECONDS = 2.0
+"""Between two states of a progress bar that are passed on."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line, or one state of a progress bar."""
+
+    text: str
+    passed_on: bool = True
+    """False for a state of a progress bar that comes too soon after the one before."""
+
+
+class Lines:
+    """Splits what arrives into lines. A `\\r` overwrites the line so far, as a terminal would show it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held = b""
+        """The line so far; after a `\\r` the state that the next one overwrites."""
+        self._dropped = 0
+        self._shown_at = -PROGRESS_SECONDS
+
+    def feed(self, data: bytes) -> Iterator[Line]:
+        """The lines and states that `data` completes."""
+        *whole, rest = data.split(b"\n")
+        for piece in whole:
+            yield from self._states(piece)
+            yield from self._line()
+        yield from self._states(rest)
+
+    def end(self) -> Iterator[Line]:
+        """What was printed last, without a line end."""
+        if self._held:
+            yield from self._line()
+
+    def _states(self, piece: bytes) -> Iterator[Line]:
+        *states, rest = piece.split(b"\r")
+        for state in states:
+            self._add(state)
+            if self._held.strip():  # otherwise it only clears the line
+                self._state = self._held
+                yield Line(self._text(), self._due())
+            self._held, self._dropped = b"", 0
+        self._add(rest)
+
+    def _line(self) -> Iterator[Line]:
+        self._held = self._held if self._held.strip() else self._state  # "text\r\n"
+        yield Line(self._text())
+        self._held, self._state, self._dropped = b"", b"", 0
+
+    def _add(self, more: bytes) -> None:
+        room = LONGEST_LINE - len(self._held)
+        self._dropped += max(0, len(more) - room)
+        self._held += more[:room]
+
+    def _text(self) -> str:
+        text = self._held.decode(errors="replace").rstrip()
+        return f"{text} … [{self._dropped:,} more bytes in this line]" if self._dropped else text
+
+    def _due(self) -> bool:
+        if self._clock() < self._shown_at + PROGRESS_SECONDS:
+            return False
+        self._shown_at = self._clock()
+        return True
