@@ -29,10 +29,10 @@ from benchmarks.results import write_result
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.status import JobState, status_of
 from crucible.local.access import prefect_settings
-from crucible.rehearsal.modal.drill import ModalStage, modal_stage
+from crucible.rehearsal.modal.drill import IMAGE, STORE_SECRET, ModalStage, modal_stage
 
 COMMANDS = {
-    "runner": None,
+    "runner": "",
     "engine": "python -m crucible.agent.entrypoint -- python -m prefect.engine",
 }
 PATIENCE_SECONDS = 600.0
@@ -50,7 +50,7 @@ def main() -> None:
         get_client(sync_client=True) as client,
     ):
         for command in commands:
-            _use_command(client, COMMANDS[command])
+            _use_command(stage, COMMANDS[command])
             figures[command] = _fresh_and_resumed(stage, client, f"first-step-{command}")
     if len(commands) == 2:
         figures["runner_to_engine"] = {
@@ -61,17 +61,9 @@ def main() -> None:
     write_result("modal_first_step", figures)
 
 
-def _use_command(client: SyncPrefectClient, command: str | None) -> None:
-    deployment = client.read_deployment_by_name("train/modal")
-    client.create_deployment(
-        flow_id=deployment.flow_id,
-        name=deployment.name,
-        work_pool_name=deployment.work_pool_name,
-        entrypoint=deployment.entrypoint,
-        pull_steps=deployment.pull_steps,
-        parameter_openapi_schema=deployment.parameter_openapi_schema,
-        job_variables={"command": command} if command else {},
-    )
+def _use_command(stage: ModalStage, command: str) -> None:
+    options = ("--gpu", "L4", "--image", IMAGE, "--secret", STORE_SECRET, "--set", f"command={command}")
+    stage.crucible("modal", "pool", *options)
 
 
 def _fresh_and_resumed(stage: ModalStage, client: SyncPrefectClient, job_id: str) -> dict[str, dict[str, float]]:

@@ -191,9 +191,9 @@ class S3Place:
 
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
-    from crucible.rehearsal.s3 import s3_server
+    from crucible.rehearsal.s3 import S3Server
 
-    server = s3_server(services.HOST, unused_port())
+    server = S3Server(services.HOST, unused_port())
     server.start()
     yield "http://{}:{}".format(*server.get_host_and_port())
     server.stop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -134,13 +135,22 @@ def plan(
 
 
 @app.command()
-def pools(region: Region = None, profile: Profile = None, name: Name = "crucible", image: Image = None) -> None:
+def pools(
+    region: Region = None,
+    profile: Profile = None,
+    name: Name = "crucible",
+    image: Image = None,
+    env: Annotated[list[str] | None, typer.Option("--env", help="NAME=value for every task.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="NAME=value of another setting, such as aws_credentials.")
+    ] = None,
+) -> None:
     """Put the pools ec2-spot and ec2-on-demand on the Prefect server, or bring them up to date."""
     from crucible.pools.aws import stack
     from crucible.pools.aws.session import connect
 
     aws = connect(region, profile)
-    _register_pools(aws, stack.require(aws, name), image)
+    _register_pools(aws, stack.require(aws, name), image, env or [], settings or [])
 
 
 @app.command()
@@ -262,9 +272,13 @@ class _Ticker:
         typer.echo(f"  {counter} {progress.status:16} {progress.resource}{why}")
 
 
-def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
+def _register_pools(
+    aws: Aws, state: StackState, image: str | None, env: Sequence[str] = (), settings: Sequence[str] = ()
+) -> None:
+    from crucible.cli.inputs import named_values
     from crucible.pools.aws.pools import PoolOptions, register, save_store_block
     from crucible.pools.aws.status import newest_image
+    from crucible.pools.common.offered import parse_settings
     from crucible.pools.common.registration import require_server
 
     url = _prefect_api_url()
@@ -283,6 +297,8 @@ def _register_pools(aws: Aws, state: StackState, image: str | None) -> None:
         image=image,
         project=state.parameters.get("Project", "crucible"),
         owner=state.parameters.get("Owner", "unknown"),
+        environment=named_values("--env", list(env)),
+        settings=parse_settings(named_values("--set", list(settings))),
     )
     for pool in register(state.outputs, state.parameters, options):
         typer.echo(f"Pool {pool} is ready on {url}; start its worker with: crucible aws worker {pool}")

@@ -27,15 +27,20 @@ def pool(
         list[str] | None, typer.Option("--secret", help="Modal Secret with the store's credentials.")
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the pool.")] = "modal",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=value of another setting, such as registry_secret or dockerfile."),
+    ] = None,
 ) -> None:
     """Put the pool and its deployment train/modal on the Prefect server, or bring them up to date."""
     from crucible.cli.inputs import named_values
+    from crucible.pools.common.offered import parse_settings
     from crucible.pools.modal.pool import PoolOptions
     from crucible.pools.modal.pool import register as register_pool
 
-    environment = named_values("--env", env)
     gpus = tuple(part.strip() for part in gpu.split(",") if part.strip())
-    register_pool(PoolOptions(image, gpus, environment, tuple(secret or ()), name))
+    environment, others = named_values("--env", env), parse_settings(named_values("--set", settings))
+    register_pool(PoolOptions(image, gpus, environment, tuple(secret or ()), name, others))
     typer.echo(f"Pool {name} is ready; start its worker with:")
     typer.echo(f"  prefect worker start --pool {name} --type modal --name {name}-1")
 

@@ -7,13 +7,15 @@ otherwise, and lets a run's labels replace the pool's. `pool_template` fixes tha
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.pools.common import registration
+from crucible.pools.common.offered import offer_only, with_environment
 
 SPOT, ON_DEMAND = "ec2-spot", "ec2-on-demand"
 WORKER_TYPE = "crucible-ecs"
@@ -24,11 +26,16 @@ CONTAINER = "prefect"  # the name by which the worker's observer finds the conta
 INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
 STORE_BLOCK = "crucible-store"
+OFFERED = (
+    *("image", "gpus", "cpu", "memory", "shared_memory", "stop_timeout"),
+    *("project", "owner", "job", "stage", "labels"),
+)
+"""What a run may choose. Roles, credentials, networks, the command and its environment it may not."""
 
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """What a user decides about the pools; every value can be overridden per run as a job variable."""
+    """What a user decides about the pools; a run may override what is in `OFFERED` as a job variable."""
 
     image: str
     """Image with the project in its working directory."""
@@ -38,7 +45,9 @@ class PoolOptions:
     cpu_units: int = 3584  # 4 vCPUs of an xlarge, less what the ECS agent and the host need
     memory_mib: int = 14000  # of 16 GiB, of which ECS offers about 15.5
     shared_memory_mib: int = 4096
-    environment: Mapping[str, str] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other variables of the worker, which stay as they are until they are named again: `aws_credentials`."""
     prefix: str = ""
     """Put before the pools' names: a second region or account beside the first."""
 
@@ -47,7 +56,8 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
     """The base job template of one pool, `ec2-spot` or `ec2-on-demand`.
 
     Cost tags `crucible:project`, `:owner`, `:job` and `:stage` are variables of their own (`project`, `owner`, `job`,
-    `stage`), so that a run that sets one keeps the others. Raises `ConfigError` for an unknown pool or missing outputs.
+    `stage`), so that a run that sets one keeps the others. Raises `ConfigError` for an unknown pool, missing
+    outputs, or a setting that the worker does not have.
     """
     from prefect_aws.workers import ECSWorker
 
@@ -62,6 +72,8 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
         "enableECSManagedTags": True,
         "tags": {f"crucible:{name}": "{{ " + name + " }}" for name in ("project", "owner", "job", "stage")},
     }
+    for name in ("command", "environment"):  # the worker fills in the whole of both
+        del job["task_run_request"]["overrides"]["containerOverrides"][0][name]
     for name, (default, title, description) in {
         "project": (options.project, "Project", "Cost tag crucible:project."),
         "owner": (options.owner, "Owner", "Cost tag crucible:owner."),
@@ -84,11 +96,6 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
         "description": "Size of /dev/shm.",
         "default": options.shared_memory_mib,
     }
-    environment = {
-        "AWS_DEFAULT_REGION": region,
-        "CRUCIBLE_STORE": _output(outputs, "StoreUri"),
-        **(options.environment or {}),
-    }
     defaults: dict[str, Any] = {
         "launch_type": "EC2",  # even with a capacity provider: left at FARGATE, the definition is a Fargate one
         "cluster": cluster,
@@ -103,13 +110,13 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
         "memory": options.memory_mib,
         "execution_role_arn": _output(outputs, "ExecutionRoleArn"),
         "task_role_arn": _output(outputs, "TaskRoleArn"),
-        "env": environment,
+        "env": {"AWS_DEFAULT_REGION": region, "CRUCIBLE_STORE": _output(outputs, "StoreUri")},
     }
     if secret := outputs.get("PrefectAuthSecretArn"):
         defaults["prefect_api_auth_string_secret_arn"] = secret
     for name, value in defaults.items():
         variables[name]["default"] = value
-    return template
+    return offer_only(template, OFFERED, with_environment(options.settings, options.environment))
 
 
 def _task_definition(outputs: Mapping[str, str], region: str, options: PoolOptions) -> dict[str, Any]:
@@ -163,15 +170,21 @@ def register(
         registration.register(
             options.prefix + pool,
             WORKER_TYPE,
+            functools.partial(_template_over, pool, outputs, options),
             runs=f"on {options.prefix}{pool}",
             deploy=deploy,
-            base_job_template=pool_template(pool, outputs, options),
             description=f"GPU training on EC2 {pool.removeprefix('ec2-')} through ECS cluster {outputs['ClusterArn']}.",
             concurrency_limit=int(parameters.get(SIZE_PARAMETERS[pool], "0")) or None,
             is_paused=False,
         )
         for pool in (SPOT, ON_DEMAND)
     ]
+
+
+def _template_over(
+    pool: str, outputs: Mapping[str, str], options: PoolOptions, former: Mapping[str, Any]
+) -> dict[str, Any]:
+    return pool_template(pool, outputs, replace(options, settings={**former, **options.settings}))
 
 
 def save_store_block(name: str, data: Mapping[str, Any]) -> None:

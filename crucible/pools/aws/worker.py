@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Self
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
@@ -24,10 +24,19 @@ from crucible.pools.aws.pools import WORKER_TYPE as TYPE
 from crucible.pools.aws.stack import StackState
 from crucible.pools.common.environment import CREDENTIALS, passing
 from crucible.pools.common.event_driven import EventDrivenWorker
+from crucible.pools.common.offered import require_offered
 
 
 class EcsJobConfiguration(ECSJobConfiguration):
     """How one flow run is to be run as an ECS task."""
+
+    @classmethod
+    async def from_template_and_values(
+        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: Any = None
+    ) -> Self:
+        """Fill the pool's template. Raises `ConfigError` naming each job variable that the pool does not offer."""
+        require_offered(base_job_template, values)
+        return await super().from_template_and_values(base_job_template, values, client=client)
 
     def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
         """As prefect-aws does it, but nothing secret stands in the request for the task.

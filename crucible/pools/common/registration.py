@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 
 from crucible.errors import ConfigError, ServiceError
+from crucible.pools.common.offered import settings_of
 
 FLOW = "train"
 MODEL = "local"
@@ -15,15 +17,24 @@ PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": 
 """The code is in the image's working directory; without this step Prefect would first copy all of it."""
 
 
-def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings: Any) -> str:
+def register(
+    name: str,
+    kind: str,
+    template: Callable[[Mapping[str, Any]], dict[str, Any]],
+    *,
+    runs: str,
+    deploy: bool = True,
+    **fields: Any,
+) -> str:
     """Create or update a pool on the server of `PREFECT_API_URL` and deploy `train/<name>` to it; returns the name.
 
     Args:
         kind: the type of worker that serves it.
+        template: makes the base job template from the settings that the pool has been given until now.
         runs: what the deployment's description says of an attempt there, like "in a container".
         deploy: False leaves the deployment out.
-        settings: the pool's other fields: `base_job_template`, `description`, `concurrency_limit`, `is_paused`. A field
-            that is not named keeps its value.
+        fields: the pool's other fields: `description`, `concurrency_limit`, `is_paused`. A field that is not named
+            keeps its value.
 
     Raises:
         ConfigError: no server is selected, or `train/local`, which the deployment is modelled on, is not there.
@@ -37,10 +48,11 @@ def register(name: str, kind: str, *, runs: str, deploy: bool = True, **settings
     with get_client(sync_client=True) as client:
         model = _model(client) if deploy else None
         try:
-            client.read_work_pool(name)
-            client.update_work_pool(name, WorkPoolUpdate(**settings))
+            former = client.read_work_pool(name)
+            made = template(settings_of(former.base_job_template))
+            client.update_work_pool(name, WorkPoolUpdate(base_job_template=made, **fields))
         except ObjectNotFound:
-            client.create_work_pool(WorkPoolCreate(name=name, type=kind, **settings))
+            client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template({}), **fields))
         if model is not None:
             client.create_deployment(  # an upsert by flow and name
                 flow_id=model.flow_id,

@@ -18,6 +18,7 @@ from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
 from crucible.pools.common.environment import passing
+from crucible.pools.common.offered import require_offered
 
 INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STATE_FOLDER = "/var/lib/crucible"
@@ -115,10 +116,13 @@ class DockerGpuJobConfiguration(_Fields, DockerWorkerJobConfiguration):  # type:
     _folders: dict[Path, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
-    async def from_template_and_values(cls, *args: Any, **kwargs: Any) -> Self:
-        """Fill the pool's template. Raises `ConfigError` naming each invalid job variable."""
+    async def from_template_and_values(
+        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: Any = None
+    ) -> Self:
+        """Fill the pool's template. Raises `ConfigError` naming each job variable that is invalid or not offered."""
+        require_offered(base_job_template, values)
         try:
-            made: Self = await super().from_template_and_values(*args, **kwargs)
+            made: Self = await super().from_template_and_values(base_job_template, values, client=client)
         except ValidationError as error:
             problems = [f"job variable {p['loc'][0]}: {p['msg']} (got {p['input']!r})" for p in error.errors()]
             raise ConfigError("; ".join(problems)) from None

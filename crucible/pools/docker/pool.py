@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crucible.errors import ConfigError
 from crucible.pools.common import registration
+from crucible.pools.common.offered import offer_only, with_environment
 
 POOL = "docker-gpu"
+OFFERED = (
+    *("image", "image_pull_policy", "gpus", "memory", "shm_size", "tmp_size"),
+    *("stop_timeout_seconds", "keep_container"),
+)
+"""What a run may choose. What reaches beyond the container (folders, users, networks, the worker's variables) it may
+not."""
 
 
 @dataclass(frozen=True)
 class PoolOptions:
-    """What a user decides about the pool; every value can be overridden per run as a job variable."""
+    """What a user decides about the pool; a run may override what is in `OFFERED` as a job variable."""
 
     image: str
     gpus: str = "all"
@@ -23,7 +31,9 @@ class PoolOptions:
     """Docker shares a GPU among all who ask: one run at a time unless you set a limit. None: no limit."""
     network: str | None = None
     """Docker network of the containers; None: the host's own when the Prefect server is on this machine."""
-    environment: dict[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Other variables of the worker, which stay as they are until they are named again: `volumes`, `user`."""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"all|\d{1,4}|device=[\w-]+(,[\w-]+)*", self.gpus):
@@ -33,22 +43,19 @@ class PoolOptions:
 
 
 def pool_template(options: PoolOptions) -> dict[str, Any]:
-    """The base job template: the worker's own, with these options as its defaults."""
+    """The base job template: the worker's own, with these options as its defaults, offering what a run may choose.
+
+    Raises `ConfigError` if the worker has no variable of a name in `settings`.
+    """
     from crucible.pools.docker.worker import DockerGpuWorker
 
     template: dict[str, Any] = DockerGpuWorker.get_default_base_job_template()
     variables = template["variables"]["properties"]
-    defaults = {
-        "image": options.image,
-        "gpus": options.gpus,
-        "memory": options.memory,
-        "network_mode": options.network,
-        "env": options.environment,
-    }
-    for name, value in defaults.items():
-        variables[name]["default"] = value
+    for name in ("image", "gpus", "memory"):
+        variables[name]["default"] = getattr(options, name)
     template["variables"]["required"] = []
-    return template
+    network = {"network_mode": options.network} if options.network is not None else {}
+    return offer_only(template, OFFERED, with_environment({**options.settings, **network}, options.environment))
 
 
 def register(options: PoolOptions) -> str:
@@ -59,8 +66,8 @@ def register(options: PoolOptions) -> str:
     return registration.register(
         POOL,
         POOL,
+        lambda former: pool_template(replace(options, settings={**former, **options.settings})),
         runs="in a container on this machine",
-        base_job_template=pool_template(options),
         description="Containers on this machine's Docker engine, with its GPUs.",
         concurrency_limit=options.runs_at_once,
     )

@@ -26,6 +26,7 @@ from pydantic import (
 
 from crucible.errors import ConfigError
 from crucible.pools.common.environment import passing
+from crucible.pools.common.offered import require_offered
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
 _PID_PREFIX = "modal:"
@@ -176,14 +177,18 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
     """How one flow run is to be run on Modal."""
 
     @classmethod
-    async def from_template_and_values(cls, *args: Any, **kwargs: Any) -> Self:
+    async def from_template_and_values(
+        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: Any = None
+    ) -> Self:
         """Fill the pool's template.
 
         Raises:
-            ConfigError: a job variable is invalid; the message names each one with what to write instead.
+            ConfigError: a job variable is invalid, and the message names each one with what to write instead; or the
+                pool does not offer it.
         """
+        require_offered(base_job_template, values)
         try:
-            return await super().from_template_and_values(*args, **kwargs)
+            return await super().from_template_and_values(base_job_template, values, client=client)
         except ValidationError as error:
             raise ConfigError(_problems(error)) from None
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-import secrets
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from crucible.rehearsal.aws.metadata import MetadataService
 from crucible.rehearsal.aws.runs import Run
 from crucible.rehearsal.aws.settings import ACCOUNT, Settings
 from crucible.rehearsal.aws.tasks import Tasks
+from crucible.rehearsal.gate import KeyGate, new_key
 
 TICK_SECONDS = 0.05
 
@@ -41,10 +40,10 @@ class Cloud:
         self._over = threading.Event()
         self._last_failure = ""
         # Tasks run real commands: other people on this machine must not be able to start one.
-        self.worker_key, self.task_key = f"AKIA{secrets.token_hex(8)}".upper(), f"ASIA{secrets.token_hex(8)}".upper()
-        own_key = f"AKIA{secrets.token_hex(8)}".upper()  # for what ECS does by itself, whoever's key has expired
+        self.worker_key, self.task_key = new_key(), new_key("ASIA")
+        own_key = new_key()  # for what ECS does by itself, whoever's key has expired
         keys = {self.worker_key, self.task_key, own_key}
-        app = _Gate(DomainDispatcherApplication(create_backend_app), keys, self.expired_keys)
+        app = KeyGate(DomainDispatcherApplication(create_backend_app), keys, self.expired_keys)
         self._server = make_server("127.0.0.1", settings.port, app, threaded=True, request_handler=_Silent)
         self._server.daemon_threads = True  # type: ignore[attr-defined]
         self._server.block_on_close = False  # type: ignore[attr-defined]  # clients keep their connections open
@@ -159,38 +158,3 @@ class _Silent(WSGIRequestHandler):
 
     def log(self, type: str, message: str, *args: Any) -> None:
         """Requests are no news."""
-
-
-class _Gate:
-    """Lets in the keys of this rehearsal only, and answers as AWS does to expired ones; moto takes any.
-
-    Web pages get nothing: they send an `Origin`, which no AWS client does.
-    """
-
-    def __init__(self, app: Any, keys: set[str], expired: set[str]) -> None:
-        self.app, self.keys, self.expired = app, keys, expired
-
-    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
-        scope = re.search(r"Credential=([^/]+)/\d+/[^/]+/([^/]+)/", environ.get("HTTP_AUTHORIZATION", ""))
-        if scope is None or scope[1] not in self.keys or "HTTP_ORIGIN" in environ:
-            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-            start_response("403 Forbidden", [("Content-Length", "0")])
-            return []
-        if scope[1] not in self.expired:
-            return self.app(environ, start_response)  # type: ignore[no-any-return]
-        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if environ["REQUEST_METHOD"] == "HEAD":  # as S3: a bare 400, because an answer to HEAD has no body
-            start_response("400 Bad Request", [("Content-Length", "0")])
-            return []
-        text = "The security token included in the request is expired"
-        if "HTTP_X_AMZ_TARGET" in environ:
-            body, kind = json.dumps({"__type": "ExpiredTokenException", "message": text}), "application/x-amz-json-1.1"
-        elif scope[2] == "s3":
-            body, kind = f"<Error><Code>ExpiredToken</Code><Message>{text}</Message></Error>", "application/xml"
-        else:
-            error = f"<Error><Type>Sender</Type><Code>ExpiredToken</Code><Message>{text}</Message></Error>"
-            body = f"<ErrorResponse>{error}<RequestId>{secrets.token_hex(8)}</RequestId></ErrorResponse>"
-            kind = "text/xml"
-        raw = body.encode()
-        start_response("403 Forbidden", [("Content-Type", kind), ("Content-Length", str(len(raw)))])
-        return [raw]

@@ -96,7 +96,7 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
         }
         options: dict[str, Any] = {}
         if s3:
-            environment |= stack.enter_context(_local_s3())
+            environment |= stack.enter_context(local_s3())
             options = {
                 "endpoint_url": environment["AWS_ENDPOINT_URL"],
                 "key": environment["AWS_ACCESS_KEY_ID"],
@@ -110,19 +110,21 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
 
 
 @contextmanager
-def _local_s3() -> Iterator[dict[str, str]]:
+def local_s3() -> Iterator[dict[str, str]]:
     """moto's server with an empty bucket; yields the environment that leads boto3 and s3fs to it."""
     import boto3
 
-    from crucible.rehearsal.s3 import s3_server
+    from crucible.rehearsal.gate import new_key
+    from crucible.rehearsal.s3 import S3Server
 
-    server = s3_server("127.0.0.1", 0)
+    key = new_key()  # whoever could write into the store could have any command run
+    server = S3Server("127.0.0.1", keys={key})
     server.start()
     try:
         host, port = server.get_host_and_port()
         environment = {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "rehearsal",
+            "AWS_ACCESS_KEY_ID": key,
             "AWS_SECRET_ACCESS_KEY": "rehearsal",
             "AWS_DEFAULT_REGION": "us-east-1",
             "CRUCIBLE_STORE": "s3://crucible-drill/runs",
@@ -130,7 +132,7 @@ def _local_s3() -> Iterator[dict[str, str]]:
         boto3.client(
             "s3",
             endpoint_url=environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id="rehearsal",
+            aws_access_key_id=key,
             aws_secret_access_key="rehearsal",
             region_name="us-east-1",
         ).create_bucket(Bucket="crucible-drill")

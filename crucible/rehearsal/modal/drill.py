@@ -19,6 +19,7 @@ from crucible.rehearsal.modal.faults import modal_faults
 from crucible.rehearsal.modal.worker_process import WorkerProcess
 
 STORE_SECRET = "store"
+IMAGE = "this-machine"
 DEPLOYMENT = f"{FLOW}/{POOL}"
 _END_SECONDS = 60.0
 
@@ -53,7 +54,7 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
         FakeModal(image_workdir=PROJECT, image_env=image_env, grace_seconds=NOTICE_SECONDS) as modal,
     ):
         modal.add_secret(STORE_SECRET, {k: v for k, v in local.environment.items() if k.startswith("AWS_")})
-        local.crucible("modal", "pool", "--gpu", "L4", "--image", "this-machine", "--secret", STORE_SECRET)
+        local.crucible("modal", "pool", "--gpu", "L4", "--image", IMAGE, "--secret", STORE_SECRET)
         environment = {**local.environment, **modal.env}
         worker = WorkerProcess(POOL, environment, local.home.log("modal-worker"))
         worker.start()

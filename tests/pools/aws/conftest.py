@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -128,6 +129,7 @@ def pools(
     )
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
         name = register(stack_state.outputs, stack_state.parameters, options, deploy=False)[0]
+        _offer(name, "command", "task_role_arn")
     log = tmp_path_factory.mktemp("aws-worker") / "worker.log"
     environment = {
         **prefect_server.env,
@@ -143,6 +145,19 @@ def pools(
     yield name, log
     worker.terminate()
     worker.wait(PATIENCE_SECONDS)
+
+
+def _offer(pool: str, *names: str) -> None:
+    """Let runs set more than Crucible's pools let them: the tests' commands stand in for flows."""
+    with get_client(sync_client=True) as client:
+        template = client.read_work_pool(pool).base_job_template
+        configuration, given = template["job_configuration"], template["variables"]["properties"]
+        for name in names:
+            place = configuration["task_run_request"]["overrides"] if name == "task_role_arn" else configuration
+            key = "taskRoleArn" if name == "task_role_arn" else name
+            given[name] = {"type": "string"} | ({"default": place[key]} if key in place else {})
+            place[key] = "{{ " + name + " }}"
+        client.update_work_pool(pool, WorkPoolUpdate(base_job_template=template))
 
 
 @pytest.fixture

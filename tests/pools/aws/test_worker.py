@@ -37,10 +37,12 @@ BESIDE_A_SERVER = {
 }
 
 
-def prepared(secret: str | None = SECRET, **variables: Any) -> EcsJobConfiguration:
-    """A run's configuration, as the worker of a pool with that secret prepares it."""
+def prepared(
+    secret: str | None = SECRET, settings: dict[str, Any] | None = None, **variables: Any
+) -> EcsJobConfiguration:
+    """A run's configuration, as the worker of a pool with that secret and those settings prepares it."""
     outputs = OUTPUTS | ({"PrefectAuthSecretArn": secret} if secret else {})
-    template = pool_template(SPOT, outputs, PoolOptions(image="image"))
+    template = pool_template(SPOT, outputs, PoolOptions(image="image", settings=settings or {}))
     made = asyncio.run(EcsJobConfiguration.from_template_and_values(template, variables, client=object()))
     made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="run"))
     return made
@@ -48,7 +50,7 @@ def prepared(secret: str | None = SECRET, **variables: Any) -> EcsJobConfigurati
 
 def test_no_secret_stands_in_the_request_of_a_worker_beside_its_server() -> None:
     with temporary_settings(BESIDE_A_SERVER):
-        made = prepared(env={"MINE": "1"})
+        made = prepared(settings={"env": {"MINE": "1"}})
     assert "canary" not in repr((made.env, made.task_definition, made.task_run_request))
     assert made.env["PREFECT_API_URL"] == "https://prefect.example.com/api"
     assert made.env["MINE"] == "1"
@@ -70,9 +72,12 @@ def test_a_password_without_a_secret_is_refused_with_the_fix() -> None:
 @pytest.mark.parametrize(
     ("variables", "message"),
     [
-        ({"env": {"BIG": "x" * 8000}}, "env and command: together .* ECS allows 8192 .* the longest is BIG with 8000"),
+        (
+            {"settings": {"env": {"BIG": "x" * 8000}}},
+            "env and command: together .* ECS allows 8192 .* the longest is BIG with 8000",
+        ),
         ({"stop_timeout": 300}, "stop_timeout = 300: ECS allows at most 120"),
-        ({"family": "my family"}, "family = 'my family'"),
+        ({"settings": {"family": "my family"}}, "family = 'my family'"),
         ({"labels": {f"label-{number}": "x" for number in range(50)}}, "tags, and ECS allows 50"),
         ({"labels": {"team": "x" * 257}}, "team: 257 characters, and ECS allows 256"),
         ({"labels": {"x" * 129: "team"}}, "has 129 characters, and ECS allows 128"),

@@ -100,10 +100,12 @@ def test_the_variables_of_the_pool_win_over_the_workers(monkeypatch: pytest.Monk
 
 def test_this_machine_has_another_name_on_a_network_of_the_containers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
-    made = configured(network_mode="bridge", env={"PREFECT_API_URL": "http://localhost:4200/api"})
+    there = {"PREFECT_API_URL": "http://localhost:4200/api"}
+    made = configured(PoolOptions(image="x", network="bridge", environment=there))
     assert made.env["AWS_ENDPOINT_URL"] == "http://host.docker.internal:9000"
     assert made.env["PREFECT_API_URL"] == "http://host.docker.internal:4200/api"
-    assert configured(network_mode="host").env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
+    made = configured(PoolOptions(image="x", network="host"))
+    assert made.env["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9000"
 
 
 def test_containers_can_be_found_by_job_and_attempt() -> None:
