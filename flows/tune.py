@@ -44,6 +44,7 @@ from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
 from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
+from tasks.job_variables import given_to_this_run, require_known
 from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
 from tasks.placing import choose
@@ -189,6 +190,7 @@ def _carry_out(
         return choose(sweep.root, wanted).placements
 
     base = places(spec.config)
+    require_known(given_to_this_run(), (place.pool for place in base))
     elsewhere = PrefectLauncher(request.store, spec.project, spec.owner)
     run = SweepRun(
         sweep,

@@ -88,7 +88,7 @@ class PrefectLauncher:
         if launch.pool in EC2_POOLS:
             tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
             chosen = {name: value for name, value in tags.items() if value}
-        return self.resources.job_variables(launch.pool) | given_for(launch.pool) | chosen
+        return self.resources.job_variables(launch.pool) | given_for(job, launch.pool) | chosen
 
     def hint(self, job: Job, launch: Launch) -> Hint:
         run = self._read(launch)

@@ -32,6 +32,7 @@ from crucible.supervision.retry_policy import Timeouts
 from crucible.supervision.supervisor import Supervision
 from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state
+from tasks.job_variables import remember_variables, require_known, variables_of
 from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags, job_tags
 from tasks.stopping import StopWatch, stay_paused
@@ -60,9 +61,11 @@ class SupervisedJob:
     def put_on_record(self, spec: JobSpec, limits: Limits, choice: Choice) -> None:
         """The job, new or as it is there already; not before all is known, or its name would be taken by nothing."""
         first_choice = self.read_choice() is None
+        require_known(variables_of(self.job), (place.pool for place in choice.placements))
         Job.create(self.job.root, spec)
         if self.job.first_start(flow_run.id or ""):
             self.job.set_limits(limits)
+            remember_variables(self.job)
         if first_choice:
             remember_choice(self.job, flow_run.id or "", choice)
         if choice.planned:

@@ -5,6 +5,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
 
     jobs/<job>/job.json                         the spec, create-only
     jobs/<job>/limits/0001.json …               attempts, money and time allowed; the newest counts
+    jobs/<job>/variables/0001.json …            variables for the attempts' pools; the newest counts
     jobs/<job>/starts/<flow run>.json           which flow runs have worked on it
     jobs/<job>/supervisors/0001.json …          who decides; the newest counts, older ones step aside
     jobs/<job>/stops/<flow run>.json            a person's request to stop the job
@@ -37,6 +38,7 @@ from crucible.jobs.records import (
     Claim,
     Heartbeat,
     JobSpec,
+    JobVariables,
     Launch,
     Limits,
     Outcome,
@@ -237,6 +239,17 @@ class Job:
         """Change the limits; takes effect at the running attempt's next look and at the next decision."""
         if limits.model_dump() != self.read_limits().model_dump() or not self._numbered("limits"):
             self._create_next("limits", lambda _: limits)
+
+    def read_variables(self) -> dict[str, Any]:
+        """The variables in force for the pools of the job's attempts: the newest that were given."""
+        numbers = self._numbered("variables")
+        newest = _read(self.store, f"variables/{numbers[-1]:04d}.json", JobVariables) if numbers else None
+        return newest.values if newest else {}
+
+    def set_variables(self, values: dict[str, Any]) -> None:
+        """Change the variables for the pools; takes effect with the next attempt."""
+        if values != self.read_variables():
+            self._create_next("variables", lambda _: JobVariables(values=values))
 
     def first_start(self, flow_run_id: str) -> bool:
         """Whether this flow run works on the job for the first time, rather than being brought back after it died.

@@ -141,6 +141,14 @@ class Limits(Record):
     max_attempts_without_progress: Count = 2
 
 
+class JobVariables(Record):
+    """Variables of the attempts' pools that a person gave for the job, such as GPUs and memory."""
+
+    fix = "delete it and give the variables again: prefect deployment run train-nanogpt -p job=… -jv NAME=value"
+
+    values: dict[str, Any]
+
+
 class Launch(Record):
     """The supervisor's decision to try once more."""
 

@@ -43,7 +43,9 @@ def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -
             if before.deployment_id is None or found != flow:
                 raise ConfigError(f"{what} was started by {found}, not by a deployment of {flow}; {again}")
             run = client.create_flow_run_from_deployment(
-                before.deployment_id, parameters={**before.parameters, **changes}
+                before.deployment_id,
+                parameters={**before.parameters, **changes},
+                job_variables=before.job_variables or {},
             )
     except ObjectNotFound as error:
         raise ConfigError(f"this server does not know the flow run that carried out {what}; {again}") from error

@@ -15,17 +15,25 @@ from crucible.catalog.this_machine import cpu_count
 from crucible.errors import ServiceError
 from crucible.local.services import POOL, POOL_TYPE, last_line, service_environment
 from crucible.local.state import Home
+from crucible.pools.aws import pools as aws
+from crucible.pools.docker import pool as docker
+from crucible.pools.modal import pool as modal
 from crucible.store import default_store_uri
 
 SOURCES = ("flows", "tasks", "blocks", "deployments", "infrastructure", "crucible")
 DIGEST_VARIABLE = "crucible_deployed_digest"
 """A Prefect variable: kept by the server itself, so that a new or reset server is deployed to again."""
 TIMEOUT_SECONDS = 180.0
+_FOR_ATTEMPTS = {
+    name: {"title": name.replace("_", " "), "description": "For a job's attempts on a pool that has this variable."}
+    for name in sorted({*docker.OFFERED, *aws.OFFERED, *modal.OFFERED})
+}
 POOL_TEMPLATE = {
     "job_configuration": {"stream_output": True},
-    "variables": {"type": "object", "properties": {}, "required": [], "additionalProperties": False},
+    "variables": {"type": "object", "properties": _FOR_ATTEMPTS, "required": [], "additionalProperties": False},
 }
-"""No job variables: a run says what to train, not which command runs on this machine, nor with which environment."""
+"""No variable has a place in the job configuration: a run says what to train, not which command runs on this machine,
+nor with which environment. Supervising runs pass theirs on to the attempts (`tasks.job_variables`)."""
 
 
 SUPERVISOR_GIB, ATTEMPT_GIB = 0.2, 0.75

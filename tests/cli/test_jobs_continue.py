@@ -23,6 +23,7 @@ from crucible.supervision.heartbeat import SupervisorHeartbeat
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 GIVEN = {"preset": "debug", "project": "paper", "max_cost_usd": 0.05, "finish_by": "2026-01-01T00:00Z"}
+VARIABLES = {"memory": "24g"}
 
 
 CODE = CodePackage(digest="f" * 64, data={"data": "e" * 64})
@@ -38,7 +39,7 @@ def supervised(store: Store, flow_name: str = "train-nanogpt", **status: Any) ->
     with get_client(sync_client=True) as client:
         flow_id = client.create_flow(supervise)
         deployment = client.create_deployment(flow_id, name=f"tests-{uuid.uuid4().hex}", enforce_parameter_schema=False)
-        run = client.create_flow_run_from_deployment(deployment, parameters=GIVEN)
+        run = client.create_flow_run_from_deployment(deployment, parameters=GIVEN, job_variables=VARIABLES)
     spec = {"script": ScriptConfig(command=["true"]), "code": CODE} if flow_name == "train-script" else {}
     job = Job.create(store, JobSpec(job_id="stopped", **spec))
     job.set_limits(Limits(max_cost_usd=0.05, max_attempts=7))
@@ -81,6 +82,12 @@ def test_a_script_goes_on_with_the_code_that_was_packed(store: Store) -> None:
     job = supervised(store, "train-script")
     found = parameters(run(job)["flow_run"])
     assert (found["code"], found["data"]) == (CODE.digest, CODE.data)
+
+
+def test_it_goes_on_with_the_job_variables_it_had(store: Store) -> None:
+    flow_run = run(supervised(store))["flow_run"]
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(uuid.UUID(flow_run)).job_variables == VARIABLES
 
 
 def test_limits_that_were_changed_meanwhile_are_kept(store: Store) -> None:

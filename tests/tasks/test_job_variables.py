@@ -1,37 +1,71 @@
-"""Job variables of the supervising run reach its attempts, or are refused by name."""
+"""Job variables of the supervising run reach its attempts, or are refused by name, and outlive the run."""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 
 from crucible.errors import ConfigError
+from crucible.jobs.job import Job
+from crucible.local.provision import POOL_TEMPLATE
+from crucible.pools.aws.pools import SPOT, pool_template
+from crucible.pools.aws.pools import PoolOptions as AwsOptions
+from crucible.pools.docker import pool as docker
+from crucible.store import Store
 from tasks import job_variables
+from tests.pools.aws.test_worker import OUTPUTS
 
-if TYPE_CHECKING:
-    from tests.conftest import PrefectServer
-
-KNOWN = ["command", "env", "gpus", "image"]
-
-
-def test_what_the_pool_knows_is_passed_on_and_the_supervisors_own_is_not() -> None:
-    given = {"env": {"FOO": "bar"}, "gpus": "2", "command": "python supervise.py"}
-    assert job_variables.passed_on(given, KNOWN, "docker-gpu") == {"env": {"FOO": "bar"}, "gpus": "2"}
+DOCKER = docker.pool_template(docker.PoolOptions(image="crucible:1"))
+ECS = pool_template(SPOT, OUTPUTS, AwsOptions(image="crucible:1"))
 
 
-def test_what_the_pool_does_not_know_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"job variable memory: the pool modal has none .* it has env, gpus, image"):
-        job_variables.passed_on({"memory": "24g"}, KNOWN, "modal")
+def run_with(monkeypatch: pytest.MonkeyPatch, **variables: Any) -> None:
+    """This test is a supervising run that was started with `-jv`."""
+    monkeypatch.setattr(job_variables, "flow_run", SimpleNamespace(job_variables=variables))
 
 
-def test_the_pools_own_template_decides(prefect_server: PrefectServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    prefect_server.prefect("work-pool", "create", "with-variables", "--type", "process")
-    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
-        monkeypatch.setattr(job_variables, "flow_run", SimpleNamespace(job_variables={"env": {"FOO": "bar"}}))
-        assert job_variables.given_for("with-variables") == {"env": {"FOO": "bar"}}
-        monkeypatch.setattr(job_variables, "flow_run", SimpleNamespace(job_variables={"gpus": "2"}))
-        with pytest.raises(ConfigError, match="job variable gpus"):
-            job_variables.given_for("with-variables")
+def test_what_the_pool_has_a_place_for_is_passed_on() -> None:
+    wanted = {"gpus": "device=0", "memory": "24g"}
+    assert job_variables.passed_on(wanted, DOCKER, "docker-gpu") == wanted
+
+
+def test_a_number_is_text_where_the_pool_wants_text() -> None:
+    given = {"gpus": 2, "memory": 14000}
+    assert job_variables.passed_on(given, ECS, "ec2-spot") == {"gpus": "2", "memory": 14000}
+
+
+@pytest.mark.parametrize(
+    ("template", "variable"), [(DOCKER, "cpu"), (DOCKER, "env"), (ECS, "memory_mib"), (POOL_TEMPLATE, "gpus")]
+)
+def test_what_the_pool_would_drop_is_refused_by_name(template: dict[str, Any], variable: str) -> None:
+    with pytest.raises(ConfigError, match=rf"job variable {variable}: the pool here has none .* -p pool="):
+        job_variables.passed_on({variable: "24g"}, template, "here")
+
+
+def test_what_one_run_was_given_is_on_record_for_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job(store, "night")
+    run_with(monkeypatch, memory="24g", stream_output=False)
+    job_variables.remember_variables(job)
+    run_with(monkeypatch)
+    job_variables.remember_variables(job)
+    assert job_variables.variables_of(job) == {"memory": "24g"}
+    run_with(monkeypatch, gpus="1")
+    job_variables.remember_variables(job)
+    run_with(monkeypatch)
+    assert job_variables.variables_of(Job(store, "night")) == {"gpus": "1"}
+
+
+def test_the_pools_own_template_decides(prefect_api: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with get_client(sync_client=True) as client:
+        template = {"job_configuration": {"env": "{{ env }}"}, "variables": {"properties": {"env": {"type": "object"}}}}
+        pool = WorkPoolCreate(name="with-variables", type="process", base_job_template=template)
+        client.create_work_pool(pool, overwrite=True)
+    run_with(monkeypatch, env={"FOO": "bar"})
+    assert job_variables.given_for(Job(store, "a"), "with-variables") == {"env": {"FOO": "bar"}}
+    job_variables.require_known({"env": {}}, ["with-variables", "no-such-pool"])
+    with pytest.raises(ConfigError, match="job variable gpus"):
+        job_variables.require_known({"gpus": "2"}, ["with-variables"])

@@ -24,6 +24,7 @@ from crucible.pools.docker import pool as docker
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.modal import pool as modal
 from crucible.pools.modal.configuration import ModalJobConfiguration
+from crucible.resources import Resources
 from tests.pools.aws.test_worker import OUTPUTS
 
 TEMPLATES: dict[str, dict[str, Any]] = {
@@ -126,3 +127,11 @@ def test_settings_stay_until_they_are_named_again(prefect_api: str) -> None:
     assert fixed()["volumes"] == ["/data:/data:ro"]
     taken_back = fixed(**parse_settings({"user": ""}))
     assert (taken_back.get("user"), taken_back["volumes"]) == (None, ["/data:/data:ro"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "pool"), [("docker-gpu", "docker-gpu"), ("crucible-ecs", "ec2-spot"), ("modal", "modal")]
+)
+def test_what_a_job_may_ask_for_is_offered(kind: str, pool: str) -> None:
+    wanted = Resources(gpus=0, memory_gib=8, image="crucible:2")
+    assert wanted.job_variables(pool).keys() <= TEMPLATES[kind]["variables"]["properties"].keys()
