@@ -129,9 +129,10 @@ def test_settings_stay_until_they_are_named_again(prefect_api: str) -> None:
     assert (taken_back.get("user"), taken_back["volumes"]) == (None, ["/data:/data:ro"])
 
 
-@pytest.mark.parametrize(
-    ("kind", "pool"), [("docker-gpu", "docker-gpu"), ("crucible-ecs", "ec2-spot"), ("modal", "modal")]
-)
+OFFERS = [("docker-gpu", "docker-gpu"), ("crucible-ecs", "ec2-spot"), ("modal", "modal")]
+
+
+@pytest.mark.parametrize(("kind", "pool"), OFFERS)
 def test_what_a_job_may_ask_for_is_offered(kind: str, pool: str) -> None:
     wanted = Resources(gpus=0, memory_gib=8, image="crucible:2")
     assert wanted.job_variables(pool).keys() <= TEMPLATES[kind]["variables"]["properties"].keys()
