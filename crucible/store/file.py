@@ -30,8 +30,8 @@ class FileStore(Store):
         self._store = within or root
 
     def read(self, key: str) -> bytes:
-        with self._failures(key):
-            return self._path(key).read_bytes()
+        with self._failures(key), self._open(key) as file:
+            return file.read()
 
     def write(self, key: str, data: bytes) -> None:
         with self._failures(key, writing=True), self._staged() as staged:
@@ -44,7 +44,9 @@ class FileStore(Store):
             try:
                 self._place(staged, key, os.link)
             except FileExistsError:
-                if self._path(key).read_bytes() != data:
+                with self._open(key) as file:
+                    same = file.read() == data
+                if not same:
                     raise ObjectExists(f"{self.uri}/{key} already exists") from None
 
     def size(self, key: str) -> int:
@@ -69,7 +71,7 @@ class FileStore(Store):
                 folders[:] = [name for name in folders if name != _STAGING]
                 for name in files:
                     path = Path(folder, name)
-                    with suppress(FileNotFoundError):  # deleted by someone else while we walk
+                    with _nothing_there():  # deleted by someone else while we walk, or a link to nothing
                         found.append(ObjectInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
         return sorted(found, key=lambda info: info.key)
 
@@ -97,7 +99,7 @@ class FileStore(Store):
 
     def download(self, key: str, path: Path) -> None:
         with self._failures(key):
-            source = self._path(key).open("rb")
+            source = self._open(key)
         with source, whole_file(path) as partial, local_disk(path), partial.open("wb") as target:
             while chunk := _next_chunk(source, self._failures(key)):
                 target.write(chunk)
@@ -107,6 +109,16 @@ class FileStore(Store):
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
+
+    def _open(self, key: str) -> BinaryIO:
+        """The object's file. Anything else in its place is damage: whoever opens a FIFO waits for ever."""
+        handle = os.open(self._path(key), os.O_RDONLY | os.O_NONBLOCK)
+        if not stat.S_ISREG(mode := os.fstat(handle).st_mode):
+            os.close(handle)
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            raise RecordDamaged(f"{self.uri}/{key} is no file; move it away")
+        return os.fdopen(handle, "rb")
 
     @contextmanager
     def _staged(self) -> Iterator[Path]:
@@ -162,7 +174,7 @@ class FileStore(Store):
 
     def _store_error(self, error: OSError, key: str, writing: bool) -> StoreError:
         what = f"store {self.uri}: {key or 'listing'}"
-        if isinstance(error, FileNotFoundError | NotADirectoryError) and not writing:
+        if (isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno == errno.ELOOP) and not writing:
             return ObjectMissing(f"{self.uri}/{key} does not exist")
         if isinstance(error, IsADirectoryError):
             return RecordDamaged(f"{self.uri}/{key} is a folder where an object should be; move the folder away")
@@ -191,6 +203,15 @@ def _make_folder(path: Path) -> None:
     except FileExistsError as error:
         if not stat.S_ISDIR(path.stat().st_mode):  # one look: it may vanish, and come back, between two
             raise NotADirectoryError(errno.ENOTDIR, f"{path} is a file where a folder is needed") from error
+
+
+@contextmanager
+def _nothing_there() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError) and error.errno != errno.ELOOP:
+            raise
 
 
 def _unless_gone(error: OSError) -> None:

@@ -291,6 +291,25 @@ def test_what_stands_in_an_objects_place_is_named(tmp_path: Path) -> None:
         place.write("a file/below", b"x")
 
 
+def test_nothing_in_an_objects_place_makes_a_reader_wait_or_hides_the_others(tmp_path: Path) -> None:
+    place = store_at(str(tmp_path))
+    place.write("0001.json", b"x")
+    os.mkfifo(tmp_path / "0002.json")
+    (tmp_path / "0003.json").symlink_to("0003.json")
+    (tmp_path / "0004.json").symlink_to("nothing")
+    assert [info.key for info in place.list()] == ["0001.json", "0002.json"]
+    for read in (
+        place.read,
+        lambda key: place.download(key, tmp_path.with_name("copy")),
+        lambda key: place.create(key, b""),
+    ):
+        with pytest.raises(RecordDamaged, match=r"0002\.json is no file; move it away"):
+            read("0002.json")
+    for key in ("0003.json", "0004.json"):
+        with pytest.raises(ObjectMissing):
+            place.read(key)
+
+
 def test_writing_and_deleting_beside_each_other_never_fails(tmp_path: Path) -> None:
     """Deleting the last object removes its folder, under the feet of whoever is about to write there."""
     place = store_at(str(tmp_path / "store"))

@@ -22,7 +22,7 @@ from crucible.pools.aws.limits import problems
 from crucible.pools.aws.observer import observing
 from crucible.pools.aws.pools import WORKER_TYPE as TYPE
 from crucible.pools.aws.stack import StackState
-from crucible.pools.common.environment import CREDENTIALS, passing
+from crucible.pools.common.environment import CREDENTIALS, passing, revealing
 from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.common.offered import require_offered
 
@@ -60,6 +60,8 @@ class EcsJobConfiguration(ECSJobConfiguration):
         self.env = passing(self.env, asked_for - set(CREDENTIALS))
         for name in CREDENTIALS:
             self.env.pop(name, None)
+        if given_away := revealing(self.env, asked_for):
+            raise ConfigError(given_away)
         found = list(problems(self.task_definition, self.task_run_request, self.command, self.env, self.labels))
         if found:
             raise ConfigError("; ".join(found))

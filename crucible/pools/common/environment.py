@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 V = TypeVar("V")
 
@@ -18,6 +19,17 @@ _PASSES = re.compile(
 CREDENTIALS = ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING")
 """What a flow run shows to the Prefect API. In the request for an ECS task everybody who may describe tasks reads it,
 so there it comes from AWS Secrets Manager."""
+HEADERS = "PREFECT_CLIENT_CUSTOM_HEADERS"
+API_URL = "PREFECT_API_URL"
+
+
+def revealing(environment: Mapping[str, str | None], asked_for: set[str]) -> str | None:
+    """What in a request that others may read would give a password away, and what to do instead; None: nothing."""
+    if environment.get(HEADERS) and HEADERS not in asked_for:
+        return f"{HEADERS} may hold a password, and a task's environment can be read; if it holds none, set it in env"
+    if urlsplit(environment.get(API_URL) or "").password is not None:
+        return f"{API_URL} holds a password; put it into PREFECT_API_AUTH_STRING"
+    return None
 
 
 def passing(environment: Mapping[str, V], asked_for: set[str]) -> dict[str, V]:

@@ -17,6 +17,8 @@ def obstacle(api_url: str, modal_url: str) -> str | None:
         return None
     if not api_url:
         return f"PREFECT_API_URL is not set; {FIX}"
+    if urlparse(api_url).password is not None:
+        return f"PREFECT_API_URL holds a password; put it into PREFECT_API_AUTH_STRING, and {FIX}"
     if is_here(api_url):
         return f"PREFECT_API_URL: sandboxes on Modal cannot reach {api_url}, which is the worker's own machine; {FIX}"
     if _is_private(api_url):

@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
+    PREFECT_CLIENT_CUSTOM_HEADERS,
     PREFECT_SERVER_API_AUTH_STRING,
     PREFECT_SERVER_DATABASE_CONNECTION_URL,
     temporary_settings,
@@ -67,6 +68,25 @@ def test_a_password_without_a_secret_is_refused_with_the_fix() -> None:
     assert "canary" not in str(refused.value)
     with temporary_settings(restore_defaults={PREFECT_API_AUTH_STRING}):
         prepared(secret=None)  # a server without a password needs none
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {PREFECT_CLIENT_CUSTOM_HEADERS: {"CF-Access-Client-Secret": "canary-4"}},
+        {PREFECT_API_URL: "https://admin:canary-5@prefect.example.com/api"},
+    ],
+    ids=["headers", "url"],
+)
+def test_a_password_that_has_no_place_in_secrets_manager_is_refused(settings: dict[Any, Any]) -> None:
+    with temporary_settings(BESIDE_A_SERVER | settings), pytest.raises(ConfigError, match="password") as refused:
+        prepared()
+    assert "canary" not in str(refused.value)
+
+
+def test_headers_that_the_pool_itself_names_are_no_secret() -> None:
+    with temporary_settings({PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Team": "a"}}):
+        assert prepared(env={"PREFECT_CLIENT_CUSTOM_HEADERS": '{"X-Team": "a"}'}).env["PREFECT_CLIENT_CUSTOM_HEADERS"]
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,12 @@ def test_staying_in_a_region_costs_more(region: Any, factor: float) -> None:
         ("http://prefect-server:4200/api", "a private network"),
         ("http://prefect.example.org/api", "is not encrypted"),
         ("http://8.8.8.8:4200/api", "is not encrypted"),
+        ("https://admin:canary@prefect.example.org/api", "holds a password"),
         ("https://prefect.example.org/api", None),
     ],
 )
 def test_an_address_that_modal_cannot_reach_is_refused_before_it_costs(url: str, words: str | None) -> None:
     problem = obstacle(url, "https://api.modal.com")
     assert problem is None if words is None else problem is not None and words in problem
+    assert "canary" not in str(problem)
     assert obstacle(url, "http://127.0.0.1:21000") is None
