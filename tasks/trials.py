@@ -28,6 +28,7 @@ from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome
+from crucible.local.processes import process_start
 from crucible.supervision.launcher import Hint, Launcher, PoolSays
 from tasks.observing import emit
 from tasks.training import heartbeat_seconds, prepare, save_policy
@@ -121,7 +122,10 @@ class HereLauncher:
                 sources=sources_of_this_machine(),
                 environment={**os.environ, **shared},
                 claim=lambda: Claim(
-                    number=launch.number, flow_run_id=str(flow_run.id or ""), environment={"cpus": cpu_count()}
+                    number=launch.number,
+                    process_start=process_start(os.getpid()),
+                    flow_run_id=str(flow_run.id or ""),
+                    environment={"cpus": cpu_count()},
                 ),
                 total_steps=spec.total_steps,
                 cwd=Path.cwd(),
@@ -147,7 +151,11 @@ def _runs(claim: Claim) -> bool:
     """Whether the claiming process still runs; another one may have got its number since."""
     try:
         process = psutil.Process(claim.pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= claim.claimed_at.timestamp()
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        if claim.process_start is not None:
+            return process_start(claim.pid) == claim.process_start
+        return process.create_time() <= claim.claimed_at.timestamp()  # a claim of an earlier version
     except psutil.NoSuchProcess:
         return False
 

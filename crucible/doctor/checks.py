@@ -170,6 +170,33 @@ def patches() -> Check:
     return Check("patches", ready, "; ".join(rows) or "none", fix, local=False)
 
 
+def private_hooks() -> Check:
+    """What the pools use of other packages without being promised it, and whether it is still as it was."""
+    from crucible.prefect_compat.private_hooks import statuses
+
+    rows, changed = [], []
+    for status in statuses():
+        hook = status.hook
+        rows.append(f"{hook.what} {status.difference or 'as expected'}, checked with {hook.versions}")
+        if status.difference is not None:
+            changed.append(hook.package)
+    fix = f"pip install -c {PROJECT / 'constraints.txt'} {' '.join(changed)}" if changed else ""
+    return Check("private hooks", not changed, "; ".join(rows), fix, local=False)
+
+
 def machine() -> list[Callable[[], Check]]:
     """All checks of this machine and its services."""
-    return [python, packages, patches, torch, disk, store, server, database, worker, watchdog, prefect_profile]
+    return [
+        python,
+        packages,
+        patches,
+        private_hooks,
+        torch,
+        disk,
+        store,
+        server,
+        database,
+        worker,
+        watchdog,
+        prefect_profile,
+    ]

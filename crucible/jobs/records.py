@@ -175,6 +175,8 @@ class Claim(Record):
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)
     host: str = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
+    process_start: str | None = None
+    """`local.processes.process_start`: with the pid, it identifies the process for others on its machine."""
     flow_run_id: str = ""
     instance: str = ""
     usd_per_hour: float | None = None

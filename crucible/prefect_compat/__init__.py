@@ -1,6 +1,6 @@
 """What Prefect and its integrations do not do yet: one file for each upstream fault.
 
-Every file but `patches.py` defines `PATCH`, or a tuple `PATCHES`, and is named in `MODULES`. The entry points of
+Every file that patches defines `PATCH`, or a tuple `PATCHES`, and is named in `MODULES`. The entry points of
 Crucible's own processes apply what they need with `patches.apply_all`; nothing here takes effect on import.
 """
 

@@ -21,6 +21,7 @@ from prefect.plugins import register_hook
 
 from crucible.loopback import bypass_proxies
 from crucible.prefect_compat.finite_parameters import with_finite_parameters
+from crucible.prefect_compat.own_password import withhold_from_others
 
 FLAGS = frozenset({"--watch", "--no-watch", "--all", "--replace", "--accept-yes", "-y", "--active", "--no-active"})
 """Options of `prefect deployment …` that no value follows."""
@@ -32,9 +33,11 @@ logger = logging.getLogger(__name__)
 async def setup_environment(*, ctx: Any) -> None:
     """Called by Prefect while it is being imported: complete the name on this process's command line.
 
-    Also keeps requests to a server on this machine from going through a proxy, and NaN from becoming "no value".
+    Also keeps requests to a server on this machine from going through a proxy, the local server's password from going
+    to another one, and NaN from becoming "no value".
     """
     bypass_proxies(os.environ)
+    withhold_from_others(os.environ)
     arguments = command_arguments(sys.argv, sys.orig_argv)
     start = len(sys.argv) - len(arguments)
     if "deployment" in arguments:

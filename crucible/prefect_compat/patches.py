@@ -49,11 +49,16 @@ class PatchStatus:
 
 
 def check(patch: Patch) -> PatchStatus:
-    """Run a patch's self-check. An exception is a difference too: the patched code has another shape."""
+    """Run a patch's self-check."""
+    return PatchStatus(patch, difference_of(patch.self_check))
+
+
+def difference_of(self_check: Callable[[], str | None]) -> str | None:
+    """What the check found. An exception is a difference too: the code that was looked at has another shape."""
     try:
-        return PatchStatus(patch, patch.self_check())
-    except Exception as error:  # noqa: BLE001 - whatever the library has become, the patch stays off
-        return PatchStatus(patch, f"{type(error).__name__}: {error}")
+        return self_check()
+    except Exception as error:  # noqa: BLE001 - whatever the library has become
+        return f"{type(error).__name__}: {error}"
 
 
 def apply_all(patches: Iterable[Patch]) -> list[PatchStatus]:

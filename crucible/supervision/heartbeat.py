@@ -18,7 +18,7 @@ from typing import Self
 
 from pydantic import Field
 
-from crucible.errors import ObjectMissing, RecordDamaged, StoreError
+from crucible.errors import ObjectMissing, RecordDamaged, StoreError, StoreUnavailable
 from crucible.jobs.records import Record, now
 from crucible.store import Store
 
@@ -87,13 +87,18 @@ class HeartbeatWriter:
             remove_heartbeat(self._store, self._record.flow_run_id)
 
     def _write(self) -> None:
+        reported = ""
         while True:
             self._record.sequence += 1
             self._record.at = now()
-            with suppress(StoreError):  # reported by whoever reads or writes something that matters
-                self._store.write_json(
-                    f"{FOLDER}/{self._record.flow_run_id}.json", self._record.model_dump(mode="json")
-                )
+            try:
+                self._store.write_model(f"{FOLDER}/{self._record.flow_run_id}.json", self._record)
+            except StoreUnavailable:  # reported by whoever reads or writes something that matters
+                pass
+            except StoreError as error:
+                if str(error) != reported:
+                    reported = str(error)
+                    logger.warning("%s: no heartbeat could be written: %s", self._record.subject, error)
             if self._over.wait(HEARTBEAT_SECONDS):
                 return
 

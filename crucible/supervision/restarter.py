@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import AwaitingRetry
 
-from crucible.errors import ConfigError, CrucibleError, StoreError
+from crucible.errors import ConfigError, CrucibleError, StoreError, StoreRefused, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
 from crucible.store import Store, default_store_uri, store_at
@@ -88,7 +88,7 @@ class Restarter:
         self._watched[record.flow_run_id].since = self._clock()
         try:
             return self._restart(record)
-        except (StoreError, httpx.HTTPError, PrefectException):
+        except (StoreUnavailable, StoreRefused, httpx.HTTPError, PrefectException):
             raise
         except Exception:
             logger.exception("%s: flow run %s cannot be restarted", record.subject, record.flow_run_id)
@@ -125,9 +125,9 @@ class Restarter:
                 logger.warning("%s was %s in Prefect: %s", record.subject, reason, done.message)
         except ConfigError:
             return  # a sweep, or a job that is over
-        except StoreError:
+        except (StoreUnavailable, StoreRefused):
             raise
-        except CrucibleError as error:
+        except CrucibleError as error:  # damaged records, too: the other jobs must not wait for them
             logger.warning("%s: its attempt could not be asked to stop: %s", record.subject, error)
 
 
@@ -150,7 +150,7 @@ def main() -> None:
             if restarter is not None:
                 restarter.look()
         except (httpx.HTTPError, PrefectException, StoreError) as error:
-            logger.info("cannot look: %s", error)
+            logger.warning("cannot look: %s", error)
             if restarter is not None:
                 restarter.forget_silence()
         except Exception:

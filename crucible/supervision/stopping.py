@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from crucible.errors import StoreError
+from crucible.errors import RecordDamaged, StoreError
 from crucible.jobs.records import EndReason, Outcome, StopRequest
 from crucible.supervision.attempt_policy import Declare
 from crucible.supervision.launcher import PoolSays
@@ -13,7 +13,8 @@ from crucible.supervision.supervised_job import SupervisedJob
 def stop_live_attempt(supervised: SupervisedJob, request: StopRequest, wait_seconds: float) -> None:
     """Ask the live attempt, if there is one, to save and stop, and wait for it that long at most.
 
-    Where the store does not answer, the listener is notified, and the pool of a cancelled attempt still ends it.
+    Where the store does not answer, the listener is notified, and the pool of a cancelled attempt still ends it. An
+    attempt whose job has damaged records is asked, and not waited for.
     """
     supervised.stopping = True
     try:
@@ -21,7 +22,11 @@ def stop_live_attempt(supervised: SupervisedJob, request: StopRequest, wait_seco
         if live is not None:
             _stop(supervised, live, request, wait_seconds)
     except StoreError as error:
-        supervised.notify(f"the attempt could not be asked to stop: {error}")
+        if isinstance(error, RecordDamaged):
+            supervised.notify(f"stops without waiting for the attempt: {error}")
+            ask_newest_attempt_to_stop(supervised, request)
+        else:
+            supervised.notify(f"the attempt could not be asked to stop: {error}")
         if supervised.live is not None and request.end_reason is EndReason.CANCELLED:
             outcome = Outcome(end_reason=EndReason.CANCELLED, message=request.reason, decided_by=SUPERVISOR)
             supervised.retire(supervised.live, outcome)
@@ -42,10 +47,9 @@ def _stop(supervised: SupervisedJob, view: AttemptView, request: StopRequest, wa
     supervised.retire(view, ended)
 
 
-def ask_newest_attempt_to_save(supervised: SupervisedJob, reason: str) -> None:
+def ask_newest_attempt_to_stop(supervised: SupervisedJob, request: StopRequest) -> None:
     """Without reading more than the attempts' numbers, since records are damaged, and without waiting for it."""
     supervised.stopping = True
-    request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
     try:
         attempts = supervised.persist(supervised.job.attempts)
         if attempts:

@@ -21,7 +21,7 @@ from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.supervision.attempt_policy import same_refusals
 from crucible.supervision.retry_policy import Decision, History, decide, retry_delay
 from crucible.supervision.snapshot import JobSnapshot
-from crucible.supervision.stopping import ask_newest_attempt_to_save, stop_live_attempt
+from crucible.supervision.stopping import ask_newest_attempt_to_stop, stop_live_attempt
 from crucible.supervision.supervised_job import StopRequested, SupervisedJob
 from crucible.supervision.watch import AttemptWatch
 
@@ -50,7 +50,7 @@ class Supervision(SupervisedJob):
             return self.stop(stop.request, self.timeouts.save)
         except (RecordDamaged, ObjectMissing, StoreRefused) as error:
             reason = f"{error}; then `crucible jobs continue {self.job.job_id}`"
-            ask_newest_attempt_to_save(self, reason)
+            ask_newest_attempt_to_stop(self, StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason))
             return self._end(JobState.FAILED, reason)
 
     def stop(self, request: StopRequest, wait_seconds: float) -> JobStatus:

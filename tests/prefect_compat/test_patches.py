@@ -9,6 +9,7 @@ import pytest
 
 from crucible import prefect_compat
 from crucible.doctor import checks
+from crucible.prefect_compat import private_hooks
 from crucible.prefect_compat.patches import NONE_FOUND, Patch, apply_all, check
 
 
@@ -53,6 +54,20 @@ def test_a_patch_that_does_not_fit_stays_off_with_a_warning(
 
 def test_every_patch_fits_the_installed_versions() -> None:
     assert {status.patch.name: status.difference for status in prefect_compat.statuses() if not status.on} == {}
+
+
+def test_the_private_hooks_of_the_installed_versions_are_as_expected() -> None:
+    found = private_hooks.statuses()
+    assert {status.hook.package for status in found} == {"prefect", "prefect-docker", "prefect-aws", "modal"}
+    assert {status.hook.what: status.difference for status in found if status.difference} == {}
+
+
+def test_doctor_names_a_private_hook_that_changed_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("prefect.workers.base.BaseJobConfiguration._base_flow_run_command", lambda self: "prefect")
+    row = checks.private_hooks()
+    assert not row.ready
+    assert "takes self, checked with prefect 3.8.8" in row.found
+    assert row.fix.endswith(" prefect")
 
 
 def test_every_patch_says_what_it_is_for() -> None:

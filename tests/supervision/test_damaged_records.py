@@ -172,6 +172,16 @@ def test_a_job_with_a_damaged_record_is_cancelled_within_seconds(job: Job, world
     assert world.time <= 1035
 
 
+def test_a_job_whose_records_break_as_it_is_paused_asks_its_attempt_to_save(job: Job, world: World) -> None:
+    pool, listener = Pool(world, {1: alive_for(900)}), Listening()
+    pause = StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused")
+    world.after(30, lambda: directory(folder(job) / "attempts/0001/outcome.json"))
+    stops = run(job, world, pool, listener, stop_requested=lambda: pause if world.time >= 1030 else None)
+    assert stops.run().state is JobState.PAUSED
+    assert job.attempt(1).read_stop_request() == pause
+    assert any("attempts/0001/outcome.json" in said for said in listener.messages)
+
+
 class Killed(BaseException):
     """The supervisor's process is gone."""
 

@@ -64,6 +64,10 @@ def test_only_its_own_servers_runs_are_touched_and_bad_records_hide_no_other(
     others = {str(uuid.uuid4()): "theirs", str(uuid.uuid4()): ""}
     for run, server in others.items():
         leave_heartbeat(store, run, "other", server)
+    damaged = deployed_run(Cancelling())
+    leave_heartbeat(store, damaged, "damaged", server_id())
+    new_job(store, "damaged").supervise(damaged)
+    store.write("jobs/damaged/supervisors/0001.json", b'{"number')
     deleted = str(uuid.uuid4())
     leave_heartbeat(store, deleted, "deleted-in-prefect", server_id())
     leave_heartbeat(store, "no-uuid", "strange", server_id())
@@ -75,7 +79,7 @@ def test_only_its_own_servers_runs_are_touched_and_bad_records_hide_no_other(
     assert (state_of(mine), state_of(before)) == (StateType.SCHEDULED, StateType.SCHEDULED)
     left = {record.flow_run_id for record in supervisor_heartbeats(store)}
     assert left >= {*others, mine, before}
-    assert deleted not in left
+    assert not left & {deleted, damaged}
 
 
 def test_a_run_cancelled_after_its_process_died_lets_its_attempt_save(
