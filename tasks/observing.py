@@ -7,6 +7,7 @@ records in the store still have it.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -20,6 +21,7 @@ from prefect.exceptions import PrefectException
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
+from crucible.agent.last_lines import KEPT_LINES
 from crucible.errors import StoreError
 from crucible.formatting import money
 from crucible.jobs.job import Attempt, Job
@@ -95,14 +97,22 @@ class LineLimit:
     def __init__(self, burst: int = BURST_LINES, per_second: float = LINES_PER_SECOND) -> None:
         self._capacity, self._per_second = float(burst), per_second
         self._tokens, self._at, self._left_out = float(burst), time.monotonic(), 0
+        self._lately: deque[bool] = deque(maxlen=KEPT_LINES)
+        self.left_out_in_all = 0
+
+    def left_out_lately(self, lines: int) -> bool:
+        """Whether any of the last so many lines was left out."""
+        return not all(list(self._lately)[-lines:])
 
     def pass_on(self, line: str) -> str | None:
         """The line to show, with a word on those left out before it; None to leave this one out, too."""
         now = time.monotonic()
         self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._per_second)
         self._at = now
+        self._lately.append(self._tokens >= 1)
         if self._tokens < 1:
             self._left_out += 1
+            self.left_out_in_all += 1
             return None
         self._tokens -= 1
         left_out, self._left_out = self._left_out, 0
@@ -135,9 +145,16 @@ class AttemptObserver:
                 self._show_progress(100.0 * heartbeat.step / heartbeat.total_steps, heartbeat)
 
     def event(self, kind: str, message: str, **details: Any) -> None:
+        if kind == "last-lines":
+            if self._limit.left_out_lately(len(message.splitlines())):
+                self._logger.error("the last lines of the workload:\n%s", message)
+            return
         level = self._logger.warning if kind in ("notice", "damaged", "trouble") else self._logger.info
         level(message)
         if kind == "ended":
+            if self._limit.left_out_in_all:
+                kept = f"{self.job.store.uri}/attempts/{self.number:04d}/output"
+                self._logger.info(f"{self._limit.left_out_in_all} lines were left out here; all are in {kept}")
             self._tag_cost()
         details = {name: value for name, value in details.items() if value is not None}
         emit(kind, self.job.job_id, message, attempt=self.number, **details)

@@ -177,7 +177,9 @@ class TrialObserver:
         """Progress reaches people through the leaderboard."""
 
     def event(self, kind: str, message: str, **details: Any) -> None:
-        if kind in ("notice", "damaged", "trouble"):
+        if kind == "last-lines":
+            self._logger.error("the last lines of the workload:\n%s", message)
+        elif kind in ("notice", "damaged", "trouble"):
             self._logger.warning(message)
             emit(kind, self._job.job_id, message, attempt=self._number)
 

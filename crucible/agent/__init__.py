@@ -12,6 +12,7 @@ only one on the machine that talks to the store. It imports neither torch nor Pr
     restoring.py           the newest commit that verifies, and the record of the start
     plan.py                how to run an attempt here; the attempt's scratch folder
     workload.py            the child process: its environment, its signals, its end
+    output.py              keeps all that it prints; last_lines.py says why it failed
     exit_classification.py why an attempt ended
     metrics.py             reads what the workload reports
     cost_meter.py          what the attempt has cost so far

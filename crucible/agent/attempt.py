@@ -25,6 +25,7 @@ from crucible.agent.exit_classification import classify_exit, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, numbers
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
+from crucible.agent.output import OutputLog
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.restoring import restore_newest
 from crucible.agent.saving import SaveInterval
@@ -59,6 +60,8 @@ RESTORE_SECONDS = 120.0
 """How long a failing store is retried for the checkpoint to resume from."""
 RECORD_SECONDS = 60.0
 """How long a failing store is retried for the outcome."""
+OUTPUT_SECONDS = 5.0
+"""How long the last of the workload's output may take to the store."""
 LOOK_SECONDS = 0.2
 """Between two looks at the workload's metrics."""
 
@@ -94,6 +97,7 @@ class _AttemptRun:
         self._folder = ExitStack()
         self._workload: Workload | None = None
         self._uploads: Uploads | None = None
+        self._output: OutputLog | None = None
         self._interval: SaveInterval | None = None
         self._watching: Watching | None = None
         self._metrics = MetricsFile(self.scratch.metrics_file)
@@ -209,6 +213,8 @@ class _AttemptRun:
                 self.journal.notice(notice)
             case Committed(checkpoint, seconds):
                 self.journal.committed(checkpoint, seconds)
+            case WorkloadEnded(end) if end.last_lines and self.state.notice is None and self.state.fenced is None:
+                self.observer.event("last-lines", "\n".join(end.last_lines))
 
     def _act(self, action: Action | None) -> None:
         match action:
@@ -281,9 +287,14 @@ class _AttemptRun:
         )
         command, job_id = self._command, self.attempt.job.job_id
         environment = self.plan.workload_environment(job_id, self.scratch, self._resume_from, command.environment)
-        workload = self._workload = Workload(
-            command.arguments, environment, command.cwd or self.plan.cwd, self.observer.log
-        )
+        output = self._output = OutputLog(self.attempt, self._items.put)
+
+        def handle_line(line: str) -> None:
+            output.add(line)
+            self.observer.log(line)
+
+        cwd = command.cwd or self.plan.cwd
+        workload = self._workload = Workload(command.arguments, environment, cwd, handle_line)
         self._in_thread(lambda: self._items.put(WorkloadEnded(workload.end())), "workload-end")
         self._uploads.start()
 
@@ -347,6 +358,8 @@ class _AttemptRun:
         )
         with suppress(StoreError):
             self._relay.send()
+        if self._output:
+            self._output.close(OUTPUT_SECONDS)
         standing = persist(lambda: self.attempt.end(outcome), wait_at_most(RECORD_SECONDS))
         with suppress(StoreError):  # once more, if the store would not take them before
             self._relay.send()
@@ -360,4 +373,6 @@ class _AttemptRun:
             self._watching.close()
         if self._workload:
             self._workload.kill()
+        if self._output:
+            self._output.close(0.0)
         self._folder.close()

@@ -33,7 +33,10 @@ class Observer(Protocol):
         """A heartbeat that has just been written."""
 
     def event(self, kind: str, message: str, **details: Any) -> None:
-        """`claimed`, `restored`, `damaged`, `notice`, `commit`, `trouble`, `ended`."""
+        """`claimed`, `restored`, `damaged`, `notice`, `commit`, `trouble`, `last-lines`, `ended`.
+
+        `last-lines`: what a workload that failed printed last, whether or not it was shown before.
+        """
 
 
 class Guarded:

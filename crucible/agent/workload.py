@@ -8,12 +8,12 @@ import os
 import signal
 import subprocess
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from crucible.agent.last_lines import LastLines
 from crucible.contract import EXIT_DONE, EXIT_SAVED
 from crucible.jobs.records import EndReason
 from crucible.parent_death_guard import guarded
@@ -30,6 +30,8 @@ class WorkloadEnd:
     end_reason: EndReason
     message: str
     exit_code: int
+    last_lines: tuple[str, ...] = ()
+    """What a person has to see of one that failed: its last lines, a traceback whole."""
 
 
 class Workload:
@@ -38,7 +40,7 @@ class Workload:
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str], cwd: Path, on_line: Callable[[str], None]
     ) -> None:
-        self._last_lines: deque[str] = deque(maxlen=20)
+        self._last_lines = LastLines()
         self._on_line = on_line
         self._process = subprocess.Popen(
             guarded(list(command)),
@@ -90,19 +92,16 @@ class Workload:
             return WorkloadEnd(EndReason.INTERRUPTED, "the workload stopped and saved", code)
         if code < 0 and -code in _KILLED_FROM_OUTSIDE:
             hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
-            return WorkloadEnd(EndReason.KILLED, f"the workload was killed by {signal.Signals(-code).name}{hint}", code)
+            message = f"the workload was killed by {signal.Signals(-code).name}{hint}"
+            return WorkloadEnd(EndReason.KILLED, message, code, tuple(self._last_lines.tail()))
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        return WorkloadEnd(EndReason.FAILED, f"the workload failed with {how}: {self._last_line()}", code)
-
-    def _last_line(self) -> str:
-        """The last line that it printed and that is not empty."""
-        lines = [line.strip() for line in self._last_lines if line.strip()]
-        return lines[-1] if lines else "it printed nothing"
+        message = f"the workload failed with {how}: {self._last_lines.cause()}"
+        return WorkloadEnd(EndReason.FAILED, message, code, tuple(self._last_lines.tail()))
 
     def _read(self, pipe: IO[bytes]) -> None:
         for raw in pipe:
             line = raw.decode(errors="replace").rstrip()
-            self._last_lines.append(line)
+            self._last_lines.add(line)
             try:
                 self._on_line(line)
             except Exception:  # reading goes on: a full pipe would stop the workload in its next print

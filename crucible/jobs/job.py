@@ -15,6 +15,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
                              heartbeat.json     sign of life, progress and cost so far; written by its owner only
                              stop.json          a request to save and stop
                              metrics/*.jsonl    what the workload reported, in order
+                             output/*.log       everything the workload printed, in order
                              outcome.json       how it ended; create-only: the first one stands
     jobs/<job>/checkpoints/…                    see `crucible.checkpoints.commits`
 
@@ -161,6 +162,17 @@ class Attempt:
         """Every metrics line of this attempt, in order."""
         for info in self.job.store.list(f"{self._prefix}/metrics"):
             yield from self.job.store.read(info.key).splitlines()
+
+    def append_output(self, sequence: int, text: bytes) -> None:
+        """Put one more piece of what the workload printed (whole lines) after those before it."""
+        self.job.store.write(f"{self._prefix}/output/{sequence:06d}.log", text)
+
+    def read_output(self, after: int = -1) -> Iterator[tuple[int, bytes]]:
+        """The pieces of what the workload printed, in order, each with its number; those after piece `after`."""
+        for info in self.job.store.list(f"{self._prefix}/output"):
+            number = info.key.rpartition("/")[2].removesuffix(".log")
+            if number.isdigit() and int(number) > after:
+                yield int(number), self.job.store.read(info.key)
 
     def _create(self, name: str, record: Record) -> None:
         self.job.store.create_model(f"{self._prefix}/{name}.json", record)
