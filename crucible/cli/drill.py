@@ -65,6 +65,8 @@ def drill(
                     stage.faults = chosen(stage.faults, faults)
                 result = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
             live.update(_table(result))
+        if not console.is_terminal:
+            console.print()  # rich leaves the last line of a live display open in a pipe
     if as_json:
         typer.echo(json.dumps(result.as_json()))
     else:
@@ -112,19 +114,9 @@ def _table(drill: Drill | DrillResult) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table()
-    for column in (
-        "attempt",
-        "fault",
-        "at step",
-        "committed",
-        "resumed at",
-        "repeated",
-        "lost",
-        "s to new step",
-        "end",
-    ):
-        table.add_column(column, justify="left" if column in ("fault", "end") else "right")
+    table = Table(box=None, header_style="bold", pad_edge=False)  # 80 columns hold the longest fault and end
+    for column in ("attempt", "fault", "at", "saved", "resumed", "repeated", "lost", "seconds", "end"):
+        table.add_column(column, justify="left" if column in ("fault", "end") else "right", no_wrap=True)
     for strike in drill.strikes:
         struck = strike.struck_at is not None
         table.add_row(
