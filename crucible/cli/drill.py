@@ -114,7 +114,7 @@ def _table(drill: Drill | DrillResult) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", pad_edge=False)  # 80 columns hold the longest fault and end
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0))  # 80 columns hold the longest fault and end
     for column in ("attempt", "fault", "at", "saved", "resumed", "repeated", "lost", "seconds", "end"):
         table.add_column(column, justify="left" if column in ("fault", "end") else "right", no_wrap=True)
     for strike in drill.strikes:
