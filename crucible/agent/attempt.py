@@ -317,12 +317,21 @@ class _AttemptRun:
             status = self.status
             if step > self.state.start_step and status.first_step_after_seconds is None:
                 status = replace(status, first_step_after_seconds=round(self.meter.seconds(), 3))
-            if "checkpoint_stall_seconds" in found and self._interval:
-                self._interval.measured(found["checkpoint_stall_seconds"], found.get("checkpoint_write_seconds", 0.0))
+            if self._interval:
+                self._measure_saves(self._interval, found)
             shown = {k: v for k, v in found.items() if not k.startswith("checkpoint_")}
             self.status = replace(status, step=max(status.step, step), metrics={**status.metrics, **shown})
             self._publish()
             self.observer.metrics(step, found)
+
+    @staticmethod
+    def _measure_saves(interval: SaveInterval, found: dict[str, float]) -> None:
+        own = found.get("checkpoint_interval_seconds")
+        if own is not None:
+            interval.measured_own_interval(own)
+        if "checkpoint_stall_seconds" in found or own is not None:
+            stall = found.get("checkpoint_stall_seconds", 0.0)
+            interval.measured(stall, found.get("checkpoint_write_seconds", 0.0))
 
     # The end
 

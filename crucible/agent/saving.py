@@ -7,7 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crucible.contract import Control
+from crucible.formatting import duration
 from crucible.intervals import FIRST_INTERVAL_SECONDS, IntervalPolicy, SaveCosts
+
+OWN_INTERVAL = "own_interval_seconds"
+"""Name in the records of the interval at which a script saves by itself."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,13 @@ class SaveFigures(SaveCosts):
 
     bytes: int = 0
     interval_seconds: float = FIRST_INTERVAL_SECONDS
+    own_interval_seconds: float | None = None
+    """Between the saves of a script that decides by itself when to save, as measured."""
 
     def as_record(self) -> dict[str, float]:
         """As the heartbeat and the outcome keep them."""
-        return {
+        own = {} if self.own_interval_seconds is None else {OWN_INTERVAL: round(self.own_interval_seconds, 3)}
+        return own | {
             "interval_seconds": round(self.interval_seconds, 3),
             "stall_seconds": round(self.stall, 6),
             "durable_seconds": round(self.durable, 3),
@@ -48,6 +55,17 @@ class SaveInterval:
         self.figures.write_seconds.append(write_seconds)
         self._choose()
 
+    def measured_own_interval(self, seconds: float) -> None:
+        """A script that saves when it likes has saved again; `seconds` between its saves."""
+        self.figures.own_interval_seconds = seconds
+        mtbf = self._policy.mtbf_seconds
+        if mtbf is not None and seconds > mtbf:
+            self._on_trouble(
+                "script's saves",
+                f"the script saves every {duration(seconds)}, and machines like this one are taken away every "
+                f"{duration(mtbf)} on average: most attempts will lose all that they did; let it save more often",
+            )
+
     def committed(self, upload_seconds: float, size_bytes: int) -> None:
         """A checkpoint arrived in the store."""
         self.figures.upload_seconds.append(upload_seconds)
@@ -57,7 +75,7 @@ class SaveInterval:
     def _choose(self) -> None:
         wanted, durable = self._policy.wanted_seconds(self.figures), self.figures.durable
         interval = self._policy.interval_seconds(self.figures)
-        if interval > wanted:
+        if interval > wanted and self.figures.own_interval_seconds is None:
             self._on_trouble(
                 "saving",
                 f"a save takes {durable:.1f} s to reach the store, longer than the interval of {wanted:.1f} s; "

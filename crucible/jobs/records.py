@@ -255,7 +255,8 @@ class Outcome(Record):
     """As in the heartbeat."""
     notifications: list[Notification] = Field(default_factory=list)
     saving: dict[str, float] = Field(default_factory=dict)
-    """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last)."""
+    """Checkpoint figures: `interval_seconds`, `stall_seconds`, `durable_seconds`, `bytes` (medians or last), and
+    `own_interval_seconds` of a script that saves when it likes."""
     limits: Limits | None = None
     """The limits in force at the end: whoever goes on after a budget stop looks whether they have been raised."""
     saved: bool | None = None

@@ -20,6 +20,9 @@ def interval_in_words(attempts: Sequence[AttemptSummary], fixed_seconds: float |
     attempt = next((a for a in reversed(attempts) if a.saving.get("bytes")), None)
     if attempt is None:
         return ""
+    if own := attempt.saving.get("own_interval_seconds"):
+        stored = duration(attempt.saving["durable_seconds"])
+        return f"every {duration(own)}, when the script saves; a checkpoint is in the store {stored} later"
     interval = attempt.saving["interval_seconds"]
     stall, durable = attempt.saving["stall_seconds"], attempt.saving["durable_seconds"]
     cost = f"a save stops training for {duration(stall)} and is in the store after {duration(durable)}"

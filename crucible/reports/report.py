@@ -59,10 +59,24 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if checkpoints or interval:
         parts += ["## Checkpoints"]
         parts += [f"Made {interval}."] if interval else []
+        parts += [inexact] if (inexact := inexact_resume(summary)) else []
         parts += [checkpoints_table(checkpoints)] if checkpoints else []
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
     return "\n\n".join(parts) + "\n"
+
+
+def inexact_resume(summary: JobSummary) -> str:
+    """What a restart changes in a script that resumes from its own file; empty where nothing is known to change."""
+    script = summary.spec.script
+    if script is None or script.checkpoint is None or not any(attempt.from_step for attempt in summary.attempts):
+        return ""
+    seed = (
+        "its seeds are shifted at each restart (`reseed: true`)"
+        if script.reseed
+        else "one that sets its seed at every start draws the same batches again; `reseed: true` shifts the seed"
+    )
+    return f"**The resume was not exact**: the script restored what its own checkpoint file holds, and {seed}."
 
 
 def _settings(spec: JobSpec) -> dict[str, Any]:

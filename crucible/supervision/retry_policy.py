@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from crucible.formatting import duration
 from crucible.jobs.records import EndReason, Limits
 from crucible.jobs.status import JobState
 from crucible.supervision.snapshot import FinishedAttempt
@@ -118,7 +119,7 @@ def decide(history: History) -> Decision:
         return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
     if last is None:
         return Decision(JobState.RUNNING, STARTED_AGAIN if history.attempts else "first attempt")
-    fruitless = _trailing([e for e in ended if not e.in_vain], lambda e: e.outcome.committed_step <= e.start_step)
+    fruitless, too_short = _fruitless([e for e in ended if not e.in_vain])
     if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
         return Decision(
             JobState.STOPPED,
@@ -131,8 +132,28 @@ def decide(history: History) -> Decision:
     if place is None:
         return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
     ending = "refused by its pool" if ended[-1].refused else last.label
-    reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}"
+    reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}{too_short}"
     return Decision(JobState.RUNNING, f"{why}{reason}", retry_delay(tries, history.timeouts), place)
+
+
+def _fruitless(started: Sequence[FinishedAttempt]) -> tuple[int, str]:
+    """How many of the last attempts in a row committed nothing though they had the time to, and a warning about the
+    last one if it did not.
+
+    A script that saves when it likes, every ten minutes say, is not at fault where its machine went after five.
+    """
+    count = _trailing(started, lambda e: e.outcome.committed_step <= e.start_step)
+    interval = next((e.own_interval_seconds for e in reversed(started) if e.own_interval_seconds), None)
+    if not count or interval is None:
+        return count, ""
+    last = started[-1]
+    warning = ""
+    if last.outcome.seconds < interval:
+        warning = (
+            f"; it lasted {duration(last.outcome.seconds)}, and the script saves every {duration(interval)}: let it "
+            f"save more often, or choose a pool that interrupts less"
+        )
+    return sum(e.outcome.seconds >= interval for e in started[-count:]), warning
 
 
 def retry_delay(tries: int, timeouts: Timeouts) -> float:

@@ -33,6 +33,11 @@ class FinishedAttempt:
     pool: str = ""
 
     @property
+    def own_interval_seconds(self) -> float | None:
+        """Between the saves of a script that saves when it likes; None before it was measured."""
+        return self.outcome.saving.get("own_interval_seconds")
+
+    @property
     def missed(self) -> bool:
         """No machine ever took it up."""
         return self.outcome.end_reason is EndReason.NOT_STARTED

@@ -119,6 +119,7 @@ class SupervisedJob:
             seconds=beat.seconds if beat else 0.0,
             cost_usd=beat.cost_usd if beat else 0.0,
             first_step_after_seconds=beat.first_step_after_seconds if beat else None,
+            saving=beat.saving if beat else {},
         )
 
     def age_hours(self, snapshot: JobSnapshot) -> float:

@@ -108,6 +108,7 @@ def test_the_reason_for_the_interval_follows_from_the_figures(store: Store, tmp_
     assert "do not queue up" in reason(interval_seconds=60.0, durable_seconds=40.0)
     assert "asks for 3.8 s: this is the shortest interval allowed" in reason(stall_seconds=0.001, interval_seconds=5.0)
     assert "the longest interval allowed" in reason(stall_seconds=30.0, interval_seconds=300.0)
+    assert reason(own_interval_seconds=61.0).startswith("every 1 min 1 s, when the script saves")
     assert reason(bytes=0) == ""
 
 

@@ -16,6 +16,11 @@ def ended(reason: str, start: int = 0, committed: int = 10, pool: str = "", **fi
     return FinishedAttempt(outcome, start, pool)
 
 
+def own(reason: str, seconds: float) -> FinishedAttempt:
+    """An attempt without a commit, at a script that saves every minute."""
+    return ended(reason, 5, 5, seconds=seconds, saving={"own_interval_seconds": 60.0})
+
+
 def missed(pool: str = "") -> FinishedAttempt:
     return ended("not-started", 0, 0, pool)
 
@@ -51,6 +56,19 @@ def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[
         ([ended("lost", 5, 5), missed(), ended("lost", 5, 5)], {}, "stopped", "committed nothing new"),
         ([ended("interrupted", 5, 5), missed()], {}, "running", "never started"),
         ([ended("completed", 5, 5)], {}, "completed", "about completed"),
+        # a script that saves when it likes may be taken away before it does
+        (
+            [own("lost", 20), own("lost", 20), own("lost", 20)],
+            {},
+            "running",
+            "lasted 20 s, and the script saves every 60 s",
+        ),
+        (
+            [own("lost", 20), own("lost", 90), own("lost", 90)],
+            {},
+            "stopped",
+            "the last 2 attempts committed nothing new",
+        ),
         # nobody takes it up
         ([missed()] * 2, {}, "running", "never started"),
         ([missed()] * 3, {}, "stopped", "no pool could start an attempt; the last one said: about not-started"),
