@@ -30,7 +30,7 @@ SCRIPT_PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # Lightning's Trainer and its command line: ModelCheckpoint's files, with the step in their names.
     "lightning": {
-        "checkpoint": {"path": "lightning_logs/version_*/checkpoints/*.ckpt"},
+        "checkpoint": {"path": "lightning_logs/version_*/checkpoints/*step=*.ckpt"},
         "resume": ["--ckpt_path", "{checkpoint}"],
         "sigterm": False,
         "metrics": {"format": "lightning"},

@@ -29,6 +29,7 @@ from crucible.adapter.restoring import OUTPUT, Restored, keep_output, restore
 from crucible.adapter.steps import Steps
 from crucible.adapter.taking import FILES, Save, Taking
 from crucible.contract import EXIT_DONE, EXIT_SAVED, PARTIAL_SUFFIX, STATE_FILE, StopReason, Variable, step_name
+from crucible.errors import CheckpointError
 from crucible.formatting import duration
 from crucible.script_config import CheckpointFiles, ScriptConfig
 
@@ -181,7 +182,7 @@ class Adapter:
     # The end
 
     def _conclude(self, code: int) -> int:
-        if self._give_up_at is not None and not self._finished_anyway(code):
+        if (self._killed or self._asked) and not self._finished_anyway(code):
             if isinstance(self._saves, ContractSaves) and code in (EXIT_DONE, EXIT_SAVED):
                 return self._finish() if code == EXIT_DONE else code
             if isinstance(self._saves, ContractSaves) and self._saved == self._saved_before_stop:
@@ -195,10 +196,14 @@ class Adapter:
         """It came to its end just as it was asked to stop."""
         total = self._script.total_steps
         step = max(self._metrics.newest_step or 0, self._steps.newest if self._steps else 0)
-        return code == EXIT_DONE and not self._killed and total is not None and step >= total
+        return code == EXIT_DONE and total is not None and step >= total
 
     def _finish(self) -> int:
-        missing = self._keep_output() if self._script.output else []
+        try:
+            missing = self._keep_output() if self._script.output else []
+        except (OSError, CheckpointError) as error:
+            say(f"finished, but the output cannot be kept: {error}")
+            return NOTHING_SAVED
         if missing:
             say(f"finished, but output: {', '.join(missing)} does not exist in {self._cwd.name or 'its folder'}")
             return NOTHING_SAVED
@@ -220,7 +225,7 @@ class Adapter:
             copy(self._saves.kept, partial)
             with suppress(OSError, ValueError):
                 state = json.loads((partial / STATE_FILE).read_text())
-        elif newest:
+        elif newest and (self._cwd / newest.name).exists():
             copy(self._cwd / newest.name, partial / FILES / Path(newest.name).name)
             state = {"step_source": "file", "saved_as": newest.name}
         elif self._resume_from:

@@ -35,6 +35,8 @@ QUIET_SECONDS = 0.4
 """A file of a format that does not say whether it is whole must not have changed for so long."""
 FOLDER_QUIET_SECONDS = 2.0
 """The same for a folder: its files are written one after the other."""
+LOOK_SHARE = 20
+"""A look that takes a second, at thousands of files, is followed by a pause of twenty."""
 COPIES = 3
 """The script's own file, the copy that is on its way to the store, and the one being made."""
 
@@ -76,6 +78,7 @@ class Taking:
         self._done = dict(self._found())  # what was there before the script started is no save of it
         self._seen: dict[Path, tuple[Stamp, float]] = {}
         self._said: set[str] = set()
+        self._next_look = 0.0
         self._saved_at = clock()
         self._intervals: deque[float] = deque(maxlen=5)
         self.newest: Save | None = None
@@ -91,7 +94,11 @@ class Taking:
         `processes`: the script's. `ended_well`: None while it runs; False when it was killed or failed, perhaps in the
         middle of a write. `facts` says what else belongs into the checkpoint's state.
         """
+        began = time.monotonic()
+        if began < self._next_look and ended_well is None:
+            return None
         found = sorted(self._found(), key=lambda entry: entry[1].changed_at, reverse=True)
+        self._next_look = began + LOOK_SHARE * (time.monotonic() - began)
         for number, (path, seen) in enumerate(found):
             if self._done.get(path) == seen or not self._ready(path, seen, processes, ended_well):
                 continue

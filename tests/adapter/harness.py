@@ -49,6 +49,10 @@ class ScriptJob:
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
     def here(self) -> Path:
         """The folder of the attempt."""
         return self.root / f"attempt-{self.attempt}"
