@@ -1,7 +1,8 @@
 """What Prefect and its integrations do not do yet: one file for each upstream fault.
 
-Every file that patches defines `PATCH`, or a tuple `PATCHES`, and is named in `MODULES`. The entry points of
-Crucible's own processes apply what they need with `patches.apply_all`; nothing here takes effect on import.
+A file with a patch defines `PATCH`, or a tuple `PATCHES`, and is named in `MODULES`. The entry points of Crucible's
+own processes apply what they need with `patches.apply_all`; nothing here takes effect on import. `private_hooks.py`
+lists what is used without being replaced or promised.
 """
 
 from __future__ import annotations
