@@ -157,46 +157,22 @@ def prefect_profile() -> Check:
 
 
 def patches() -> Check:
-    """What Crucible's own processes replace in Prefect, and whether it fits the installed versions."""
-    from crucible.prefect_compat import statuses
+    """What Crucible replaces in Prefect, or uses of other packages without being promised it, and whether it fits."""
+    from crucible.prefect_compat import private_hooks, statuses
 
-    rows = []
+    rows, unfit = [], []
     for status in statuses():
         patch = status.patch
         state = "on" if status.on else f"OFF ({status.difference})"
         rows.append(f"{patch.name} {state}, checked with {patch.versions}, upstream: {patch.issue}")
-    ready = all(status.on for status in statuses())
-    fix = "" if ready else f"pip install -c {PROJECT / 'constraints.txt'} prefect"
-    return Check("patches", ready, "; ".join(rows) or "none", fix, local=False)
-
-
-def private_hooks() -> Check:
-    """What the pools use of other packages without being promised it, and whether it is still as it was."""
-    from crucible.prefect_compat.private_hooks import statuses
-
-    rows, changed = [], []
-    for status in statuses():
-        hook = status.hook
-        rows.append(f"{hook.what} {status.difference or 'as expected'}, checked with {hook.versions}")
-        if status.difference is not None:
-            changed.append(hook.package)
-    fix = f"pip install -c {PROJECT / 'constraints.txt'} {' '.join(changed)}" if changed else ""
-    return Check("private hooks", not changed, "; ".join(rows), fix, local=False)
+        unfit += [] if status.on else ["prefect"]
+    for hook, difference in private_hooks.statuses():
+        rows.append(f"{hook.what} {difference or 'as expected'}, checked with {hook.versions}")
+        unfit += [hook.package] if difference else []
+    fix = f"pip install -c {PROJECT / 'constraints.txt'} {' '.join(dict.fromkeys(unfit))}" if unfit else ""
+    return Check("patches", not unfit, "; ".join(rows), fix, local=False)
 
 
 def machine() -> list[Callable[[], Check]]:
     """All checks of this machine and its services."""
-    return [
-        python,
-        packages,
-        patches,
-        private_hooks,
-        torch,
-        disk,
-        store,
-        server,
-        database,
-        worker,
-        watchdog,
-        prefect_profile,
-    ]
+    return [python, packages, patches, torch, disk, store, server, database, worker, watchdog, prefect_profile]

@@ -6,10 +6,10 @@ checks against the installed versions.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from crucible.prefect_compat.patches import difference_of
@@ -20,7 +20,8 @@ class PrivateHook:
     """Something undocumented that a pool relies on."""
 
     package: str
-    """The distribution; without it the pool does not run here, and nothing is checked."""
+    """The distribution whose top package is `module`; without it the pool does not run here, and nothing is checked."""
+    module: str
     what: str
     used_for: str
     versions: str
@@ -29,23 +30,15 @@ class PrivateHook:
     """How it differs from what the pool was written for; None: it does not."""
 
 
-@dataclass(frozen=True)
-class HookStatus:
-    """A hook, and how the installed version differs from what was expected of it."""
-
-    hook: PrivateHook
-    difference: str | None
+def statuses() -> list[tuple[PrivateHook, str | None]]:
+    """Each hook of a package that is installed, and how that differs from what was expected. Imports those packages."""
+    return [(hook, difference_of(hook.self_check)) for hook in HOOKS if _is_installed(hook.module)]
 
 
-def statuses() -> list[HookStatus]:
-    """Check the hooks of every package that is installed. Imports those packages."""
-    return [HookStatus(hook, difference_of(hook.self_check)) for hook in HOOKS if _is_installed(hook.package)]
-
-
-def _is_installed(package: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
+        importlib.import_module(module)
+    except ImportError:
         return False
     return True
 
@@ -108,6 +101,7 @@ def _ecs_observer() -> str | None:
 HOOKS = (
     PrivateHook(
         package="prefect-docker",
+        module="prefect_docker",
         what="DockerWorker's steps from settings to container",
         used_for="GPUs, users, folders and restarts of the engine in the pool docker-gpu",
         versions="prefect-docker 0.7.4, docker 7.2.0",
@@ -115,6 +109,7 @@ HOOKS = (
     ),
     PrivateHook(
         package="modal",
+        module="modal",
         what="Sandbox._experimental_stats",
         used_for="what Modal bills for a sandbox",
         versions="modal 1.6.4",
@@ -122,6 +117,7 @@ HOOKS = (
     ),
     PrivateHook(
         package="prefect",
+        module="prefect",
         what="BaseJobConfiguration._base_flow_run_command",
         used_for="the container entrypoint that turns Modal's SIGINT into a request to save",
         versions="prefect 3.8.8 and 3.9.1",
@@ -129,6 +125,7 @@ HOOKS = (
     ),
     PrivateHook(
         package="prefect-aws",
+        module="prefect_aws",
         what="prefect_aws.observers.ecs",
         used_for="the diagnosis of ECS tasks that stop",
         versions="prefect-aws 0.7.12",

@@ -58,13 +58,13 @@ def test_every_patch_fits_the_installed_versions() -> None:
 
 def test_the_private_hooks_of_the_installed_versions_are_as_expected() -> None:
     found = private_hooks.statuses()
-    assert {status.hook.package for status in found} == {"prefect", "prefect-docker", "prefect-aws", "modal"}
-    assert {status.hook.what: status.difference for status in found if status.difference} == {}
+    assert {hook.package for hook, _ in found} == {"prefect", "prefect-docker", "prefect-aws", "modal"}
+    assert {hook.what: difference for hook, difference in found if difference} == {}
 
 
 def test_doctor_names_a_private_hook_that_changed_and_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("prefect.workers.base.BaseJobConfiguration._base_flow_run_command", lambda self: "prefect")
-    row = checks.private_hooks()
+    row = checks.patches()
     assert not row.ready
     assert "takes self, checked with prefect 3.8.8" in row.found
     assert row.fix.endswith(" prefect")
