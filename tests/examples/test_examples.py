@@ -1,0 +1,122 @@
+"""Every example is killed and resumed: its loss goes down, and where it says so its resume is exact."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import re
+import signal
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from crucible.contract import EXIT_SAVED, Control, Variable, file_sha256, finished_folders
+from crucible.script_config import CheckpointFiles, MetricsSource
+from tests.examples.children import PRELOAD, Kill, Start, run
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+EXACT = {
+    "resnet": "--steps 20 --batch 16 --width 4 --images 64 --eval-every 10",
+    "masked_lm": "--steps 24 --batch 8 --width 16 --layers 1 --eval-every 8",
+    "diffusion": "--steps 20 --batch 8 --width 8 --levels 4",
+    "mamba": "--steps 20 --batch 8 --width 8 --layers 1 --length 8",
+}
+"""Small enough that a run takes a fraction of a second."""
+
+
+def execute(start: Start) -> int | None:
+    """Run an example to its end; returns its exit code, negative for a signal."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    process = context.Process(target=run, args=(start,))
+    process.start()
+    process.join(timeout=300)
+    return process.exitcode
+
+
+def by_agent(start: Start, checkpoint_seconds: float) -> Start:
+    """As an agent starts it, from the newest checkpoint on."""
+    control = start.folder / "control.json"
+    Control(checkpoint_seconds).write(control)
+    checkpoints = start.folder / "checkpoints"
+    found = finished_folders(checkpoints)
+    environment = {
+        Variable.CHECKPOINT_DIR: str(checkpoints),
+        Variable.METRICS_FILE: str(start.folder / "metrics.jsonl"),
+        Variable.CONTROL_FILE: str(control),
+        **({Variable.RESUME_FROM: str(found[-1])} if found else {}),
+    }
+    return replace(start, environment={str(name): value for name, value in environment.items()})
+
+
+def goes_down(losses: list[float]) -> bool:
+    quarter = max(1, len(losses) // 4)
+    return statistics.mean(losses[-quarter:]) < statistics.mean(losses[:quarter])
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_exact_example_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+    start = Start(EXAMPLES / name / "train.py", tuple(EXACT[name].split()), part, {})
+    for kind, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_SAVED)):
+        killed = replace(by_agent(start, checkpoint_seconds=0), kill=Kill(kind, after_saves=5))
+        assert execute(killed) == code, (part / "output.txt").read_text()
+    assert execute(by_agent(start, checkpoint_seconds=0)) == 0, (part / "output.txt").read_text()
+    assert execute(by_agent(replace(start, folder=whole), checkpoint_seconds=3600)) == 0
+
+    ends = [finished_folders(folder / "checkpoints")[-1] for folder in (part, whole)]
+    assert ends[0].name == ends[1].name
+    assert {file_sha256(end / "model.safetensors") for end in ends} == {file_sha256(ends[0] / "model.safetensors")}
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
+    assert goes_down([line["train_loss"] for line in lines if "train_loss" in line])
+
+
+def test_a_script_in_the_manner_of_nanogpt_resumes_from_its_one_file(tmp_path: Path) -> None:
+    arguments = (
+        "--max_iters=40 --eval_interval=10 --eval_iters=1 --log_interval=1 --n_layer=1 --n_embd=16 --block_size=16"
+    )
+    start = Start(EXAMPLES / "nanogpt_style" / "train.py", (*arguments.split(), "--batch_size=8"), tmp_path, {})
+    assert execute(replace(start, kill=Kill(signal.SIGKILL, after_saves=1))) == -signal.SIGKILL
+    resumed = replace(start, arguments=(*start.arguments, "--init_from=resume"))
+    assert execute(replace(resumed, kill=Kill(signal.SIGTERM, after_saves=2))) == -signal.SIGTERM
+    assert execute(resumed) == 0
+    printed = (tmp_path / "output.txt").read_text()
+    assert re.findall(r"resuming from out at iteration (\d+)", printed) == ["10", "20"]
+    losses = {int(step): float(loss) for step, loss in re.findall(r"iter (\d+): loss ([\d.]+)", printed)}
+    assert sorted(losses) == list(range(40))
+    assert goes_down([losses[step] for step in sorted(losses)])
+
+
+def test_data_that_is_processed_already_is_not_processed_again(tmp_path: Path) -> None:
+    start = Start(EXAMPLES / "process_data" / "process.py", ("--files", "4"), tmp_path, {})
+    assert execute(start) == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "cleaned").iterdir()}
+    assert sorted(before) == [f"{number:04d}.jsonl" for number in range(4)]
+    (tmp_path / "cleaned" / "0002.jsonl").unlink()
+    (tmp_path / "cleaned" / "0003.partial").write_text("a worker was killed here")
+    kept = (tmp_path / "cleaned" / "0001.jsonl").stat().st_mtime_ns
+    assert execute(start) == 0
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cleaned").glob("*.jsonl")} == before
+    assert (tmp_path / "cleaned" / "0001.jsonl").stat().st_mtime_ns == kept
+    assert "1 of 4 files are left" in (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_the_settings_of_every_example_are_valid(path: Path) -> None:
+    settings = yaml.safe_load(path.read_text())
+    script = Path(path.parent, settings["command"].split()[1])
+    assert script.is_file()
+    known = set(re.findall(r'"(--[a-z-]+)"', script.read_text()))
+    known |= {f"--{name}" for name in re.findall(r"^([a-z_]+) = ", script.read_text(), re.M)}
+    assert {option.partition("=")[0] for option in settings["command"].split() if option.startswith("--")} <= known
+    if "checkpoint" in settings:
+        CheckpointFiles.model_validate(settings["checkpoint"])
+    if "metrics" in settings:
+        MetricsSource.model_validate(settings["metrics"])
+    assert (path.parent / "README.md").is_file()
