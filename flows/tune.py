@@ -202,17 +202,17 @@ def _carry_out(
         board=board,
         cancelled=lambda: watch.request is not None,
     )
-    try:
-        with watch.polled():
+    with watch.polled():  # around the stop as well: it must not be interrupted by the request that it serves
+        try:
             return run.run()
-    except TerminationSignal:
-        stop = watch.requested()
-        if stop is not None:
-            heartbeat.finish()
-        run.leave(stop.reason if stop else "the flow run was asked to stop (SIGTERM)", stop is not None)
-        if watch.paused:
-            return stay_paused("the sweep is paused; Resume goes on from there")
-        raise
+        except TerminationSignal:
+            stop = watch.requested()
+            if stop is not None:
+                heartbeat.finish()
+            run.leave(stop.reason if stop else "the flow run was asked to stop (SIGTERM)", stop is not None)
+            if watch.paused:
+                return stay_paused("the sweep is paused; Resume goes on from there")
+            raise
 
 
 if __name__ == "__main__":

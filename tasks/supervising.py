@@ -90,13 +90,13 @@ class SupervisedJob:
             stop_requested=lambda: self.watch.request,
             logger=get_run_logger(),
         )
-        try:
-            with self.watch.polled():
+        with self.watch.polled():  # around the stop as well: it must not be interrupted by the request that it serves
+            try:
                 return supervision.run()
-        except TerminationSignal:
-            if (request := self.watch.requested()) is None:
-                raise
-            return supervision.stop(request, SAVE_SECONDS)
+            except TerminationSignal:
+                if (request := self.watch.requested()) is None:
+                    raise
+                return supervision.stop(request, SAVE_SECONDS)
 
 
 def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobStatus]) -> State:

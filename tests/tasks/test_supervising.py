@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import signal
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prefect.exceptions import TerminationSignal
+
+import tasks.stopping
+import tasks.supervising
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, StopRequest
+from crucible.jobs.status import JobState, JobStatus
+from crucible.placement.choice import Choice
+from crucible.store import Store
+from tasks.stopping import StopWatch
+from tasks.supervising import SupervisedJob
+
+
+def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's SIGTERM comes first, and the request that explains it is seen while the attempt saves."""
+    spec = JobSpec(job_id="demo")
+    Job.create(store, spec)
+    looks = threading.Semaphore(0)
+
+    def cancelled() -> StopRequest:
+        looks.release()
+        return StopRequest(end_reason=EndReason.CANCELLED, reason="cancelled in Prefect")
+
+    class Supervision:
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            pass
+
+        def run(self) -> JobStatus:
+            raise TerminationSignal(signal.SIGTERM)
+
+        def stop(self, request: StopRequest, wait_seconds: float) -> JobStatus:
+            for _ in range(3):
+                assert looks.acquire(timeout=20)
+            return JobStatus(state=JobState.CANCELLED, reason=request.reason, supervisor=1)
+
+    def terminate(number: int, frame: object) -> None:
+        raise TerminationSignal(signal.SIGTERM)
+
+    def forgetful(watch: StopWatch) -> StopRequest | None:  # asks anew each time, so that looks can be counted
+        watch.request = tasks.stopping.requested_in_prefect()
+        return watch.request
+
+    monkeypatch.setattr(tasks.stopping, "requested_in_prefect", cancelled)
+    monkeypatch.setattr(StopWatch, "requested", forgetful)
+    monkeypatch.setattr(tasks.stopping, "flow_run", SimpleNamespace(id="1"))
+    monkeypatch.setattr(tasks.supervising, "Supervision", Supervision)
+    monkeypatch.setattr(tasks.supervising, "get_run_logger", lambda: None)
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with StopWatch(look_seconds=0.05) as watch:
+            status = SupervisedJob(Job(store, "demo"), spec, store.uri, watch).run_attempts(
+                Choice(placements=[], reason=""), SimpleNamespace()
+            )
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert status.state is JobState.CANCELLED
