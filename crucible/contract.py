@@ -37,6 +37,8 @@ class Variable(StrEnum):
     """Where the agent publishes how often to save (`Control`); it changes while the workload runs."""
     STOP_REASON_FILE = "CRUCIBLE_STOP_REASON_FILE"
     """Where the agent says why it sends SIGTERM (`StopReason`)."""
+    EVALUATE = "CRUCIBLE_EVALUATE"
+    """The checkpoint folder that an evaluation looks at; not set for a training."""
     STOP_AT_STEP = "CRUCIBLE_STOP_AT_STEP"
     """The step at which the workload saves and exits with 75."""
 

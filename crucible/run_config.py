@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
 from crucible.resources import Resources
-from crucible.script_config import ScriptConfig, ScriptSettings, inside, split
+from crucible.script_config import EvaluateStage, ScriptConfig, ScriptSettings, inside, split
 from crucible.script_presets import with_preset
 from crucible.settings import Count, Dollars, Hours
 
@@ -35,6 +35,9 @@ class RunConfig(ScriptSettings):
         description="A preset for a known kind of script: nanogpt, huggingface or lightning. Settings beside it take "
         "precedence.",
     )
+    evaluate: EvaluateStage | None = Field(
+        None, description="A command that runs after the training, with its newest checkpoint and outputs in place."
+    )
     name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
     include: list[str] = Field(
         default_factory=list, description="Files, folders or globs that travel with the code although git ignores them."
@@ -44,6 +47,11 @@ class RunConfig(ScriptSettings):
         description="Files and folders that the script reads: carried by content, uploaded once whatever their size.",
     )
     pool: str = Field("local", description="Where it runs: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
+    dockerfile: str = Field(
+        "",
+        description="The Dockerfile that docker-gpu and EC2 build the script's image from. Empty: the folder's own, if "
+        "it has one; none: the pool's image.",
+    )
     resources: Resources = Field(Resources(), description="GPUs, machine type, memory or image, instead of the pool's.")
     max_cost_usd: Dollars | None = Field(None, description="Stop, saved, before the job costs more. Empty: no cap.")
     max_hours: Hours | None = Field(None, description="Stop, saved, so many hours after the start. Empty: no cap.")

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.settings import MOST, Settings, invalid, shown
 
-__all__ = ["CheckpointFiles", "MetricsSource", "ScriptConfig", "ScriptSettings", "secret_block"]
+__all__ = ["CheckpointFiles", "EvaluateStage", "MetricsSource", "ScriptConfig", "ScriptSettings", "secret_block"]
 
 MetricsFormat = Literal["contract", "nanogpt", "huggingface", "lightning", "jsonl", "tensorboard", "pattern"]
 
@@ -198,6 +198,45 @@ class ScriptConfig(ScriptSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return split("command", value) if isinstance(value, str) else value
+
+
+class EvaluateStage(Settings):
+    """What runs after the training, with its newest checkpoint and its outputs in place."""
+
+    model_config = ConfigDict(title="Evaluation")
+
+    command: list[str] = Field(min_length=1, description="The command line, as a text or as a list.")
+    pools: list[str] = Field(
+        default_factory=list, description="Where it runs, on each in turn. Empty: where the training ran."
+    )
+    output: list[str] = Field(default_factory=list, description="Files, folders or globs of the evaluation to keep.")
+    metrics: MetricsSource = MetricsSource()
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return split("command", value) if isinstance(value, str) else value
+
+    @field_validator("pools", "output", mode="before")
+    @classmethod
+    def _only_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("output")
+    @classmethod
+    def _outputs_inside(cls, value: list[str]) -> list[str]:
+        return [inside("output", path) for path in value]
+
+    def script(self, trained: ScriptConfig) -> ScriptConfig:
+        """The evaluation as a script of its own, in the environment of the one that trained."""
+        return ScriptConfig(
+            command=self.command,
+            output=self.output,
+            metrics=self.metrics,
+            dependencies=trained.dependencies,
+            env=trained.env,
+            secrets=trained.secrets,
+        )
 
 
 def split(field: str, line: str) -> list[str]:

@@ -14,7 +14,7 @@ from crucible.errors import ConfigError
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
 from crucible.resources import Resources
-from crucible.script_config import ScriptSettings
+from crucible.script_config import EvaluateStage, ScriptSettings
 from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
 from crucible.sweeps.schedules import ScheduleName, ladder
@@ -127,10 +127,16 @@ class TrainScriptRequest(Request):
     data: dict[str, str] = Field(
         {}, description="Of a packed folder: the digests of its data by path, as crucible run fills them in."
     )
+    workload: str = Field(
+        "", description="A preset for a known kind of script: nanogpt, huggingface or lightning. Empty: none."
+    )
     script: Annotated[
         ScriptSettings, Field(description="Checkpoints, metrics, resume arguments, outputs, variables.")
     ] = ScriptSettings()
     pool: Pool = Field("local", description="Where to run. Not auto: there is no estimate for a script of your own.")
+    evaluate: EvaluateStage | None = Field(
+        None, description="A command that runs after the training, with its newest checkpoint and outputs in place."
+    )
     resources: ResourcesWanted = Resources()
     job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
     max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
@@ -149,8 +155,8 @@ class TrainScriptRequest(Request):
 
     def given(self) -> dict[str, Any]:
         """The script's settings as far as they were given; a folder's crucible.yaml has the rest."""
-        command = {"command": self.command} if self.command else {}
-        return {**self.script.model_dump(exclude_unset=True), **command}
+        named = {"command": self.command, "workload": self.workload}
+        return {**self.script.model_dump(exclude_unset=True), **{name: value for name, value in named.items() if value}}
 
     def limits(self, moment: datetime) -> Limits:
         """The limits of a job that starts at `moment`. Raises `ConfigError` for a `finish_by` that is no time."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -13,10 +14,12 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from crucible.estimate.for_job import remember_job
-from crucible.jobs.records import JobSpec, now
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Limits, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
+from crucible.resources import Resources
 from flows.forms import takes
 from flows.parameters import TrainScriptRequest
 from tasks.console import outlive_the_console
@@ -49,6 +52,30 @@ def _run(request: TrainScriptRequest, run: SupervisedJob) -> JobStatus:
         made = {"script": script, "code": code, "resources": request.resources}
         run.put_on_record(run.spec.model_copy(update=made), request.limits(now()), choice)
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
-    if status.state is JobState.COMPLETED:
-        remember_job(run.job)
-    return status
+    if status.state is not JobState.COMPLETED:
+        return status
+    remember_job(run.job)
+    return _evaluate(request, run, status)
+
+
+def _evaluate(request: TrainScriptRequest, run: SupervisedJob, trained: JobStatus) -> JobStatus:
+    """Each evaluation is a job of its own, after the training's; the first that fails is the end of both."""
+    spec = run.job.read_spec()
+    stage = request.evaluate
+    if stage is None or spec.script is None:
+        return trained
+    script = stage.script(spec.script)
+    for pool in stage.pools or [request.pool]:
+        made = {"script": script, "resources": request.resources if pool == request.pool else Resources()}
+        name = f"{spec.job_id[:40]}-evaluate-{pool}"
+        evaluation = replace(
+            run,
+            job=Job(run.job.root, name),
+            spec=spec.model_copy(update={**made, "job_id": name, "evaluates": spec.job_id, "created_at": now()}),
+        )
+        choice = place_script(pool, evaluation.spec.resources)
+        evaluation.put_on_record(evaluation.spec, Limits(max_cost_usd=request.max_cost_usd), choice)
+        status = evaluation.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
+        if status.state is not JobState.COMPLETED:
+            return status.model_copy(update={"reason": f"{name}: {status.reason}"})
+    return trained

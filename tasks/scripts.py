@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,11 +15,17 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
+from crucible.adapter.copying import copy
+from crucible.adapter.restoring import OUTPUT
+from crucible.adapter.restoring import restore as put_back
 from crucible.agent.plan import Scratch, WorkloadCommand
-from crucible.code.environments import ensure_environment, find_dependencies, variables
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
+from crucible.code.environments import IMAGE_PATH, Dependencies, ensure_environment, find_dependencies, variables
 from crucible.code.folder import pack_folder
 from crucible.code.packing import archive_key
 from crucible.code.workplace import place_data, unpack
+from crucible.contract import Variable
 from crucible.errors import ConfigError, ServiceError
 from crucible.home import crucible_home, local_path
 from crucible.jobs.job import Job
@@ -71,12 +78,28 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     cache, work = crucible_home() / "cache", scratch.root / "work"
     unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
-    found = find_dependencies(work, script.dependencies)
-    logger.info("dependencies: %s", found)
+    if spec.evaluates:
+        environment[Variable.EVALUATE] = str(_place_checkpoint(Job.open(job.root, spec.evaluates), scratch, work))
+    own_image = bool(os.environ.get(IMAGE_PATH))
+    found = Dependencies("") if own_image else find_dependencies(work, script.dependencies)
+    logger.info("dependencies: %s", "those of the image" if own_image else found)
     installed = ensure_environment(found, work, cache / "environments", logger.info)
     return WorkloadCommand(
         command, cwd=work, environment={**variables(installed, cache, dict(os.environ)), **environment}
     )
+
+
+def _place_checkpoint(trained: Job, scratch: Scratch, work: Path) -> Path:
+    """Put the newest checkpoint's files and the outputs of a job into a working directory; returns its folder."""
+    found = restore(Checkpoints(trained), scratch.root / "evaluates")
+    if found is None:
+        raise ConfigError(f"evaluate: {trained.job_id} has no checkpoint; name what it saves in checkpoint: or output:")
+    script = trained.read_spec().script
+    if script is not None and script.checkpoint is not None:
+        put_back(found[1], work, script.checkpoint)
+    if (found[1] / OUTPUT).is_dir():
+        copy(found[1] / OUTPUT, work)
+    return found[1]
 
 
 def read_secrets(names: Sequence[str], machine: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ else  the script's own exit code: it failed
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from crucible.adapter.contract_saves import ContractSaves
 from crucible.adapter.copying import copy
 from crucible.adapter.lines import Line
 from crucible.adapter.metrics import FileLooks, MetricsWriter, printed_metrics, written_metrics
-from crucible.adapter.restoring import OUTPUT, Restored, keep_output, restore
+from crucible.adapter.restoring import OUTPUT, Restored, keep_output, new_files, restore
 from crucible.adapter.steps import Steps
 from crucible.adapter.taking import FILES, Save, Taking
 from crucible.contract import EXIT_DONE, EXIT_SAVED, PARTIAL_SUFFIX, STATE_FILE, StopReason, Variable, step_name
@@ -66,6 +67,7 @@ class Adapter:
         self._stopping = self._asked = self._killed = False
         self._give_up_at: float | None = None
         self._lost_output = False
+        self._began = time.time()
 
     def request_stop(self, *_: object) -> None:
         """Handles SIGTERM and SIGINT: the next look acts on it."""
@@ -200,24 +202,34 @@ class Adapter:
 
     def _finish(self) -> int:
         try:
-            missing = self._keep_output() if self._script.output else []
+            patterns = self._script.output or self._unnamed_output()
+            missing = self._keep_output(patterns) if patterns else []
         except (OSError, CheckpointError) as error:
             say(f"finished, but the output cannot be kept: {error}")
             return NOTHING_SAVED
         if missing:
             say(f"finished, but output: {', '.join(missing)} does not exist in {self._cwd.name or 'its folder'}")
             return NOTHING_SAVED
-        if not self._saved and not self._resume_from:
+        if not self._saved and not self._resume_from and Variable.EVALUATE not in self._environment:
             say("finished, nothing saved: name what to keep with checkpoint: or output:")
             return NOTHING_SAVED
         return EXIT_DONE
 
-    def _keep_output(self) -> list[str]:
+    def _unnamed_output(self) -> list[str]:
+        """Patterns for what a script wrote of which nothing else would remain: its folder goes with the attempt."""
+        if self._saved or self._resume_from or self._script.checkpoint or self._cwd.parent != self._folder.parent:
+            return []
+        found = new_files(self._cwd, self._began)
+        if found:
+            say(f"no output: is named, so what it wrote is kept: {', '.join(found[:3])}{', …' if found[3:] else ''}")
+        return [glob.escape(name) for name in found]
+
+    def _keep_output(self, patterns: list[str]) -> list[str]:
         """A last checkpoint: the newest content with the output beside it. Returns patterns that match nothing."""
         newest = self._saves.newest
         partial = self._folder / f"output{PARTIAL_SUFFIX}"
         shutil.rmtree(partial, ignore_errors=True)
-        missing = keep_output(self._script.output, self._cwd, partial / OUTPUT)
+        missing = keep_output(patterns, self._cwd, partial / OUTPUT)
         if not (partial / OUTPUT).exists():
             return missing
         state: dict[str, object] = {}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from crucible.contract import STATE_FILE
 from crucible.errors import ConfigError
 from crucible.script_config import CheckpointFiles
 
+MOST_UNNAMED_BYTES = 2 * 1024**3
 OUTPUT = "output"
 """Folder of the last checkpoint with the files that are to be kept."""
 
@@ -45,6 +48,21 @@ def restore(folder: Path, cwd: Path, files: CheckpointFiles) -> Restored:
     target = Path(files.restore_to) if files.restore_to else saved_as
     put(content, cwd / target)
     return Restored(target.as_posix(), restored_step(state))
+
+
+def new_files(cwd: Path, since: float) -> list[str]:
+    """The files below `cwd` that were written at or after the Unix time `since`, without caches, sorted.
+
+    None if they are larger than `MOST_UNNAMED_BYTES`: so much is only kept if somebody asks for it.
+    """
+    found = {}
+    for parent, folders, names in os.walk(cwd):
+        folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
+        for path in (Path(parent) / name for name in names):
+            status = path.lstat()
+            if stat.S_ISREG(status.st_mode) and status.st_mtime >= since:
+                found[path.relative_to(cwd).as_posix()] = status.st_size
+    return sorted(found) if sum(found.values()) <= MOST_UNNAMED_BYTES else []
 
 
 def keep_output(patterns: list[str], cwd: Path, into: Path) -> list[str]:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from crucible.local.follow import Standing
     from crucible.local.run_script import ScriptRun
     from crucible.run_config import RunConfig
+    from crucible.script_config import ScriptConfig
     from crucible.store import Store
 
 PANEL = "Your own script"
@@ -55,6 +56,9 @@ def run(
     store: Annotated[str | None, typer.Option(help="Store block or address.")] = None,
     folder: Annotated[Path, typer.Option(help="The folder of the script.", file_okay=False, exists=True)] = Path(),
     follow: Annotated[bool, typer.Option("--follow/--detach", help="Stay until the end, or return at once.")] = True,
+    sample_log: Annotated[
+        Path | None, typer.Option(help="With --dry-run: try the metrics on this file of printed lines.", exists=True)
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
@@ -86,7 +90,9 @@ def run(
     config = _ask_about_left_out(config, folder, ask=not as_json and not dry_run)
     planned = plan_run(config, folder, name or "")
     _print_plan(planned, folder)
-    if dry_run:
+    if dry_run or sample_log:
+        if sample_log:
+            _try_metrics(planned.script, sample_log)
         if as_json:
             _print_json({"job": planned.job, "code": planned.packed.record.digest, **planned.parameters()})
         return
@@ -184,7 +190,7 @@ def _print_plan(planned: ScriptRun, folder: Path) -> None:
         "code": f"{count}, {size(planned.packed.package.bytes)} of {folder.resolve()} ({record.digest[:12]})",
         "data": ", ".join(f"{entry} ({size(found.bytes)})" for entry, found in planned.packed.data.items()),
         "left out": selection.describe_left_out(),
-        "packages": str(planned.dependencies),
+        "packages": f"the image of {planned.dockerfile}" if planned.dockerfile else str(planned.dependencies),
         "saves": _saves(planned),
         "pool": planned.config.pool,
     }
@@ -193,9 +199,38 @@ def _print_plan(planned: ScriptRun, folder: Path) -> None:
             typer.echo(f"{name:<10}{value}", err=True)
 
 
+def _try_metrics(script: ScriptConfig, sample: Path) -> None:
+    """Print what the metrics and `step_from` find in a file of printed lines; exit with 1 where it is nothing."""
+    import re
+
+    from crucible.adapter.metrics import read_printed
+    from crucible.errors import ConfigError
+
+    if script.metrics.format in ("contract", "jsonl", "tensorboard"):
+        raise ConfigError(f"--sample-log: metrics: {script.metrics.format} reads a file, and no printed lines")
+    try:
+        lines = sample.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    except OSError as error:
+        raise ConfigError(f"--sample-log {sample} cannot be read: {error.strerror}") from error
+    points = list(read_printed(script.metrics, lines, script.total_steps))
+    typer.echo(f"{'metrics':<10}{counted(len(points), 'report')} in {counted(len(lines), 'line')}", err=True)
+    for step, values in [*points[:3], *points[3:][-2:]]:
+        figures = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        typer.echo(f"{'':10}step {step:,}: {figures}", err=True)
+    steps: list[str] = []
+    if script.checkpoint and script.checkpoint.step_from:
+        pattern = re.compile(script.checkpoint.step_from)
+        steps = [match[1] for line in lines if (match := pattern.search(line))]
+        found = f", the last at step {steps[-1]}" if steps else ""
+        typer.echo(f"{'saves':<10}{counted(len(steps), 'line')} match step_from{found}", err=True)
+    if not points:
+        raise typer.Exit(EXIT_FAILED)
+
+
 def _saves(planned: ScriptRun) -> str:
     if planned.script.checkpoint is None:
-        return "by the workload contract; a script that knows nothing of it starts from the beginning after a restart"
+        kept = "" if planned.script.output else "; without output: what it wrote is kept at the end"
+        return f"by the workload contract, else it starts from the beginning after a restart{kept}"
     resume = f", restarted with {' '.join(planned.script.resume)}" if planned.script.resume else ""
     return f"{planned.script.checkpoint.path}{resume}"
 

@@ -26,6 +26,8 @@ from crucible.errors import ConfigError
 from crucible.store.base import local_disk
 
 NONE = "none"
+IMAGE_PATH = "CRUCIBLE_SCRIPT_PATH"
+"""In an image that is built on a user's own: the PATH with which their script runs."""
 LOCK, REQUIREMENTS, PROJECT = "uv.lock", "requirements.txt", "pyproject.toml"
 DONE = "crucible-complete"
 LAST_LINES = 12
@@ -184,6 +186,8 @@ def variables(environment: Path | None, cache: Path, inherited: dict[str, str]) 
     `cache`: where the folder with nothing but Crucible is kept; `inherited`: the variables of this process.
     """
     path = inherited.get("PATH", os.defpath)
+    if environment is None and (script_path := inherited.get(IMAGE_PATH)):
+        return {"PATH": script_path, "PYTHONPATH": str(_only_crucible(cache))}
     if environment is None:
         return {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"}
     return {

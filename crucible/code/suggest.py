@@ -24,12 +24,15 @@ _RESUME_FLAGS = {
 _DATA = {".bin", ".pkl", ".npy", ".npz", ".parquet", ".h5", ".hdf5", ".csv", ".jsonl", ".txt", ".zip", ".tar", ".gz"}
 EXAMPLES: dict[str, Any] = {
     "command": "python train.py",
+    "workload": "nanogpt",
     "checkpoint": {"path": "out/ckpt.pt", "step_from": r"step (\d+)"},
     "resume": "--resume",
     "sigterm": True,
     "metrics": {"format": "pattern", "pattern": r"step (?P<step>\d+) loss (?P<train_loss>[\d.]+)"},
     "total_steps": 1000,
     "output": ["out"],
+    "reseed": True,
+    "evaluate": {"command": "python evaluate.py", "output": ["report.json"]},
     "include": ["configs/local.yaml"],
     "data": ["data"],
     "dependencies": "requirements.txt",
@@ -37,6 +40,7 @@ EXAMPLES: dict[str, Any] = {
     "secrets": ["HF_TOKEN"],
     "name": "my-model",
     "pool": "docker-gpu",
+    "dockerfile": "none",
     "resources": {"gpus": 1},
     "max_cost_usd": 5.0,
     "max_hours": 8.0,
@@ -122,7 +126,12 @@ def _read_script(path: Path, found: Suggestion) -> None:
     if flag:
         found.add("resume", _RESUME_FLAGS[flag], f"{path.name} has the argument {flag}")
     saved = [text for text in texts if PurePosixPath(text).suffix in (".pt", ".pth", ".ckpt", ".safetensors")]
-    if saved and not PurePosixPath(saved[0]).is_absolute() and ".." not in PurePosixPath(saved[0]).parts:
+    if (
+        saved
+        and "/" in saved[0]
+        and not PurePosixPath(saved[0]).is_absolute()
+        and ".." not in PurePosixPath(saved[0]).parts
+    ):
         found.add(
             "checkpoint", {"path": saved[0]}, f"{path.name} names this file; check that it is the path in the folder"
         )

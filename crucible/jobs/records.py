@@ -103,6 +103,8 @@ class JobSpec(Record):
     """What the script's working directory holds; None: the script needs no folder."""
     resources: Resources = Resources()
     """What each attempt gets of its machine."""
+    evaluates: str = ""
+    """The job whose newest checkpoint this one looks at, put back into its working directory; empty for a training."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
     project: str = "default"

@@ -41,11 +41,12 @@ class Standing:
             return "waiting for the worker"
         if self.summary is None:
             return "preparing"
-        if not self.summary.attempts or self.summary.step == 0:
+        if not self.summary.attempts or (self.summary.step == 0 and self.summary.spec.total_steps):
             return "starting"
+        own_script = self.summary.spec.script is not None
         if self.summary.attempts[-1].end_reason is EndReason.COMPLETED:
-            return "evaluating"
-        return "training"
+            return "finishing" if own_script else "evaluating"
+        return "running" if own_script else "training"
 
 
 def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> Iterator[Standing]:

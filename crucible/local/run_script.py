@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,9 @@ from crucible.script_config import ScriptConfig, secret_block
 from crucible.store import Store, store_at, store_of_block
 
 DEPLOYMENT = "train-script"
+DOCKERFILE = "Dockerfile"
+BUILT_FOR = ("docker-gpu", "ec2-spot", "ec2-on-demand")
+"""Pools whose images are built from a folder's Dockerfile; on `local` it is not used."""
 BLOCK_TYPE = "crucible-store"
 
 
@@ -46,6 +49,8 @@ class ScriptRun:
     script: ScriptConfig
     packed: PackedFolder
     dependencies: Dependencies
+    dockerfile: str = ""
+    """What the image of the attempts is built from; empty: the pool's image, or the one in `resources`."""
 
     def parameters(self) -> dict[str, Any]:
         """What the deployment `train-script` is given."""
@@ -55,6 +60,7 @@ class ScriptRun:
             "code": code.digest,
             "data": code.data,
             "script": self.script.model_dump(mode="json", exclude_defaults=True, exclude={"command"}),
+            "evaluate": config.evaluate.model_dump(mode="json") if config.evaluate else None,
             "pool": config.pool,
             "resources": config.resources.model_dump(mode="json", exclude_defaults=True),
             "job": self.job,
@@ -85,13 +91,42 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     if script.dependencies and script.dependencies != "none" and script.dependencies not in packed.selection.files:
         raise ConfigError(f"dependencies: {script.dependencies} is not among the files that travel")
     dependencies = find_dependencies(packed.selection.folder, script.dependencies)
-    check_command(script.command, packed.selection, bool(dependencies.file), config.pool == "local")
-    return ScriptRun(name, config, script, packed, dependencies)
+    dockerfile = _dockerfile(config, packed)
+    installs = bool(dependencies.file or dockerfile)
+    check_command(script.command, packed.selection, installs, config.pool == "local")
+    if config.evaluate:
+        check_command(config.evaluate.command, packed.selection, installs, here=False)
+    return ScriptRun(name, config, script, packed, dependencies, dockerfile)
+
+
+def _dockerfile(config: RunConfig, packed: PackedFolder) -> str:
+    """The Dockerfile that counts. Raises `ConfigError` where it cannot be used."""
+    if config.pool == "local" or config.dockerfile == "none" or config.resources.image:
+        return ""
+    if config.dockerfile and config.dockerfile not in packed.selection.files:
+        raise ConfigError(f"dockerfile: {config.dockerfile} is not among the files that travel; write none for none")
+    found = config.dockerfile or (DOCKERFILE if DOCKERFILE in packed.selection.files else "")
+    if found and config.pool not in BUILT_FOR:
+        raise ConfigError(
+            f"dockerfile: images for {config.pool} are not built here; push one that holds Crucible and name it with "
+            f"resources: {{image: …}}, or write dockerfile: none to use the pool's"
+        )
+    return found
 
 
 def require_ready(api: httpx.Client, config: RunConfig) -> None:
-    """Raise `ConfigError` or `ServiceError` unless the server can start the run: deployment, pool and worker."""
-    pool = config.pool
+    """Raise `ConfigError` or `ServiceError` unless the server can start the run: deployment, pools and workers."""
+    for pool in dict.fromkeys([config.pool, *(config.evaluate.pools if config.evaluate else [])]):
+        _require_pool(api, pool)
+    try:
+        _require_secrets(api, config)
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
+        ) from error
+
+
+def _require_pool(api: httpx.Client, pool: str) -> None:
     try:
         found = api.get(f"/work_pools/{pool}")
         if found.status_code == httpx.codes.NOT_FOUND:
@@ -107,7 +142,6 @@ def require_ready(api: httpx.Client, config: RunConfig) -> None:
         for deployment in (f"{DEPLOYMENT}/{DEPLOYMENT}", f"train/{pool}"):
             if api.get(f"/deployments/name/{deployment}").status_code == httpx.codes.NOT_FOUND:
                 raise ServiceError(f"the server has no deployment {deployment}; run: crucible up")
-        _require_secrets(api, config)
     except httpx.HTTPError as error:
         raise ServiceError(
             f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
@@ -140,6 +174,8 @@ def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] =
     store = open_store(api, run.config.store)
     require_reachable(store, run.config.pool)
     store.require_guarantees()
+    if run.dockerfile:
+        run = _with_image(run, report)
     run.packed.upload(store, report)
     try:
         deployment = api.get(f"/deployments/name/{DEPLOYMENT}/{DEPLOYMENT}").raise_for_status().json()
@@ -152,6 +188,21 @@ def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] =
         return str(created.raise_for_status().json()["id"])
     except httpx.HTTPError as error:
         raise ServiceError(f"the Prefect server did not start the run: {error}; see crucible doctor") from error
+
+
+def _with_image(run: ScriptRun, report: Callable[[str], None]) -> ScriptRun:
+    """The same run, in the image of its Dockerfile: built here, and pushed to the AWS stack's repository for EC2."""
+    from crucible.pools.docker import own_image, registry
+    from crucible.pools.docker.images import build
+
+    recipe = own_image.own_recipe(run.packed.selection.folder, run.dockerfile, report)
+    image = build(recipe, report)
+    if run.config.pool != "docker-gpu":
+        repository = registry.stack_repository("crucible", None, None)
+        login = registry.ecr_login(repository) if registry.is_ecr(repository) else None
+        image = registry.push(recipe, repository, login, report)
+    resources = run.config.resources.model_copy(update={"image": image})
+    return replace(run, config=run.config.model_copy(update={"resources": resources}))
 
 
 def _require_secrets(api: httpx.Client, config: RunConfig) -> None:

@@ -100,6 +100,20 @@ def test_the_end_of_a_script(tmp_path: Path) -> None:
     assert job.output.splitlines()[-1] == "ValueError: loss is nan at 2"
 
 
+def test_without_output_what_a_script_wrote_is_kept_and_an_evaluation_may_write_nothing(tmp_path: Path) -> None:
+    """Its folder goes with the attempt, so what nobody named would be lost."""
+    write = (
+        "mkdir -p 'out[1]' __pycache__; echo x > 'out[1]/model.txt'; echo x > __pycache__/a.pyc; ln -s /etc/hosts link"
+    )
+    job = ScriptJob(tmp_path / "writes", ScriptConfig(command=["sh", "-c", f"touch -d @0 old.txt; {write}"]))
+    assert job.run() == 0, job.output
+    assert "no output: is named, so what it wrote is kept: out[1]/model.txt" in job.output
+    assert job.resume_from is not None
+    kept = [path.name for path in (job.resume_from / "output").rglob("*") if path.is_file()]
+    assert kept == ["model.txt"]
+    assert ScriptJob(tmp_path / "looks", ScriptConfig(command=["true"])).run(CRUCIBLE_EVALUATE="/a/checkpoint") == 0
+
+
 def test_a_killed_adapter_takes_the_script_with_it(tmp_path: Path) -> None:
     job = ScriptJob(tmp_path, nano("--max_iters=100000"))
     job.start()

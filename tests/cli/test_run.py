@@ -151,6 +151,19 @@ def test_on_a_terminal_it_is_a_question(
     assert found.include == (["data/train.bin"] if answer == "i" else [])
 
 
+def test_metrics_can_be_tried_on_a_sample_of_printed_lines(folder: Path) -> None:
+    (folder / "sample.log").write_text("".join(f"step {n} loss {1 / n:.3f}\rsaved at {n}\n" for n in range(1, 11)))
+    (folder / "crucible.yaml").write_text("checkpoint: {path: out, step_from: 'saved at (\\d+)'}\n")
+    line = "run --sample-log sample.log --metrics '{}' -- python train.py"
+    done = crucible(line.format(r"step (?P<step>\d+) loss (?P<train_loss>[\d.]+)"))
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "10 reports in 20 lines" in done.stderr
+    assert "step 10: train_loss 0.1" in done.stderr
+    assert "10 lines match step_from, the last at step 10" in done.stderr
+    assert crucible(line.format("nanogpt")).exit_code == 1, "nothing was found"
+    assert "reads a file" in refusal("run --sample-log sample.log --metrics jsonl:m.jsonl -- python train.py")
+
+
 def test_the_written_file_is_the_one_that_run_reads(folder: Path) -> None:
     done = crucible("init")
     assert done.exit_code == 0, done.output

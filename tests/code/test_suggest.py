@@ -12,7 +12,8 @@ from crucible.code.suggest import EXAMPLES, Suggestion, render, suggest
 from crucible.run_config import RunConfig
 
 NANOGPT = "import os, torch\ninit_from = 'scratch'\nout_dir = 'out'\ntorch.save({}, os.path.join(out_dir, 'ckpt.pt'))\n"
-PLAIN = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--resume')\nsave = 'out/model.pt'\n"
+PLAIN = "import argparse\np = argparse.ArgumentParser()\np.add_argument('--resume')\n"
+PLAIN += "save = 'out/model.pt'\nbest = 'best.pt'\n"
 
 
 @pytest.mark.parametrize(

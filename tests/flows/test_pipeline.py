@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -18,7 +21,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
 from crucible.local.access import connect, prefect_settings
-from crucible.local.state import State
+from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.script_config import ScriptConfig
@@ -109,6 +112,51 @@ def test_a_newcomers_run_completes_and_shows_everything(stage: Stage) -> None:
 
     shown = json.loads(stage.crucible("jobs", "show", "first", "--json"))
     assert shown["state"] == "completed"
+
+
+OWN_SCRIPT = """
+import argparse, os, pathlib, time
+steps = argparse.ArgumentParser()
+steps.add_argument("--steps", type=int)
+steps = steps.parse_args().steps
+out = pathlib.Path("out")
+out.mkdir()
+print("level", os.environ.get("LOG_LEVEL"), "token of", len(os.environ.get("HF_TOKEN", "")))
+for step in range(steps + 1):
+    if step % 100 == 0:
+        print(f"step {step} loss {1 / (step + 1):.4f}", flush=True)
+(out / "ckpt.pt").write_bytes(b"weights")
+"""
+
+
+def test_the_commands_of_own_script_md(stage: Stage, tmp_path: Path) -> None:
+    text = (PROJECT / "docs" / "own-script.md").read_text()
+    blocks = re.findall(r"^```console\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    assert len(commands) >= 8
+    (tmp_path / "train.py").write_text(OWN_SCRIPT)
+    secret = uuid4().hex
+    environment = {
+        **stage.environment,
+        "HF_TOKEN": secret,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        if command.startswith("prefect"):
+            assert final_state(stage, done.stdout.split("UUID:")[1].split()[0])["type"] == "COMPLETED"
+        elif "crucible run --" in command and not {"--dry-run", "--detach"} & set(command.split()):
+            assert "step 300 loss 0.0033" in done.stderr
+    job = Job(stage.store, "first-run")
+    status = eventually(lambda: (found := status_of(job)) and found.state is not JobState.RUNNING and found, "its end")
+    assert status.state is JobState.COMPLETED, status.reason
+    records = b"".join(stage.store.read(entry.key) for entry in stage.store.list())
+    assert f"level debug token of {len(secret)}".encode() in records
+    assert secret.encode() not in records
+    assert len(stage.store.list("code")) == 2, "crucible.yaml came between two of the runs"
 
 
 def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage) -> None:
