@@ -8,7 +8,7 @@ launcher.py          the protocols of what a supervisor needs from outside
 supervisor.py        the main loop: takes a look, asks the policies, carries out what they decide
 watch.py             watches an attempt until it has an outcome
 stopping.py          saves and ends the attempt of a job that stops
-supervised_job.py    a job as its supervisor holds it: records with retries, waits, listeners
+context.py           a job as its supervisor holds it: records with retries, waits, listeners
 stop_job.py          stopping a job from outside
 heartbeat.py         a supervising process's own sign of life
 restarter.py         starts a supervising flow run again whose process died

@@ -19,10 +19,10 @@ from crucible.errors import ObjectMissing, RecordDamaged, StoreError, StoreRefus
 from crucible.jobs.records import EndReason, Launch, StopRequest
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.supervision.attempt_policy import same_refusals
+from crucible.supervision.context import StopRequested, SupervisionContext
 from crucible.supervision.retry_policy import Decision, History, decide, retry_delay
 from crucible.supervision.snapshot import JobSnapshot
 from crucible.supervision.stopping import ask_newest_attempt_to_stop, stop_live_attempt
-from crucible.supervision.supervised_job import StopRequested, SupervisedJob
 from crucible.supervision.watch import AttemptWatch
 
 _ATTEMPTS_STILL_COUNT = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
@@ -32,7 +32,7 @@ _STOPPED = {EndReason.CANCELLED: JobState.CANCELLED, EndReason.BUDGET: JobState.
 
 
 @dataclass
-class Supervision(SupervisedJob):
+class Supervision(SupervisionContext):
     """Supervises one job until it has an end: `Supervision(job, launcher, placements, listener).run()`."""
 
     def run(self) -> JobStatus:

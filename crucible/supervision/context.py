@@ -1,4 +1,4 @@
-"""A job as its supervisor holds it: its records, retried while the store is away, and everybody who is notified.
+"""What a supervisor works with: its job's records, retried while the store is away, and everybody who is notified.
 
 Also every wait of the supervisor: a person's request to stop ends each of them as `StopRequested`.
 """
@@ -40,7 +40,7 @@ class StopRequested(Exception):
 
 
 @dataclass
-class SupervisedJob:
+class SupervisionContext:
     """What a supervisor is given, and what it does to records, pools and listeners."""
 
     job: Job
