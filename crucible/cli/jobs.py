@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from crucible.store import Store
 
 PARALLEL_READS = 8
+FOLLOW_SECONDS = 2.0
 NOT_IN_TABLE = ("time", "max_iters", "checkpoint_")
 """Beginnings of the metrics that only `--json` prints."""
 
@@ -32,6 +33,7 @@ def register(app: typer.Typer) -> None:
     group.command("ls")(list_)
     group.command()(show)
     group.command()(metrics)
+    group.command()(logs)
     group.command()(report)
     group.command()(stop)
     group.command()(limits)
@@ -133,6 +135,31 @@ def metrics(
     names = first + [name for name in names if name not in first]
     table = [[_figure(row.get(name)) for name in names] for row in shown]
     print_table([name.replace("_", " ") for name in names], table, numbers=range(len(names)))
+
+
+def logs(
+    job: JobArgument,
+    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt ends.")] = False,
+    store: StoreOption = None,
+) -> None:
+    """Print everything that a job's workload printed."""
+    import time
+
+    found = open_job(open_store(store), job)
+    attempts = found.attempts()
+    if not attempts:
+        typer.echo(f"job {job} has no attempt yet", err=True)
+        return
+    source, read = found.attempt(attempt) if attempt else attempts[-1], -1
+    while True:
+        ended = source.read_outcome() is not None  # looked at first: what comes after it is all there is
+        for number, part in source.read_output(after=read):
+            typer.echo(part, nl=False)
+            read = number
+        if ended or not follow:
+            return
+        time.sleep(FOLLOW_SECONDS)
 
 
 def report(

@@ -40,6 +40,15 @@ def test_a_script_that_dies_of_sigterm_gets_none_and_its_newest_whole_file_is_ca
     assert "no further than the step 5" in job.output
     assert job.newest_step() == 5
 
+    job.script = nano("--seconds=0.1", "--max_iters=100000")
+    job.start()
+    job.until(lambda: job.newest_step() >= 15)
+    before = job.newest_step()
+    job.stop(deadline_seconds=60)
+    assert job.wait() == 75
+    assert "the script's next save is expected in" in job.output
+    assert job.newest_step() > before, "it was waited for"
+
 
 @pytest.mark.parametrize("shell", [False, True], ids=["python", "bash run.sh"])
 def test_a_script_that_saves_on_sigterm_is_sent_one_also_through_a_shell(tmp_path: Path, shell: bool) -> None:
