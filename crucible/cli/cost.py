@@ -39,7 +39,7 @@ def cost(
     from crucible.billing import costs
     from crucible.catalog.offers import load_catalog
     from crucible.moments import moment_ago
-    from crucible.store import default_store_uri, store_at
+    from crucible.store import existing_store
 
     if as_json and as_csv:
         raise ConfigError("--json and --csv exclude each other; give one of them")
@@ -48,7 +48,7 @@ def cost(
         raise ConfigError(f"by is {group!r}: it must be one of {', '.join(costs.GROUPS)}")
     start = None if since is None else moment_ago(since, datetime.now(UTC))
     offers = {offer.key: offer for offer in load_catalog()}
-    found = costs.attempt_costs(store_at(store or default_store_uri()), offers, since=start, job=job, on_damage=_warn)
+    found = costs.attempt_costs(existing_store(store), offers, since=start, job=job, on_damage=_warn)
     if reconcile:
         _print_reconciled(found, start or datetime.now(UTC) - timedelta(days=7), datetime.now(UTC), as_json)
         return

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crucible.cli.jobs import open_store
 from crucible.formatting import print_table
 
 if TYPE_CHECKING:
     from crucible.datasets.build import DatasetInfo
     from crucible.datasets.progress import ProgressCallback
-    from crucible.store import Store
 
 StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -54,6 +54,7 @@ def prepare(
     """Turn text into token shards in the store; text that was prepared before is found, not read again."""
     from crucible.datasets.build import build_dataset
     from crucible.datasets.config import DatasetConfig
+    from crucible.store import default_store_uri, store_at
 
     values: dict[str, Any] = {
         "source": source,
@@ -67,7 +68,7 @@ def prepare(
     }
     values |= {name: given for name, given in (("include", include), ("exclude", exclude)) if given}
     with _progress_bar() as progress:
-        info = build_dataset(DatasetConfig.parse(values), _open(store), progress)
+        info = build_dataset(DatasetConfig.parse(values), store_at(store or default_store_uri()), progress)
     if as_json:
         _print_json({**_summary(info), "cached": info.cached})
     else:
@@ -79,7 +80,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the finished datasets of the store."""
     from crucible.datasets.build import list_datasets
 
-    infos = list_datasets(_open(store), lambda problem: typer.echo(f"warning: {problem}", err=True))
+    infos = list_datasets(open_store(store), lambda problem: typer.echo(f"warning: {problem}", err=True))
     if as_json:
         _print_json([_summary(info) for info in infos])
         return
@@ -108,7 +109,7 @@ def show(
     """Show one dataset; with --json, its meta.json."""
     from crucible.datasets.build import resolve_dataset
 
-    info = resolve_dataset(_open(store), digest)
+    info = resolve_dataset(open_store(store), digest)
     if as_json:
         _print_json({**info.meta.model_dump(mode="json"), "uri": info.uri})
     else:
@@ -127,17 +128,11 @@ def export_nanogpt(
     from crucible.datasets.fetch import fetch_dataset
     from crucible.home import crucible_home
 
-    opened = _open(store)
+    opened = open_store(store)
     info = resolve_dataset(opened, digest)
     local = fetch_dataset(opened, info.digest, crucible_home() / "cache" / "datasets")
     for path in nanogpt.export_nanogpt(local, folder):
         typer.echo(str(path))
-
-
-def _open(store: str | None) -> Store:
-    from crucible.store import default_store_uri, store_at
-
-    return store_at(store or default_store_uri())
 
 
 def _summary(info: DatasetInfo) -> dict[str, Any]:

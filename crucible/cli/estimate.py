@@ -54,10 +54,11 @@ def estimate(
     from crucible.estimate.history import estimates
     from crucible.estimate.request import EstimateRequest, run_estimate
     from crucible.reports.estimate_tables import print_accuracy, print_result
-    from crucible.store import default_store_uri, store_at
+    from crucible.store import existing_store
 
+    known = existing_store(store)
     if accuracy:
-        print_accuracy(estimates(store_at(store or default_store_uri())), as_json)
+        print_accuracy(estimates(known), as_json)
         return
     request = EstimateRequest.parse(
         {

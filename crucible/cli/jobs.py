@@ -289,10 +289,10 @@ def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
 
 
 def open_store(address: str | None) -> Store:
-    """The store at `address`, or the default one."""
-    from crucible.store import default_store_uri, store_at
+    """The store at `address`, or the default one. Raises `ConfigError` for a named store that is not there."""
+    from crucible.store import existing_store
 
-    return store_at(address or default_store_uri())
+    return existing_store(address)
 
 
 def open_job(store: Store, name: str) -> Job:

@@ -11,6 +11,7 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
+from crucible.store import default_store_uri, store_at
 
 CONFIGURED, SCRIPT = "train-nanogpt", "train-script"
 """The flow that supervises jobs with a configuration, and the one for scripts."""
@@ -21,6 +22,12 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
 
     Raises `ConfigError` when no deployment started the job, `ServiceError` when the server does not answer.
     """
+    if (sweep := _sweep_of(job)) is not None:
+        where = "" if job.root.uri == store_at(default_store_uri()).uri else f" --store {job.root.uri}"
+        raise ConfigError(
+            f"job {job.job_id} is a trial of sweep {sweep}, which decides how far it trains; continue the sweep: "
+            f"`crucible sweeps continue {sweep}{where}`"
+        )
     supervisor = job.read_newest_supervisor()
     before = supervisor.flow_run_id if supervisor else ""
     spec = job.read_spec()
@@ -30,18 +37,25 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
     return run_again(f"job {job.job_id}", before, flow, {"job": job.job_id, **changes})
 
 
+def _sweep_of(job: Job) -> str | None:
+    """The sweep that the job is a trial of."""
+    sweep, _, number = job.job_id.rpartition("-")
+    return sweep if number.isdigit() and sweep and job.root.exists(f"sweeps/{sweep}/sweep.json") else None
+
+
 def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -> str:
     """Run the flow run's deployment again for `what` ("job x"); return the new run's id. Raises the same errors."""
     noun, name = what.split(" ", 1)
-    again = f"start it with its parameters: prefect deployment run {flow} -p {noun}={name} …"
+    again = f"start {flow} with the parameters that it had, {noun} = {name} among them: it goes on where it was saved"
     if not flow_run_id:
-        raise ConfigError(f"{what} was not started by a flow run; {again}")
+        raise ConfigError(f"{what} was not started by a flow run; start the program again that made it")
     try:
         with get_client(sync_client=True) as client:
             before = client.read_flow_run(UUID(flow_run_id))
             found = client.read_flow(before.flow_id).name
             if before.deployment_id is None or found != flow:
-                raise ConfigError(f"{what} was started by {found}, not by a deployment of {flow}; {again}")
+                by = f"{found}, not by a deployment of {flow}"
+                raise ConfigError(f"{what} was started by {by}; start that again with the parameters that it had")
             run = client.create_flow_run_from_deployment(
                 before.deployment_id,
                 parameters={**before.parameters, **changes},

@@ -8,8 +8,8 @@ guarantees.py  whether a store keeps them
 address.py   from `file://…` or `s3://bucket/prefix` to one of them
 """
 
-from crucible.store.address import default_store_uri, store_at, store_of_block
+from crucible.store.address import default_store_uri, existing_store, store_at, store_of_block
 from crucible.store.base import ObjectInfo, Store
 from crucible.store.file import FileStore
 
-__all__ = ["FileStore", "ObjectInfo", "Store", "default_store_uri", "store_at", "store_of_block"]
+__all__ = ["FileStore", "ObjectInfo", "Store", "default_store_uri", "existing_store", "store_at", "store_of_block"]

@@ -46,3 +46,21 @@ def store_at(uri: str, **options: Any) -> Store:
 
         return S3Store(parts.netloc, parts.path.strip("/"), options)
     raise ConfigError(f"store: {uri!r} is not an address Crucible knows; use file:///path or s3://bucket/prefix")
+
+
+def existing_store(address: str | None) -> Store:
+    """The store to read from: the one at `address`, or the default one, which may be empty yet.
+
+    Raises:
+        ConfigError: as `store_at`, and for a named folder that is not there: no store is not an empty one.
+    """
+    if address is None:
+        return store_at(default_store_uri())
+    store = store_at(address)
+    if isinstance(store, FileStore) and not store.root.is_dir():
+        what = "is a file" if store.root.exists() else "does not exist"
+        raise ConfigError(
+            f"store: there is no store at {store.uri}: the folder {what}; give the address of one, file:///path or "
+            "s3://bucket/prefix"
+        )
+    return store

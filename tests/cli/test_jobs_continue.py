@@ -104,10 +104,15 @@ def test_what_cannot_be_continued_says_why(store: Store) -> None:
         run(running)
     with pytest.raises(ConfigError, match="was started by tune-nanogpt"):
         run(supervised(store.child("trial"), "tune-nanogpt"))
+    trial = Job.create(store.child("sweep"), JobSpec(job_id="rates-0003"))
+    trial.root.write_json("sweeps/rates/sweep.json", {})
+    with pytest.raises(ConfigError, match=f"`crucible sweeps continue rates --store {trial.root.uri}`") as refused:
+        run(trial)
+    assert "prefect deployment run" not in str(refused.value)
     with pytest.raises(ConfigError, match="max_cost_usd"):
         run(supervised(store.child("bad")), "--max-cost-usd", "-1")
     alone = Job.create(store.child("alone"), JobSpec(job_id="stopped"))
-    with pytest.raises(ConfigError, match="was not started by a flow run"):
+    with pytest.raises(ConfigError, match="not started by a flow run; start the program again"):
         run(alone)
     alone.supervise(str(uuid.uuid4()))
     with pytest.raises(ConfigError, match="does not know the flow run"):
