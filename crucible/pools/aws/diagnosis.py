@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crucible.pools.common.registry_faults import PASSING
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -30,16 +32,11 @@ class Diagnosis:
 
 
 _PULL = r"CannotPull(ECR)?Container(Error)?\b.*?"
-_PASSING = (
-    r"(too ?many ?requests|rate limit|unexpected (http )?status( code)?\b.{0,300}?\b(429|5\d\d)\b|internal server error"
-    r"|bad gateway|service unavailable|gateway time-?out|i/o timeout|TLS handshake timeout|Client\.Timeout|context "
-    r"(deadline exceeded|canceled)|connection (reset|refused)|unexpected EOF|no space left on device)"
-)
 
 _RULES: list[tuple[str, str, str, bool]] = [
     (r"\bConfigError: ", "the run cannot start as it is configured", "change what the message names", True),
     (
-        _PULL + _PASSING,
+        _PULL + PASSING,
         "the registry did not deliver the image",
         "nothing, if it passes by itself; for a pull rate limit, use an image in ECR (`crucible images push`)",
         False,

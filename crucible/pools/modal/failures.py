@@ -26,6 +26,12 @@ class ImageBuildFailed(ModalFailure):
     """Modal could not build or find the image."""
 
 
+class ImageBuildInterrupted(ModalFailure):
+    """Modal stopped building the image, or a registry or mirror did not deliver; the same build may succeed later."""
+
+    state_name = "ImageBuildInterrupted"
+
+
 class TokenRefused(ModalFailure):
     """There is no Modal token, or Modal does not accept it."""
 

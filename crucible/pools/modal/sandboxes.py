@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shlex
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import modal
+from grpclib import GRPCError, Status
 from modal import exception as errors
 from modal.config import config as modal_settings
 
@@ -22,6 +24,7 @@ from crucible.errors import ConfigError
 from crucible.home import crucible_home
 from crucible.pools.common.build_context import staged_context
 from crucible.pools.common.reach import obstacle
+from crucible.pools.common.registry_faults import PASSING
 from crucible.pools.modal import failures as failures
 from crucible.pools.modal.configuration import ModalJobConfiguration
 from crucible.pools.modal.failures import End
@@ -29,7 +32,17 @@ from crucible.pools.modal.failures import End
 LONGEST_BILL = timedelta(days=7)
 """Modal sums up costs over seven days at most, in whole hours of UTC."""
 _CHECKOUT = Path(crucible.__file__).resolve().parents[1]
-_TRANSIENT = (errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError)
+_TRANSIENT = (
+    *(errors.ConnectionError, errors.ServiceError, errors.InternalError, errors.TimeoutError),
+    *(errors.InternalFailure, errors.ClientClosed),
+)
+_TRANSIENT_STATUS = {Status.UNAVAILABLE, Status.INTERNAL, Status.UNKNOWN, Status.DEADLINE_EXCEEDED, Status.ABORTED}
+_SPENT = re.compile(
+    r"\bspend(ing)? limit (was |has been )?(reached|exceeded)|insufficient credits|out of credits", re.I
+)
+_BUILD_PASSES = re.compile(
+    r"terminated due to external shut-down|temporary failure in name resolution|read timed out|" + PASSING, re.I | re.S
+)
 _LONGEST_PAUSE_SECONDS = 30.0
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -268,24 +281,34 @@ def explained() -> Iterator[None]:
     """Turn what the SDK raises into the project's own failures, with what to do about it."""
     try:
         yield
-    except errors.AuthError as error:
-        raise _token_refused(error) from error
-    except errors.ImageBuildError as error:
-        raise failures.ImageBuildFailed(
-            f"image: Modal could not build it ({error}); `modal app logs` and the build log on modal.com show the step"
-        ) from error
-    except errors.ResourceExhaustedError as error:
-        raise failures.NoCapacity(f"Modal: {error}") from error
-    except _TRANSIENT as error:
-        raise failures.ModalUnreachable(
-            f"Modal's API at {modal_settings['server_url']} does not answer: {error or type(error).__name__}"
-        ) from error
-    except errors.Error as error:
-        raise failures.RequestRefused(f"Modal refused the request: {error}") from error
+    except (errors.Error, GRPCError) as error:
+        raise failure_behind(error) from error
 
 
-def _token_refused(error: Any) -> failures.TokenRefused:
-    return failures.TokenRefused(
-        f"Modal does not accept the token ({error}); make one with `modal token new` and give it to the worker as "
-        "MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or to the pool as a credentials block"
-    )
+def failure_behind(error: errors.Error | GRPCError) -> failures.ModalFailure:
+    """What an error of the SDK is for a flow run. Its kind decides whether another attempt may help.
+
+    `tests/pools/modal/test_modal_failures.py` has the messages.
+    """
+    text = str(error) or type(error).__name__
+    status = None if isinstance(error, errors.Error) else error.status  # some calls leak gRPC's own error
+    if isinstance(error, errors.AuthError) or status is Status.UNAUTHENTICATED:
+        return failures.TokenRefused(
+            f"Modal does not accept the token ({text}); make one with `modal token new` and give it to the worker as "
+            "MODAL_TOKEN_ID and MODAL_TOKEN_SECRET, or to the pool as a credentials block"
+        )
+    if _SPENT.search(text):
+        return failures.RequestRefused(
+            f"Modal: {text}; raise the workspace's budget (modal.com/settings, Usage and billing), then start again"
+        )
+    if isinstance(error, errors.ImageBuildError):
+        if _BUILD_PASSES.search(text):
+            return failures.ImageBuildInterrupted(f"image: Modal could not build it now ({text}); it is tried again")
+        return failures.ImageBuildFailed(
+            f"image: Modal could not build it ({text}); `modal app logs` and the build log on modal.com show the step"
+        )
+    if isinstance(error, errors.ResourceExhaustedError) or status is Status.RESOURCE_EXHAUSTED:
+        return failures.NoCapacity(f"Modal: {text}")
+    if isinstance(error, _TRANSIENT) or status in _TRANSIENT_STATUS:
+        return failures.ModalUnreachable(f"Modal's API at {modal_settings['server_url']} does not answer: {text}")
+    return failures.RequestRefused(f"Modal refused the request: {text}")
