@@ -82,9 +82,8 @@ class Sandboxes:
         wanted = self._configuration
         with explained():
             app = await self._app()
-            image = self._image()
             # Built first, so that a broken image is not mistaken for a wait for machines.
-            await image.build.aio(app)
+            image = await self._built_image(app)
         for gpu in wanted.gpu or [""]:
             try:
                 async with asyncio.timeout(wanted.capacity_timeout_seconds):
@@ -196,6 +195,32 @@ class Sandboxes:
             wanted.app_name, client=self._client, environment_name=wanted.environment_name, create_if_missing=True
         )
 
+    async def _built_image(self, app: modal.App) -> modal.Image:
+        """The image, built. Crucible's own is known by its id from then on: for what is in it, the SDK would read every
+        file of it again and ask Modal for each."""
+        wanted = self._configuration
+        own = not wanted.image and wanted.dockerfile is None
+        made_of = None
+        if own:
+            recipe = self._dockerfile().read_bytes(), self._own_context()
+            made_of = self._client, wanted.environment_name, self._variant, *recipe
+        if made_of in _own_images:
+            image = modal.Image.from_id(_own_images[made_of], client=self._client)
+            try:
+                await image.build.aio(app)
+                return image
+            except errors.NotFoundError:  # somebody has deleted it on Modal
+                del _own_images[made_of]
+        image = self._image()
+        await image.build.aio(app)
+        if made_of is not None:
+            _own_images[made_of] = image.object_id
+        return image
+
+    @property
+    def _variant(self) -> str:
+        return "gpu" if self._configuration.gpu else "cpu"
+
     def _image(self) -> modal.Image:
         wanted = self._configuration
         if wanted.image and wanted.dockerfile:
@@ -219,19 +244,25 @@ class Sandboxes:
         )
 
     def _own_image(self, secret: modal.Secret | None) -> modal.Image:
+        return modal.Image.from_dockerfile(
+            self._dockerfile(),
+            context_dir=self._own_context(),
+            build_args={"VARIANT": self._variant},
+            registry_secret=secret,
+        )
+
+    def _own_context(self) -> Path:
+        """The files that Crucible's own image is made of, in a folder named after their content."""
+        return staged_context(_CHECKOUT, crucible_home() / "cache" / "modal-context")
+
+    def _dockerfile(self) -> Path:
         dockerfile = _CHECKOUT / "images" / "Dockerfile"
         if not dockerfile.is_file():
             raise ConfigError(
                 "job variable image: not set, and the worker runs in no checkout of Crucible to build one from; "
                 "set image to a registry reference, or dockerfile to a path"
             )
-        variant = "gpu" if self._configuration.gpu else "cpu"
-        return modal.Image.from_dockerfile(
-            dockerfile,
-            context_dir=staged_context(_CHECKOUT, crucible_home() / "cache" / "modal-context"),
-            build_args={"VARIANT": variant},
-            registry_secret=secret,
-        )
+        return dockerfile
 
 
 async def billed_by_tag(
@@ -256,6 +287,8 @@ async def billed_by_tag(
         return {group.tags.get(tag) or "": float(group.cost or 0) async for group in groups}
 
 
+_own_images: dict[tuple[modal.Client, str | None, str, bytes, Path] | None, str] = {}
+"""Ids of Crucible's own images, by account, environment, variant, Dockerfile and the files that it copies."""
 _clients: dict[tuple[str, str], modal.Client] = {}
 
 

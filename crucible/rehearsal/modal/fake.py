@@ -195,6 +195,11 @@ class FakeModal:
         """From now on an image build fails at any step that contains `text`."""
         self._cloud.failing_builds.append(text)
 
+    def forget_images(self) -> None:
+        """Delete every image, as a person may on Modal's pages."""
+        self._cloud.images.clear()
+        self._cloud.built.clear()
+
     def accept_token(self, accept: bool) -> None:
         """Whether the token that `env` gave out is (still, again) valid."""
         self._cloud.token = self._token if accept else (new_id("ak"), new_id("as"))
