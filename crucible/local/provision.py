@@ -84,7 +84,7 @@ class Deploying:
         self.digest = source_digest(project)
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "crucible.local.deploy", "--no-prompt", "deploy", "--all"],
+                [sys.executable, "-m", "blocks.deploy", "--no-prompt", "deploy", "--all"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

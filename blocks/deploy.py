@@ -1,4 +1,4 @@
-"""`python -m crucible.local.deploy --no-prompt deploy --all`: make the pool, register the blocks, then run `prefect …`.
+"""`python -m blocks.deploy --no-prompt deploy --all`: make the pool, register the blocks, then run `prefect …`.
 
 One process for all of it, because importing Prefect takes longer than the rest; and not the process of `crucible up`,
 which needs no such import when nothing has changed since the last time.
@@ -31,8 +31,10 @@ def make_pool() -> None:
 
 
 def register_blocks() -> None:
-    """Register every block type of the `blocks` folder, and save the default store where none is saved yet."""
+    """Register every block type of this folder, and save the default store where none is saved yet."""
     for info in pkgutil.iter_modules(blocks.__path__):
+        if info.name == "deploy":
+            continue
         module = importlib.import_module(f"blocks.{info.name}")
         for value in vars(module).values():
             # Without Prefect's own block classes, which a module imports to build on.
