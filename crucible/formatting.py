@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +74,19 @@ def size(count: float) -> str:
 def counted(count: int, noun: str) -> str:
     """`1 attempt`, `2 attempts`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+_TERMINAL_SEQUENCE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
+
+
+def printable(text: str) -> str:
+    """The text without what steers a terminal or turns the direction of writing; line breaks and tabs stay.
+
+    >>> printable("\\x1b[31mCUDA out of memory\\x1b[0m")
+    'CUDA out of memory'
+    """
+    plain = _TERMINAL_SEQUENCE.sub("", text)
+    return "".join(c for c in plain if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:

@@ -15,6 +15,7 @@ from crucible import __version__
 from crucible.cli.inputs import check_all
 from crucible.errors import CrucibleError
 from crucible.extras import how_to_install
+from crucible.formatting import printable
 from crucible.loopback import bypass_proxies
 
 
@@ -55,7 +56,7 @@ def main() -> None:
     try:
         build_app()()
     except CrucibleError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         rehearsed = {"drill", "rehearse"} & set(sys.argv[1:2])

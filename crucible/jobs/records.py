@@ -7,16 +7,19 @@ import socket
 import uuid
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from crucible.config import TrainConfig
+from crucible.formatting import printable
 from crucible.resources import Resources
 from crucible.script_config import ScriptConfig
 from crucible.settings import Count, Dollars, Hours
 
 SCHEMA_VERSION = 1
+ShownText = Annotated[str, AfterValidator(printable)]
+"""What is written for people. Scripts colour their errors, and whoever reads a record may trust its writer less."""
 
 
 def now() -> datetime:
@@ -107,8 +110,8 @@ class JobSpec(Record):
     """The job whose newest checkpoint this one looks at, put back into its working directory; empty for a training."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
-    project: str = "default"
-    owner: str = ""
+    project: ShownText = "default"
+    owner: ShownText = ""
     created_at: datetime = Field(default_factory=now)
 
     @model_validator(mode="before")
@@ -157,9 +160,9 @@ class Launch(Record):
     fix = "delete it: the attempt is then decided again"
 
     number: int
-    pool: str
-    reason: str
-    instance: str = ""
+    pool: ShownText
+    reason: ShownText
+    instance: ShownText = ""
     usd_per_hour: float = 0.0
     mtbf_seconds: float | None = None
     """Mean time between interruptions expected of the offer; None when it is not interruptible."""
@@ -175,15 +178,15 @@ class Claim(Record):
 
     number: int
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)
-    host: str = Field(default_factory=socket.gethostname)
+    host: ShownText = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
     process_start: str | None = None
     """`local.processes.process_start`: with the pid, it identifies the process for others on its machine."""
     flow_run_id: str = ""
-    instance: str = ""
+    instance: ShownText = ""
     usd_per_hour: float | None = None
     """What this machine costs, which may be another than the planned one; None in records of earlier versions."""
-    price_remark: str = ""
+    price_remark: ShownText = ""
     """How the price differs from the plan, or that it is a guess."""
     environment: dict[str, Any] = Field(default_factory=dict)
     claimed_at: datetime = Field(default_factory=now)
@@ -234,7 +237,7 @@ class Notification(Record):
     """Something the agent noticed: a notice, a store that does not answer, a save slower than its interval."""
 
     source: str
-    reason: str
+    reason: ShownText
     deadline: datetime | None = None
     at: datetime = Field(default_factory=now)
 
@@ -245,7 +248,7 @@ class Outcome(Record):
     fix = "delete it: it is written again when the attempt is seen to be over"
 
     end_reason: EndReason
-    message: str
+    message: ShownText
     step: int = 0
     committed_step: int = 0
     exit_code: int | None = None
@@ -281,7 +284,7 @@ class StopRequest(Record):
     fix = "delete it, and ask again with `crucible jobs stop`"
 
     end_reason: EndReason
-    reason: str
+    reason: ShownText
     at: datetime = Field(default_factory=now)
 
 
@@ -293,7 +296,7 @@ class Supervisor(Record):
     number: int
     token: str = Field(default_factory=lambda: uuid.uuid4().hex)
     flow_run_id: str = ""
-    host: str = Field(default_factory=socket.gethostname)
+    host: ShownText = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
     claimed_at: datetime = Field(default_factory=now)
 

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from crucible.errors import ObjectMissing
 from crucible.jobs.job import Job
-from crucible.jobs.records import Record, now
+from crucible.jobs.records import Record, ShownText, now
 
 
 class JobState(StrEnum):
@@ -31,7 +31,7 @@ class JobStatus(Record):
     fix = "delete it: the supervisor writes it again"
 
     state: JobState
-    reason: str
+    reason: ShownText
     supervisor: int
     flow_run_id: str = ""
     attempts_before_restart: int = Field(0, validation_alias=AliasChoices("attempts_before_restart", "bygone"))

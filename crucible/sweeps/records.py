@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import Record, now
+from crucible.jobs.records import Record, ShownText, now
 from crucible.jobs.status import JobState
 from crucible.settings import MOST_HOURS, MOST_USD
 from crucible.sweeps.sampling import SamplerName
@@ -50,8 +50,8 @@ class SweepSpec(Record):
     """CPU threads of a trial where it shares its machine with others."""
     command: list[str] = Field(default_factory=list)
     """The trials' command line; empty for Crucible's own trainer."""
-    project: str = "default"
-    owner: str = ""
+    project: ShownText = "default"
+    owner: ShownText = ""
     created_at: datetime = Field(default_factory=now)
 
 
@@ -83,6 +83,6 @@ class SweepStatus(Record):
     """Where a sweep stands, as its last flow run put it."""
 
     state: JobState
-    reason: str
+    reason: ShownText
     flow_run_id: str = ""
     at: datetime = Field(default_factory=now)

@@ -127,6 +127,28 @@ def test_every_kind_of_record_damaged_in_every_way(tmp_path: Path, damage: Calla
     assert estimates(store_at(root.as_uri())) == [] or damage is foreign_names
 
 
+def test_no_record_steers_the_terminal(tmp_path: Path) -> None:
+    """A script's coloured error is the message of its attempt; a name can come from whoever may start a job."""
+    root, app = tmp_path / "store", build_app()
+    shutil.copytree(RECORDS, root)
+    texts = {"project", "owner", "reason", "message", "host", "price_remark", "pool", "instance"}
+    for path in root.rglob("*.json"):
+        record = json.loads(path.read_text())
+        path.write_text(json.dumps(record | dict.fromkeys(texts & record.keys(), "\x1b[31mred\u202e\x07")))
+    for command in (
+        "jobs ls",
+        "jobs show shakespeare",
+        "jobs report shakespeare",
+        "cost",
+        "cost --csv",
+        "sweeps show rates",
+    ):
+        shown = CliRunner().invoke(app, [*command.split(), "--store", root.as_uri()])
+        assert shown.exit_code == 0
+        assert not set("\x1b\u202e\x07") & set(shown.output), command
+        assert command.startswith("cost") or "red" in shown.output
+
+
 def test_a_damaged_supervisor_heartbeat_does_not_hide_the_others(store: Store) -> None:
     shutil.copytree(RECORDS, Path(store.uri.removeprefix("file://")))
     store.write("presence/torn.json", b"{")
