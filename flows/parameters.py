@@ -155,7 +155,8 @@ class TrainScriptRequest(Request):
 
     def given(self) -> dict[str, Any]:
         """The script's settings as far as they were given; a folder's crucible.yaml has the rest."""
-        named = {"command": self.command, "workload": self.workload}
+        resources = self.resources.model_dump(exclude_defaults=True)
+        named = {"command": self.command, "workload": self.workload, "resources": resources}
         return {**self.script.model_dump(exclude_unset=True), **{name: value for name, value in named.items() if value}}
 
     def limits(self, moment: datetime) -> Limits:

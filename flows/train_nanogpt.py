@@ -24,7 +24,7 @@ from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, JobStatus
-from crucible.placement.choice import PlacementRequest
+from crucible.placement.choice import AUTO, PlacementRequest
 from crucible.store import Store
 from flows.evaluate import evaluate
 from flows.forms import takes
@@ -55,6 +55,8 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     job, choice = run.job, run.read_choice()
     deadline = request.deadline(after=None if choice else now())
     config = request.train_config()
+    if request.pool != AUTO:
+        request.resources.job_variables(request.pool)  # refuses what the pool cannot choose
     data = _prepare(request, config, job.root)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
@@ -81,7 +83,9 @@ def _placement_request(
         dataset=meta,
         pool=request.pool,
         limits=request.limits(),
-        preferences=Preferences(optimize_for=request.optimize_for),
+        preferences=Preferences(
+            optimize_for=request.optimize_for, instance=request.resources.instance, gpus=request.resources.gpus
+        ),
         project=request.project,
         owner=request.owner,
         finish_by=deadline,

@@ -48,7 +48,7 @@ def _run(request: TrainScriptRequest, run: SupervisedJob) -> JobStatus:
     choice = run.read_choice()
     if choice is None:
         choice = place_script(request.pool, request.resources)
-        script, code = resolve(run.job.root, request.code, request.data, request.given())
+        script, code = resolve(run.job.root, request.code, request.data, request.given(), request.pool)
         made = {"script": script, "code": code, "resources": request.resources}
         run.put_on_record(run.spec.model_copy(update=made), request.limits(now()), choice)
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))

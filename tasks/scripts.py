@@ -21,6 +21,7 @@ from crucible.adapter.restoring import restore as put_back
 from crucible.agent.plan import Scratch, WorkloadCommand
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
+from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import IMAGE_PATH, Dependencies, ensure_environment, find_dependencies, variables
 from crucible.code.folder import pack_folder
 from crucible.code.packing import archive_key
@@ -38,7 +39,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def resolve(
-    store: Store, code: str, data: Mapping[str, str], given: Mapping[str, Any]
+    store: Store, code: str, data: Mapping[str, str], given: Mapping[str, Any], pool: str
 ) -> tuple[ScriptConfig, CodePackage | None]:
     """The complete script, made of what was `given`, and its code, which is in the store afterwards.
 
@@ -53,6 +54,11 @@ def resolve(
     folder = local_path(code, "code")
     config = RunConfig.from_folder(folder, given)
     packed = pack_folder(folder, config.include, config.data)
+    # A digest comes with the image that crucible run has built; here nobody would wait for a build.
+    if built := find_dockerfile(config.dockerfile, packed.selection.files, pool, config.resources.image):
+        raise ConfigError(
+            f"code: {folder} has a {built}: start it with crucible run, which builds it, or name an image"
+        )
     log = get_run_logger().info
     if left_out := packed.selection.describe_left_out():
         log("left out, because git or .crucibleignore says so: %s", left_out)

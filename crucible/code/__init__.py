@@ -3,6 +3,9 @@
     selection.py     which files of a folder travel, and which stay behind
     packing.py       the selected files as one archive whose digest is its content's
     data.py          large files, carried one by one by their content
+    dockerfile.py    whether the folder's Dockerfile counts
+    command.py       whether the command can run in it
+    suggest.py       a first crucible.yaml for it
     workplace.py     on the machine: a fresh copy of the code, with its data in place
     environments.py  on the machine: the dependencies, installed once for each content
 

@@ -34,6 +34,8 @@ class Preferences(BaseModel):
     )
     value_of_hour_usd: float = Field(1.0, ge=0, description="For balanced: what saving an hour is worth to you.")
     pools: tuple[str, ...] | None = Field(None, description="Allowed work pools. Empty: all.")
+    instance: str = Field("", description="Only this machine type. Empty: all.")
+    gpus: int | None = Field(None, ge=0, description="Only machines with so many GPUs, yours excepted. Empty: all.")
     privacy: Literal["any", "dedicated"] = Field(
         "any", description="dedicated: no host that other customers' work shares."
     )
@@ -184,6 +186,10 @@ def _estimate_or_reason(
 ) -> Estimate | str:
     if preferences.pools is not None and offer.pool not in preferences.pools:
         return f"pool {offer.pool} is not among those allowed ({', '.join(preferences.pools)})"
+    if preferences.instance and offer.instance != preferences.instance:
+        return f"{offer.instance} is not the machine asked for ({preferences.instance})"
+    if preferences.gpus is not None and not offer.own_machine and offer.gpus != preferences.gpus:
+        return f"{offer.gpus} GPUs are not the {preferences.gpus} asked for"
     if preferences.privacy == "dedicated" and offer.tenancy != "dedicated":
         return "its hosts are shared with other customers, and privacy = dedicated"
     if preferences.uninterrupted and offer.interruptible:

@@ -21,6 +21,7 @@ import httpx
 
 from crucible.catalog.offers import OWN_POOLS
 from crucible.code.command import check_command
+from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import Dependencies, find_dependencies
 from crucible.code.folder import PackedFolder, pack_folder
 from crucible.doctor.pool_checks import COMMANDS
@@ -34,9 +35,6 @@ from crucible.script_config import ScriptConfig, secret_block
 from crucible.store import Store, store_at, store_of_block
 
 DEPLOYMENT = "train-script"
-DOCKERFILE = "Dockerfile"
-BUILT_FOR = ("docker-gpu", "ec2-spot", "ec2-on-demand")
-"""Pools whose images are built from a folder's Dockerfile; on `local` it is not used."""
 BLOCK_TYPE = "crucible-store"
 
 
@@ -91,27 +89,12 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     if script.dependencies and script.dependencies != "none" and script.dependencies not in packed.selection.files:
         raise ConfigError(f"dependencies: {script.dependencies} is not among the files that travel")
     dependencies = find_dependencies(packed.selection.folder, script.dependencies)
-    dockerfile = _dockerfile(config, packed)
+    dockerfile = find_dockerfile(config.dockerfile, packed.selection.files, config.pool, config.resources.image)
     installs = bool(dependencies.file or dockerfile)
     check_command(script.command, packed.selection, installs, config.pool == "local")
     if config.evaluate:
         check_command(config.evaluate.command, packed.selection, installs, here=False)
     return ScriptRun(name, config, script, packed, dependencies, dockerfile)
-
-
-def _dockerfile(config: RunConfig, packed: PackedFolder) -> str:
-    """The Dockerfile that counts. Raises `ConfigError` where it cannot be used."""
-    if config.pool == "local" or config.dockerfile == "none" or config.resources.image:
-        return ""
-    if config.dockerfile and config.dockerfile not in packed.selection.files:
-        raise ConfigError(f"dockerfile: {config.dockerfile} is not among the files that travel; write none for none")
-    found = config.dockerfile or (DOCKERFILE if DOCKERFILE in packed.selection.files else "")
-    if found and config.pool not in BUILT_FOR:
-        raise ConfigError(
-            f"dockerfile: images for {config.pool} are not built here; push one that holds Crucible and name it with "
-            f"resources: {{image: …}}, or write dockerfile: none to use the pool's"
-        )
-    return found
 
 
 def require_ready(api: httpx.Client, config: RunConfig) -> None:
