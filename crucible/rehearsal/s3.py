@@ -30,9 +30,16 @@ class S3Server(ThreadedMotoServer):
     def _server_entry(self) -> None:
         app: Any = DomainDispatcherApplication(create_backend_app)
         app = app if self._keys is None else KeyGate(app, self._keys)
-        self._server = make_server(self._ip_address, self._port, app, threaded=True, request_handler=MotoRequestHandler)
+        self._server = make_server(self._ip_address, self._port, app, threaded=True, request_handler=_QuietHandler)
         self._server_ready_event.set()
         self._server.serve_forever()
+
+
+class _QuietHandler(MotoRequestHandler):
+    """Without a line on stderr for every request, which would bury what the drill shows."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
 
 
 def _create_one_at_a_time() -> None:
