@@ -41,8 +41,9 @@ KINDS = {
     "crucible.training": "trainer",
     "prefect.engine": "flow run",
     "crucible.pools.local.engine": "flow run",
-    "crucible.local": "worker and watchdog",
-    "crucible.pools.local": "worker and watchdog",
+    "crucible.pools.local": "worker",
+    "crucible.supervision.watchdog": "watchdog",
+    "crucible.supervision.restarter": "watchdog",
 }
 
 
@@ -84,8 +85,8 @@ def measure(stage: Stage, jobs: int, slots: int) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "seconds_per_job": round(seconds / jobs, 2),
         "submit_seconds": round(submitted, 1),
-        "idle_mib": round(before),
-        "peak_mib": round(memory.peak_mib),
+        "idle_mib": before,
+        "peak_mib": memory.peak_mib,
         "peak_mib_by_kind": memory.at_peak,
         "most_processes": memory.most_processes,
     }
@@ -122,7 +123,9 @@ class Memory:
 
     def __init__(self, home: Path) -> None:
         self._home, self._over = str(home), threading.Event()
-        self.peak_mib, self.at_peak, self.most_processes = 0.0, {}, {}  # type: float, dict[str, int], dict[str, int]
+        self.peak_mib = 0
+        self.at_peak: dict[str, int] = {}
+        self.most_processes: dict[str, int] = {}
 
     def __enter__(self) -> Memory:
         self._thread = threading.Thread(target=self._watch, daemon=True)
@@ -133,7 +136,7 @@ class Memory:
         self._over.set()
         self._thread.join()
 
-    def look(self) -> float:
+    def look(self) -> int:
         """The resident memory of all processes of this set-up, shared pages counted once for each process."""
         mib, count = Counter[str](), Counter[str]()
         for process in psutil.process_iter(["cmdline", "environ", "memory_info"]):

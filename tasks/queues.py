@@ -34,6 +34,7 @@ class AttemptQueue:
         """The slots that a waiting run waits for; None where the queue has no limit, or no worker serves it."""
         if self._clock() >= self._look_at and run.work_queue_id is not None:
             self._look_at = self._clock() + LOOK_SECONDS
+            self.keep_supervisors_out(run)  # a limit may be set while it waits
             self._slots = _read_slots(run.work_queue_id)
         return self._slots
 

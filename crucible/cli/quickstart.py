@@ -31,12 +31,14 @@ def quickstart(
     from datetime import datetime
 
     from crucible.cli.local import page_link
+    from crucible.config import TrainConfig
     from crucible.local import access, services
     from crucible.local.state import Home
     from crucible.local.status import StatusLines
     from crucible.local.up import up
     from crucible.store import default_store_uri, store_at
 
+    TrainConfig.preset(preset)  # raises before anything is started
     home = Home.current()
     with StatusLines() as lines:
         state = up(home, report=lines.report)

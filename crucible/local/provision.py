@@ -52,7 +52,11 @@ def ensure_pool(api: httpx.Client) -> None:
         api.patch(f"/work_pools/{POOL}", json={"base_job_template": POOL_TEMPLATE}).raise_for_status()
     for name, slots in queue_slots(psutil.virtual_memory().total / 2**30, cpu_count()).items():
         if api.get(f"/work_pools/{POOL}/queues/{name}").status_code == httpx.codes.NOT_FOUND:  # a person's own stays
-            created = api.post(f"/work_pools/{POOL}/queues", json={"name": name, "concurrency_limit": slots})
+            waiting = (
+                f"{slots} {name} at a time, for this machine's memory and cores; further runs wait here for a slot."
+            )
+            queue = {"name": name, "concurrency_limit": slots, "description": waiting}
+            created = api.post(f"/work_pools/{POOL}/queues", json=queue)
             if created.status_code != httpx.codes.CONFLICT:
                 created.raise_for_status()
 
@@ -61,8 +65,9 @@ def queue_slots(memory_gib: float, cores: int) -> dict[str, int]:
     """How many supervisors and how many attempts this machine carries at a time, by queue.
 
     They are counted apart: a supervisor that waits for its attempt must not hold a slot that the attempt needs.
+    Supervisors may take a quarter of the memory, attempts half of it.
     """
-    supervisors = max(4, int(memory_gib / 2 / SUPERVISOR_GIB))
+    supervisors = max(4, int(memory_gib / 4 / SUPERVISOR_GIB))
     return {"supervisors": supervisors, "attempts": max(1, min(cores, int(memory_gib / 2 / ATTEMPT_GIB)))}
 
 

@@ -29,6 +29,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from crucible.config import NOT_IN_DIGEST, TrainConfig
 from crucible.errors import ConfigError
+from crucible.settings import shown
 
 Value = bool | int | float | str | None
 Values = dict[str, Value]
@@ -97,9 +98,9 @@ class Space:
         """Read a YAML or JSON file, with the same errors."""
         try:
             text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: no UTF-8 text, or characters that no path can have
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"space_file {path} cannot be read: {reason}") from None
+            raise ConfigError(f"space_file {shown(str(path))} cannot be read: {reason}") from None
         return cls.parse(text)
 
     @property

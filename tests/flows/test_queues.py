@@ -9,7 +9,7 @@ import uuid
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.objects import FlowRun
 
 from crucible.local.provision import queue_slots
@@ -52,7 +52,11 @@ def test_a_limit_on_the_supervisors_own_pool_becomes_one_of_the_attempts(
         assert client.read_work_pool(pool).concurrency_limit is None
         assert attempt.work_queue_id is not None
         assert client.read_work_queue(attempt.work_queue_id).concurrency_limit == 1
+
+        # The limit is set while the attempt waits.
+        client.update_work_pool(pool, WorkPoolUpdate(concurrency_limit=1))
         assert AttemptQueue().slots(attempt) is None, "no worker serves the pool: nothing to wait for"
+        assert client.read_work_pool(pool).concurrency_limit is None
 
         # Another pool's limit is its own affair.
         other = f"{pool}-other"
@@ -63,7 +67,7 @@ def test_a_limit_on_the_supervisors_own_pool_becomes_one_of_the_attempts(
 
 @pytest.mark.parametrize(
     ("memory_gib", "cores", "supervisors", "attempts"),
-    [(2.0, 2, 5, 1), (7.5, 2, 18, 2), (64.0, 16, 160, 16), (16.0, 64, 40, 10), (0.5, 1, 4, 1)],
+    [(2.0, 2, 4, 1), (7.5, 2, 9, 2), (64.0, 16, 80, 16), (16.0, 64, 20, 10), (0.5, 1, 4, 1)],
 )
 def test_slots_follow_memory_and_cores(memory_gib: float, cores: int, supervisors: int, attempts: int) -> None:
     assert queue_slots(memory_gib, cores) == {"supervisors": supervisors, "attempts": attempts}

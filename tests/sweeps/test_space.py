@@ -47,6 +47,13 @@ def test_what_is_wrong_is_named_with_its_mend(given: Any, words: str) -> None:
         Space.parse(given)
 
 
+@pytest.mark.parametrize("path", ["\ud800", "a\0b"])
+def test_a_text_that_no_path_can_be_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match=r"space_file '.*' cannot be read") as refused:
+        Space.from_file(path)
+    str(refused.value).encode()
+
+
 def test_yaml_json_and_mappings_are_read_alike(tmp_path: Path) -> None:
     space = Space.parse({"learning_rate": {"loguniform": [0.0001, 0.001]}, "n_embd": [32, 64]})
     assert Space.parse("learning_rate: {loguniform: [1e-4, 1e-3]}\nn_embd: [32, 64]\n") == space
@@ -54,7 +61,7 @@ def test_yaml_json_and_mappings_are_read_alike(tmp_path: Path) -> None:
     assert Space.parse(space.as_json()) == space
     (tmp_path / "space.yaml").write_text("n_embd: [32, 64]\nlearning_rate: {loguniform: [1e-4, 1e-3]}\n")
     assert Space.from_file(tmp_path / "space.yaml").as_json() == space.as_json()
-    with pytest.raises(ConfigError, match=r"space_file .*nothing.yaml cannot be read: No such file"):
+    with pytest.raises(ConfigError, match=r"space_file .*nothing.yaml' cannot be read: No such file"):
         Space.from_file(tmp_path / "nothing.yaml")
 
 
