@@ -49,7 +49,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module", autouse=True)
 def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
-    """A drill beside the first tests: it spends most of its time waiting."""
+    """A drill beside the tests until it is asked for: it spends most of its time waiting."""
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(Drill(stage, kills=2, seed=3, seconds_between_faults=2.5).run)
 
@@ -204,46 +204,6 @@ def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
         start(stage, "unknown-key", config={"n_layers": 3})
 
 
-def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[DrillResult]) -> None:
-    result = drill.result()
-    print(f"seed {result.seed}", json.dumps(result.as_json(), indent=1))
-    assert result.passed, result.failures
-
-
-@pytest.fixture
-def worker_gone(stage: Stage) -> Iterator[Callable[[], None]]:
-    """Kills the worker when called; another one is there in the end."""
-
-    def kill() -> None:
-        process = State.load(stage.home).services["worker"].find()
-        assert process is not None
-        process.kill()
-
-    yield kill
-    stage.crucible("up")
-
-
-@pytest.mark.parametrize("told_by", ["the worker", "nobody"])
-def test_cancel_in_prefect_saves_first(stage: Stage, worker_gone: Callable[[], None], told_by: str) -> None:
-    name = f"cancelled-by-{told_by.split()[-1]}"
-    run = start(stage, name, config={"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL})
-    job = Job(stage.store, name)
-    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
-    if told_by == "nobody":
-        worker_gone()
-        saved = job.attempt(1).read_heartbeat().committed_step
-        eventually(lambda: job.attempt(1).read_heartbeat().committed_step > saved, "a commit without the worker")
-    stage.prefect("flow-run", "cancel", run)
-    outcome = eventually(lambda: job.attempt(1).read_outcome(), "the attempt's end")
-    assert outcome.end_reason is EndReason.CANCELLED
-    assert outcome.committed_step == outcome.step > 0
-    assert final_state(stage, run)["type"] == "CANCELLED"
-    eventually(
-        lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last sign of life"
-    )
-    assert len(job.attempts()) == 1
-
-
 ENDLESS = {"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL}
 
 
@@ -267,7 +227,7 @@ def test_starting_a_job_that_runs_hands_it_to_the_newest_supervisor_and_stop_end
     assert len(job.attempts()) == 1
 
 
-def test_a_pause_in_prefect_saves_and_resume_goes_on_from_there(stage: Stage) -> None:
+def test_a_pause_in_prefect_saves_resume_goes_on_from_there_and_cancel_saves_too(stage: Stage) -> None:
     run = start(stage, "paused", config=ENDLESS)
     job = Job(stage.store, "paused")
     eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
@@ -278,13 +238,14 @@ def test_a_pause_in_prefect_saves_and_resume_goes_on_from_there(stage: Stage) ->
     assert outcome.end_reason is EndReason.INTERRUPTED
     assert outcome.committed_step == outcome.step > 0
     eventually(lambda: (now := status_of(job)) and now.state is JobState.PAUSED, "the job's pause", 60)
-    eventually(lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last beat")
+    eventually(lambda: not heartbeat_of(stage, run), "its last beat")
     assert api(stage, "GET", f"/flow_runs/{run}")["state"]["type"] == "PAUSED"
     assert api(stage, "POST", f"/flow_runs/{run}/resume")["status"] == "ACCEPT"
     begun = eventually(lambda: job.attempt(2).read_start(), "the next attempt")
     assert begun.step == outcome.committed_step
+    eventually(lambda: (beat := job.attempt(2).read_heartbeat()) and beat.step > begun.step, "a step of its own")
     stage.prefect("flow-run", "cancel", run)
-    assert final_state(stage, run)["type"] == "CANCELLED"
+    require_cancelled(stage, run, job)
     assert len(job.attempts()) == 2
 
 
@@ -332,6 +293,50 @@ def test_a_capped_job_stops_saved_goes_on_when_raised_and_ends_with_the_same_wei
     found = newest(job, tmp_path)
     assert found is not None
     assert (found[0].step, found[1]) == (12, weights_after(12))
+
+
+def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[DrillResult]) -> None:
+    result = drill.result()
+    print(f"seed {result.seed}", json.dumps(result.as_json(), indent=1))
+    assert result.passed, result.failures
+
+
+@pytest.fixture
+def worker_gone(stage: Stage) -> Iterator[Callable[[], None]]:
+    """Kills the worker when called; another one is there in the end."""
+
+    def kill() -> None:
+        process = State.load(stage.home).services["worker"].find()
+        assert process is not None
+        process.kill()
+
+    yield kill
+    stage.crucible("up")
+
+
+def test_cancel_in_prefect_saves_first_also_without_a_worker(stage: Stage, worker_gone: Callable[[], None]) -> None:
+    run = start(stage, "cancelled", config=ENDLESS)
+    job = Job(stage.store, "cancelled")
+    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
+    worker_gone()
+    saved = job.attempt(1).read_heartbeat().committed_step
+    eventually(lambda: job.attempt(1).read_heartbeat().committed_step > saved, "a commit without the worker")
+    stage.prefect("flow-run", "cancel", run)
+    require_cancelled(stage, run, job)
+    assert len(job.attempts()) == 1
+
+
+def require_cancelled(stage: Stage, run: str, job: Job) -> None:
+    """The newest attempt saves, the run is over, and so is the supervisor's heartbeat."""
+    outcome = eventually(lambda: job.attempts()[-1].read_outcome(), "the attempt's end")
+    assert outcome.end_reason is EndReason.CANCELLED
+    assert outcome.committed_step == outcome.step > 0
+    assert final_state(stage, run)["type"] == "CANCELLED"
+    eventually(lambda: not heartbeat_of(stage, run), "its last sign of life")
+
+
+def heartbeat_of(stage: Stage, run: str) -> bool:
+    return run in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}
 
 
 @pytest.mark.slow

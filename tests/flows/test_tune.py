@@ -14,13 +14,14 @@ import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.task_runners import ThreadPoolTaskRunner
 
 import crucible
 from crucible.errors import ConfigError
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
-from crucible.store import Store
+from crucible.store import Store, store_at
 from crucible.sweeps import Sweep, SweepLimits
 from crucible.sweeps.leaderboard import digest
 from flows.parameters import TrainOverrides
@@ -36,6 +37,16 @@ DATASET = {"source": "python-stdlib", "max_bytes": 20_000}
 
 def leaderboard(sweep: Sweep) -> str:
     return digest(sweep.leaderboard())
+
+
+@pytest.fixture(scope="module")
+def four_trials(prefect_server: PrefectServer, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The leaderboard of a sweep of four trials that nothing disturbs."""
+    store = store_at(tmp_path_factory.mktemp("undisturbed").as_uri())
+    sweep = new_sweep(store, "undisturbed", trials=4)
+    with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
+        carry_out(store=store.uri, sweep="undisturbed")
+    return leaderboard(sweep)
 
 
 @contextmanager
@@ -153,11 +164,8 @@ def test_failures_are_marked_and_stop_nothing(prefect_api: str, store: Store) ->
 
 
 def test_a_budget_pauses_with_everything_saved_and_goes_on_exactly_when_raised(
-    prefect_server: PrefectServer, prefect_api: str, store: Store, tmp_path: Path
+    prefect_server: PrefectServer, prefect_api: str, store: Store, four_trials: str, tmp_path: Path
 ) -> None:
-    undisturbed = new_sweep(store, "rich", trials=4)
-    carry_out(store=store.uri, sweep="rich")
-
     sweep = new_sweep(store, "poor", trials=4, options={"hold": str(tmp_path)})
     with in_a_process(prefect_server, sweep, usd_per_hour=36.0) as process:
         for trial in (1, 2):
@@ -180,15 +188,12 @@ def test_a_budget_pauses_with_everything_saved_and_goes_on_exactly_when_raised(
     sweep.set_limits(SweepLimits(max_trials=4, max_cost_usd=1000.0))
     carry_out(store=store.uri, sweep="poor")
     assert sweep.read_status().state is JobState.COMPLETED
-    assert leaderboard(sweep) == leaderboard(undisturbed)
+    assert leaderboard(sweep) == four_trials
 
 
 def test_a_sweep_that_is_cancelled_without_a_signal_saves_and_can_go_on(
-    prefect_api: str, store: Store, tmp_path: Path
+    prefect_api: str, store: Store, four_trials: str, tmp_path: Path
 ) -> None:
-    undisturbed = new_sweep(store, "undisturbed", trials=4)
-    carry_out(store=store.uri, sweep="undisturbed")
-
     sweep = new_sweep(store, "cancelled", trials=4, options={"hold": str(tmp_path)})
 
     @flow(task_runner=ThreadPoolTaskRunner(max_workers=8), persist_result=False)
@@ -207,15 +212,12 @@ def test_a_sweep_that_is_cancelled_without_a_signal_saves_and_can_go_on(
         (tmp_path / f"{trial}.go").touch()
     carry_out(store=store.uri, sweep="cancelled")
     assert sweep.read_status().state is JobState.COMPLETED
-    assert leaderboard(sweep) == leaderboard(undisturbed)
+    assert leaderboard(sweep) == four_trials
 
 
 def test_more_trials_are_taken_up_while_a_sweep_runs(
-    prefect_server: PrefectServer, prefect_api: str, store: Store, tmp_path: Path
+    prefect_server: PrefectServer, prefect_api: str, store: Store, four_trials: str, tmp_path: Path
 ) -> None:
-    undisturbed = new_sweep(store, "more", trials=4)
-    carry_out(store=store.uri, sweep="more")
-
     sweep = new_sweep(store, "few", trials=2, options={"hold": str(tmp_path)})
     with in_a_process(prefect_server, sweep) as process:
         for trial in (1, 2):
@@ -226,7 +228,7 @@ def test_more_trials_are_taken_up_while_a_sweep_runs(
         process.wait(120)
     assert sweep.read_status() is not None
     assert sweep.read_status().state is JobState.COMPLETED
-    assert leaderboard(sweep) == leaderboard(undisturbed)
+    assert leaderboard(sweep) == four_trials
 
 
 def test_another_spec_under_the_same_name_is_refused(store: Store) -> None:
