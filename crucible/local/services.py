@@ -1,4 +1,4 @@
-"""The services of the local set-up: how each one is started, and how to tell that it answers."""
+"""The services of the local set-up: how each one is started, and how to check that it answers."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def stop_job(job: Job, request: StopRequest) -> Stopped:
     )
     job.store.write_model("status.json", stopped)
     if newest is not None and newest.flow_run_id:
-        remove_heartbeat(job.root, newest.flow_run_id)  # lest the watchdog start it again
+        remove_heartbeat(job.root, newest.flow_run_id)  # or the watchdog would start it again
     return _asked(live, "nothing was running; the job is stopped")
 
 

@@ -115,7 +115,7 @@ class Supervision(SupervisionContext):
         placed = self.placement_policy.next(counted, decision)
         if not ended or not ended[-1].missed:
             return placed
-        # Not at once, lest a pool that refuses be asked without end.
+        # Not at once: a pool that refuses must not be asked without end.
         pool = self.placements[placed.placement].pool
         refused = same_refusals(counted, pool, ended[-1].outcome.message)
         delay = retry_delay(max(1, refused), self.timeouts)

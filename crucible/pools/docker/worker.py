@@ -1,6 +1,6 @@
 """The worker of the pool `docker-gpu`: prefect-docker's own, set up for training.
 
-Prefect-docker's template knows neither GPUs nor shared memory nor users. Besides those this worker sees to it that the
+Prefect-docker's template knows neither GPUs nor shared memory nor users. Besides those, this worker makes sure that the
 job's store is mounted, that two attempts at a job never share the machine, that a run waits for an engine that is being
 restarted, that a container's log outlives it, and that the log explains why a container failed.
 """
@@ -34,7 +34,7 @@ from crucible.pools.docker.sharing import require_own, share
 from crucible.store import default_store_uri
 
 TYPE = "docker-gpu"
-ENGINE_PATIENCE_SECONDS = 180.0
+ENGINE_TIMEOUT_SECONDS = 180.0
 """How long a run waits for the engine: a restart takes seconds, an upgrade of the engine a minute or two."""
 STORE_BLOCK = "crucible-store"
 JOB_LABEL = "crucible.job"
@@ -109,7 +109,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
         configuration.mount(folders)
 
     def _wait_for_engine(self) -> None:
-        deadline = time.monotonic() + ENGINE_PATIENCE_SECONDS
+        deadline = time.monotonic() + ENGINE_TIMEOUT_SECONDS
         while True:
             try:
                 client = docker.from_env(timeout=10)
@@ -119,7 +119,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
             except (DockerException, OSError) as error:
                 if time.monotonic() > deadline:
                     raise ServiceError(
-                        f"the Docker engine has not answered for {ENGINE_PATIENCE_SECONDS:.0f} s; start it "
+                        f"the Docker engine has not answered for {ENGINE_TIMEOUT_SECONDS:.0f} s; start it "
                         f"(systemctl start docker). It said: {error}"
                     ) from error
                 time.sleep(1.0)

@@ -134,7 +134,7 @@ class AwsRehearsal:
         while not (result := found(self.state())):
             if time.monotonic() > deadline:
                 said = "\n".join(entry["message"] for entry in self.timeline()[-20:])
-                raise RehearsalError(f"waited {seconds:g} s in vain for {what}; last heard:\n{said}")
+                raise RehearsalError(f"{what} did not happen within {seconds:g} s; the last messages:\n{said}")
             time.sleep(0.05)
         return result
 

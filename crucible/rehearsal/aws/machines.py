@@ -247,7 +247,7 @@ def _all_spot(policy: dict[str, Any]) -> bool:
 
 
 def _let_groups_be(activities: dict[str, list[dict[str, Any]]]) -> None:
-    """Keep moto from launching and replacing by itself, and let it tell of failed launches."""
+    """Keep moto from launching and replacing by itself, and let it report failed launches."""
 
     def set_desired_capacity(group: Any, new_capacity: int | None) -> None:
         group.desired_capacity = group.min_size if new_capacity is None else new_capacity

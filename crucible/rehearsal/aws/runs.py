@@ -26,7 +26,7 @@ class Run:
     gpus: list[str] = field(default_factory=list)
     kill_at: float = math.inf
     described_at: float = 0.0
-    """When ECS may tell of the end: later than the end itself if the host is gone."""
+    """When ECS may announce the end: later than the end itself if the host is gone."""
     host_gone: bool = False
     version: int = 0
     shipped_at: float = 0.0

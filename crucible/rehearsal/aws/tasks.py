@@ -99,7 +99,7 @@ class Tasks:
                 run = Run(task, definition, asg, time.monotonic())
                 self.runs[task.task_arn] = run
                 runs.append(task)
-                self._tell(run)
+                self._announce(run)
             return runs
 
         return run_task
@@ -127,7 +127,7 @@ class Tasks:
     # What time does
 
     def tick(self) -> None:
-        """Scale, place, watch, kill what is due, and tell."""
+        """Scale, place, watch, kill what is due, and announce changes."""
         now = time.monotonic()
         waiting = self.waiting()
         self._register_booted(now)
@@ -228,7 +228,7 @@ class Tasks:
         instance = next(i for i in instances if i.ec2_instance_id == run.machine.instance_id)
         task.container_instance_arn = instance.container_instance_arn
         task.last_status = "PENDING"
-        self._tell(run)
+        self._announce(run)
         if refusal := self._refuse_image(run.spec["image"]) or self._resolve_environment(run):
             self._fail_to_start(run, refusal, with_container=True)
             return
@@ -248,7 +248,7 @@ class Tasks:
         )
         task.started_at = time.time()
         task.containers[0].last_status = task.last_status = "RUNNING"
-        self._tell(run)
+        self._announce(run)
 
     def _refuse_image(self, image: str) -> str | None:
         """ECS's words if an image of this account's registry is not there; others are taken on trust."""
@@ -332,9 +332,9 @@ class Tasks:
             container.exitCode, container.last_status = code, "STOPPED"
         task.last_status = task.desired_status = "STOPPED"
         task.stopped_at = time.time()
-        self._tell(run)
+        self._announce(run)
 
-    # What others hear
+    # What is announced
 
     def _ship_logs(self, run: Run) -> None:
         assert run.container is not None
@@ -349,7 +349,7 @@ class Tasks:
         at = int(time.time() * 1000)
         self._logs.put_log_events(group, stream, [{"timestamp": at, "message": line or " "} for line in lines])
 
-    def _tell(self, run: Run) -> None:
+    def _announce(self, run: Run) -> None:
         """Put the task's state on EventBridge, as ECS does."""
         self.put_event("aws.ecs", "ECS Task State Change", run.event_detail())
         self.say(run.words())

@@ -211,7 +211,7 @@ class Drill:
     def _strike(self, scene: Scene, fault: Fault, strike: Strike) -> bool:
         """Wait for the fault's moment, strike, and see the attempt end; False when its moment never came."""
         self._say(f"waiting to strike: {fault.words}")
-        scene.patience_steps = int(self.rng.uniform(0.0, 1.0) * self._steps_per_second * CHECKPOINT_SECONDS)
+        scene.steps_to_wait = int(self.rng.uniform(0.0, 1.0) * self._steps_per_second * CHECKPOINT_SECONDS)
         before = _newest(self.job)
         if not self._until(
             lambda: self._final_state() is not None or fault.ready(scene), STRIKE_TIMEOUT_SECONDS, fault.look_seconds

@@ -28,7 +28,7 @@ class Scene:
     restart_server: Callable[[], None]
     announce_reclaim: Callable[[float], None]
     """Give the machine's EC2 notice: it will go in so many seconds."""
-    patience_steps: int = field(default=0)
+    steps_to_wait: int = field(default=0)
     """So many steps after its first commit the current attempt is struck; drawn anew for each fault."""
 
     @property
@@ -43,7 +43,7 @@ class Scene:
         if attempt is None or (start := attempt.read_start()) is None or (beat := attempt.read_heartbeat()) is None:
             return False
         own = [c.step for c in Checkpoints(self.job).list() if c.attempt == attempt.number and c.step > start.step]
-        return bool(own) and beat.step >= min(own) + self.patience_steps
+        return bool(own) and beat.step >= min(own) + self.steps_to_wait
 
     def moment_of_starting(self) -> float:
         """Seconds from a claim to a moment before the first step, drawn; the early ones, of restoring, are likelier."""

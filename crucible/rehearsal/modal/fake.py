@@ -24,7 +24,7 @@ T = TypeVar("T")
 _HOST = "127.0.0.1"
 # Below the range that systems hand out to clients: a port there can be taken by somebody's connection at any moment.
 _PORTS = range(20_000, 32_000)
-_PATIENCE_SECONDS = 60.0
+_TIMEOUT_SECONDS = 60.0
 
 
 class FakeModal:
@@ -79,7 +79,7 @@ class FakeModal:
         """Kill what still runs, close the ports and remove the files."""
         self._call(self._close())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(_PATIENCE_SECONDS)
+        self._thread.join(_TIMEOUT_SECONDS)
         self._loop.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -123,7 +123,7 @@ class FakeModal:
         return file.read_text(errors="replace") if file.exists() else ""
 
     def wait_for(
-        self, true: Callable[[list[SandboxView]], bool], timeout: float = _PATIENCE_SECONDS
+        self, true: Callable[[list[SandboxView]], bool], timeout: float = _TIMEOUT_SECONDS
     ) -> list[SandboxView]:
         """Wait until `true(sandboxes)` holds and return them.
 
@@ -140,10 +140,12 @@ class FakeModal:
             return views()
 
         try:
-            return self._call(wait(), timeout + _PATIENCE_SECONDS)
+            return self._call(wait(), timeout + _TIMEOUT_SECONDS)
         except TimeoutError:
             seen = [(view.name, view.status, view.exit_code) for view in self.sandboxes()]
-            raise ServiceError(f"the Modal stand-in waited {timeout:g} s in vain; its sandboxes: {seen}") from None
+            raise ServiceError(
+                f"nothing of the kind happened at the Modal stand-in within {timeout:g} s; its sandboxes: {seen}"
+            ) from None
 
     # What goes wrong.
 
@@ -155,7 +157,7 @@ class FakeModal:
         grace = self._grace_seconds if grace_seconds is None else grace_seconds
         stop = self._stop(sandbox_id, Result.GENERIC_STATUS_TERMINATED, notice=True, grace_seconds=grace)
         if wait:
-            self._call(stop, grace + _PATIENCE_SECONDS)
+            self._call(stop, grace + _TIMEOUT_SECONDS)
         else:
             asyncio.run_coroutine_threadsafe(stop, self._loop)
 
@@ -220,7 +222,7 @@ class FakeModal:
 
     # Inside.
 
-    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float = _PATIENCE_SECONDS) -> T:
+    def _call(self, coroutine: Coroutine[Any, Any, T], timeout: float = _TIMEOUT_SECONDS) -> T:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout)
 
     async def _serve(self) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-_PATIENCE_SECONDS = 30.0
+_TIMEOUT_SECONDS = 30.0
 
 
 class WorkerProcess:
@@ -33,7 +33,7 @@ class WorkerProcess:
             return
         self._process.terminate()
         try:
-            self._process.wait(_PATIENCE_SECONDS)
+            self._process.wait(_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -41,4 +41,4 @@ class WorkerProcess:
         """End the worker between two instructions."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(_PATIENCE_SECONDS)
+            self._process.wait(_TIMEOUT_SECONDS)
