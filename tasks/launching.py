@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from contextlib import suppress
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import Cancelled, Cancelling, Crashed
+from prefect.states import Cancelled, Cancelling
 
 from crucible.errors import ServiceError
 from crucible.jobs.job import Job
-from crucible.jobs.records import Launch, Outcome, now
+from crucible.jobs.records import Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.modal.failures import PERMANENT
 from crucible.resources import Resources
@@ -24,8 +24,6 @@ from tasks.queues import AttemptQueue
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
-SETTLE_SECONDS = 60.0
-"""How long a pool may take to stop a run that was cancelled before its state is set by force."""
 
 _ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CANCELLED}
 
@@ -41,7 +39,6 @@ class PrefectLauncher:
         self.store, self.project, self.owner = store, project, owner
         self.resources = resources or Resources()
         self._runs: dict[int, FlowRun] = {}
-        self._cancelling: dict[int, FlowRun] = {}
         self._queue = AttemptQueue()
 
     def launch(self, job: Job, launch: Launch) -> None:
@@ -119,33 +116,19 @@ class PrefectLauncher:
         message = f"attempt {launch.number} {outcome.label}: {outcome.message}"
         if run.state.type in (StateType.SCHEDULED, StateType.PENDING):
             self._propose(run, Cancelled(message=message))  # nothing runs that a worker would have to end
-        elif self._propose(run, Cancelling(message=message)):
-            self._cancelling[launch.number] = run
-
-    def settle(self) -> None:
-        """Give runs that no worker was there to cancel their final state."""
-        for number, run in list(self._cancelling.items()):
-            current = self._read_run(run)
-            if current is None or current.state is None or current.state.type in _ENDED:
-                self._cancelling.pop(number)
-            elif now() - current.state.timestamp > timedelta(seconds=SETTLE_SECONDS):
-                self._propose(current, Crashed(message="lost; no worker answered the request to cancel it"))
+        else:
+            self._propose(run, Cancelling(message=message))
 
     def _read(self, launch: Launch) -> FlowRun | None:
         run = self._runs.get(launch.number)
-        return self._read_run(run) if run else None
-
-    def _read_run(self, run: FlowRun) -> FlowRun | None:
+        if run is None:
+            return None
         try:
             with get_client(sync_client=True) as client:
                 return client.read_flow_run(run.id)
         except (httpx.HTTPError, PrefectException):
             return None
 
-    def _propose(self, run: FlowRun, state: object) -> bool:
-        try:
-            with get_client(sync_client=True) as client:
-                client.set_flow_run_state(run.id, state, force=True)  # type: ignore[arg-type]
-        except (httpx.HTTPError, PrefectException):
-            return False
-        return True
+    def _propose(self, run: FlowRun, state: State) -> None:
+        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+            client.set_flow_run_state(run.id, state, force=True)

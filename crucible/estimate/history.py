@@ -74,10 +74,6 @@ class EstimateRecord(Record):
         return self.planned.hours / self.hours - 1
 
     @property
-    def usd_error(self) -> float | None:
-        return self.planned.usd / self.usd - 1 if self.usd else None
-
-    @property
     def within_bounds(self) -> bool:
         return self.planned.low_hours <= self.hours <= self.planned.high_hours
 

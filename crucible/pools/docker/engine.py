@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,8 +75,3 @@ def _quietly(*command: str) -> subprocess.CompletedProcess[str]:
 
 def _where() -> str:
     return os.environ.get("DOCKER_HOST") or "the usual socket"
-
-
-def have_engine_program() -> bool:
-    """Whether an engine is installed here, running or not."""
-    return shutil.which("dockerd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin") is not None
