@@ -6,6 +6,7 @@ records in the store still have it.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.last_lines import KEPT_LINES
-from crucible.errors import StoreError
+from crucible.errors import RecordDamaged, StoreError
 from crucible.formatting import money
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Heartbeat, JobSpec
@@ -178,8 +179,13 @@ class AttemptObserver:
         if self._spent_before is None:
             try:
                 self._spent_before = sum(_cost(other) for other in self.job.attempts() if other.number != self.number)
+            except RecordDamaged as error:
+                self._logger.warning("the job's cost so far is not shown: %s", error)
+                self._spent_before = math.nan
             except StoreError:
                 return ""
+        if math.isnan(self._spent_before):
+            return ""
         text = f", {money(self._spent_before + heartbeat.cost_usd)} so far"
         if heartbeat.first_step_after_seconds is None:
             return text

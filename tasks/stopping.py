@@ -24,7 +24,7 @@ from prefect.exceptions import Abort, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Suspended
 
-from crucible.errors import StoreError
+from crucible.errors import RecordDamaged, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
 
@@ -74,8 +74,13 @@ class StopWatch:
         """What a person wants, looked up now: for whoever has just received a signal."""
         self.request = self.request or requested_in_prefect()
         if self.request is None and self._job is not None and not self._polled.is_set():
-            with suppress(StoreError):  # whoever polls reads the job's records, too
+            try:
                 self.request = self._job.read_stop_request(flow_run.id or "")
+            except RecordDamaged as error:  # it is there, so somebody wants the job to stop
+                reason = f"asked to stop; the request is damaged: {error}"
+                self.request = StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason)
+            except StoreError:
+                pass  # reported by whoever reads the job's other records
         return self.request
 
     def _look(self) -> None:

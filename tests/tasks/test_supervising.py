@@ -63,3 +63,16 @@ def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, m
         signal.signal(signal.SIGTERM, before)
 
     assert status.state is JobState.CANCELLED
+
+
+def test_a_stop_request_that_is_damaged_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job.create(store, JobSpec(job_id="demo"))
+    monkeypatch.setattr(tasks.stopping, "requested_in_prefect", lambda: None)
+    monkeypatch.setattr(tasks.stopping, "flow_run", SimpleNamespace(id="run"))
+    watch = StopWatch(job)
+    assert watch.requested() is None
+    job.store.write("stops/run.json", b'{"end_reas')
+    request = watch.requested()
+    assert request is not None
+    assert request.end_reason is EndReason.INTERRUPTED
+    assert "stops/run.json" in request.reason
