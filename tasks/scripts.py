@@ -59,7 +59,7 @@ def resolve(
         raise ConfigError(
             f"code: {folder} has a {built}: start it with crucible run, which builds it, or name an image"
         )
-    log = get_run_logger().info
+    log = _logger().info
     if left_out := packed.selection.describe_left_out():
         log("left out, because git or .crucibleignore says so: %s", left_out)
     return config.script(), packed.upload(store, log)
@@ -67,20 +67,18 @@ def resolve(
 
 def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
     """Unpack the code, put its data in place, install its dependencies, and return the adapter that starts it."""
-    logger = get_run_logger() if flow_run.id else get_logger("crucible")
+    logger = _logger()
     environment = {
         **spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
         **script.env,
         **read_secrets(script.secrets, os.environ),
     }
-    if (own := os.environ.get("PYTHONPATH")) and "PYTHONPATH" in environment:  # the adapter may be found there
-        environment["PYTHONPATH"] += f"{os.pathsep}{own}"
     config = scratch.root / "script.json"
     config.write_text(script.model_dump_json(), encoding="utf-8")
     # -P: a module in the script's own folder must not stand in for one of the adapter's.
     command = [sys.executable, "-P", "-m", "crucible.adapter", "--script", str(config)]
     if spec.code is None:
-        return WorkloadCommand(command, environment=environment)
+        return WorkloadCommand(command, environment=_over(dict(os.environ), environment))
     cache, work = crucible_home() / "cache", scratch.root / "work"
     unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
@@ -90,9 +88,20 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     found = Dependencies("") if own_image else find_dependencies(work, script.dependencies)
     logger.info("dependencies: %s", "those of the image" if own_image else found)
     installed = ensure_environment(found, work, cache / "environments", logger.info)
-    return WorkloadCommand(
-        command, cwd=work, environment={**variables(installed, cache, dict(os.environ)), **environment}
-    )
+    machine = {**os.environ, **variables(installed, cache, dict(os.environ))}
+    return WorkloadCommand(command, cwd=work, environment=_over(machine, environment))
+
+
+def _over(machine: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The machine's variables under the script's own; the adapter and `import crucible` stay on the PYTHONPATH."""
+    merged = {**machine, **own}
+    if "PYTHONPATH" in own and "PYTHONPATH" in machine:
+        merged["PYTHONPATH"] = f"{own['PYTHONPATH']}{os.pathsep}{machine['PYTHONPATH']}"
+    return merged
+
+
+def _logger() -> Any:
+    return get_run_logger() if flow_run.id else get_logger("crucible")
 
 
 def _place_checkpoint(trained: Job, scratch: Scratch, work: Path) -> Path:

@@ -1,0 +1,116 @@
+"""A folder of code from a person's machine through the store to an attempt, and the evaluation after it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crucible.agent.attempt import run_attempt
+from crucible.errors import ConfigError
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, Outcome
+from crucible.store import Store
+from tasks.scripts import prepare_script, resolve
+from tests.agent.harness import Recorder, plan
+from tests.faults.small_jobs import launched
+
+TRAIN = """
+import os, pathlib, helper
+out = pathlib.Path("out")
+out.mkdir(exist_ok=True)
+for step in range(1, 4):
+    print(f"step {step} saved, level {os.environ['LEVEL']}", flush=True)
+    (out / "ckpt.txt").write_text(f"{helper.word} {step} {pathlib.Path('data/corpus.bin').read_text()}")
+pathlib.Path("table.csv").write_text("1,2")
+"""
+EVALUATE = """
+import os, pathlib
+print(pathlib.Path("out/ckpt.txt").read_text(), pathlib.Path("table.csv").read_text(), os.environ["CRUCIBLE_EVALUATE"])
+"""
+CONFIG = """
+command: python train.py
+checkpoint: {path: out/ckpt.txt, step_from: 'step (\\d+) saved'}
+output: table.csv
+data: data
+env: {LEVEL: 3, PYTHONPATH: lib}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
+    project = tmp_path / "project"
+    for name, text in {
+        "train.py": TRAIN,
+        "evaluate.py": EVALUATE,
+        "lib/helper.py": "word = 'hello'",
+        "data/corpus.bin": "corpus",
+        ".gitignore": "*.bin",
+        "crucible.yaml": CONFIG,
+    }.items():
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        (project / name).write_text(text)
+    return project
+
+
+def attempt(job: Job, tmp_path: Path) -> Outcome:
+    spec = job.read_spec()
+    assert spec.script is not None
+    script = spec.script
+    prepared = replace(plan(tmp_path, ["unused"]), prepare=lambda scratch: prepare_script(job, spec, script, scratch))
+    return run_attempt(launched(job, 1), prepared, Recorder())
+
+
+def printed(job: Job) -> str:
+    return b"".join(part for _, part in job.attempt(1).read_output()).decode()
+
+
+def test_a_folder_runs_in_a_fresh_copy_and_is_evaluated_in_another(folder: Path, store: Store, tmp_path: Path) -> None:
+    script, code = resolve(store, str(folder), {}, {"env": {"LEVEL": "4", "PYTHONPATH": "lib"}}, "local")
+    job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
+    (folder / "train.py").write_text("raise SystemExit('changed since it was packed')")
+
+    outcome = attempt(job, tmp_path)
+    assert outcome.end_reason is EndReason.COMPLETED, printed(job)
+    assert "step 3 saved, level 4" in printed(job)
+    assert not (folder / "out").exists(), "the person's own folder stays as it is"
+
+    looks = script.model_copy(update={"command": ["python", "evaluate.py"], "checkpoint": None, "output": []})
+    made: dict[str, Any] = {"script": looks, "code": code, "evaluates": "mine"}
+    evaluation = Job.create(store, JobSpec(job_id="mine-evaluate", **made))
+    outcome = attempt(evaluation, tmp_path)
+    assert outcome.end_reason is EndReason.COMPLETED, printed(evaluation)
+    assert "hello 3 corpus 1,2 /" in printed(evaluation)
+    assert not list((tmp_path / "scratch").rglob("train.py")), "copies go with their attempts"
+
+
+def test_the_image_of_a_folder_brings_its_own_programs(
+    folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "python").write_text("#!/bin/sh\necho the python of the image: $@\nmkdir out\necho x > out/ckpt.txt\n")
+    (programs / "python").chmod(0o755)
+    monkeypatch.setenv("CRUCIBLE_SCRIPT_PATH", f"{programs}:{os.environ['PATH']}")
+    (folder / "requirements.txt").write_text("no-such-package-anywhere\n")
+    script, code = resolve(store, str(folder), {}, {"output": "out"}, "local")
+    job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
+    assert attempt(job, tmp_path).end_reason is EndReason.COMPLETED, printed(job)
+    assert "the python of the image: train.py" in printed(job), "and what is in it is not installed again"
+
+
+def test_what_cannot_start_is_refused_before_there_is_a_job(folder: Path, store: Store) -> None:
+    with pytest.raises(ConfigError, match="no package ffff"):
+        resolve(store, "f" * 64, {}, {"command": "python train.py"}, "local")
+    with pytest.raises(ConfigError, match="command: there is none"):
+        resolve(store, "", {}, {}, "local")
+    with pytest.raises(ConfigError, match="nowhere is not a folder"):
+        resolve(store, "/nowhere", {}, {"command": "true"}, "local")
+    (folder / "Dockerfile").write_text("FROM scratch\n")
+    with pytest.raises(ConfigError, match="has a Dockerfile: start it with crucible run"):
+        resolve(store, str(folder), {}, {}, "docker-gpu")
+    assert resolve(store, str(folder), {}, {}, "local")[1] is not None
