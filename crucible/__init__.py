@@ -1,22 +1,28 @@
-"""Crucible: training runs that survive the cloud."""
+"""Crucible: training runs that survive the cloud.
+
+`crucible.submit`, `job`, `estimate` and `sweep` are documented in `docs/python-api.md`. They are loaded when they are
+first used (`crucible/api.py`), so that `import crucible` costs nothing where a script only wants `crucible.workload`.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from crucible.sweeps import Sweep
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
+_PLACES = {
+    **dict.fromkeys(("JobHandle", "Status", "job", "submit", "sweep"), "crucible.api"),
+    "Limits": "crucible.jobs.records",
+    "RunConfig": "crucible.run_config",
+    "ScriptConfig": "crucible.script_config",
+    "TrainConfig": "crucible.config",
+}
 
-def sweep(sweep_id: str, store: str | None = None) -> Sweep:
-    """A sweep to look at: `crucible.sweep("tune-3f2a91c0").trials()` is its leaderboard as a pandas DataFrame.
 
-    `store` is an address (`file://…`, `s3://…`); without one it is the default store. Raises `ConfigError` when there
-    is no such sweep.
-    """
-    from crucible.store import default_store_uri, store_at
-    from crucible.sweeps import Sweep
-
-    return Sweep.open(store_at(store or default_store_uri()), sweep_id)
+def __getattr__(name: str) -> Any:
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
+    if name in ("estimate", "workload"):
+        return importlib.import_module(f"crucible.{name}")
+    raise AttributeError(f"module 'crucible' has no attribute {name!r}")

@@ -13,7 +13,6 @@ from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
     from crucible.jobs.job import Job
-    from crucible.jobs.records import Limits
     from crucible.reports import AttemptSummary, JobSummary
     from crucible.store import Store
 
@@ -220,6 +219,8 @@ def limits(
     as_json: JsonOption = False,
 ) -> None:
     """Show or change what may be spent on a job; a running attempt applies a change within seconds."""
+    from crucible.jobs.limits import change_limits
+
     found = open_job(open_store(store), job)
     given = {
         "max_cost_usd": max_cost_usd,
@@ -247,45 +248,15 @@ def continue_(
 
     What it had saved is where it goes on.
     """
-    from crucible.errors import ConfigError
-    from crucible.jobs.records import now
-    from crucible.jobs.status import JobState, status_of
-    from crucible.local.continuing import start_again
-    from crucible.moments import moment_to_come
-    from crucible.supervision.heartbeat import is_supervised
+    from crucible.local.continuing import continue_job
 
     found = open_job(open_store(store), job)
-    status = status_of(found)
-    if status is not None and status.state is JobState.RUNNING and is_supervised(found.root, job):
-        raise ConfigError(f"job {job} is running; `crucible jobs limits {job}` changes its limits while it does")
-    if finish_by is not None and finish_by.lower() != "none":
-        moment_to_come(finish_by, now())  # refused here, rather than by the run that it would start
-    limits = change_limits(found, {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts})
-    changes: dict[str, Any] = limits.model_dump(include={"max_cost_usd", "max_hours", "max_attempts"})
-    if finish_by is not None:
-        changes["finish_by"] = "" if finish_by.lower() == "none" else finish_by
-    flow_run = start_again(found, changes)
+    given = {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts}
+    flow_run = continue_job(found, given, finish_by)
     if as_json:
         print_json({"job": job, "flow_run": flow_run})
     else:
         typer.echo(f"{job} goes on in flow run {flow_run}")
-
-
-def change_limits(job: Job, given: dict[str, str | None]) -> Limits:
-    """Set the limits that were typed (`none` lifts one), and return those in force. Raises `ConfigError`."""
-    from pydantic import ValidationError
-
-    from crucible.errors import ConfigError
-    from crucible.jobs.records import Limits
-    from crucible.settings import explain_validation_error
-
-    changes = {name: None if value.lower() == "none" else value for name, value in given.items() if value is not None}
-    if changes:
-        try:
-            job.set_limits(Limits.model_validate({**job.read_limits().model_dump(), **changes}))
-        except ValidationError as error:
-            raise ConfigError(explain_validation_error(error)) from error
-    return job.read_limits()
 
 
 def open_store(address: str | None) -> Store:

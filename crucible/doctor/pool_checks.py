@@ -14,17 +14,11 @@ import httpx
 from crucible.doctor.checks import Check
 from crucible.errors import ServiceError
 from crucible.local import access
+from crucible.local.pool_commands import COMMANDS
 from crucible.local.services import POOL
 from crucible.local.state import PROJECT, Home, State
 
 ANSWER_SECONDS = 5
-COMMANDS = {
-    "docker-gpu": ("crucible up --pool docker-gpu", "crucible up --pool docker-gpu"),
-    "ec2-spot": ("crucible aws up", "crucible aws worker ec2-spot"),
-    "ec2-on-demand": ("crucible aws up", "crucible aws worker ec2-on-demand"),
-    "modal": ("crucible modal pool", "prefect worker start --pool modal --type modal"),
-}
-"""For each pool, the commands that create it and start its worker."""
 
 
 def docker_gpu() -> Check:

@@ -101,6 +101,23 @@ def run_estimate(
     return EstimateResult(needs, recommendation, tuple(warnings))
 
 
+def estimate(what: str | TrainConfig | Path, **request: Any) -> EstimateResult:
+    """Where a job could run, what it would cost and how long it would take; `crucible estimate` in Python.
+
+    Args:
+        what: a preset's name, a `TrainConfig`, or the path of a script of your own.
+        request: further fields of `EstimateRequest`: `tokens`, `vocab_size`, `optimize_for`, `pools`, `max_cost_usd`,
+            `finish_by`, …; for a script `hours` and `measured_on`.
+
+    Raises:
+        ConfigError: a value that makes no sense, or no offer fits.
+    """
+    if isinstance(what, TrainConfig):
+        changes = tuple(f"{key}={value}" for key, value in what.model_dump(mode="json").items())
+        return run_estimate(EstimateRequest.parse({"preset": "cpu-small", "changes": changes, **request}))
+    return run_estimate(EstimateRequest.parse({"script" if isinstance(what, Path) else "preset": what, **request}))
+
+
 def parse_count(text: str, field: str) -> int:
     """`300M`, `1.5B`, `1e9`, `2_000_000` as a whole number of 1 or more. Raises `ConfigError` otherwise."""
     match = re.fullmatch(r"([0-9][0-9_]*\.?[0-9]*(?:e[0-9]{1,2})?)([kmbgt]?)", text.strip().lower())

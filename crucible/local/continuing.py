@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -11,10 +12,36 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
+from crucible.jobs.limits import change_limits
+from crucible.jobs.records import now
+from crucible.jobs.status import JobState, status_of
+from crucible.moments import moment_to_come
 from crucible.store import default_store_uri, store_at
+from crucible.supervision.heartbeat import is_supervised
 
 CONFIGURED, SCRIPT = "train-nanogpt", "train-script"
 """The flow that supervises jobs with a configuration, and the one for scripts."""
+
+
+def continue_job(job: Job, limits: Mapping[str, Any], finish_by: str | None = None) -> str:
+    """Start a job again that stopped, failed or was cancelled, with new limits where given; returns the flow run's id.
+
+    What it had saved is where it goes on. `limits`: see `change_limits`; `finish_by`: a new deadline with its zone, or
+    `none`. Raises `ConfigError` while the job runs, and as `start_again` does.
+    """
+    status = status_of(job)
+    if status is not None and status.state is JobState.RUNNING and is_supervised(job.root, job.job_id):
+        raise ConfigError(
+            f"job {job.job_id} is running; `crucible jobs limits {job.job_id}` changes its limits while it does"
+        )
+    if finish_by is not None and finish_by.lower() != "none":
+        moment_to_come(finish_by, now())  # refused here, rather than by the run that it would start
+    changes: dict[str, Any] = change_limits(job, limits).model_dump(
+        include={"max_cost_usd", "max_hours", "max_attempts"}
+    )
+    if finish_by is not None:
+        changes["finish_by"] = "" if finish_by.lower() == "none" else finish_by
+    return start_again(job, changes)
 
 
 def start_again(job: Job, changes: dict[str, Any]) -> str:

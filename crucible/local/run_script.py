@@ -24,10 +24,11 @@ from crucible.code.command import check_command
 from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import Dependencies, find_dependencies
 from crucible.code.folder import PackedFolder, pack_folder
-from crucible.doctor.pool_checks import COMMANDS
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import checked_job_id
 from crucible.jobs.records import now
+from crucible.local.flow_runs import start_flow_run
+from crucible.local.pool_commands import COMMANDS
 from crucible.moments import moment_to_come
 from crucible.placement.script import place_script
 from crucible.run_config import RunConfig
@@ -160,17 +161,7 @@ def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] =
     if run.dockerfile:
         run = _with_image(run, report)
     run.packed.upload(store, report)
-    try:
-        deployment = api.get(f"/deployments/name/{DEPLOYMENT}/{DEPLOYMENT}").raise_for_status().json()
-        created = api.post(
-            f"/deployments/{deployment['id']}/create_flow_run",
-            json={"parameters": run.parameters(), "state": {"type": "SCHEDULED"}, "name": run.job},
-        )
-        if created.status_code in (httpx.codes.CONFLICT, httpx.codes.UNPROCESSABLE_ENTITY):
-            raise ConfigError(f"the server refused the run: {created.json().get('detail', created.text)}")
-        return str(created.raise_for_status().json()["id"])
-    except httpx.HTTPError as error:
-        raise ServiceError(f"the Prefect server did not start the run: {error}; see crucible doctor") from error
+    return start_flow_run(api, DEPLOYMENT, run.parameters(), run.job)
 
 
 def _with_image(run: ScriptRun, report: Callable[[str], None]) -> ScriptRun:

@@ -1,0 +1,9 @@
+"""What a person types for each pool."""
+
+COMMANDS = {
+    "docker-gpu": ("crucible up --pool docker-gpu", "crucible up --pool docker-gpu"),
+    "ec2-spot": ("crucible aws up", "crucible aws worker ec2-spot"),
+    "ec2-on-demand": ("crucible aws up", "crucible aws worker ec2-on-demand"),
+    "modal": ("crucible modal pool", "prefect worker start --pool modal --type modal"),
+}
+"""The commands that create a pool and start its worker."""
