@@ -89,9 +89,15 @@ class Child:
         lines = Lines()
         while data := os.read(pipe.fileno(), 1 << 16):
             for line in lines.feed(data):
-                self._on_line(line)
+                self._handle(line)
         for line in lines.end():
+            self._handle(line)
+
+    def _handle(self, line: Line) -> None:
+        try:
             self._on_line(line)
+        except Exception as error:  # noqa: BLE001 - reading goes on: a full pipe would stop the script in its next print
+            print(f"[crucible] a printed line could not be handled: {error!r}", flush=True)
 
 
 def being_written(files: Iterable[Path], processes: Iterable[psutil.Process]) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ LONGEST_LINE = 64 * 1024
 """Bytes of a line that are kept; the rest of it is counted."""
 PROGRESS_SECONDS = 2.0
 """Between two states of a progress bar that are passed on."""
+_UP = b"\x1b[A"
+"""A bar below another one begins with a line end, and ends with the cursor moved up again."""
+_BAR = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,9 @@ class Lines:
 
     def _line(self) -> Iterator[Line]:
         self._held = self._held if self._held.strip() else self._state  # "text\r\n"
-        yield Line(self._text())
+        nested, text = _UP in self._held, self._text()
+        if text or not nested:
+            yield Line(text, not (nested and _BAR.search(text)) or self._due())
         self._held, self._state, self._dropped = b"", b"", 0
 
     def _add(self, more: bytes) -> None:
@@ -65,7 +71,7 @@ class Lines:
         self._held += more[:room]
 
     def _text(self) -> str:
-        text = self._held.decode(errors="replace").rstrip()
+        text = self._held.replace(_UP, b"").decode(errors="replace").rstrip()
         return f"{text} … [{self._dropped:,} more bytes in this line]" if self._dropped else text
 
     def _due(self) -> bool:

@@ -79,7 +79,7 @@ class Taking:
         self._seen: dict[Path, tuple[Stamp, float]] = {}
         self._said: set[str] = set()
         self._next_look = 0.0
-        self._saved_at = clock()
+        self._saved_at, self._saves = clock(), 0
         self._intervals: deque[float] = deque(maxlen=5)
         self.newest: Save | None = None
 
@@ -199,6 +199,9 @@ class Taking:
         return self.newest
 
     def _measure(self, changed_at: float) -> None:
+        if self._saves == 1:
+            self._intervals.clear()  # the first one was measured from the start, which takes its time
+        self._saves += 1
         if changed_at > self._saved_at:
             self._intervals.append(changed_at - self._saved_at)
         self._saved_at = max(changed_at, self._saved_at)

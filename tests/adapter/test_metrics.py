@@ -129,6 +129,12 @@ def test_progress_bars_and_endless_lines_stay_small() -> None:
     assert [line.text for line in found if line.passed_on][-3:] == ["{'loss': 2.0}", "plain", "first"]
     assert [line.text for line in lines.end()] == ["sec"]
 
+    below = "\n\r{0}%|#| {0}/100 [00:01<00:01]\x1b[A"  # tqdm's second bar
+    found = [line for n in range(100) for line in lines.feed(below.format(n).encode())]
+    assert sum(line.passed_on for line in found) <= 3
+    bar, line = lines.feed(b"\r\x1b[A{'eval_loss': 1.0}\n")
+    assert (bar.text, line.text) == ("99%|#| 99/100 [00:01<00:01]", "{'eval_loss': 1.0}")
+
     for _ in range(100):
         assert not list(lines.feed(b"x" * 10_000))
     (line,) = lines.feed(b"\n")
