@@ -18,6 +18,8 @@ MOST_USD = 1e9
 MOST_HOURS = 1e6
 """Of a limit: what is beyond is a typing error, and no longer a time that a clock can tell."""
 
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A sha256; it also names files."""
 Count = Annotated[int, Field(ge=1, le=MOST_ATTEMPTS)]
 """How many of something: at least one."""
 Dollars = Annotated[float, Field(gt=0, le=MOST_USD, allow_inf_nan=False)]

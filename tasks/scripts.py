@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
+from pydantic import ValidationError
 
 from crucible.adapter.copying import copy
 from crucible.adapter.restoring import OUTPUT
@@ -33,6 +34,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import CodePackage, JobSpec
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig, secret_block
+from crucible.settings import explain_validation_error
 from crucible.store import Store
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +52,10 @@ def resolve(
         script = RunConfig.parse(given).script()
         if code and not store.exists(archive_key(code)):
             raise ConfigError(f"code: there is no package {code[:12]} in {store.uri}; crucible run packs one")
-        return script, CodePackage(digest=code, data=dict(data)) if code else None
+        try:
+            return script, CodePackage(digest=code, data=dict(data)) if code else None
+        except ValidationError as error:
+            raise ConfigError(explain_validation_error(error)) from None
     folder = local_path(code, "code")
     config = RunConfig.from_folder(folder, given)
     packed = pack_folder(folder, config.include, config.data)

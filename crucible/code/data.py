@@ -14,10 +14,12 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from crucible.contract import file_sha256
 from crucible.errors import ConfigError
+from crucible.script_config import inside
+from crucible.settings import Digest
 from crucible.store import Store
 
 FOLDER = "data"
@@ -30,8 +32,13 @@ class DataFile(BaseModel):
 
     path: str
     """Relative to the entry; empty when the entry is this file itself."""
-    sha256: str
-    size: int
+    sha256: Digest
+    size: int = Field(ge=0)
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, path: str) -> str:
+        return inside("data", path)
 
 
 class DataSet(BaseModel):

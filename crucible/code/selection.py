@@ -204,7 +204,11 @@ def _stays_behind(folder: Path) -> bool:
 
 def _included(folder: Path, pattern: str) -> set[str]:
     found: set[str] = set()
-    for path in folder.glob(pattern):
+    try:
+        paths = list(folder.glob(pattern))
+    except (ValueError, NotImplementedError) as error:
+        raise ConfigError(f"include: {pattern!r} is no pattern of paths in the folder: {error}") from None
+    for path in paths:
         inside = _files_below(path) if path.is_dir() and not path.is_symlink() else [path]
         found |= {file.relative_to(folder).as_posix() for file in inside}
     if not found:

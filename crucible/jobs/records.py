@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from crucible.config import TrainConfig
 from crucible.formatting import printable
 from crucible.resources import Resources
-from crucible.script_config import ScriptConfig
-from crucible.settings import Count, Dollars, Hours
+from crucible.script_config import ScriptConfig, inside
+from crucible.settings import Count, Digest, Dollars, Hours
 
 SCHEMA_VERSION = 1
 ShownText = Annotated[str, AfterValidator(printable)]
@@ -87,9 +87,14 @@ class Record(BaseModel):
 class CodePackage(BaseModel):
     """The folder that a script runs in, as it was packed (`crucible.code`)."""
 
-    digest: str
-    data: dict[str, str] = Field(default_factory=dict)
+    digest: Digest
+    data: dict[str, Digest] = Field(default_factory=dict)
     """Files and folders that are carried apart from the code: path in the folder → digest of the data set."""
+
+    @field_validator("data")
+    @classmethod
+    def _stays_inside(cls, data: dict[str, str]) -> dict[str, str]:
+        return {inside("data", path): digest for path, digest in data.items()}
 
 
 class JobSpec(Record):

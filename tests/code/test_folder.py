@@ -11,13 +11,15 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from crucible.code.command import check_command, named_but_left_out
 from crucible.code.folder import pack_folder
 from crucible.code.packing import archive_key
 from crucible.code.selection import select
 from crucible.code.workplace import place_data, unpack
-from crucible.errors import ConfigError, DataError
+from crucible.errors import ConfigError, DataError, RecordDamaged
+from crucible.jobs.records import CodePackage
 from crucible.store import Store
 
 KEY = "-----BEGIN OPENSSH PRIVATE KEY-----\nabc\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -252,6 +254,33 @@ def test_a_damaged_package_is_not_unpacked(plain: Path, tmp_path: Path, store: S
         unpack(store, package.digest, tmp_path / "one")
     with pytest.raises(ConfigError, match="no package"):
         unpack(store, "0" * 64, tmp_path / "two")
+
+
+@pytest.mark.parametrize("changed", [{"path": "../../outside"}, {"path": "/etc/outside"}, {"sha256": "../../outside"}])
+def test_a_hostile_data_set_stays_in_its_folder(tmp_path: Path, store: Store, changed: dict[str, str]) -> None:
+    write(tmp_path / "project", corpus="text")
+    packed = pack_folder(tmp_path / "project", data=["corpus"])
+    package = packed.upload(store)
+    (listed,) = store.list("data/sets")
+    entries = [entry | changed for entry in store.read_json(listed.key)["files"]]
+    store.write_json(listed.key, {"files": entries})
+    with pytest.raises(RecordDamaged, match="data/sets/"):
+        place_data(store, package.data, tmp_path / "here" / "work", tmp_path / "here" / "cache")
+    assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize(
+    "damaged", [{"data": {"../outside": "a" * 64}}, {"data": {"in": "../outside"}}, {"digest": "../outside"}]
+)
+def test_a_package_on_record_names_digests_and_paths_inside(damaged: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        CodePackage.model_validate({"digest": "a" * 64} | damaged)
+
+
+@pytest.mark.parametrize("pattern", ["***", "", "/etc/*"])
+def test_what_is_no_pattern_is_refused_in_a_sentence(plain: Path, pattern: str) -> None:
+    with pytest.raises(ConfigError, match=r"include: .* is no pattern of paths in the folder"):
+        select(plain, [pattern])
 
 
 def test_a_hostile_archive_stays_in_its_folder(tmp_path: Path, store: Store) -> None:
