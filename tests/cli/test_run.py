@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,13 @@ from typer.testing import CliRunner
 from crucible.cli import init, run
 from crucible.cli.inputs import check_all
 from crucible.errors import ConfigError, ServiceError
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Launch
+from crucible.local.follow import Standing
+from crucible.local.log_lines import LogLines
 from crucible.local.run_script import plan_run, require_reachable, require_ready, start_run
 from crucible.run_config import RunConfig
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from flows.parameters import TrainScriptRequest
 from tests.conftest import PrefectServer
@@ -202,3 +208,69 @@ def test_the_server_is_asked_before_anything_is_uploaded(
     assert store.list() == []
     with httpx.Client(base_url="http://127.0.0.1:9/api") as api, pytest.raises(ServiceError, match="crucible up"):
         require_ready(api, RunConfig.parse({}))
+
+
+@pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("CANCELLED", 75), ("FAILED", 1), ("CRASHED", 1)])
+def test_the_exit_code_says_how_it_ended(state: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    standing = Standing(state, "the reason", None)
+    if code == 0:
+        run._conclude(standing, "mine", "a-run", as_json=True)
+    else:
+        with pytest.raises(typer.Exit) as ended:
+            run._conclude(standing, "mine", "a-run", as_json=True)
+        assert ended.value.exit_code == code
+        assert "the reason" in capsys.readouterr().err
+        return
+    assert json.loads(capsys.readouterr().out)["state"] == state
+
+
+@pytest.mark.parametrize("answer", ["d", "s"])
+def test_ctrl_c_asks_whether_to_detach_or_to_stop(
+    folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str
+) -> None:
+    """Stopping goes on following until the job has saved; detaching leaves it alone."""
+    job = Job.create(store, JobSpec(job_id="mine", script=ScriptConfig(command=["true"])))
+    job.decide(Launch(number=1, pool="local", reason="test"))
+    looks = iter([KeyboardInterrupt, Standing("CANCELLED", "stopped by a person", None)])
+
+    def follow(*_: object) -> Iterator[Standing]:
+        if (found := next(looks)) is KeyboardInterrupt:
+            raise KeyboardInterrupt
+        assert isinstance(found, Standing)
+        yield found
+
+    monkeypatch.setattr("crucible.local.follow.follow", follow)
+    monkeypatch.setattr("crucible.cli.following.Screen.ask_stop", lambda _: answer == "s")
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    if answer == "d":
+        with pytest.raises(typer.Exit) as ended:
+            run._follow("a-run", store, "mine")
+        assert ended.value.exit_code == 130
+        assert job.attempt(1).read_stop_request() is None
+    else:
+        assert run._follow("a-run", store, "mine").state == "CANCELLED"
+        request = job.attempt(1).read_stop_request()
+        assert request is not None
+        assert request.reason == "stopped by a person"
+
+
+def test_log_lines_are_read_once_and_only_the_flows_own() -> None:
+    entries = [
+        {"id": str(n), "name": name, "message": message, "timestamp": f"2026-01-01T00:00:0{n // 2}Z"}
+        for n, (name, message) in enumerate(
+            [("prefect.worker", "submitting"), ("prefect.flow_runs", "one\ntwo"), ("prefect.flow_runs", "three")]
+        )
+    ]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("flow_runs/filter"):
+            return httpx.Response(200, json=[{"id": "a"}])
+        after = json.loads(request.content)["logs"]["timestamp"]["after_"]
+        return httpx.Response(200, json=[entry for entry in entries if entry["timestamp"] >= after])
+
+    with httpx.Client(base_url="http://test/api", transport=httpx.MockTransport(answer)) as api:
+        lines = LogLines(api, "mine")
+        assert lines.read_new() == ["one", "two", "three"]
+        assert lines.read_new() == []
+        entries.append({**entries[-1], "id": "late", "message": "four"})
+        assert lines.read_new() == ["four"]
