@@ -1,0 +1,34 @@
+"""What of a workload's output reaches Prefect's log."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from crucible.jobs.job import Job
+from crucible.store import Store
+from tasks import observing
+from tasks.observing import AttemptObserver, LineLimit
+from tests.faults.small_jobs import new_job
+
+
+@pytest.mark.parametrize(("lines", "repeated"), [(40, False), (400, True)])
+def test_the_last_lines_of_a_failed_workload_arrive_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lines: int, repeated: bool
+) -> None:
+    job: Job = new_job(store)
+    monkeypatch.setattr(observing, "get_logger", lambda _: logging.getLogger("test"))
+    monkeypatch.setattr(observing, "emit", lambda *_, **__: None)
+    observer = AttemptObserver(job, 1)
+    observer._limit = LineLimit(burst=60, per_second=0.0)
+    printed = [f"line {number}" for number in range(lines)]
+    with caplog.at_level(logging.INFO, "test"):
+        for line in printed:
+            observer.log(line)
+        observer.event("last-lines", "\n".join(printed[-20:]))
+        observer.event("ended", "failed")
+    shown = "\n".join(record.getMessage() for record in caplog.records)
+    assert shown.count(printed[-1]) == 1
+    assert ("the last lines of the workload:" in shown) is repeated
+    assert (f"{lines - 60} lines were left out here; all are in" in shown) is repeated
