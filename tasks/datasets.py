@@ -15,7 +15,7 @@ from crucible.datasets import build
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.meta import ShardMeta
-from crucible.datasets.progress import Progress
+from crucible.datasets.progress import Progress, Stop
 from crucible.formatting import markdown_table
 from crucible.store import Store
 from tasks.retries import NETWORK_RETRIES, quoted
@@ -37,8 +37,17 @@ def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
         else:
             names = [item.name for item in planned.items]
             logger.info("%d shard(s) to tokenize", len(names))
-            futures = build_shard.map(names, planned=unmapped(quoted(planned)), store=unmapped(quoted(store)))
-            info = finish_dataset(quoted(planned), futures.result(), quoted(store))
+            stop = Stop()
+            meter = build.Meter(planned, stop.watched(_logged(logger)))
+            with stop.on_error():  # a cancelled run must not wait for shards that nobody wants
+                futures = build_shard.map(
+                    names,
+                    planned=unmapped(quoted(planned)),
+                    store=unmapped(quoted(store)),
+                    meter=unmapped(quoted(meter)),
+                )
+                shards = futures.result()
+            info = finish_dataset(quoted(planned), shards, quoted(store))
     logger.info(
         "%s dataset %s: %s, %s tokens",
         "cached:" if info.cached else "built",
@@ -57,10 +66,10 @@ def plan_dataset(config: DatasetConfig, store: Store, work: Path) -> build.Plan:
 
 
 @task(name="build shard", task_run_name="{name}", persist_result=False, **NETWORK_RETRIES)
-def build_shard(name: str, planned: build.Plan, store: Store) -> ShardMeta:
+def build_shard(name: str, planned: build.Plan, store: Store, meter: build.Meter) -> ShardMeta:
     """Tokenize one shard and upload it."""
     item = next(item for item in planned.items if item.name == name)
-    shard = build.build_shard(planned, item, store)
+    shard = build.build_shard(planned, item, store, meter)
     get_run_logger().info("%s: %s tokens from %s bytes of text", name, f"{shard.tokens:,}", f"{item.length:,}")
     return shard
 

@@ -20,7 +20,7 @@ from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
 from crucible.datasets.meta import load_meta, require_block_size
 from crucible.datasets.nanogpt import export_nanogpt
-from crucible.datasets.progress import Progress
+from crucible.datasets.progress import PreprocessingStopped, Progress, Stop, silent
 from crucible.datasets.tokenizers import load_tokenizer
 from crucible.errors import ConfigError, DataError, StoreError
 from crucible.store import Store, store_at
@@ -314,3 +314,29 @@ def test_tiny_shakespeare_gives_nanogpts_bytes(shakespeare: Path, store: Store, 
     ]
     # The `shakespeare` source has the same content, so it needs neither network nor time now.
     assert build_dataset(DatasetConfig(source="shakespeare"), store).cached
+
+
+@pytest.mark.parametrize("stage", ["read", "tokenize"])
+def test_a_stop_ends_each_stage_within_a_piece(stage: str, tmp_path: Path, store: Store) -> None:
+    """As a cancelled flow run does, whose shards are tokenized in threads that no signal reaches."""
+    path = tmp_path / "long.txt"
+    path.write_text("a line that is like any other\n" * 400_000)
+    stop, seen = Stop(), []
+
+    def report(state: Progress) -> None:
+        seen.append(state)
+        if state.stage == stage:
+            with pytest.raises(KeyboardInterrupt), stop.on_error():
+                raise KeyboardInterrupt
+
+    with pytest.raises(PreprocessingStopped, match=rf"\({stage}\)"):
+        build_dataset(DatasetConfig.parse({"source": str(path), "tokenizer": "byte"}), store, stop.watched(report))
+    assert [state.stage for state in seen].count(stage) == 1
+    assert seen[-1].done < seen[-1].total
+    assert list_datasets(store) == []
+
+
+def test_without_a_stop_progress_is_passed_on() -> None:
+    stop = Stop()
+    with stop.on_error():
+        stop.watched(silent)(Progress("read", 1, 2))
