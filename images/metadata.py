@@ -12,7 +12,7 @@ def main(pyproject: Path, folder: Path) -> None:
     """Make `crucible.dist-info` in the folder."""
     project = tomllib.loads(pyproject.read_text())["project"]
     info = folder / "crucible.dist-info"
-    info.mkdir()
+    info.mkdir(exist_ok=True)  # a base image may hold Crucible already
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: 0\n")
     groups = {"console_scripts": project["scripts"], **project["entry-points"]}
     (info / "entry_points.txt").write_text(
