@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectException, PrefectHTTPStatusError
 
 from blocks.budget import Budget
 from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_stop
-from crucible.billing.costs import MICRO, AttemptCost, as_csv, as_rows, attempt_costs, total_micro_usd
+from crucible.billing.costs import MICRO, AttemptCost, Bill, as_csv, as_rows, attempt_costs, total_micro_usd
 from crucible.catalog.offers import load_catalog
 from crucible.errors import StoreUnavailable
 from crucible.reports.costs import cost_report
@@ -88,7 +88,8 @@ class BudgetWatch:
     """Checks, at most once a minute, whether a budget that stops its jobs is used up."""
 
     def __init__(self, store: Store, project: str, owner: str) -> None:
-        self._store, self._project, self._owner = store, project, owner
+        self._bill = Bill(store, {offer.key: offer for offer in load_catalog()})
+        self._project, self._owner = project, owner
         self._answer: str | None = None
         self._look_at = -math.inf
 
@@ -107,7 +108,7 @@ class BudgetWatch:
         limits = [limit for limit in budget_limits() if limit.stop_jobs and limit.covers(self._project, self._owner)]
         if not limits:
             return None
-        costs = costs_since(self._store, min(limit.began(now) for limit in limits))
+        costs = self._bill.read(since=min(limit.began(now) for limit in limits))
         return next((reason for limit in limits if (reason := why_stop(limit, costs, now)) is not None), None)
 
 

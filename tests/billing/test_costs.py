@@ -252,3 +252,23 @@ def test_a_spreadsheet_does_not_run_what_a_person_wrote(store: Store) -> None:
     (line, *_) = csv.DictReader(io.StringIO(costs.as_csv(costs.attempt_costs(store, OFFERS))))
     assert (line["project"], line["owner"]) == ("'=HYPERLINK(1)", "'@ada")
     assert costs.as_rows(costs.attempt_costs(store, OFFERS))[0]["project"] == "=HYPERLINK(1)"
+
+
+def test_what_has_ended_is_read_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shared budget is looked at every minute: on S3 each record costs a request."""
+    job_of(store)
+    running = Job.create(store, JobSpec(job_id="running"))
+    running.decide(Launch(number=1, pool="ec2-spot", instance="g.small", usd_per_hour=0.5, reason="test"))
+    attempt = running.attempt(1).take(Claim(number=1, claimed_at=NOON))
+    attempt.write_heartbeat(Heartbeat(sequence=1, phase="train", seconds=60, cost_usd=0.1))
+    bill = costs.Bill(store, OFFERS)
+    first = bill.read()
+
+    read, keys = type(store).read, []
+    monkeypatch.setattr(type(store), "read", lambda self, key: keys.append(key) or read(self, key))
+    assert bill.read() == first
+    assert set(keys) == {f"attempts/0001/{name}.json" for name in ("launch", "claim", "outcome", "heartbeat")}
+
+    attempt.end(Outcome(end_reason=EndReason.COMPLETED, message="", seconds=120, cost_usd=0.2))
+    assert costs.total_micro_usd(bill.read()) == costs.total_micro_usd(first) + 100_000
+    assert bill.read() == costs.attempt_costs(store, OFFERS)
