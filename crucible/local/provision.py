@@ -131,5 +131,7 @@ def deployment_names(project: Path) -> set[str]:
         return {deployment["name"] for deployment in deployments}
     except FileNotFoundError:
         raise ServiceError(f"{path} does not exist; name the folder that holds it with --project") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServiceError(f"{path} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from error
     except (yaml.YAMLError, TypeError, KeyError) as error:
         raise ServiceError(f"{path} is not a list of deployments with a name each: {error}") from error

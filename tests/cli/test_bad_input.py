@@ -236,6 +236,7 @@ def test_no_command_line_ends_in_a_traceback(path: tuple[str, ...], folder: Path
         (["jobs", "limits", "rates-0001", "--max-hours", "1e300"], "max_hours"),
         (["sweeps", "limits", "rates", "--max-cost-usd", "inf"], "max_cost_usd"),
         (["sweeps", "limits", "rates", "--finish-by", "0001-01-01T00:00+14:00"], "which is no time"),
+        (["up", "--project", "loop"], "cannot be read: Too many levels of symbolic links"),
         (["quickstart", "--preset", "/"], "preset = '/' does not exist"),
         (["docker", "pool", "--memory", "lots"], "memory = 'lots'"),
         (["docker", "pool", "--gpus", "device="], "gpus = 'device='"),
