@@ -19,7 +19,7 @@ from crucible.script_config import CheckpointFiles
 
 PRINTED_LATE_SECONDS = 0.05
 """A line printed just before a save may be read a little after the file was written."""
-READ_SECONDS = 60.0
+READ_SECONDS = 120.0
 """For the process that looks into a file: it imports torch."""
 READ_FAILURES = 2
 """So many files that tell no step, and no more are looked into."""

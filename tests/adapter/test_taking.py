@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from crucible.adapter import steps as steps_module
 from crucible.adapter import taking
 from crucible.adapter.restoring import restore
 from crucible.adapter.steps import FoundStep, Steps, StepSource
@@ -226,6 +227,7 @@ def test_the_step_in_a_file_is_read_without_executing_anything(tmp_path: Path, m
     import torch
 
     monkeypatch.setattr(Steps, "_read", READ)
+    monkeypatch.setattr(steps_module, "READ_SECONDS", 600.0)  # torch takes its time on a busy machine
     script = Script(tmp_path, "ckpt.pt")
     torch.save({"model": {"w": torch.zeros(3)}, "iter_num": 70}, script.cwd / "ckpt.pt")
     taken = script.look()
