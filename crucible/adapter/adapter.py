@@ -101,6 +101,7 @@ class Adapter:
             self._saves = ContractSaves(self._folder, keep=bool(self._script.output))
             return
         self._steps = Steps(files, restored.step if restored else None, say)
+        self._steps.hurried = lambda: self._stopping
         self._saves = Taking(self._cwd, files, self._folder, self._steps, say)
 
     def _child_environment(self) -> dict[str, str]:

@@ -21,6 +21,8 @@ PRINTED_LATE_SECONDS = 0.05
 """A line printed just before a save may be read a little after the file was written."""
 READ_SECONDS = 120.0
 """For the process that looks into a file: it imports torch."""
+HURRIED_SECONDS = 10.0
+"""The same once the machine is about to go."""
 READ_FAILURES = 2
 """So many files that tell no step, and no more are looked into."""
 _STEP_IN_NAME = re.compile(r"(?:step|iter|iteration|checkpoint|ckpt)[-_=]?0*(\d+)", re.IGNORECASE)
@@ -58,6 +60,8 @@ class Steps:
         self._printed: deque[tuple[float, int]] = deque(maxlen=1000)
         self._lock = threading.Lock()
         self._unreadable = 0
+        self.hurried: Callable[[], bool] = lambda: False
+        """Whether there is no time for long looks into files."""
 
     @property
     def newest(self) -> int:
@@ -115,12 +119,15 @@ class Steps:
         if not saved.is_file() or self._unreadable >= READ_FAILURES:
             return None
         command = [sys.executable, "-P", "-m", "crucible.adapter.read_step", str(saved)]
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=READ_SECONDS, check=False)
-        except subprocess.TimeoutExpired:
-            ended = None
-        if ended is not None and ended.returncode == 0 and ended.stdout.strip().isdigit():
-            return int(ended.stdout)
+        began = time.monotonic()
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as reader:
+            while reader.poll() is None:
+                if time.monotonic() > began + (HURRIED_SECONDS if self.hurried() else READ_SECONDS):
+                    reader.kill()
+                time.sleep(0.05)
+            printed = reader.stdout.read().strip() if reader.stdout else ""
+        if reader.returncode == 0 and printed.isdigit():
+            return int(printed)
         self._unreadable += 1
         return None
 
