@@ -1,7 +1,7 @@
 """Crucible from Python: start a job, follow it, read what it reported.
 
     job = crucible.submit("cpu-small", pool="local", max_cost_usd=1.0)
-    job                        # in a notebook: a small table with the loss curve
+    job  # in a notebook: a small table with the loss curve
     job.wait().val_loss
     job.metrics().plot(x="step", y="train_loss")
 

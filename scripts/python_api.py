@@ -19,6 +19,8 @@ CONTENT = {
     "In a training script": ("crucible.workload", ["resume_or_start", "Run"]),
 }
 """Section: the module, and the names in it."""
+RUN = ("steps", "maybe_save", "log", "save", "close")
+"""Of a run, what a script calls; the rest is for callbacks."""
 
 
 def page() -> str:
@@ -42,7 +44,8 @@ def _entry(name: str, value: Any) -> list[str]:
     parts = [f"### `{name}`", _text(value.__doc__)]
     if attributes := _attributes(value):
         parts.append("\n".join(["| | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in attributes)]))
-    for method, found in vars(value).items():
+    for method in RUN if value.__name__ == "Run" else vars(value):
+        found = getattr(value, method)
         if not method.startswith("_") and inspect.isfunction(found):
             parts += [f"#### `.{method}{_signature(found)}`", _text(found.__doc__)]
     return parts
@@ -50,7 +53,8 @@ def _entry(name: str, value: Any) -> list[str]:
 
 def _attributes(kind: type) -> list[tuple[str, str]]:
     """Fields and properties with the text that stands under them, in the order of the source."""
-    (tree,) = ast.parse(inspect.getsource(kind)).body
+    source = inspect.getsource(kind.__mro__[-2])  # where there is a base class, it has the attributes
+    (tree,) = ast.parse(source).body
     found: dict[str, str] = dict.fromkeys(getattr(kind, "__dataclass_fields__", {}), "")
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -58,7 +62,12 @@ def _attributes(kind: type) -> list[tuple[str, str]]:
             targets = getattr(statement, "targets", [getattr(statement, "target", None)])
             name = getattr(targets[0], "attr", getattr(targets[0], "id", "_"))
             is_text = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-            if isinstance(statement, ast.Assign | ast.AnnAssign) and is_text and not name.startswith("_"):
+            if (
+                isinstance(statement, ast.Assign | ast.AnnAssign)
+                and is_text
+                and not name.startswith("_")
+                and name != "required"
+            ):
                 found[name] = _line(str(text.value.value))
     properties = {name: _line(p.__doc__ or "") for name, p in vars(kind).items() if isinstance(p, property)}
     return [*found.items(), *properties.items()]

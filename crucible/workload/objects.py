@@ -129,7 +129,8 @@ def _load_state_into(value: Any, state: Any) -> None:
     elif hasattr(value, "load_state_dict"):
         value.load_state_dict(state)
         if _name(value) == "loader":
-            value.state_dict()  # makes its iterator now, whose random draws must come before restoring the generators
+            # It makes its iterator now: the random draws of that must come before the generators are restored.
+            getattr(value, "base_dataloader", value).state_dict()
     elif hasattr(value, "set_state"):
         value.set_state(state)
     else:

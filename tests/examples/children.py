@@ -51,7 +51,7 @@ def run(start: Start) -> None:
 def _kill_after(kill: Kill) -> None:
     import torch
 
-    from crucible.workload import Run
+    from crucible.workload.session import Session
 
     saves = 0
 
@@ -61,15 +61,15 @@ def _kill_after(kill: Kill) -> None:
         if saves == kill.after_saves:
             os.kill(os.getpid(), kill.kind)
 
-    save_run, save_file = Run._save, torch.save
+    save_session, save_file = Session._save, torch.save
 
-    def save(run: Run, step: int) -> None:
-        save_run(run, step)
+    def save(session: Session, step: int) -> None:
+        save_session(session, step)
         count()
 
     def save_by_script(*arguments: object) -> None:
         save_file(*arguments)
         count()
 
-    Run._save = save  # type: ignore[method-assign]
+    Session._save = save  # type: ignore[method-assign]
     torch.save = save_by_script

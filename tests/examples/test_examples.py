@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from crucible.contract import EXIT_SAVED, Control, Variable, file_sha256, finished_folders
+from crucible.contract import EXIT_SAVED, Control, Variable, finished_folders
 from crucible.script_config import CheckpointFiles, MetricsSource
 from tests.examples.children import PRELOAD, Kill, Start, run
 
@@ -26,6 +27,11 @@ EXACT = {
     "mamba": "--steps 20 --batch 8 --width 8 --layers 1 --length 8",
 }
 """Small enough that a run takes a fraction of a second."""
+WITH_PACKAGES = {
+    "lightning_module": ("--steps 24 --batch 4 --width 8 --rows 40", ("lightning", "torchdata")),
+    "huggingface_trainer": ("--steps 20 --batch 4 --width 16 --layers 1 --sentences 40", ("accelerate",)),
+}
+"""And what they need besides: the extra `examples`."""
 
 
 def execute(start: Start) -> int | None:
@@ -53,6 +59,19 @@ def by_agent(start: Start, checkpoint_seconds: float) -> Start:
     return replace(start, environment={str(name): value for name, value in environment.items()})
 
 
+def weights(checkpoint: Path) -> dict[str, str]:
+    """The sha256 of every tensor of the model."""
+    import torch
+    from safetensors.torch import load_file
+
+    file = checkpoint / "model.safetensors"
+    if file.exists():
+        tensors = load_file(file)
+    else:
+        tensors = torch.load(checkpoint / "lightning.ckpt", weights_only=True)["state_dict"]
+    return {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+
+
 def goes_down(losses: list[float]) -> bool:
     quarter = max(1, len(losses) // 4)
     return statistics.mean(losses[-quarter:]) < statistics.mean(losses[:quarter])
@@ -60,10 +79,23 @@ def goes_down(losses: list[float]) -> bool:
 
 @pytest.mark.parametrize("name", EXACT)
 def test_an_exact_example_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    require_exact(tmp_path, name, EXACT[name])
+
+
+@pytest.mark.parametrize("name", WITH_PACKAGES)
+def test_an_exact_example_of_another_trainer_ends_with_the_same_bits(tmp_path: Path, name: str) -> None:
+    arguments, packages = WITH_PACKAGES[name]
+    for package in packages:
+        pytest.importorskip(package, reason="pip install 'crucible[examples]'")
+    require_exact(tmp_path, name, arguments)
+
+
+def require_exact(tmp_path: Path, name: str, arguments: str) -> None:
+    """Kill the example, stop it, let it end, and compare its weights with those of an undisturbed run."""
     whole, part = tmp_path / "whole", tmp_path / "part"
     for folder in (whole, part):
         folder.mkdir()
-    start = Start(EXAMPLES / name / "train.py", tuple(EXACT[name].split()), part, {})
+    start = Start(EXAMPLES / name / "train.py", tuple(arguments.split()), part, {})
     for kind, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, EXIT_SAVED)):
         killed = replace(by_agent(start, checkpoint_seconds=0), kill=Kill(kind, after_saves=5))
         assert execute(killed) == code, (part / "output.txt").read_text()
@@ -72,7 +104,7 @@ def test_an_exact_example_ends_with_the_same_bits(tmp_path: Path, name: str) -> 
 
     ends = [finished_folders(folder / "checkpoints")[-1] for folder in (part, whole)]
     assert ends[0].name == ends[1].name
-    assert {file_sha256(end / "model.safetensors") for end in ends} == {file_sha256(ends[0] / "model.safetensors")}
+    assert weights(ends[0]) == weights(ends[1])
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").open()]
     assert goes_down([line["train_loss"] for line in lines if "train_loss" in line])
 
