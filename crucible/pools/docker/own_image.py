@@ -52,7 +52,7 @@ def _require_python(image: str, dockerfile: str) -> str:
     except (APIError, ContainerError, ValueError) as error:
         raise ConfigError(
             f"{dockerfile}: the image has no python3 that starts, and Crucible's agent needs Python 3.11 or newer "
-            f"beside the script ({str(error).splitlines()[0]})"
+            "beside the script"
         ) from error
     finally:
         client.close()

@@ -31,6 +31,7 @@ from crucible.jobs.records import EndReason, JobSpec, Launch
 from crucible.local.docker import bring_up
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
+from crucible.pools.docker.own_image import build_own
 from crucible.pools.docker.pool import PoolOptions, pool_template
 from crucible.pools.docker.registry import push
 from crucible.pools.docker.worker import DockerGpuWorker
@@ -105,6 +106,23 @@ def test_no_start_compiles_python_anew(client: docker.DockerClient, image: str) 
     said = client.containers.run(image, command, entrypoint="", stderr=True, remove=True).decode()
     assert "pyc matches" in said
     assert [line for line in said.splitlines() if "stale" in line] == []
+
+
+def test_a_folders_own_dockerfile_gets_crucible_beside_its_programs(
+    client: docker.DockerClient, image: str, tmp_path: Path
+) -> None:
+    program = "mkdir -p /opt/mine && printf '#!/bin/sh\\necho mine\\n' > /opt/mine/train && chmod 755 /opt/mine/train"
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text(f"FROM {image}\nUSER root\nRUN {program}\nENV PATH=/opt/mine:$PATH\nUSER 10001:10001\n")
+    built = build_own(tmp_path, "Dockerfile")
+    look = "import os, subprocess, crucible; print(subprocess.check_output('train', env={'PATH': os.environ[NAME]}))"
+    said = client.containers.run(
+        built, ["-c", look.replace("NAME", "'CRUCIBLE_SCRIPT_PATH'")], entrypoint=["/opt/venv/bin/python"], remove=True
+    )
+    assert b"mine" in said
+    dockerfile.write_text("FROM scratch\nCOPY Dockerfile /\n")
+    with pytest.raises(ConfigError, match="no python3 that starts"):
+        build_own(tmp_path, "Dockerfile")
 
 
 def configuration(image: str, **variables: Any) -> DockerGpuJobConfiguration:
