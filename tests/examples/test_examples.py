@@ -28,7 +28,7 @@ EXACT = {
 }
 """Small enough that a run takes a fraction of a second."""
 WITH_PACKAGES = {
-    "lightning_module": ("--steps 24 --batch 4 --width 8 --rows 40", ("lightning", "torchdata")),
+    "lightning_module": ("--steps 60 --batch 16 --width 16 --rows 160", ("lightning", "torchdata")),
     "huggingface_trainer": ("--steps 20 --batch 4 --width 16 --layers 1 --sentences 40", ("accelerate",)),
 }
 """And what they need besides: the extra `examples`."""
