@@ -18,6 +18,7 @@ Run = Callable[..., Any]
 
 
 def test_ls_lists_jobs_newest_first(run: Run, store: Store, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
     assert "no jobs" in run("jobs", "ls")
     interrupted_twice(store, tmp_path)
     Past(store, tmp_path, "another")
