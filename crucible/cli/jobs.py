@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
+    from crucible.checkpoints.manifest import Checkpoint
     from crucible.jobs.job import Job
+    from crucible.jobs.records import Limits
     from crucible.reports import AttemptSummary, JobSummary
     from crucible.store import Store
+
+T = TypeVar("T")
 
 PARALLEL_READS = 8
 FOLLOW_SECONDS = 2.0
@@ -82,22 +87,27 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
     from crucible.reports import Metrics, summarise
 
     found = open_job(open_store(store), job)
-    summary = summarise(found, Metrics(found).rows())
-    deadline = _deadline(found)
+    damage: list[str] = []
+    summary = summarise(found, _unless_damaged(Metrics(found).rows, damage) or [])
+    damage += summary.warnings
+    deadline = _unless_damaged(lambda: _deadline(found), damage)
+    saved = _unless_damaged(Checkpoints(found).list, damage)
+    limits = _unless_damaged(found.read_limits, damage)
+    damage = list(dict.fromkeys(damage))
     if as_json:
-        print_json({**summary.as_json(), "finish_by": deadline.isoformat() if deadline else None})
+        finish_by = deadline.isoformat() if deadline else None
+        print_json({**summary.as_json(), "finish_by": finish_by, "warnings": damage})
         return
-    saved = Checkpoints(found).list()
     facts = {
         "job": summary.job_id,
         "state": f"{summary.state or 'not started'}{f': {summary.reason}' if summary.reason else ''}",
         "step": f"{summary.step:,}" + (f" of {summary.total_steps:,}" if summary.total_steps else ""),
-        "saved": f"step {saved[0].step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet",
+        "saved": _saved_in_words(saved),
         "loss": f"validation {_loss(summary.val_loss)}, training {_loss(summary.train_loss)}",
         "time": duration(summary.seconds)
         + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
         "cost": money(summary.cost_usd),
-        "limits": _limits_in_words(found),
+        "limits": _limits_in_words(limits) if limits else UNKNOWN,
         **({"finish by": f"{deadline:%Y-%m-%d %H:%M} UTC"} if deadline else {}),
         "dataset": summary.spec.dataset or UNKNOWN,
         "records": found.store.uri,
@@ -107,6 +117,8 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
         typer.echo()
         headings = ["attempt", "pool", "instance", "steps", "lost", "recovered in", "cost", "end"]
         print_table(headings, [_attempt_row(a) for a in summary.attempts], numbers=(0, 4, 5, 6))
+    for sentence in damage:
+        typer.echo(f"note: {sentence}", err=True)
 
 
 def metrics(
@@ -232,7 +244,7 @@ def limits(
     if as_json:
         print_json(found.read_limits().model_dump(mode="json", exclude={"schema_version"}))
     else:
-        typer.echo(f"{job}: {_limits_in_words(found)}")
+        typer.echo(f"{job}: {_limits_in_words(found.read_limits())}")
 
 
 def continue_(
@@ -342,9 +354,24 @@ def _attempt_row(attempt: AttemptSummary) -> list[str]:
     ]
 
 
-def _limits_in_words(job: Job) -> str:
+def _unless_damaged(read: Callable[[], T], damage: list[str]) -> T | None:
+    """What `read` returns; None for a damaged record, which is added to `damage`."""
+    from crucible.errors import RecordDamaged
 
-    limits = job.read_limits()
+    try:
+        return read()
+    except RecordDamaged as error:
+        damage.append(str(error))
+        return None
+
+
+def _saved_in_words(saved: list[Checkpoint] | None) -> str:
+    if saved is None:
+        return UNKNOWN
+    return f"step {saved[0].step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
+
+
+def _limits_in_words(limits: Limits) -> str:
     return ", ".join(
         [
             money(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from crucible.cli.main import build_app
 from crucible.errors import CheckpointError, ConfigError
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
@@ -31,6 +33,32 @@ def test_ls_lists_jobs_newest_first(run: Run, store: Store, tmp_path: Path) -> N
     assert listed["shakespeare"]["val_loss"] == pytest.approx(1.6175, abs=1e-4)
     assert listed["another"]["state"] is None
     assert "2,000 of 2,000" in run("jobs", "ls")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "limits/0001.json",
+        "attempts/0002/launch.json",
+        "attempts/0002/claim.json",
+        "attempts/0002/start.json",
+        "attempts/0002/heartbeat.json",
+        "attempts/0002/outcome.json",
+        "status.json",
+        "supervisors/0001.json",
+    ],
+)
+def test_show_names_a_damaged_record_and_shows_the_rest(record: str, store: Store, tmp_path: Path) -> None:
+    interrupted_twice(store, tmp_path)
+    path = tmp_path / "store" / "jobs" / "shakespeare" / record
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"torn": ')
+
+    result = CliRunner().invoke(build_app(), ["jobs", "show", "shakespeare", "--store", store.uri])
+
+    assert result.exit_code == 0, result.output
+    assert f"{record} is damaged" in result.stderr
+    assert "of 2,000" in result.stdout
 
 
 def test_show_tells_where_a_job_stands_and_what_every_attempt_lost(run: Run, store: Store, tmp_path: Path) -> None:
