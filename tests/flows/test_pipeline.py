@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from crucible.jobs.status import JobState, status_of
 from crucible.local.access import connect, prefect_settings
 from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.drill import Drill, DrillResult
+from crucible.rehearsal.drill.plan import chosen
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.script_config import ScriptConfig
 from crucible.supervision.heartbeat import supervisor_heartbeats
@@ -49,9 +51,13 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module", autouse=True)
 def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
-    """A drill beside the tests until it is asked for: it spends most of its time waiting."""
+    """A drill beside the tests until it is asked for: it spends most of its time waiting.
+
+    Its faults strike its own job only: the server and the worker are the other tests' as well.
+    """
+    harmless = replace(stage, faults=chosen(stage.faults, "kill-in-save,kill-all"))
     with ThreadPoolExecutor(1) as executor:
-        yield executor.submit(Drill(stage, kills=2, seed=3, seconds_between_faults=2.5).run)
+        yield executor.submit(Drill(harmless, kills=2, seed=3, seconds_between_faults=2.5).run)
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
