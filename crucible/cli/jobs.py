@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from crucible.formatting import UNKNOWN, duration, money, print_table
+from crucible.formatting import UNKNOWN, duration, money, print_table, printable
 
 if TYPE_CHECKING:
     from crucible.checkpoints.manifest import Checkpoint
@@ -302,7 +302,7 @@ def print_facts(facts: dict[str, str]) -> None:
     """Print names and values, one a line."""
     width = max(map(len, facts)) + 2
     for name, fact in facts.items():
-        typer.echo(f"{name:<{width}}{fact}")
+        typer.echo(f"{name:<{width}}{printable(fact)}")
 
 
 def _summary(job: Job) -> tuple[JobSummary | None, dict[str, Any] | None]:

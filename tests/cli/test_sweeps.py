@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,7 +56,8 @@ def test_ls_lists_sweeps(run: Run, sweep: Sweep) -> None:
     assert "2.1250" in run("sweeps", "ls")
 
 
-def test_ls_of_nothing_says_how_to_begin(run: Run) -> None:
+def test_ls_of_nothing_says_how_to_begin(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
     assert "prefect deployment run tune-nanogpt" in run("sweeps", "ls")
 
 
@@ -95,7 +97,7 @@ def test_what_cannot_be_done_is_told_with_what_can(run: Run, sweep: Sweep) -> No
         run("sweeps", "show", "rate")
     with pytest.raises(ConfigError, match="sweep rates has no running trial"):
         run("sweeps", "stop", "rates")
-    with pytest.raises(ConfigError, match="sweep rates was not started by a flow run; start it"):
+    with pytest.raises(ConfigError, match="sweep rates was not started by a flow run; start the program"):
         run("sweeps", "continue", "rates")
     sweep.set_status(SweepStatus(state=JobState.RUNNING, reason=""))
     with pytest.raises(ConfigError, match="sweep rates is running"):

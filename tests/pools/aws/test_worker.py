@@ -86,7 +86,9 @@ def test_a_password_that_has_no_place_in_secrets_manager_is_refused(settings: di
 
 def test_headers_that_the_pool_itself_names_are_no_secret() -> None:
     with temporary_settings({PREFECT_CLIENT_CUSTOM_HEADERS: {"X-Team": "a"}}):
-        assert prepared(env={"PREFECT_CLIENT_CUSTOM_HEADERS": '{"X-Team": "a"}'}).env["PREFECT_CLIENT_CUSTOM_HEADERS"]
+        assert prepared(settings={"env": {"PREFECT_CLIENT_CUSTOM_HEADERS": '{"X-Team": "a"}'}}).env[
+            "PREFECT_CLIENT_CUSTOM_HEADERS"
+        ]
 
 
 @pytest.mark.parametrize(
