@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ _BEST_SAVE_SHARE = 10.0
 """A checkpoint that is the best so far is saved at once, as long as that takes at most a tenth of the time."""
 
 
-class Session:
+class Session(ABC):
     """One training in this process. What a checkpoint holds is up to the class that extends it."""
 
     required: ClassVar[frozenset[str]] = frozenset({STATE, RNG})
@@ -235,10 +236,10 @@ class Session:
         if self._processes.first:
             print(line, file=sys.stderr, flush=True)
 
+    @abstractmethod
     def _write(self, step: int, small: list[FilePlan]) -> int:
         """Write the checkpoint folder, `small` files included; returns its bytes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _restore(self, folder: Path) -> None:
         """Load the state of a checkpoint."""
-        raise NotImplementedError
