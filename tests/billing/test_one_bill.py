@@ -23,8 +23,6 @@ from crucible.reports import job_report
 from crucible.store import Store
 from tasks.reporting import publish_report
 
-pytestmark = pytest.mark.usefixtures("prefect_api")
-
 MODAL = next(offer for offer in load_catalog() if offer.key == "modal/L4").usd_per_hour
 # The cents of each, rounded for themselves, are short of the whole; and no binary fraction is exact.
 ATTEMPTS = [
@@ -36,7 +34,7 @@ ATTEMPTS = [
 ]
 MICRO = [round(price * seconds / 3600 * 1e6) for _, _, price, seconds in ATTEMPTS]
 
-pytestmark = pytest.mark.usefixtures("home")
+pytestmark = pytest.mark.usefixtures("prefect_api", "home")
 
 
 @pytest.fixture
