@@ -8,7 +8,16 @@ from typing import Any
 
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
-from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money, settings_table, size
+from crucible.formatting import (
+    UNKNOWN,
+    counted,
+    duration,
+    markdown_table,
+    money,
+    printable,
+    settings_table,
+    size,
+)
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import JobSpec
@@ -59,7 +68,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if checkpoints or interval:
         parts += ["## Checkpoints"]
         parts += [f"Made {interval}."] if interval else []
-        parts += [inexact] if (inexact := inexact_resume(summary)) else []
+        parts += [inexact] if (inexact := inexact_resume(summary) or inexact_kernels(checkpoints)) else []
         parts += [checkpoints_table(checkpoints)] if checkpoints else []
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
@@ -77,6 +86,15 @@ def inexact_resume(summary: JobSummary) -> str:
         else "one that sets its seed at every start draws the same batches again; `reseed: true` shifts the seed"
     )
     return f"**The resume was not exact**: the script restored what its own checkpoint file holds, and {seed}."
+
+
+def inexact_kernels(checkpoints: Sequence[Checkpoint]) -> str:
+    """Why the trainer could not be exact on its GPU, as the newest checkpoint records it; empty if it was."""
+    environment = checkpoints[0].state.get("environment") if checkpoints else None
+    if not isinstance(environment, dict) or environment.get("exact") is not False:
+        return ""
+    reason = printable(str(environment.get("not_exact_because") or "a kernel is not deterministic"))
+    return f"**This run is not exact**: {reason}. A resumed run is exact in state, but not in bits."
 
 
 def _settings(spec: JobSpec) -> dict[str, Any]:

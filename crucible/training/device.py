@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 
-__all__ = ["choose_device", "choose_precision", "is_exact", "may_compile"]
+__all__ = ["choose_device", "choose_precision", "inexact_reason", "may_compile"]
 
 
 def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
@@ -30,6 +31,7 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
             _take_deterministic_kernels()
         torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
         torch.cuda.set_device(local_rank)
+        _keep_compiled_kernels()
         return torch.device("cuda", local_rank)
     if kind == "mps" and not has_mps:
         raise ConfigError("device = 'mps' is not available on this machine; use device = 'auto'")
@@ -45,18 +47,31 @@ def _take_deterministic_kernels() -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     # What is left is flash attention, and plain products where it does not work (float32).
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.backends.cuda.enable_math_sdp(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
+    # torch.compile measures variants of a kernel and takes the fastest, which may be another one after a restart. With
+    # this it has no choice that changes the bits. Read when the compiler is imported, by the first compilation.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
 
 
-def is_exact(exact: str, try_step: Callable[[], object], log: Callable[[str], None]) -> bool:
-    """Whether every kernel of a step is deterministic on this GPU; `exact` is the config's, `try_step` computes one.
+def _keep_compiled_kernels() -> None:
+    """Keep what torch.compile makes for this machine: torch's own folder, in /tmp, does not outlive a restart of it."""
+    home = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "compiled"))
 
-    Logs if not. Raises ConfigError if `exact` is `required` and a kernel is not.
+
+def inexact_reason(exact: str, try_step: Callable[[], object], log: Callable[[str], None]) -> str | None:
+    """Why a step is not deterministic on this GPU; None if every kernel of it is.
+
+    `exact` is the config's, `try_step` computes one step's gradients. Logs the reason. Raises ConfigError if `exact` is
+    `required` and a kernel is not deterministic.
     """
     if exact == "off":
-        log("exact = off: the fastest kernels are used; a resumed run is exact in state but not in bits")
-        return False
+        reason = "exact = off, so the fastest kernels are used"
+        log(f"not exact: {reason}; a resumed run is exact in state but not in bits")
+        return reason
     try:
         try_step()
     except RuntimeError as error:
@@ -67,8 +82,8 @@ def is_exact(exact: str, try_step: Callable[[], object], log: Callable[[str], No
             raise ConfigError(f"exact = 'required' is not possible here: {reason}; use exact = 'auto'") from None
         torch.use_deterministic_algorithms(True, warn_only=True)
         log(f"not exact: {reason}; a resumed run is exact in state but not in bits")
-        return False
-    return True
+        return reason
+    return None
 
 
 def choose_precision(config: TrainConfig, device: torch.device, log: Callable[[str], None]) -> torch.dtype:

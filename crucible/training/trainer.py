@@ -21,7 +21,7 @@ from torch import Tensor
 from crucible.config import TrainConfig
 from crucible.training.checkpointing import Checkpointer
 from crucible.training.data import TRAIN_STREAM, Dataset
-from crucible.training.device import choose_device, choose_precision, is_exact, may_compile
+from crucible.training.device import choose_device, choose_precision, inexact_reason, may_compile
 from crucible.training.evaluate import EvaluationStopped
 from crucible.training.losses import Losses
 from crucible.training.model import GPT
@@ -106,7 +106,8 @@ class Trainer:
         self.step = 0
         self.losses = Losses(self.model, dataset, config, self.autocast)
         if self.device.type == "cuda":
-            self.environment["exact"] = is_exact(config.exact, self._try_step, log)
+            reason = inexact_reason(config.exact, self._try_step, log)
+            self.environment |= {"exact": reason is None} | ({"not_exact_because": reason} if reason else {})
         advice = f"lower learning_rate = {config.learning_rate}, or use dtype = 'float32' if it is {precision}"
         self.means = Means(self.device, self.processes, advice.replace("torch.", ""))
 

@@ -13,6 +13,7 @@ from crucible.jobs.records import EndReason, Limits, Outcome
 from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_in_words
+from crucible.reports.report import inexact_kernels
 from crucible.reports.summary import summarise
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice
@@ -116,3 +117,15 @@ def test_what_is_written_in_a_cell_cannot_break_the_table() -> None:
     rows = markdown_table(["a", "b"], [["one | two\nthree", "four"]]).splitlines()
 
     assert rows[2:] == [r"| one \| two three | four |"]
+
+
+def test_a_run_with_a_kernel_that_is_not_deterministic_is_called_inexact(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.attempt(0, 500, [500])
+    (newest,) = past.checkpoints
+    environment = {"exact": False, "not_exact_because": "put_ does not have a deterministic implementation"}
+
+    assert inexact_kernels([newest]) == ""
+    inexact = newest.model_copy(update={"state": {**newest.state, "environment": environment}})
+    assert inexact_kernels([inexact]).startswith("**This run is not exact**: put_ does not have a determ")
+    assert inexact_kernels([inexact.model_copy(update={"state": {"environment": {"exact": True}}})]) == ""

@@ -11,7 +11,7 @@ import torch
 
 from crucible.errors import ConfigError
 from crucible.training.data import Dataset
-from crucible.training.device import is_exact
+from crucible.training.device import inexact_reason
 from crucible.training.trainer import Trainer
 from tests.training.conftest import TINY
 
@@ -54,22 +54,24 @@ def strict() -> Iterator[None]:
 @pytest.mark.usefixtures("strict")
 def test_a_kernel_that_is_not_deterministic_is_reported_or_refused() -> None:
     logged: list[str] = []
-    assert is_exact("auto", lambda: torch.ones(3).sum(), logged.append)
+    assert inexact_reason("auto", lambda: torch.ones(3).sum(), logged.append) is None
     assert not logged
     with pytest.raises(ConfigError, match="exact = 'required' is not possible here: put_ does not have a determ"):
-        is_exact("required", not_deterministic, logged.append)
-    assert not is_exact("auto", not_deterministic, logged.append)
+        inexact_reason("required", not_deterministic, logged.append)
+    reason = inexact_reason("auto", not_deterministic, logged.append)
+    assert reason is not None
+    assert reason.startswith("put_ does not have a deterministic")
     assert logged[-1].startswith("not exact: put_ does not have a deterministic implementation")
     with pytest.warns(UserWarning, match="put_"):
         not_deterministic()  # training continues
-    assert not is_exact("off", lambda: pytest.fail("tried"), logged.append)
-    assert logged[-1].startswith("exact = off")
+    assert inexact_reason("off", lambda: pytest.fail("tried"), logged.append) is not None
+    assert logged[-1].startswith("not exact: exact = off")
 
 
 @pytest.mark.usefixtures("strict")
 def test_another_error_is_not_taken_for_it() -> None:
     with pytest.raises(RuntimeError, match="must match"):
-        is_exact("auto", lambda: torch.ones(3) + torch.ones(4), lambda line: None)
+        inexact_reason("auto", lambda: torch.ones(3) + torch.ones(4), lambda line: None)
 
 
 def test_trying_a_step_leaves_no_trace(dataset: Dataset) -> None:
