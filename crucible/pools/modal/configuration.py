@@ -8,25 +8,14 @@ Needs no Modal SDK. `crucible up` registers the block; elsewhere:
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun
-from prefect.workers.base import BaseJobConfiguration, BaseVariables
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-    WithJsonSchema,
-    field_validator,
-)
+from prefect.workers.base import BaseVariables
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from crucible.errors import ConfigError
-from crucible.pools.common.environment import passing
-from crucible.pools.common.offered import require_offered
+from crucible.pools.common.configuration import Names, OfferedJobConfiguration
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
 _PID_PREFIX = "modal:"
@@ -51,21 +40,6 @@ class ModalCredentials(Block):
 
     token_id: SecretStr = Field(description="Begins with ak-.")
     token_secret: SecretStr = Field(description="Begins with as-.")
-
-
-def _from_commas(value: Any) -> Any:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return value or []
-
-
-_STRING = {"type": "string"}
-# A list, or one text with commas: `gpu: [H100, A100-80GB]` in a file, `-jv gpu=H100,A100-80GB` on the command line.
-Names = Annotated[
-    list[str],
-    BeforeValidator(_from_commas),
-    WithJsonSchema({"anyOf": [{"type": "array", "items": _STRING}, _STRING]}),
-]
 
 
 class _ModalFields(BaseModel):
@@ -173,35 +147,8 @@ class ModalVariables(_ModalFields, BaseVariables):
     """The form of a `modal` work pool."""
 
 
-class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
+class ModalJobConfiguration(_ModalFields, OfferedJobConfiguration):
     """How one flow run is to be run on Modal."""
-
-    @classmethod
-    async def from_template_and_values(
-        cls, base_job_template: dict[str, Any], values: dict[str, Any], client: Any = None
-    ) -> Self:
-        """Fill the pool's template.
-
-        Raises:
-            ConfigError: a job variable is invalid, and the message names each one with what to write instead; or the
-                pool does not offer it.
-        """
-        require_offered(base_job_template, values)
-        try:
-            return await super().from_template_and_values(base_job_template, values, client=client)
-        except ValidationError as error:
-            raise ConfigError(_problems(error)) from None
-
-    _run_tags: dict[str, str] = PrivateAttr(default_factory=dict)
-
-    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
-        """As every Prefect worker does it, but of the worker's settings only those that are of use in the sandbox."""
-        asked_for = set(self.env)
-        super().prepare_for_flow_run(flow_run, *args, **kwargs)
-        pairs = (tag.partition(":") for tag in flow_run.tags)
-        self._run_tags = {tag_name(name): tag_value(value) for name, _, value in pairs if name and value}
-        self.env = passing(self.env, asked_for)
-        self.env.setdefault("PYTHONUNBUFFERED", "1")  # otherwise what a flow prints shows up when it is over
 
     @staticmethod
     def _base_flow_run_command() -> str:
@@ -217,7 +164,8 @@ class ModalJobConfiguration(_ModalFields, BaseJobConfiguration):
             "prefect-flow": self.labels.get("prefect.io/flow-name"),
             "prefect-attempt": str(attempt),
         }
-        return self.tags | self._run_tags | {name: tag_value(value) for name, value in own.items() if value}
+        tags_of_run = {tag_name(name): tag_value(value) for name, value in self._run_tags.items()}
+        return self.tags | tags_of_run | {name: tag_value(value) for name, value in own.items() if value}
 
     def exclusive(self) -> dict[str, str]:
         """The tag whose sandboxes must not run beside this run's.
@@ -264,13 +212,3 @@ def pid_of(sandbox_id: str) -> str:
 def sandbox_id(infrastructure_pid: str) -> str:
     """The sandbox that a flow run's `infrastructure_pid` stands for."""
     return infrastructure_pid.removeprefix(_PID_PREFIX)
-
-
-def _problems(error: ValidationError) -> str:
-    problems = []
-    for problem in error.errors():
-        field = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        shown = "" if field.startswith("credentials") else f" (got {problem['input']!r})"
-        problems.append(f"job variable {field}: {message}{shown}")
-    return "; ".join(problems)

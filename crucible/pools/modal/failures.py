@@ -64,10 +64,6 @@ class SandboxGone(ModalFailure, NothingRuns):
     """Modal knows nothing of the sandbox any more."""
 
 
-class NotWanted(ModalFailure):
-    """The run was cancelled, or went elsewhere, before it had a sandbox."""
-
-
 PERMANENT = frozenset(kind.state_name for kind in (ImageBuildFailed, TokenRefused, RequestRefused, ApiOutOfReach))
 """Names of states that another attempt would only repeat: a person has to fix something first."""
 

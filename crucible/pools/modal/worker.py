@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotFound
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Cancelled
 from prefect.workers.base import BaseWorker
 
-from crucible.errors import CrucibleError
 from crucible.pools.common.api_retry import retry_while_away
-from crucible.pools.common.watching import WatchingResult, WatchingWorker, age_seconds, has_moved_on, look_seconds
+from crucible.pools.common.machines import Machine, MachineWorker, NotWanted
+from crucible.pools.common.watching import WatchingResult, age_seconds, look_seconds
 from crucible.pools.modal.configuration import (
     ModalJobConfiguration,
     ModalVariables,
@@ -33,17 +32,14 @@ from crucible.pools.modal.configuration import (
     tag_value,
 )
 from crucible.pools.modal.failures import (
-    End,
     LifetimeReached,
     ModalFailure,
-    NotWanted,
     SandboxGone,
     SandboxStopped,
     failure_of,
 )
 
 if TYPE_CHECKING:  # Modal's SDK is loaded with the first flow run: every worker of every type imports this module.
-    import anyio.abc
     from modal import Sandbox
 
     from crucible.pools.modal.sandboxes import Sandboxes
@@ -52,7 +48,7 @@ _BILLED_LABEL = "modal.billed_usd"
 _LAST_OUTPUT_SECONDS = 5.0
 
 
-class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariables, WatchingResult]):
+class ModalWorker(MachineWorker, BaseWorker[ModalJobConfiguration, ModalVariables, WatchingResult]):
     """Runs flow runs in Modal sandboxes."""
 
     type = "modal"
@@ -63,31 +59,10 @@ class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariabl
     _documentation_url = "https://modal.com/docs/guide/sandboxes"
     _logo_url = "https://modal.com/assets/favicon.svg"
 
-    # What Prefect calls.
+    noun = "sandbox"
+    restartable = (SandboxStopped, LifetimeReached)
 
-    async def run(
-        self,
-        flow_run: FlowRun,
-        configuration: ModalJobConfiguration,
-        task_status: anyio.abc.TaskStatus[Any] | None = None,
-    ) -> WatchingResult:
-        """Run one attempt of a flow run to its end."""
-        self.watched.add(flow_run.id)
-        try:
-            try:
-                sandboxes = await self.connect(configuration, flow_run)
-                sandbox = await self._start(flow_run, configuration, sandboxes)
-            except CrucibleError as failure:
-                await self._settle(flow_run, flow_run.run_count, configuration, None, failure)
-                if task_status:
-                    task_status.started(failure)  # an exception tells the base class that there is nothing to kill
-                return WatchingResult(identifier="")
-            if task_status:
-                task_status.started(pid_of(sandbox.object_id))
-            await self.watch(flow_run, flow_run.run_count, configuration, sandboxes, sandbox)
-            return WatchingResult(identifier=sandbox.object_id)
-        finally:
-            self.release(flow_run.id)
+    # What Prefect calls.
 
     async def kill_infrastructure(
         self, infrastructure_pid: str, configuration: ModalJobConfiguration, grace_seconds: int = 30
@@ -107,7 +82,8 @@ class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariabl
         sandboxes = await self.connect(configuration, run)
         sandbox, attempt = await self._sandbox_of(run, sandboxes)
         self.get_flow_run_logger(run).info("Worker %r watches sandbox %s now", self.name, sandbox.object_id)
-        await self.watch(run, attempt, configuration, sandboxes, sandbox, taken_over=True)
+        machine = SandboxMachine(self, run, configuration, sandboxes, sandbox, taken_over=True)
+        await self.watch(run, attempt, configuration, machine)
 
     async def _sandbox_of(self, run: FlowRun, sandboxes: Sandboxes) -> tuple[Sandbox, int]:
         """The newest sandbox of a run, and the attempt it was made for."""
@@ -152,6 +128,16 @@ class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariabl
         logger = self.get_flow_run_logger(flow_run) if flow_run else self._logger
         return await Sandboxes.connect(configuration, logger)
 
+    async def start_machine(self, flow_run: FlowRun, configuration: ModalJobConfiguration) -> SandboxMachine:
+        """Create the attempt's sandbox.
+
+        Raises:
+            CrucibleError: there is none.
+        """
+        sandboxes = await self.connect(configuration, flow_run)
+        sandbox = await self._start(flow_run, configuration, sandboxes)
+        return SandboxMachine(self, flow_run, configuration, sandboxes, sandbox)
+
     async def _start(self, flow_run: FlowRun, configuration: ModalJobConfiguration, sandboxes: Sandboxes) -> Sandbox:
         """Create the attempt's sandbox, after the former one is gone; give up when the run is cancelled meanwhile."""
         from crucible.pools.modal.sandboxes import check_api_url
@@ -192,105 +178,57 @@ class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariabl
                 logger.warning("The former sandbox %s did not end by itself: terminated", sandbox.object_id)
                 await sandboxes.terminate(sandbox)
 
-    async def watch(
+
+class SandboxMachine(Machine):
+    """One sandbox: its output in the run's logs, its end, and what it has cost."""
+
+    def __init__(
         self,
+        worker: ModalWorker,
         flow_run: FlowRun,
-        attempt: int,
         configuration: ModalJobConfiguration,
         sandboxes: Sandboxes,
         sandbox: Sandbox,
         *,
         taken_over: bool = False,
     ) -> None:
-        """Follow a sandbox to its end and give the run the state that this end calls for.
+        """`taken_over`: another worker has watched it until now."""
+        self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
+        self._sandboxes, self._sandbox, self._taken_over = sandboxes, sandbox, taken_over
+        self.name, self.pid = sandbox.object_id, pid_of(sandbox.object_id)
 
-        `attempt` is the run's `run_count` when the sandbox was made; `taken_over` says that another worker has watched
-        it until now.
-        """
+    async def end(self) -> ModalFailure:
         from crucible.pools.modal.output import STREAMS, Output, lines_shown
 
         began = time.monotonic()
-        shown = await retry_while_away(lambda: lines_shown(self.client, flow_run.id)) if taken_over else None
-        logs = {stream: flow_run_logger(flow_run).getChild(f"sandbox.{stream}") for stream in STREAMS}
+        run, client = self._flow_run, self._worker.client
+        shown = await retry_while_away(lambda: lines_shown(client, run.id)) if self._taken_over else None
+        logs = {stream: flow_run_logger(run).getChild(f"sandbox.{stream}") for stream in STREAMS}
 
         def show(stream: str, line: str) -> None:
             logs[stream].info("%s", line)
 
-        output = Output(sandbox, show if configuration.stream_output else None, shown)
+        output = Output(self._sandbox, show if self._configuration.stream_output else None, shown)
         following = asyncio.create_task(output.follow())
         try:
-            end = await self._end_of(flow_run, attempt, configuration, sandboxes, sandbox)
+            end = await self._sandboxes.end_of(self._sandbox)
             await asyncio.wait({following}, timeout=_LAST_OUTPUT_SECONDS)
-            listed = None if taken_over else (configuration.usd_per_hour or 0.0) / 3600 * (time.monotonic() - began)
-            await self._note_cost(flow_run, sandboxes, sandbox, listed)
-            failure = failure_of(end, configuration, output.last_lines)
-            await self._settle(flow_run, attempt, configuration, sandbox, failure)
-        except ModalFailure as failure:
-            await self._settle(flow_run, attempt, configuration, sandbox, failure)
         finally:
             following.cancel()
+        hourly = self._configuration.usd_per_hour or 0.0
+        await self._note_cost(None if self._taken_over else hourly / 3600 * (time.monotonic() - began))
+        return failure_of(end, self._configuration, output.last_lines)
 
-    async def _end_of(
-        self,
-        flow_run: FlowRun,
-        attempt: int,
-        configuration: ModalJobConfiguration,
-        sandboxes: Sandboxes,
-        sandbox: Sandbox,
-    ) -> End:
-        """Wait for the end; terminate the sandbox once its run has no more use for it and the grace is over."""
-        ending = asyncio.create_task(sandboxes.end_of(sandbox))
-        useless_since: float | None = None
-        try:
-            while not (await asyncio.wait({ending}, timeout=look_seconds()))[0]:
-                if not await self.has_no_use(flow_run.id, attempt, pid_of(sandbox.object_id)):
-                    useless_since = None
-                    continue
-                useless_since = useless_since or time.monotonic()
-                if time.monotonic() - useless_since >= configuration.grace_seconds:
-                    await self._terminate(flow_run, sandboxes, sandbox)
-            return ending.result()
-        finally:
-            ending.cancel()
+    async def terminate(self) -> None:
+        await self._sandboxes.terminate(self._sandbox)
 
-    async def _terminate(self, flow_run: FlowRun, sandboxes: Sandboxes, sandbox: Sandbox) -> None:
-        logger = self.get_flow_run_logger(flow_run)
-        logger.info("Terminating sandbox %s", sandbox.object_id)
-        try:
-            await sandboxes.terminate(sandbox)
-        except ModalFailure as failure:
-            logger.warning("Sandbox %s could not be terminated yet: %s", sandbox.object_id, failure)
-
-    async def _settle(
-        self,
-        flow_run: FlowRun,
-        attempt: int,
-        configuration: ModalJobConfiguration,
-        sandbox: Sandbox | None,
-        failure: CrucibleError,
-    ) -> None:
-        """Give the run a final state, if there is no sandbox, or it ended, and the run is still in this attempt."""
-        run = await self.read(flow_run.id)
-        pid = None if sandbox is None else pid_of(sandbox.object_id)
-        if run is None or run.state is None or has_moved_on(run, attempt, pid):
-            return
-        if run.state.is_cancelling():
-            message = "Its sandbox has ended" if sandbox is not None else "Cancelled before it had a sandbox"
-            await self.set_state(run.id, Cancelled(message=message))
-        elif run.state.type in (StateType.PENDING, StateType.RUNNING):
-            stopped = isinstance(failure, SandboxStopped | LifetimeReached)
-            if stopped and await self.restart(run, configuration.max_restarts, "Its sandbox was stopped"):
-                return
-            await self.give_up(run, failure)
-
-    async def _note_cost(
-        self, flow_run: FlowRun, sandboxes: Sandboxes, sandbox: Sandbox, listed_usd: float | None
-    ) -> None:
+    async def _note_cost(self, listed_usd: float | None) -> None:
         """Add what Modal bills to the run's labels, and say how the list price compares, where it is known."""
-        logger = self.get_flow_run_logger(flow_run)
+        worker = self._worker
+        logger = worker.get_flow_run_logger(self._flow_run)
         by_list = f"; ${listed_usd:.4f} by the list price" if listed_usd else ""
         try:
-            billed = await sandboxes.billed_usd(sandbox)
+            billed = await self._sandboxes.billed_usd(self._sandbox)
         except ModalFailure as failure:
             logger.info("What Modal bills could not be asked: %s%s", failure, by_list)
             return
@@ -298,7 +236,7 @@ class ModalWorker(WatchingWorker, BaseWorker[ModalJobConfiguration, ModalVariabl
             logger.info("Modal has no figure of what it bills yet%s", by_list)
             return
         logger.info("Modal bills $%.4f so far%s", billed, by_list)
-        run = await self.read(flow_run.id)
+        run = await worker.read(self._flow_run.id)
         if run is not None:
             total = float(str(run.labels.get(_BILLED_LABEL, 0.0))) + billed
-            await retry_while_away(lambda: self.client.update_flow_run_labels(run.id, {_BILLED_LABEL: total}))
+            await retry_while_away(lambda: worker.client.update_flow_run_labels(run.id, {_BILLED_LABEL: total}))

@@ -1,0 +1,158 @@
+"""Workers that give every attempt of a flow run a machine of its own: a sandbox, a batch job.
+
+`MachineWorker` starts the machine, watches it to its end, asks it to stop once the run has no use for it, and gives the
+run the state that the end calls for. A pool says how to start a machine, and its `Machine` how to wait for the end.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.states import Cancelled
+
+from crucible.errors import CrucibleError
+from crucible.pools.common.watching import PoolFailure, WatchingResult, WatchingWorker, has_moved_on, look_seconds
+
+if TYPE_CHECKING:
+    import anyio.abc
+
+
+class NotWanted(PoolFailure):
+    """The run was cancelled, or went elsewhere, before it had a machine."""
+
+    state_name = "NotWanted"
+
+
+class Machine(abc.ABC):
+    """What runs one attempt of a flow run."""
+
+    name: str
+    """As people know it: the id of a sandbox, of a batch job."""
+    pid: str
+    """As the flow run's `infrastructure_pid` has it."""
+
+    @abc.abstractmethod
+    async def end(self) -> PoolFailure:
+        """Wait for the end; returns what it is for a flow run that has no final state of its own.
+
+        Raises:
+            PoolFailure: the pool does not know the machine any more.
+        """
+
+    async def ask_to_stop(self, *, cancelled: bool) -> None:
+        """Ask it to save and leave; `cancelled`: a person wants no further attempt.
+
+        By default nothing, where the flow run's own process finds that out.
+        """
+        return
+
+    @abc.abstractmethod
+    async def terminate(self) -> None:
+        """End it at once. Raises `PoolFailure` when the pool does not do it."""
+
+
+class MachineWorker(WatchingWorker, abc.ABC):
+    """A worker with one machine per attempt. Its job configuration has `grace_seconds` and `max_restarts`."""
+
+    noun: ClassVar[str] = "machine"
+    restartable: ClassVar[tuple[type[PoolFailure], ...]] = ()
+    """Ends after which `max_restarts` puts the run back for a new machine."""
+
+    @abc.abstractmethod
+    async def start_machine(self, flow_run: FlowRun, configuration: Any) -> Machine:
+        """Start the attempt's machine, or find the one that a worker that died has started.
+
+        Raises:
+            CrucibleError: there is none.
+        """
+
+    async def run(
+        self, flow_run: FlowRun, configuration: Any, task_status: anyio.abc.TaskStatus[Any] | None = None
+    ) -> WatchingResult:
+        """Run one attempt of a flow run to its end."""
+        self.watched.add(flow_run.id)
+        try:
+            try:
+                machine = await self.start_machine(flow_run, configuration)
+            except CrucibleError as failure:
+                await self.settle(flow_run, flow_run.run_count, configuration, None, failure)
+                if task_status:
+                    task_status.started(failure)  # an exception tells the base class that there is nothing to kill
+                return WatchingResult(identifier="")
+            if task_status:
+                task_status.started(machine.pid)
+            await self.watch(flow_run, flow_run.run_count, configuration, machine)
+            return WatchingResult(identifier=machine.name)
+        finally:
+            self.release(flow_run.id)
+
+    async def watch(self, flow_run: FlowRun, attempt: int, configuration: Any, machine: Machine) -> None:
+        """Follow a machine to its end and give the run the state that this end calls for.
+
+        `attempt` is the run's `run_count` when the machine was started.
+        """
+        try:
+            failure = await self._end_of(flow_run, attempt, configuration, machine)
+        except PoolFailure as lost:
+            failure = lost
+        await self.settle(flow_run, attempt, configuration, machine, failure)
+
+    async def _end_of(self, flow_run: FlowRun, attempt: int, configuration: Any, machine: Machine) -> PoolFailure:
+        """Wait for the end; once the run has no more use for the machine, ask it to stop, and terminate it when the
+        grace is over."""
+        ending = asyncio.create_task(machine.end())
+        useless_since: float | None = None
+        try:
+            while not (await asyncio.wait({ending}, timeout=look_seconds()))[0]:
+                if not await self.has_no_use(flow_run.id, attempt, machine.pid):
+                    useless_since = None
+                    continue
+                if useless_since is None:
+                    useless_since = time.monotonic()
+                    await self._ask_to_stop(flow_run, machine)
+                if time.monotonic() - useless_since >= configuration.grace_seconds:
+                    await self._terminate(flow_run, machine)
+            return ending.result()
+        finally:
+            ending.cancel()
+
+    async def _ask_to_stop(self, flow_run: FlowRun, machine: Machine) -> None:
+        run = await self.read(flow_run.id)
+        cancelled = (
+            run is not None and run.state is not None and (run.state.is_cancelling() or run.state.is_cancelled())
+        )
+        try:
+            await machine.ask_to_stop(cancelled=cancelled)
+        except PoolFailure as failure:
+            self.get_flow_run_logger(flow_run).warning(
+                "%s %s cannot be asked to stop: %s", self.noun, machine.name, failure
+            )
+
+    async def _terminate(self, flow_run: FlowRun, machine: Machine) -> None:
+        logger = self.get_flow_run_logger(flow_run)
+        logger.info("Terminating %s %s", self.noun, machine.name)
+        try:
+            await machine.terminate()
+        except PoolFailure as failure:
+            logger.warning("%s %s could not be terminated yet: %s", self.noun, machine.name, failure)
+
+    async def settle(
+        self, flow_run: FlowRun, attempt: int, configuration: Any, machine: Machine | None, failure: CrucibleError
+    ) -> None:
+        """Give the run a final state, if there is no machine, or it ended, and the run is still in this attempt."""
+        run = await self.read(flow_run.id)
+        pid = None if machine is None else machine.pid
+        if run is None or run.state is None or has_moved_on(run, attempt, pid):
+            return
+        if run.state.is_cancelling():
+            message = f"Its {self.noun} has ended" if machine is not None else f"Cancelled before it had a {self.noun}"
+            await self.set_state(run.id, Cancelled(message=message))
+        elif run.state.type in (StateType.PENDING, StateType.RUNNING):
+            stopped = isinstance(failure, self.restartable)
+            if stopped and await self.restart(run, configuration.max_restarts, f"Its {self.noun} was stopped"):
+                return
+            await self.give_up(run, failure)
