@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
 from crucible.settings import Settings, invalid
@@ -36,6 +36,8 @@ NOT_IN_DIGEST = frozenset(
         "threads",
         "fast_gemm",
         "exact",
+        "micro_batch",
+        "chunked_loss",
     }
 )
 """Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
@@ -56,6 +58,9 @@ NANOGPT_HINTS = {
 """Keys of nanoGPT's files that have no field here, and what to do about each."""
 
 
+_MOST_SEQUENCES = 65536
+
+
 class TrainConfig(Settings):
     """Everything that describes a training run except its data."""
 
@@ -71,7 +76,7 @@ class TrainConfig(Settings):
     bias: bool = Field(False, description="Bias terms in Linear and LayerNorm, as GPT-2 has; off is a bit better.")
 
     # Batches
-    batch_size: int = Field(12, ge=1, le=65536, description="Sequences per micro-batch and process.")
+    batch_size: int = Field(12, ge=1, le=_MOST_SEQUENCES, description="Sequences per micro-batch and process.")
     gradient_accumulation_steps: int = Field(
         1, ge=1, le=65536, description="Micro-batches per step over all processes; a multiple of their number."
     )
@@ -111,6 +116,16 @@ class TrainConfig(Settings):
         description="On cuda: auto takes deterministic kernels and reports if one is missing; required refuses to "
         "train then; off takes the fastest kernels. On a CPU a run is always exact.",
     )
+    micro_batch: Annotated[int, Field(ge=1, le=_MOST_SEQUENCES)] | Literal["auto"] = Field(
+        "auto",
+        description="Sequences computed at a time, which does not change what is trained; auto: as many as fit a GPU, "
+        "fewer when its memory runs out; on a CPU batch_size.",
+    )
+    chunked_loss: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compute the loss without keeping the logits, which saves memory and time with a large vocabulary; "
+        "auto: on cuda.",
+    )
 
     # Checkpoints
     checkpoint_interval_seconds: float | None = Field(
@@ -119,6 +134,17 @@ class TrainConfig(Settings):
     keep_checkpoints: int = Field(
         3, ge=1, le=100_000, description="Local checkpoints kept when the trainer runs on its own."
     )
+
+    @field_validator("micro_batch", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: Any) -> Any:
+        """One message instead of one for each type that it may have."""
+        text = str(value).strip()
+        if text != "auto" and not (text.isdecimal() and 1 <= int(text) <= _MOST_SEQUENCES):
+            raise invalid(
+                f"micro_batch = {value!r} must be 'auto' or a number of sequences from 1 to {_MOST_SEQUENCES}"
+            )
+        return text if text == "auto" else int(text)
 
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:

@@ -48,6 +48,8 @@ def test_presets_are_the_documented_runs() -> None:
         ({"min_lr": 1.0}, ["min_lr = 1.0", "learning_rate = 0.001", "lower it"]),
         ({"warmup_iters": 3000}, ["warmup_iters = 3000", "max_iters = 2000"]),
         ({"lr_decay_iters": 50}, ["lr_decay_iters = 50", "warmup_iters = 100"]),
+        ({"micro_batch": "all"}, ["micro_batch = 'all' must be 'auto' or a number of sequences"]),
+        ({"micro_batch": True}, ["micro_batch = True must be"]),
         ({"n_layer": 0, "batch_size": "many"}, ["n_layer = 0", "batch_size = 'many'"]),
     ],
 )
@@ -114,7 +116,14 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
         "beta2": 0.9,
         "min_lr": 0.0,
     }
-    watching = {"device": "cpu", "compile": True, "fast_gemm": "off", "exact": "off"}
+    watching = {
+        "device": "cpu",
+        "compile": True,
+        "fast_gemm": "off",
+        "exact": "off",
+        "micro_batch": 7,
+        "chunked_loss": "on",
+    }
     for name in TrainConfig.model_fields:
         value = getattr(base, name)
         changed = {**other, **watching}.get(name, 7 if value is None else value * 2)

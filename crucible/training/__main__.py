@@ -49,6 +49,11 @@ def main(arguments: list[str] | None = None) -> int:
     except CrucibleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not be imported yet
+            raise
+        print(f"error: the model and its optimizer do not fit the GPU's memory: {error}", file=sys.stderr)
+        return 1
 
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
@@ -71,6 +76,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
             gemm = cpu.choose_gemm(config.fast_gemm, resume_from)  # before torch is imported
 
         from crucible.training.data import Dataset
+        from crucible.training.micro_batch import recorded_environment
         from crucible.training.processes import Processes
         from crucible.training.trainer import Trainer
         from crucible.workload.metrics import Metrics
@@ -78,7 +84,14 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         processes = Processes()
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
         log = _log if processes.first else _silent
-        trainer = Trainer(config, Dataset(data), gemm=gemm.backend if gemm else "mkl", processes=processes, log=log)
+        trainer = Trainer(
+            config,
+            Dataset(data),
+            gemm=gemm.backend if gemm else "mkl",
+            processes=processes,
+            before=recorded_environment(resume_from),
+            log=log,
+        )
         _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, log)
         if resume_from is not None:
             trainer.resume(resume_from)

@@ -12,7 +12,10 @@ import torch
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 
-__all__ = ["choose_device", "choose_precision", "inexact_reason", "may_compile"]
+__all__ = ["choose_device", "choose_precision", "inexact_reason", "may_chunk_loss", "may_compile"]
+
+_SMALL_VOCABULARY = 4096
+"""Up to here the logits take less memory than the activations of a layer or two."""
 
 
 def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
@@ -109,3 +112,13 @@ def may_compile(config: TrainConfig, log: Callable[[str], None]) -> bool:
         return True
     log("compile = true needs a C++ compiler (g++ or clang++), which is not installed: training continues uncompiled")
     return False
+
+
+def may_chunk_loss(config: TrainConfig, device: torch.device, precision: torch.dtype, vocab_size: int) -> bool:
+    """Whether to compute the loss without keeping the logits: `auto` means on a GPU with a large vocabulary.
+
+    Never in float16, in which its sums may overflow.
+    """
+    if precision == torch.float16 or config.chunked_loss == "off":
+        return False
+    return config.chunked_loss == "on" or (device.type == "cuda" and vocab_size > _SMALL_VOCABULARY)

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError
+from crucible.training.cross_entropy import chunked_cross_entropy
 from crucible.training.state import read_state
 from crucible.workload.folders import MODEL
 
@@ -128,6 +129,8 @@ class GPT(nn.Module):
         self.transformer = Transformer(config, rows)
         self.lm_head = nn.Linear(config.n_embd, rows, bias=False)
         self.lm_head.weight = self.transformer.wte.weight
+        self.chunked_loss = False
+        """Whether training computes the loss without keeping the logits."""
         self._initialise()
 
     @torch.no_grad()
@@ -145,7 +148,10 @@ class GPT(nn.Module):
 
         T may be at most `config.block_size`: there are no position embeddings beyond it.
         """
-        logits_BTV: Tensor = self.lm_head(self.transformer(tokens_BT))
+        x_BTD = self.transformer(tokens_BT)
+        if self.chunked_loss and self.training and targets_BT is not None:
+            return chunked_cross_entropy(x_BTD.flatten(0, 1), self.lm_head.weight, targets_BT.flatten())
+        logits_BTV: Tensor = self.lm_head(x_BTD)
         if targets_BT is None:
             return logits_BTV[..., : self.vocab_size]
         return functional.cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten())

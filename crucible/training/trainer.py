@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,16 @@ import torch
 from torch import Tensor
 
 from crucible.config import TrainConfig
+from crucible.errors import TrainingError
 from crucible.training.checkpointing import Checkpointer
 from crucible.training.data import TRAIN_STREAM, Dataset
-from crucible.training.device import choose_device, choose_precision, inexact_reason, may_compile
+from crucible.training.device import choose_device, choose_precision, inexact_reason, may_chunk_loss, may_compile
 from crucible.training.evaluate import EvaluationStopped
 from crucible.training.losses import Losses
+from crucible.training.micro_batch import MOST_TOKENS, largest_divisor, out_of_memory, rows_that_fit
 from crucible.training.model import GPT
 from crucible.training.optimizer import ADAMW_IS_AS_KNOWN, FlatAdamW, learning_rate
+from crucible.training.prefetch import Prefetch, Rows
 from crucible.training.processes import Processes
 from crucible.training.progress import Means, Progress
 from crucible.training.saver import Saver
@@ -69,12 +72,15 @@ class Trainer:
         *,
         gemm: str = "mkl",
         processes: Processes | None = None,
+        before: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
+        """`gemm`: what `cpu.choose_gemm` has chosen. `before`: the environment record of what is to be resumed."""
         self.config, self.dataset, self.log = config, dataset, log
         self.processes = processes or Processes()
         dataset.require_block_size(config.block_size)
-        self.micro_steps = self.processes.share(config)
+        self.rows = self.processes.share(config) * config.batch_size
+        """Of each step, in this process."""
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
 
         self.device = choose_device(config, self.processes.local_rank)
@@ -88,6 +94,7 @@ class Trainer:
         np.random.seed(config.seed % 2**32)
         random.seed(config.seed)
         self.model = GPT(config, dataset.vocab_size).to(self.device)  # drawn on the CPU: equal on every device
+        self.model.chunked_loss = may_chunk_loss(config, self.device, precision, dataset.vocab_size)
         if self.processes.rank:
             torch.manual_seed(config.seed + self.processes.rank)  # dropout differs between processes
         if self.device.type == "cpu":
@@ -101,10 +108,16 @@ class Trainer:
             self.optimizer, self.replicas = FlatAdamW(self.model, config), None
         if not ADAMW_IS_AS_KNOWN:
             log(f"torch {torch.__version__} has another AdamW function than this version knows; its optimizer is used")
-        self.forward = torch.compile(self.model) if compiled else self.model
+        # A GPU's kernels are compiled for the sizes that there are; there is one size of micro-batch.
+        dynamic = False if self.device.type == "cuda" else None
+        self.forward = torch.compile(self.model, dynamic=dynamic) if compiled else self.model
 
         self.step = 0
         self.losses = Losses(self.model, dataset, config, self.autocast)
+        self._prefetch = Prefetch(self.device, self._gather) if self.device.type == "cuda" else None
+        self.micro_batch = self._choose_micro_batch(before or {})
+        if self.device.type == "cuda" or config.micro_batch != "auto" or self.model.chunked_loss:
+            self.environment |= {"micro_batch": self.micro_batch, "chunked_loss": self.model.chunked_loss}
         if self.device.type == "cuda":
             reason = inexact_reason(config.exact, self._try_step, log)
             self.environment |= {"exact": reason is None} | ({"not_exact_because": reason} if reason else {})
@@ -182,15 +195,76 @@ class Trainer:
         self._compute_gradients()
         restore_rng(generators, self.device)
 
+    def _choose_micro_batch(self, before: Mapping[str, Any]) -> int:
+        """How many rows to compute at a time: on the same kind of device as many as before, for the same bits."""
+        config = self.config
+        recorded = before.get("micro_batch") if before.get("device") == self.device.type else None
+        wanted = (recorded or config.batch_size) if config.micro_batch == "auto" else config.micro_batch
+        if config.micro_batch == "auto" and recorded is None and self.device.type == "cuda":
+            limit = min(self.rows, max(config.batch_size, MOST_TOKENS // config.block_size))
+            free, _ = torch.cuda.mem_get_info(self.device)
+            free += torch.cuda.memory_reserved(self.device)
+            wanted = rows_that_fit(limit, config.block_size, self._peak_bytes, free)
+        size = largest_divisor(self.rows, wanted)
+        if config.micro_batch not in ("auto", size):
+            self.log(f"micro_batch = {size}, since {self.rows} rows of a step cannot be cut evenly by {wanted}")
+        return size
+
+    def _peak_bytes(self, rows: int) -> int:
+        """What computing so many rows took at most of the GPU's memory, uncompiled, with all that is in it already."""
+        strict = torch.get_deterministic_debug_mode()
+        torch.use_deterministic_algorithms(bool(strict), warn_only=True)  # whether it is exact is tried later
+        generators = capture_rng(self.device)
+        try:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            window = self._gather(Rows(0, 0, min(rows, self.rows))).to(self.device)
+            self._accumulate(self.model, [(window[:, :-1], window[:, 1:])], 1.0)
+            return torch.cuda.max_memory_allocated(self.device)
+        finally:
+            restore_rng(generators, self.device)
+            torch.set_deterministic_debug_mode(strict)
+
     def _compute_gradients(self) -> Tensor:
-        """Leave the gradients of the mean loss over the micro-batches in the optimizer, and return that loss."""
-        if self.replicas is not None:
-            return self.replicas.compute_gradients(
-                self._accumulate, self._batch, self.micro_steps, self.config.batch_size
+        """Leave the gradients of the mean loss over this process's rows in the optimizer, and return that loss.
+
+        Raises TrainingError where a GPU's memory does not suffice.
+        """
+        # Dropout draws: those of an attempt that ran out of memory must not count.
+        draws = self.config.dropout > 0
+        generators = _torch_generators(self.device) if draws else []
+        while True:
+            try:
+                return self._compute_rows()
+            except torch.OutOfMemoryError as error:
+                problem = out_of_memory(error, self.device)
+            self._take_fewer_rows(problem)
+            if draws:
+                _restore_torch_generators(generators, self.device)
+
+    def _take_fewer_rows(self, problem: str) -> None:
+        """Go on with half the rows at a time; raises TrainingError where that is not allowed or not possible."""
+        rows = self.micro_batch
+        what = f"out of memory at step {self.step + 1}, with {rows} rows of {self.config.block_size} tokens at a time"
+        if rows == 1:
+            raise TrainingError(
+                f"{what} ({problem}); use a smaller model or block_size, or a GPU with more memory, and look whether "
+                f"another program holds memory (`crucible doctor`)"
             )
+        fewer = largest_divisor(self.rows, rows // 2)
+        if self.config.micro_batch != "auto":
+            raise TrainingError(f"{what} ({problem}); set micro_batch = {fewer} or 'auto', which trains the same")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.micro_batch = self.environment["micro_batch"] = fewer
+        self.log(f"{what} ({problem}): the step is computed again, and training continues, with {fewer} rows at a time")
+
+    def _compute_rows(self) -> Tensor:
+        count = self.rows // self.micro_batch
+        if self.replicas is not None:
+            return self.replicas.compute_gradients(self._accumulate, self._batch, count, self.micro_batch)
         self.optimizer.gradients.zero_()
-        batches = (self._batch(micro_step, range(self.config.batch_size)) for micro_step in range(self.micro_steps))
-        return self._accumulate(self.forward, batches, 1 / self.micro_steps)
+        batches = (self._batch(micro_step, range(self.micro_batch)) for micro_step in range(count))
+        return self._accumulate(self.forward, batches, 1 / count)
 
     def _accumulate(
         self, forward: Callable[[Tensor, Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]], weight: float
@@ -206,19 +280,26 @@ class Trainer:
 
     def _batch(self, micro_step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some rows of this process's micro-batch of this step."""
-        size = self.config.batch_size
-        first = (self.processes.rank * self.micro_steps + micro_step) * size
-        window = self.dataset.train.batch(
+        wanted = Rows(self.step, micro_step * self.micro_batch + rows.start, len(rows))
+        if self._prefetch is None:
+            window = self._gather(wanted).to(self.device)
+        else:
+            after = wanted.first + wanted.length
+            following = Rows(self.step, after, len(rows)) if after < self.rows else Rows(self.step + 1, 0, len(rows))
+            window = self._prefetch.take(wanted, following)
+        return window[:, :-1], window[:, 1:]
+
+    def _gather(self, rows: Rows) -> Tensor:
+        """Rows of this process's share of a step, with the token after each: (rows, block_size + 1) in memory."""
+        first = self.processes.rank * self.rows + rows.first
+        return self.dataset.train.batch(
             self.config.seed,
             TRAIN_STREAM,
-            self.step,
-            slice(first + rows.start, first + rows.stop),
-            self.config.gradient_accumulation_steps * size,
+            rows.step,
+            slice(first, first + rows.length),
+            self.config.gradient_accumulation_steps * self.config.batch_size,
             self.config.block_size,
         )
-        on_gpu = self.device.type == "cuda"
-        window = (window.pin_memory() if on_gpu else window).to(self.device, non_blocking=on_gpu)
-        return window[:, :-1], window[:, 1:]
 
     def _evaluation_due(self, last: int) -> bool:
         """At every `eval_interval`, also in a run that was stopped during this evaluation and is resumed."""
@@ -233,6 +314,11 @@ class Trainer:
                     train_loss, val_loss = measure(self.step, self._stop)
             except EvaluationStopped:
                 return False
+            except torch.OutOfMemoryError as error:
+                problem = out_of_memory(error, self.device)
+                raise TrainingError(
+                    f"out of memory while the losses of step {self.step} are measured: {problem}"
+                ) from None
             self._metrics.write(step=self.step, val_loss=val_loss, train_loss_estimate=train_loss)
             self.log(f"step {self.step}: train loss {train_loss:.4f}, val loss {val_loss:.4f}")
         return True
@@ -296,3 +382,15 @@ class Trainer:
         self.log(f"resumed at step {self.step} from {folder}")
         if changed := changes(state["environment"], self.environment):
             self.log(f"exact in state but not in bits, since this is another environment: {', '.join(changed)}")
+
+
+def _torch_generators(device: torch.device) -> list[Tensor]:
+    """The states that dropout draws from: cheap enough to be taken before every step."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+def _restore_torch_generators(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

@@ -34,7 +34,8 @@ def replica_count(config: TrainConfig, model: nn.Module) -> int:
     replicas would take more than a GiB of memory, or with dropout, since all threads of a process draw from one
     generator, in an order that would not repeat.
     """
-    threads, rows = torch.get_num_threads(), config.batch_size
+    threads = torch.get_num_threads()
+    rows = config.batch_size if config.micro_batch == "auto" else config.micro_batch
     gradient_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
     if config.dropout > 0 or rows < threads or (threads - 1) * gradient_bytes > _FURTHER_GRADIENT_BYTES:
         return 1
@@ -89,6 +90,8 @@ class Replicas:
         def of_thread(number: int) -> Tensor:
             self._gradients[number].zero_()
             rows = range(batch_size)[number * rows_each : (number + 1) * rows_each]
+            if not rows:  # fewer rows at a time than threads
+                return torch.zeros(())
             own = (batch(number_of_batch, rows) for number_of_batch in range(batches))
             return accumulate(self.models[number], own, len(rows) / (batch_size * batches))
 
