@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
 from crucible.resources import Resources
-from crucible.script_config import EvaluateStage, ScriptConfig, ScriptSettings, inside, split
+from crucible.script_config import DrillRun, EvaluateStage, ScriptConfig, ScriptSettings, inside, split
 from crucible.script_presets import with_preset
 from crucible.settings import Count, Dollars, Hours
 
@@ -37,6 +37,9 @@ class RunConfig(ScriptSettings):
     )
     evaluate: EvaluateStage | None = Field(
         None, description="A command that runs after the training, with its newest checkpoint and outputs in place."
+    )
+    drill: DrillRun | None = Field(
+        None, description="What crucible drill --script runs: a short training. Empty: the command itself."
     )
     name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
     include: list[str] = Field(

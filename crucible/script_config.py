@@ -16,7 +16,15 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.settings import MOST, Settings, invalid, shown
 
-__all__ = ["CheckpointFiles", "EvaluateStage", "MetricsSource", "ScriptConfig", "ScriptSettings", "secret_block"]
+__all__ = [
+    "CheckpointFiles",
+    "DrillRun",
+    "EvaluateStage",
+    "MetricsSource",
+    "ScriptConfig",
+    "ScriptSettings",
+    "secret_block",
+]
 
 MetricsFormat = Literal["contract", "nanogpt", "huggingface", "lightning", "jsonl", "tensorboard", "pattern"]
 
@@ -237,6 +245,24 @@ class EvaluateStage(Settings):
             env=trained.env,
             secrets=trained.secrets,
         )
+
+
+class DrillRun(Settings):
+    """What `crucible drill --script` runs instead of the whole training."""
+
+    model_config = ConfigDict(title="Drill")
+
+    command: list[str] = Field(
+        min_length=1,
+        description="The command line, as a text or as a list: a training of about a minute that saves every few "
+        "seconds.",
+    )
+    total_steps: int | None = Field(None, ge=1, le=MOST, description="How many steps that is.")
+
+    @field_validator("command", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return split("command", value) if isinstance(value, str) else value
 
 
 def split(field: str, line: str) -> list[str]:

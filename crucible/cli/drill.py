@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from crucible.rehearsal.drill.drill import Drill, DrillResult
     from crucible.rehearsal.drill.stage import Stage
+    from crucible.rehearsal.drill.workload import ScriptFindings
 
 
 def register(app: typer.Typer) -> None:
@@ -30,14 +31,23 @@ def drill(
         str, typer.Option(help="Only these faults, with commas, such as pause-agent,pause-in-start. Default: all.")
     ] = "",
     s3: Annotated[bool, typer.Option("--s3", help="Keep everything in S3 (a local stand-in, over HTTP).")] = False,
-    folder: Annotated[Optional[Path], typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,  # noqa: UP045
+    script: Annotated[
+        Path | None,
+        typer.Option(help="A folder with a crucible.yaml: drill the script in it.", file_okay=False, exists=True),
+    ] = None,
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- COMMAND…", help="With --script: run this instead of what crucible.yaml names."),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Work here and keep it; default: a temporary folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Train a small job through a real server, worker and pool while a seeded plan interrupts it, and compare the final
     weights with those of an undisturbed run.
 
     It has a server, a worker and a store of its own; what you have running is left alone. Exit code 1 when a committed
-    step was lost, the weights differ, or a fault could not strike.
+    step was lost, the weights differ, or a fault could not strike. A script of yours may end with other weights, if it
+    resumes less exactly than Crucible's trainer; the result says so.
     """
     import json
     import tempfile
@@ -48,12 +58,16 @@ def drill(
     from crucible.errors import ConfigError
     from crucible.rehearsal.drill.drill import Drill
     from crucible.rehearsal.drill.plan import chosen
+    from crucible.rehearsal.drill.script import OwnScript
 
     stage_of_pool = _stages().get(pool)
     if stage_of_pool is None:
         raise ConfigError(f"pool: {pool!r} cannot be drilled; choose {', '.join(_stages())}")
     if s3 and pool not in ("local", "modal"):
         raise ConfigError(f"--s3: {pool} has a store of its own in the drill; leave the option out")
+    if command and script is None:
+        raise ConfigError("a command is only used with --script FOLDER")
+    own = OwnScript(script, command or []) if script else None
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
         place = (folder or Path(temporary)).absolute()
@@ -61,9 +75,11 @@ def drill(
         with Live(console=console, refresh_per_second=2) as live:
             live.update("bringing up a server, a worker and a store")
             with stage_of_pool(place, s3) as stage:
+                if own:
+                    stage.faults = own.faults(stage.faults)
                 if faults:
                     stage.faults = chosen(stage.faults, faults)
-                result = Drill(stage, kills, seed, lambda running: live.update(_table(running))).run()
+                result = Drill(stage, kills, seed, lambda running: live.update(_table(running)), own).run()
             live.update(_table(result))
         if not console.is_terminal:
             console.print()  # rich leaves the last line of a live display open in a pipe
@@ -142,16 +158,37 @@ def _summary(result: DrillResult) -> str:
     from itertools import groupby
 
     pools = " → ".join(pool for pool, _ in groupby(result.pools))
-    same = "identical" if result.weights_sha256 == result.undisturbed_sha256 else "DIFFERENT"
     lines = [
         f"{result.struck} of {result.kills} faults over {result.attempts} attempts, seed {result.seed}, "
         f"pool {result.pool}, store {result.store}",
         f"committed steps lost: {result.committed_steps_lost}   steps repeated: {result.steps_repeated} "
         f"of {result.steps}   time: {result.seconds:.0f} s (undisturbed {result.undisturbed_seconds:.0f} s)",
         f"cost of all attempts: ${result.cost_usd:.4f}   pools: {pools}",
-        f"final weights: {same}",
-        f"  disturbed   {result.weights_sha256 or 'none'}",
-        f"  undisturbed {result.undisturbed_sha256}",
+        *(_of_script(result.script) if result.script else _weights(result)),
         "PASSED" if result.passed else "FAILED: " + "; ".join(result.failures),
     ]
     return "\n".join(lines)
+
+
+def _weights(result: DrillResult) -> list[str]:
+    same = "identical" if result.weights_sha256 == result.undisturbed_sha256 else "DIFFERENT"
+    return [
+        f"final weights: {same}",
+        f"  disturbed   {result.weights_sha256 or 'none'}",
+        f"  undisturbed {result.undisturbed_sha256}",
+    ]
+
+
+def _of_script(found: ScriptFindings) -> list[str]:
+    from crucible.formatting import duration
+
+    intervals = found.most_steps_repeated / max(1, found.interval_steps)
+    whole = f"{len(found.broken)} NOT WHOLE" if found.broken else "all whole"
+    return [
+        f"{found.folder} saves every {found.interval_steps} steps ({duration(found.interval_seconds)}); "
+        f"repeated after one fault: {found.most_steps_repeated} steps at most, {intervals:.1f} of its intervals",
+        f"checkpoints committed: {found.checkpoints_read}, {whole}",
+        "resume: exact, the final tensors are those of the undisturbed run"
+        if found.exact
+        else f"resume: NOT EXACT: {found.difference}",
+    ]

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, Any] = {
     "output": ["out"],
     "reseed": True,
     "evaluate": {"command": "python evaluate.py", "output": ["report.json"]},
+    "drill": {"command": "python train.py --steps 2000", "total_steps": 2000},
     "include": ["configs/local.yaml"],
     "data": ["data"],
     "dependencies": "requirements.txt",

@@ -159,12 +159,12 @@ def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] =
     require_reachable(store, run.config.pool)
     store.require_guarantees()
     if run.dockerfile:
-        run = _with_image(run, report)
+        run = with_image(run, report)
     run.packed.upload(store, report)
     return start_flow_run(api, DEPLOYMENT, run.parameters(), run.job)
 
 
-def _with_image(run: ScriptRun, report: Callable[[str], None]) -> ScriptRun:
+def with_image(run: ScriptRun, report: Callable[[str], None] = lambda _: None) -> ScriptRun:
     """The same run, in the image of its Dockerfile: built here, and pushed to the AWS stack's repository for EC2."""
     from crucible.pools.docker import own_image, registry
     from crucible.pools.docker.images import build

@@ -26,6 +26,7 @@ from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.plan import chosen
 from crucible.rehearsal.drill.stage import Stage, local_stage
+from crucible.rehearsal.drill.workload import Trainer
 from crucible.script_config import ScriptConfig
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
@@ -57,7 +58,7 @@ def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
     """
     harmless = replace(stage, faults=chosen(stage.faults, "kill-in-save,kill-all"))
     with ThreadPoolExecutor(1) as executor:
-        yield executor.submit(Drill(harmless, kills=2, seed=3, seconds_between_faults=2.5).run)
+        yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=2.5)).run)
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:

@@ -34,6 +34,8 @@ class Fault:
     """It strikes before the attempt has begun to train, which leaves it without a commit of its own."""
     with_notice: bool = False
     """The attempt has the time to save: it must lose no step at all."""
+    always: bool = False
+    """Every plan has it, however few faults it has."""
     comes_last: bool = False
     """What it does shows in how the job goes on, if nothing else strikes then."""
     training_seconds: float = 0.0

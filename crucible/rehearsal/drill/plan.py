@@ -10,7 +10,8 @@ from crucible.rehearsal.drill.faults import Fault
 
 
 def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
-    """`count` faults: every kind once, in random order, before any comes a second time; `comes_last` ends its turn.
+    """`count` faults: every kind once, in random order, before any comes a second time; `comes_last` ends its turn,
+    and those that are `always` there are in the first turn, however short.
 
     Two faults in a row must not both leave an attempt without a commit of its own, or the supervisor would rightly
     stop the job for making no progress; a fault that strikes before training has begun is therefore put behind one
@@ -21,7 +22,10 @@ def make_plan(faults: Sequence[Fault], count: int, seed: int) -> list[Fault]:
     rng = Random(seed)
     plan: list[Fault] = []
     while len(plan) < count:
-        turn = rng.sample(faults, len(faults))[: count - len(plan)]
+        turn = rng.sample(faults, len(faults))
+        turn = sorted(turn, key=lambda fault: not fault.always)[: count - len(plan)]
+        if any(fault.always for fault in turn):
+            rng.shuffle(turn)
         plan += sorted(turn, key=lambda fault: fault.comes_last)
     for index, fault in enumerate(plan):
         before = plan[index - 1] if index else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import FOLDER
 from crucible.jobs.job import Attempt, Job
 from crucible.local.state import Home, State
+
+_WORKLOADS = {"crucible.training", "crucible.adapter"}
 
 
 @dataclass
@@ -30,6 +33,12 @@ class Scene:
     """Give the machine's EC2 notice: it will go in so many seconds."""
     steps_to_wait: int = field(default=0)
     """So many steps after its first commit the current attempt is struck; drawn anew for each fault."""
+    seconds_to_wait: float | None = None
+    """The same in seconds, instead: heartbeats, which report steps, come more seldom than some scripts save."""
+    reached_step: int = 0
+    """The step at which the current attempt was struck, where the drill could see it."""
+    _committed_at: dict[int, float] = field(default_factory=dict)
+    """When the first commit of an attempt was seen, by its number; monotonic seconds."""
 
     @property
     def attempt(self) -> Attempt | None:
@@ -43,7 +52,13 @@ class Scene:
         if attempt is None or (start := attempt.read_start()) is None or (beat := attempt.read_heartbeat()) is None:
             return False
         own = [c.step for c in Checkpoints(self.job).list() if c.attempt == attempt.number and c.step > start.step]
-        return bool(own) and beat.step >= min(own) + self.steps_to_wait
+        if not own:
+            return False
+        if self.seconds_to_wait is None:
+            return beat.step >= min(own) + self.steps_to_wait
+        return (
+            time.monotonic() >= self._committed_at.setdefault(attempt.number, time.monotonic()) + self.seconds_to_wait
+        )
 
     def moment_of_starting(self) -> float:
         """Seconds from a claim to a moment before the first step, drawn; the early ones, of restoring, are likelier."""
@@ -57,12 +72,12 @@ class Scene:
         return _process(claim.pid) if claim else None
 
     def workload(self) -> psutil.Process | None:
-        """The trainer under that agent."""
+        """The trainer under that agent, or the adapter of a script."""
         agent = self.agent()
         if agent is None:
             return None
         with suppress(psutil.NoSuchProcess):
-            return next((p for p in agent.children() if "crucible.training" in " ".join(p.cmdline())), None)
+            return next((p for p in agent.children() if _WORKLOADS & set(p.cmdline())), None)
         return None
 
     def supervisor(self) -> psutil.Process | None:
