@@ -332,7 +332,8 @@ def sweep(what: str | Mapping[str, Any], store: str | None = None, **parameters:
 def _training(what: str | TrainConfig, dataset: DatasetConfig | Mapping[str, Any] | None) -> dict[str, Any]:
     parameters: dict[str, Any] = {"preset": what if isinstance(what, str) else _DEFAULT_PRESET}
     if isinstance(what, TrainConfig):
-        parameters["config"] = what.model_dump(mode="json", exclude_none=True)
+        # The model's shape comes from the weights, unless it was stated.
+        parameters["config"] = what.model_dump(mode="json", exclude_none=True, exclude_unset=what.init_from is not None)
     if dataset is not None:
         parsed = dataset if isinstance(dataset, DatasetConfig) else DatasetConfig.parse(dataset)
         parameters["dataset"] = parsed.model_dump(mode="json", exclude_unset=True)

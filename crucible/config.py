@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -19,7 +20,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from crucible.errors import ConfigError
 from crucible.settings import Settings, invalid
 
-__all__ = ["NOT_IN_DIGEST", "TrainConfig", "preset_names"]
+__all__ = ["NOT_IN_DIGEST", "ConfigDraft", "TrainConfig", "preset_names"]
 
 NOT_IN_DIGEST = frozenset(
     {
@@ -46,7 +47,6 @@ NOT_IN_DIGEST = frozenset(
 NANOGPT_HINTS = {
     "eval_only": "run the evaluate flow on the job",
     "always_save_checkpoint": "remove it, checkpoints are always saved",
-    "init_from": "remove it, a job that is started again resumes by itself; published weights cannot be loaded",
     "betas": "set beta1 and beta2",
     "out_dir": "remove it, `crucible checkpoints get JOB DIR` fetches checkpoints",
     "dataset": "give the dataset beside the configuration",
@@ -74,6 +74,16 @@ class TrainConfig(Settings):
     block_size: int = Field(64, ge=1, le=1_048_576, description="Context length in tokens.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout probability; 0 is good for pretraining.")
     bias: bool = Field(False, description="Bias terms in Linear and LayerNorm, as GPT-2 has; off is a bit better.")
+
+    # Start
+    init_from: str | None = Field(
+        None,
+        max_length=4096,
+        description="Weights to start from instead of random ones: a Hugging Face GPT-2 folder, a .safetensors file, "
+        "nanoGPT's ckpt.pt, job:NAME[@STEP|@best], or hf:ORG/NAME (also gpt2, gpt2-medium, gpt2-large, gpt2-xl). "
+        "resume:PATH goes on where nanoGPT's ckpt.pt stopped, with its optimizer and step. The model's shape comes "
+        "from the checkpoint. Empty: random weights.",
+    )
 
     # Batches
     batch_size: int = Field(12, ge=1, le=_MOST_SEQUENCES, description="Sequences per micro-batch and process.")
@@ -146,6 +156,13 @@ class TrainConfig(Settings):
             )
         return text if text == "auto" else int(text)
 
+    @field_validator("init_from", mode="before")
+    @classmethod
+    def _read_nanogpts_init_from(cls, value: Any) -> Any:
+        if value == "resume":
+            raise invalid("'resume' does not name a checkpoint; write resume:OUT_DIR/ckpt.pt")
+        return None if value in ("", "scratch") else value
+
     @model_validator(mode="after")
     def _check_fields_together(self) -> Self:
         if self.n_embd % self.n_head:
@@ -172,34 +189,16 @@ class TrainConfig(Settings):
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
         """The shipped preset `name` (see `preset_names`), with fields replaced by `overrides`."""
-        if name not in preset_names():
-            raise ConfigError(f"preset = {name!r} does not exist; choose one of {', '.join(preset_names())}")
-        text = (resources.files("crucible") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
-        return cls.parse({**yaml.safe_load(text), **overrides}, source=f"preset {name}")
+        return ConfigDraft.preset(name, overrides).config(f"preset {name}")
 
     @classmethod
     def from_file(cls, path: str | Path) -> TrainConfig:
-        """Read a YAML or JSON file of settings; whatever it leaves out has its default."""
-        try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ConfigError(f"config file {path} cannot be read: {reason}") from None
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(f"config file {path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise ConfigError(f"config file {path} must hold settings as `key: value`, not a {type(values).__name__}")
-        return cls.parse(values, source=str(path))
+        """Read a file of settings (see `ConfigDraft.from_file`); whatever it leaves out has its default."""
+        return ConfigDraft.from_file(path).config()
 
     def with_overrides(self, overrides: Mapping[str, Any]) -> TrainConfig:
         """A copy with some fields replaced; strings, as from a command line, are parsed (`none` empties a field)."""
-        parsed = {
-            key: None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
-            for key, value in overrides.items()
-        }
-        return self.parse({**self.model_dump(), **parsed})
+        return ConfigDraft(self.model_dump(), {}).with_overrides(overrides).config()
 
     @property
     def decay_end(self) -> int:
@@ -228,6 +227,8 @@ class TrainConfig(Settings):
         """sha256 over the canonical JSON of the fields that decide which weights come out (not `NOT_IN_DIGEST`)."""
         fields = self.model_dump(mode="json", exclude=set(NOT_IN_DIGEST))
         fields["lr_decay_iters"] = self.decay_end
+        if self.init_from is None:  # digests from before there was this field stay valid
+            del fields["init_from"]
         canonical = json.dumps({"schema_version": 1, **fields}, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -236,3 +237,58 @@ def preset_names() -> list[str]:
     """Names that `TrainConfig.preset` accepts, sorted."""
     folder = resources.files("crucible") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+@dataclass(frozen=True)
+class ConfigDraft:
+    """A configuration before its checks, which still knows what a person stated and what is a starting point.
+
+    A checkpoint to start from takes its place between the two.
+    """
+
+    base: Mapping[str, Any]
+    stated: Mapping[str, Any]
+    source: str = ""
+    """The file that messages name."""
+
+    @classmethod
+    def preset(cls, name: str, stated: Mapping[str, Any]) -> ConfigDraft:
+        """The shipped preset `name` as the starting point. Raises ConfigError when there is none of this name."""
+        if name not in preset_names():
+            raise ConfigError(f"preset = {name!r} does not exist; choose one of {', '.join(preset_names())}")
+        text = (resources.files("crucible") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
+        return cls(yaml.safe_load(text), stated)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> ConfigDraft:
+        """Everything that a YAML or JSON file states. Raises ConfigError naming what is wrong with it."""
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ConfigError(f"config file {path} cannot be read: {reason}") from None
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ConfigError(f"config file {path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
+        if values is None:
+            values = {}
+        if not isinstance(values, dict):
+            raise ConfigError(f"config file {path} must hold settings as `key: value`, not a {type(values).__name__}")
+        return cls({}, values, str(path))
+
+    def with_overrides(self, overrides: Mapping[str, Any]) -> ConfigDraft:
+        """State some values more; of strings, as from a command line, `none` empties a field."""
+        parsed = {
+            key: None if isinstance(value, str) and value.lower() in ("none", "null", "") else value
+            for key, value in overrides.items()
+        }
+        return replace(self, stated={**self.stated, **parsed})
+
+    @property
+    def init_from(self) -> str | None:
+        """What is stated as weights to start from. Raises ConfigError when it is no text that could name any."""
+        value = self.stated.get("init_from", self.base.get("init_from"))
+        return TrainConfig.parse({"init_from": value}).init_from
+
+    def config(self, source: str = "") -> TrainConfig:
+        """The checked configuration. Raises ConfigError with one message, naming `source` or the file."""
+        return TrainConfig.parse({**self.base, **self.stated}, source or self.source)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
-from crucible.config import TrainConfig
+from crucible.config import ConfigDraft, TrainConfig
 from crucible.datasets.config import DatasetConfig
 from crucible.errors import ConfigError
+from crucible.home import local_path
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
 from crucible.resources import Resources
@@ -30,6 +31,13 @@ Goal = Literal["cost", "time", "balanced"]
 
 StoreName = Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")]
 Dataset = Annotated[DatasetConfig, Field(description="The text to train on and its tokenizer.")]
+ConfigFile = Annotated[
+    str,
+    Field(
+        description="Instead of a preset: path of a YAML or JSON file of settings, or of a config/*.py of nanoGPT, on "
+        "the machine that runs this flow."
+    ),
+]
 OptimizeFor = Annotated[Goal, Field(description="What comes first, for auto.")]
 ResourcesWanted = Annotated[
     Resources, Field(description="GPUs, machine type, memory or image of each attempt, instead of the pool's.")
@@ -79,6 +87,7 @@ class TrainRequest(Request):
     config: TrainOverrides = Field(
         TrainOverrides(), description="What differs from the preset, by nanoGPT's key names."
     )
+    config_file: ConfigFile = ""
     dataset: Dataset = DatasetConfig()
     pool: Pool = Field(
         "local", description="Where to train. auto: the best of the pools that are ready, by what optimize_for says."
@@ -101,9 +110,9 @@ class TrainRequest(Request):
     owner: Owner = ""
     store: StoreName = "default"
 
-    def train_config(self) -> TrainConfig:
-        """The complete configuration. Raises `ConfigError` naming field, value and fix."""
-        return _resolved(self.preset, self.config)
+    def draft(self) -> ConfigDraft:
+        """The configuration as far as this request decides it. Raises `ConfigError`."""
+        return _draft(self.preset, self.config_file, self.config)
 
     def limits(self) -> Limits:
         return Limits(max_attempts=self.max_attempts, max_cost_usd=self.max_cost_usd, max_hours=self.max_hours)
@@ -204,6 +213,7 @@ class TuneRequest(Request):
     config: TrainOverrides = Field(
         TrainOverrides(), description="What differs from the preset in every trial, by nanoGPT's key names."
     )
+    config_file: ConfigFile = ""
     dataset: Dataset = DatasetConfig()
     pool: Pool = Field(
         "local",
@@ -228,9 +238,9 @@ class TuneRequest(Request):
     owner: Owner = ""
     store: StoreName = "default"
 
-    def train_config(self) -> TrainConfig:
-        """The configuration that trials change. Raises `ConfigError` naming field, value and fix."""
-        return _resolved(self.preset, self.config)
+    def draft(self) -> ConfigDraft:
+        """The configuration that trials change, as far as this request decides it. Raises `ConfigError`."""
+        return _draft(self.preset, self.config_file, self.config)
 
     def read_space(self, sweep: str) -> Space:
         """The space, from the form or its file. Raises `ConfigError` unless exactly one of them is given and valid."""
@@ -263,5 +273,6 @@ class TuneRequest(Request):
         return {name: value for name, value in given.items() if value is not None}
 
 
-def _resolved(preset: str, overrides: TrainOverrides) -> TrainConfig:
-    return TrainConfig.preset(preset, **overrides.model_dump(exclude_none=True))
+def _draft(preset: str, file: str, overrides: TrainOverrides) -> ConfigDraft:
+    draft = ConfigDraft.from_file(local_path(file, "config_file")) if file else ConfigDraft.preset(preset, {})
+    return draft.with_overrides(overrides.model_dump(exclude_none=True))

@@ -32,6 +32,7 @@ from flows.parameters import TrainRequest
 from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
 from tasks.ending import end_as, without_heartbeat
+from tasks.initial import Settled, settle
 from tasks.placing import choose, placement_policy_for, saved_share
 from tasks.supervising import SupervisedJob, supervised
 
@@ -54,14 +55,23 @@ def train_nanogpt(**given: Any) -> State:
 def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     job, choice = run.job, run.read_choice()
     deadline = request.deadline(after=None if choice else now())
-    config = request.train_config()
+    start = _settled(request, run)
+    config = start.config
     if request.pool != AUTO:
         request.resources.job_variables(request.pool)  # refuses what the pool cannot choose
     data = _prepare(request, config, job.root)
+    start.require_vocabulary(data.meta.vocab_size)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
     run.put_on_record(
-        run.spec.model_copy(update={"config": config, "dataset": data.digest, "resources": request.resources}),
+        run.spec.model_copy(
+            update={
+                "config": config,
+                "init_source": start.init_source,
+                "dataset": data.digest,
+                "resources": request.resources,
+            }
+        ),
         request.limits(),
         choice,
     )
@@ -72,6 +82,11 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
             with without_heartbeat():
                 evaluate(job=job.job_id, store=request.store)
     return status
+
+
+def _settled(request: TrainRequest, run: SupervisedJob) -> Settled:
+    recorded = run.job.read_spec() if run.job.store.exists("job.json") else None
+    return settle(request.draft(), run.job.root, (recorded.config, recorded.init_source) if recorded else (None, ""))
 
 
 def _placement_request(

@@ -24,7 +24,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from crucible.config import TrainConfig
 from crucible.datasets.build import resolve_dataset
 from crucible.datasets.meta import require_block_size
-from crucible.errors import CrucibleError, FencedOut
+from crucible.errors import ConfigError, CrucibleError, FencedOut
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.records import Limits
 from crucible.jobs.status import JobState
@@ -44,6 +44,7 @@ from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
 from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state, end_as, without_heartbeat
+from tasks.initial import settle
 from tasks.job_variables import given_to_this_run, require_known
 from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
@@ -109,16 +110,21 @@ def tune_nanogpt(**given: Any) -> State:
 
 def _recorded(store: Store, name: str, request: TuneRequest) -> Sweep:
     """Record the sweep and put its dataset into the store; what the request leaves open is decided here, once."""
-    space, base = request.read_space(name), request.train_config()
+    space, before = request.read_space(name), Sweep(store, name)
+    known = before.read_spec() if before.exists() else None
+    start = settle(request.draft(), store, (known.config, known.init_source) if known else (None, ""))
+    base = start.config
+    if (base.init_from or "").startswith("resume:"):
+        raise ConfigError("init_from: resume: goes on with one training; a sweep starts each trial, so leave it out")
     space.require_valid_trials(base, request.sampler)
     ladder = request.ladder(base)
     with without_heartbeat():
         digest = preprocess(dataset=request.dataset, store=request.store)
     meta = resolve_dataset(store, digest).meta
+    start.require_vocabulary(meta.vocab_size)
     for values in space.corners():
         require_block_size(meta, trial_config(base, values).block_size)
-    before = Sweep(store, name)
-    known = before.read_spec() if before.exists() else None
+        start.require_shape(values)
     here, parallelism = request.pool == HERE, request.parallelism
     if parallelism is None:
         own = min(8, threads_per_trial(1)) if here else 4
@@ -134,6 +140,7 @@ def _recorded(store: Store, name: str, request: TuneRequest) -> Sweep:
         seed=request.seed,
         parallelism=parallelism,
         config=base,
+        init_source=start.init_source,
         dataset=digest,
         vocab_size=meta.vocab_size,
         pool=request.pool,

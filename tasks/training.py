@@ -25,6 +25,8 @@ from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
 from crucible.catalog.this_machine import cpu_count, nvidia_gpus
+from crucible.checkpoints.initial import place_weights
+from crucible.contract import finished_folders
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
@@ -79,6 +81,9 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
     config = scratch.root / "config.json"
     config.write_text(spec.config.model_dump_json())
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
+    if spec.config.init_from and not finished_folders(scratch.resume):  # a checkpoint of the job's own always wins
+        weights = place_weights(job.root, spec.config.init_from, scratch.root, crucible_home() / "cache" / "data")
+        command += ["--weights", str(weights)]
     shown = spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     if gpus is None:
         here = len(nvidia_gpus())

@@ -106,7 +106,7 @@ def test_what_is_submitted_is_what_the_flows_take(asked: list[dict[str, Any]], s
     crucible.sweep({"learning_rate": [1e-3, 1e-4]}, store=store.uri, preset="debug", max_trials=2)
 
     own, preset, first_script, second_script, sweep = asked
-    assert TrainRequest.model_validate(without_deployment(own)).train_config() == config
+    assert TrainRequest.model_validate(without_deployment(own)).draft().config() == config
     assert (own["deployment"], own["job"], own["max_cost_usd"], own["pool"]) == ("train-nanogpt", "mine", 2, "local")
     assert TrainRequest.model_validate(without_deployment(preset)).dataset.source == "shakespeare"
     for sent in (first_script, second_script):

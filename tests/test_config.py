@@ -10,6 +10,9 @@ import pytest
 from crucible.config import NOT_IN_DIGEST, TrainConfig, preset_names
 from crucible.errors import ConfigError
 
+DIGEST_OF_0_1 = "ef30462349fe2d41b2ab98fe723c4b79c0e194558756b626f5bb3521632fdfaf"
+"""Of the defaults, as version 0.1 computed it."""
+
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_shipped_preset_loads(name: str) -> None:
@@ -33,11 +36,11 @@ def test_presets_are_the_documented_runs() -> None:
             {
                 "eval_only": True,
                 "always_save_checkpoint": True,
-                "init_from": "gpt2",
+                "out_dir": "out",
                 "betas": [0.9, 0.99],
                 "n_layers": 4,
             },
-            ["evaluate flow", "always saved", "resumes by itself", "set beta1 and beta2", "did you mean n_layer?"],
+            ["evaluate flow", "always saved", "checkpoints get", "set beta1 and beta2", "did you mean n_layer?"],
         ),
         ({"max_iters": 10**30}, ["max_iters", "less than or equal to 100000000"]),
         ({"zzz": 1}, ["zzz = 1", "known settings", "n_layer"]),
@@ -50,6 +53,7 @@ def test_presets_are_the_documented_runs() -> None:
         ({"lr_decay_iters": 50}, ["lr_decay_iters = 50", "warmup_iters = 100"]),
         ({"micro_batch": "all"}, ["micro_batch = 'all' must be 'auto' or a number of sequences"]),
         ({"micro_batch": True}, ["micro_batch = True must be"]),
+        ({"init_from": "resume"}, ["init_from", "resume:OUT_DIR/ckpt.pt"]),
         ({"n_layer": 0, "batch_size": "many"}, ["n_layer = 0", "batch_size = 'many'"]),
     ],
 )
@@ -106,6 +110,7 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
     other = {
         "dtype": "bfloat16",
         "bias": True,
+        "init_from": "weights:1",
         "decay_lr": False,
         "lr_decay_iters": 1500,
         "dropout": 0.1,
@@ -129,6 +134,11 @@ def test_digest_follows_what_decides_the_weights_and_nothing_else() -> None:
         changed = {**other, **watching}.get(name, 7 if value is None else value * 2)
         same = base.with_overrides({name: changed}).digest() == base.digest()
         assert same == (name in NOT_IN_DIGEST), name
+
+
+def test_a_digest_is_the_one_that_version_0_1_gave() -> None:
+    """A job of an earlier version is continued only while its configuration has its digest."""
+    assert TrainConfig.parse({"init_from": "scratch"}).digest() == DIGEST_OF_0_1
 
 
 def test_naming_the_default_decay_end_does_not_change_the_digest() -> None:

@@ -254,9 +254,7 @@ class _AttemptRun:
         spent = persist(self.attempt.job.cost_usd, pause)
         self._items.put(LimitsRead(persist(self.attempt.job.read_limits, pause)))
         self._items.put(SpentRead(spent))
-        restored = restore_newest(
-            self.attempt, self.scratch.root / "resume", self.observer, RESTORE_SECONDS, self._given_up
-        )
+        restored = restore_newest(self.attempt, self.scratch.resume, self.observer, RESTORE_SECONDS, self._given_up)
         return Restored(restored[0].step, restored[1]) if restored else Restored(0, None)
 
     def _prepare(self) -> Prepared:

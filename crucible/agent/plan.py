@@ -67,6 +67,11 @@ class Scratch:
         return self.root / "checkpoints"
 
     @property
+    def resume(self) -> Path:
+        """Where the checkpoint that the attempt begins with lies, if there is one."""
+        return self.root / "resume"
+
+    @property
     def metrics_file(self) -> Path:
         return self.root / METRICS_FILE
 

@@ -105,6 +105,8 @@ class JobSpec(Record):
     job_id: str
     config: TrainConfig | None = None
     """The complete training configuration; None for a script that has none of ours."""
+    init_source: ShownText = ""
+    """`init_from` as it was given; the configuration has the address in the store."""
     script: ScriptConfig | None = None
     """The workload when it is not Crucible's own trainer."""
     code: CodePackage | None = None

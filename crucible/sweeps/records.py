@@ -43,6 +43,8 @@ class SweepSpec(Record):
     """Trials at a time. Part of the spec, since it decides how much is known when a trial is chosen."""
     config: TrainConfig
     """The complete configuration that trials change."""
+    init_source: ShownText = ""
+    """`init_from` as it was given; the configuration has the address in the store."""
     dataset: str = ""
     vocab_size: int = 1
     pool: str = "local"

@@ -8,6 +8,10 @@ As the workload of an agent, which says where to save and resume by CRUCIBLE_CHE
 
     python -m crucible.training --config config.json --data DATASET_FOLDER
 
+From weights that exist (see `init_from` in docs/models.md), whose shape the model takes over:
+
+    python -m crucible.training --set init_from=gpt2 max_iters=20 --data DATASET_FOLDER --out OUT
+
 Several GPUs of one machine: `--processes N` with the same arguments; torchrun works too.
 Exit code 0: done; 75: stopped by SIGTERM or SIGINT, saved, start again to go on; 1: failed, the last line says why.
 """
@@ -23,17 +27,18 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from crucible.config import TrainConfig, preset_names
+from crucible.config import ConfigDraft, TrainConfig, preset_names
 from crucible.contract import EXIT_DONE, EXIT_SAVED, METRICS_FILE, Variable
 from crucible.errors import ConfigError, CrucibleError, DataError
 from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.launch import launch
-from crucible.workload.folders import TRAINER_FILES, newest_sound
+from crucible.workload.folders import STATE, TRAINER_FILES, newest_sound
 from crucible.workload.lock import lock_folder
 from crucible.workload.stop import StopRequest, leave, stop_at_step
 
 if TYPE_CHECKING:
     from crucible.training.cpu import Gemm
+    from crucible.training.initial import Initial
     from crucible.training.trainer import Result
 
 
@@ -57,7 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
-    config = _config(options)
+    draft = _draft(options)
+    machine = {key: value for key, value in {**draft.base, **draft.stated}.items() if key in ("device", "fast_gemm")}
+    choices = TrainConfig.parse(machine)
+    if draft.init_from is None:
+        draft.config()  # refuses before anything is read or tokenized
     contract = os.environ.get(Variable.CHECKPOINT_DIR)
     if contract is None and options.out is None:
         raise ConfigError("--out is missing; give the folder for checkpoints and metrics")
@@ -70,10 +79,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         else:
             resume_from = newest_sound(checkpoints, _log, TRAINER_FILES)
         gemm = None
-        if may_compute_on_cpu(config.device):
+        if may_compute_on_cpu(choices.device):
             from crucible.training import cpu
 
-            gemm = cpu.choose_gemm(config.fast_gemm, resume_from)  # before torch is imported
+            gemm = cpu.choose_gemm(choices.fast_gemm, resume_from)  # before torch is imported
 
         from crucible.training.data import Dataset
         from crucible.training.micro_batch import recorded_environment
@@ -84,6 +93,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         processes = Processes()
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
         log = _log if processes.first else _silent
+        config, initial = _start(draft, options.weights, resume_from)
         trainer = Trainer(
             config,
             Dataset(data),
@@ -95,6 +105,8 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         _introduce(trainer.environment, sum(trainer.optimizer.sizes.values()), gemm, log)
         if resume_from is not None:
             trainer.resume(resume_from)
+        elif initial is not None:
+            trainer.begin_from(initial)
         first = trainer.step
         stop.anything_to_save = lambda: trainer.step > first
         metrics = os.environ.get(Variable.METRICS_FILE) or (options.out and options.out / METRICS_FILE)
@@ -122,15 +134,32 @@ def _locked(checkpoints: Path) -> AbstractContextManager[int | None]:
     return lock_folder(checkpoints, _log) if os.environ.get("RANK", "0") == "0" else nullcontext()
 
 
-def _config(options: argparse.Namespace) -> TrainConfig:
-    config = TrainConfig.from_file(options.config) if options.config else TrainConfig.preset(options.preset)
+def _draft(options: argparse.Namespace) -> ConfigDraft:
+    draft = ConfigDraft.from_file(options.config) if options.config else ConfigDraft.preset(options.preset, {})
     overrides = {}
     for item in options.set:
         key, separator, value = item.partition("=")
         if not separator:
             raise ConfigError(f"--set {item} is not of the form key=value")
         overrides[key] = value
-    return config.with_overrides(overrides)
+    return draft.with_overrides(overrides)
+
+
+def _start(draft: ConfigDraft, weights: Path | None, resume_from: Path | None) -> tuple[TrainConfig, Initial | None]:
+    """The complete configuration, and the weights to start from unless a checkpoint of this run is there."""
+    if (text := draft.init_from) is None:
+        return draft.config(), None
+    from crucible.training.initial import Source, settled
+    from crucible.training.initial_files import find_locally, read_initial
+
+    source = Source.parse(text)
+    if resume_from is not None:
+        recorded = json.loads((resume_from / STATE).read_text(encoding="utf-8"))["config"]
+        return TrainConfig.parse({**draft.base, **settled(recorded, source.resume), **draft.stated}), None
+    initial = read_initial(weights or find_locally(source.place), resume=source.resume, source=source.place)
+    config = TrainConfig.parse(initial.settings(draft.base, draft.stated))
+    initial.require_steps_left(config)
+    return config, initial
 
 
 def _data(options: argparse.Namespace) -> Path:
@@ -179,6 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", type=Path, help="a UTF-8 text file; one token per character")
     source.add_argument("--data", type=Path, help="a dataset folder")
+    parser.add_argument("--weights", type=Path, help="where the weights that init_from names lie on this machine")
     parser.add_argument("--out", type=Path, help="folder for checkpoints, metrics and the tokenized text")
     parser.add_argument("--set", nargs="+", default=[], action="extend", metavar="key=value", help="change settings")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="data-parallel processes, one per GPU")

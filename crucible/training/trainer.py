@@ -24,6 +24,7 @@ from crucible.training.checkpointing import Checkpointer
 from crucible.training.data import TRAIN_STREAM, Dataset
 from crucible.training.device import choose_device, choose_precision, inexact_reason, may_chunk_loss, may_compile
 from crucible.training.evaluate import EvaluationStopped
+from crucible.training.initial import Initial
 from crucible.training.losses import Losses
 from crucible.training.micro_batch import MOST_TOKENS, largest_divisor, out_of_memory, rows_that_fit
 from crucible.training.model import GPT
@@ -113,6 +114,7 @@ class Trainer:
         self.forward = torch.compile(self.model, dynamic=dynamic) if compiled else self.model
 
         self.step = 0
+        self._look_first = False
         self.losses = Losses(self.model, dataset, config, self.autocast)
         self._prefetch = Prefetch(self.device, self._gather) if self.device.type == "cuda" else None
         self.micro_batch = self._choose_micro_batch(before or {})
@@ -302,9 +304,11 @@ class Trainer:
         )
 
     def _evaluation_due(self, last: int) -> bool:
-        """At every `eval_interval`, also in a run that was stopped during this evaluation and is resumed."""
+        """At every `eval_interval`, also in a run that was stopped during this evaluation and is resumed; and before
+        the first step from weights that were given."""
         at_interval = self.step % self.config.eval_interval == 0 and 0 < self.step < last
-        return at_interval and self.losses.estimated_val_loss is None
+        look_first, self._look_first = self._look_first, False
+        return (at_interval or look_first) and self.losses.estimated_val_loss is None
 
     def _evaluate(self, measure: Callable[[int, Callable[[], bool]], tuple[float, float]]) -> bool:
         """Estimate or measure both losses; False if this was stopped before it was finished."""
@@ -367,6 +371,18 @@ class Trainer:
             "vocab_size": self.dataset.vocab_size,
             "environment": self.environment,
         }
+
+    def begin_from(self, initial: Initial) -> None:
+        """Start with these weights and, for `resume:`, with the optimizer's state and at the step that they had."""
+        initial.copy_into(self.optimizer, self.dataset.vocab_size)
+        self._look_first = True
+        for remark in initial.remarks:
+            self.log(remark)
+        if state := initial.optimizer:
+            self.step = state.step
+            if state.best_val_loss is not None:
+                self.losses.best = {"step": state.step, "val_loss": state.best_val_loss}
+        self.log(f"started from {initial.source}" + (f" at step {self.step}" if self.step else ""))
 
     def resume(self, folder: Path) -> None:
         """Restore the exact state of a checkpoint folder; logs where the bits may differ from here on."""

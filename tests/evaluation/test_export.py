@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from crucible.config import TrainConfig
 from crucible.datasets.tokenizers import load_tokenizer
 from crucible.evaluation.checkpoint import load_trained
 from crucible.evaluation.huggingface import export_huggingface
 from crucible.evaluation.nanogpt import export_nanogpt
 from crucible.evaluation.tokenizer import write_tokenizer
 from crucible.training.data import Dataset
-from crucible.training.optimizer import learning_rate
+from crucible.training.initial_files import read_initial
+from crucible.training.model import GPT
+from crucible.training.optimizer import FlatAdamW, learning_rate
 from crucible.training.trainer import Trainer
 from tests.evaluation.conftest import BEYOND_PADDING, Trained
 
@@ -48,6 +51,33 @@ def test_transformers_loads_the_model_and_its_tokenizer(
     assert read(text).input_ids == encoder.encode(text).tolist()
     assert read.decode(read(text).input_ids) == text
     assert (read.eos_token_id is not None) == (tokenizer == "bpe")
+
+
+def test_a_gpt2_that_transformers_wrote_computes_the_same_here(tmp_path: Path) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    size = {"n_positions": 32, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=BEYOND_PADDING, activation_function="gelu", **size)).eval()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape))
+    theirs.save_pretrained(tmp_path)
+
+    initial = read_initial(tmp_path)
+    config = TrainConfig.parse(initial.settings({}, {"block_size": 24}))
+    ours = GPT(config, BEYOND_PADDING)
+    initial.copy_into(FlatAdamW(ours, config), BEYOND_PADDING)
+
+    tokens = torch.randint(0, BEYOND_PADDING, (3, 25))
+    with torch.inference_mode():
+        expected = theirs(tokens[:, :-1]).logits
+        torch.testing.assert_close(ours(tokens[:, :-1]), expected, rtol=1e-5, atol=1e-5)
+        loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), tokens[:, 1:].flatten())
+        more = float(ours(tokens[:, :-1], tokens[:, 1:]) - loss)
+    rows = ours.transformer.wte.num_embeddings
+    assert rows > BEYOND_PADDING
+    assert 0 <= more <= rows / BEYOND_PADDING - 1, "rows that stand for no token hardly count"
 
 
 def test_an_exported_character_tokenizer_takes_any_text(trained: Callable[..., Trained], tmp_path: Path) -> None:

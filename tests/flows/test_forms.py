@@ -44,7 +44,7 @@ def test_the_form_is_flat_and_has_the_bounds_of_the_request(flow: Flow[..., Any]
 def test_a_request_is_made_of_what_the_form_sends() -> None:
     sent = {"preset": "debug", "config": {"n_layer": 6}, "pool": "auto", "max_cost_usd": 2.5}
     request = TrainRequest.model_validate(sent)
-    assert request.train_config().n_layer == 6
+    assert request.draft().config().n_layer == 6
     assert request.limits().max_cost_usd == 2.5
     assert request.config == TrainOverrides.model_validate({"n_layer": 6})
     with pytest.raises(ValidationError):

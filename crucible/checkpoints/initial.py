@@ -1,0 +1,88 @@
+"""Weights to start from, carried into the store by their content before anything is launched.
+
+Every machine of the job then finds them, whatever becomes of the file or the job that they came from. In the job's
+record `init_from` is their address, `weights:DIGEST`, the digest of a data set (see `crucible.code.data`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
+from crucible.checkpoints.restore import fetch
+from crucible.code.data import scan, upload
+from crucible.code.workplace import place_data
+from crucible.contract import step_name
+from crucible.errors import CheckpointError, ConfigError
+from crucible.home import local_path
+from crucible.jobs.job import Job
+from crucible.store import Store
+from crucible.training.initial import Initial, Source
+from crucible.training.initial_files import checkpoint_files, find_locally, read_initial
+
+WEIGHTS = "weights"
+
+
+def carry_in(
+    store: Store, init_from: str, work: Path, report: Callable[[str], None] = lambda _: None
+) -> tuple[str, Initial]:
+    """Read what `init_from` names and put it into the store; returns its address there, and what it is.
+
+    `work`: a scratch folder. Raises `ConfigError` for what cannot be started from, `CheckpointError` for a damaged
+    checkpoint of a job.
+    """
+    source = Source.parse(init_from)
+    if source.place.startswith(f"{WEIGHTS}:"):
+        return init_from, read_initial(
+            place_weights(store, init_from, work, work / "cache"), resume=source.resume, source=source.place
+        )
+    path = _bring(store, source.place, work)
+    initial = read_initial(path, resume=source.resume, source=source.place)
+    staged = work / WEIGHTS
+    staged.mkdir()
+    for name, file in checkpoint_files(path).items():
+        (staged / name).symlink_to(file.resolve())
+    found = scan(work, WEIGHTS)
+    upload(store, work, WEIGHTS, found, report)
+    return f"{'resume:' if source.resume else ''}{WEIGHTS}:{found.digest}", initial
+
+
+def place_weights(store: Store, init_from: str, folder: Path, cache: Path) -> Path:
+    """The weights of a job's record on this machine, below `folder`; their files come from `cache`."""
+    digest = Source.parse(init_from).place.removeprefix(f"{WEIGHTS}:")
+    place_data(store, {WEIGHTS: digest}, folder, cache)
+    return folder / WEIGHTS
+
+
+def _bring(store: Store, place: str, work: Path) -> Path:
+    if place.startswith("hf:"):
+        return find_locally(place)
+    if not place.startswith("job:"):
+        return local_path(place, "init_from")
+    name, _, which = place.removeprefix("job:").partition("@")
+    checkpoints = Checkpoints(Job.open(store, name))
+    chosen = _choose(checkpoints, place, which)
+    target = work / step_name(chosen.step)
+    if problem := fetch(checkpoints, chosen, target):
+        raise CheckpointError(f"init_from: the checkpoint of step {chosen.step} of {name} is damaged: {problem}")
+    return target
+
+
+def _choose(checkpoints: Checkpoints, place: str, which: str) -> Checkpoint:
+    """The newest checkpoint, that of a step, or the best: the newest while none has a validation loss.
+
+    Raises `ConfigError` when there is none.
+    """
+    found = checkpoints.list()
+    if which in ("", "best"):
+        chosen = (best_checkpoint(found) if which else None) or next(iter(found), None)
+    else:
+        chosen = next((checkpoint for checkpoint in found if str(checkpoint.step) == which), None)
+    if chosen is None:
+        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        raise ConfigError(
+            f"init_from = {place!r}: there is no such checkpoint; give a step or best; there are: {there}"
+        )
+    return chosen
