@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import pytest
 
-from crucible.loopback import bypass_proxies
+from crucible.loopback import bypass_proxies, no_tls
 
 
 @pytest.mark.parametrize("proxy", ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "https_proxy"])
@@ -33,3 +35,9 @@ def test_httpx_understands_it(monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = httpx.Client()._mounts
     direct = {pattern.pattern for pattern, transport in mounts.items() if transport is None}
     assert {"all://127.0.0.1", "all://localhost", "all://[::1]"} <= direct
+
+
+def test_a_client_of_this_machine_trusts_no_certificate() -> None:
+    assert no_tls().verify_mode is ssl.CERT_REQUIRED
+    assert no_tls().check_hostname
+    assert no_tls().get_ca_certs() == []

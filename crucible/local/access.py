@@ -18,6 +18,7 @@ import httpx
 
 from crucible.errors import ConfigError, ServiceError
 from crucible.local.state import Home, State
+from crucible.loopback import no_tls
 
 SERVER_SETTING, CLIENT_SETTING = "PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING"
 LOGIN_PATH = "/crucible/login"
@@ -46,7 +47,7 @@ def choose(home: Home, state: State) -> None:
 def connect(home: Home, api_url: str, *, seconds: float = 30) -> httpx.Client:
     """A client of the server in `home`. No proxy: the server is on this machine."""
     user, _, password = auth_string(home).partition(":")
-    return httpx.Client(base_url=api_url, timeout=seconds, auth=(user, password), trust_env=False)
+    return httpx.Client(base_url=api_url, timeout=seconds, auth=(user, password), trust_env=False, verify=no_tls())
 
 
 def connect_here(*, seconds: float = 30) -> httpx.Client:

@@ -18,7 +18,7 @@ from crucible.errors import ServiceError
 from crucible.local import access, database
 from crucible.local.processes import ProcessRecord, environment, start_detached
 from crucible.local.state import PROJECT, Home
-from crucible.loopback import bypass_proxies
+from crucible.loopback import bypass_proxies, no_tls
 
 HOST = "127.0.0.1"
 DEFAULT_PORT = 4200
@@ -166,7 +166,7 @@ def ui_url(api_url: str) -> str:
 
 def server_answers(api_url: str) -> bool:
     try:
-        return httpx.get(f"{api_url}/health", timeout=2, trust_env=False).is_success
+        return httpx.get(f"{api_url}/health", timeout=2, trust_env=False, verify=no_tls()).is_success
     except httpx.HTTPError:
         return False
 
@@ -174,7 +174,7 @@ def server_answers(api_url: str) -> bool:
 def database_answers(api_url: str) -> bool:
     """Whether the server is there and reaches its database."""
     try:
-        return httpx.get(f"{api_url}/ready", timeout=10, trust_env=False).is_success
+        return httpx.get(f"{api_url}/ready", timeout=10, trust_env=False, verify=no_tls()).is_success
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
 

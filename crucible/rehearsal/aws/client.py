@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 
 from crucible.errors import CrucibleError
+from crucible.loopback import no_tls
 from crucible.pools.aws.session import Aws
 from crucible.pools.aws.stack import Progress, StackState
 from crucible.rehearsal.aws.settings import ACCOUNT, Settings
@@ -43,7 +44,7 @@ class AwsRehearsal:
     ) -> None:
         self._process, self.settings, self.url, self.control_url = process, settings, url, control_url
         self._worker_key = worker_key
-        self._control = httpx.Client(base_url=control_url, timeout=30)
+        self._control = httpx.Client(base_url=control_url, timeout=30, verify=no_tls())
 
     @classmethod
     def start(cls, folder: Path, *, working_directory: Path, **settings: Any) -> AwsRehearsal:
@@ -166,7 +167,7 @@ class AwsRehearsal:
 
 def ask_for_fault(control_url: str, name: str, **arguments: Any) -> dict[str, Any]:
     """Let something go wrong in the rehearsed cloud behind `control_url`."""
-    answer = httpx.post(f"{control_url}/faults/{name}", json=arguments, timeout=30)
+    answer = httpx.post(f"{control_url}/faults/{name}", json=arguments, timeout=30, verify=no_tls())
     if answer.status_code == httpx.codes.CONFLICT:
         raise NothingToHitError(answer.json()["error"])
     if answer.is_error:
