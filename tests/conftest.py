@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,9 @@ def _keep_away_from_the_user() -> Path:
     sandbox = Path(tempfile.mkdtemp(prefix="crucible-tests-"))
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "CRUCIBLE_"))]:
         del os.environ[name]
+    # Hundreds of processes import this project; images of containers often say that each is to compile it anew.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # `make test &` in a script runs with SIGINT ignored; whatever the tests start would inherit that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -126,6 +131,7 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         state.save(home)
     try:
         server.ensure(services.server(server.home, server.api_url))
+        _keep_database(home)
         yield server
     finally:
         _deliver_to(server)
@@ -133,6 +139,23 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect
         with home.locked():
             if not any(home.root.glob("user-*")):
                 up.stop_services(home, State.load(home), lambda part, status: None)
+
+
+MIGRATED = "migrated.db"
+
+
+def _keep_database(home: Home) -> None:
+    """A copy of the server's database as it is at the beginning."""
+    with home.locked():
+        if not (copy := home.root / MIGRATED).exists():
+            with closing(sqlite3.connect(home.prefect / "prefect.db")) as now, closing(sqlite3.connect(copy)) as then:
+                now.backup(then)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(prefect_server: PrefectServer) -> Path:
+    """A Prefect server's database before anything is in it: 70 migrations less for every server that starts with it."""
+    return prefect_server.home.root / MIGRATED
 
 
 def _deliver_to(server: PrefectServer) -> None:
