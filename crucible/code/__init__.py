@@ -3,6 +3,7 @@
     selection.py     which files of a folder travel, and which stay behind
     packing.py       the selected files as one archive whose digest is its content's
     data.py          large files, carried one by one by their content
+    pruning.py       packages and data that no record names any more
     dockerfile.py    whether the folder's Dockerfile counts
     command.py       whether the command can run in it
     suggest.py       a first crucible.yaml for it

@@ -83,6 +83,7 @@ def upload(
     store: Store, folder: Path, entry: str, found: DataSet, report: Callable[[str], None] = lambda _: None
 ) -> None:
     """Put into the store what it does not have yet. Raises `ConfigError` for a file that has changed since the scan."""
+    store.write_model(set_key(found.digest), found)  # first, and also where it is there: `crucible prune` looks at it
     for file in found.files:
         key, path = file_key(file.sha256), folder / entry / file.path
         if store.exists(key):
@@ -92,8 +93,6 @@ def upload(
         if _measure(path, entry)["sha256"] != file.sha256:
             store.delete(key)
             raise ConfigError(f"data: {Path(entry) / file.path} changed while it was uploaded; run it again")
-    if not store.exists(set_key(found.digest)):
-        store.write_model(set_key(found.digest), found)
 
 
 def _scan_folder(root: Path, entry: str) -> Iterator[DataFile]:

@@ -42,6 +42,7 @@ class Package:
 
     def upload(self, store: Store) -> bool:
         """Put it into the store unless it is there; whether it was new."""
+        store.write_json(f"{FOLDER}/{self.digest}.json", {"files": self.files, "bytes": self.bytes})  # used just now
         if store.exists(self.key):
             return False
         try:

@@ -20,7 +20,7 @@ from crucible.errors import ConfigError
 from crucible.formatting import counted, size
 
 IGNORE_FILE = ".crucibleignore"
-MOST_BYTES = 100 * 1024 * 1024
+MOST_BYTES = 100_000_000
 """Of code; anything larger is data, and is named as such."""
 _NEVER = (".git", "__pycache__", ".venv", "venv", "node_modules", ".ipynb_checkpoints", ".pytest_cache", ".mypy_cache")
 """Folders that stay behind where there is no git to say so."""

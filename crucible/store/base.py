@@ -19,7 +19,8 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,12 +32,18 @@ from crucible.settings import explain_validation_error
 M = TypeVar("M", bound=BaseModel)
 
 
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
 @dataclass(frozen=True)
 class ObjectInfo:
-    """One listed object: its key relative to the store's root, and its size in bytes."""
+    """One listed object: its key relative to the store's root, its size in bytes, and when it was written."""
 
     key: str
     size: int
+    modified: datetime = field(default_factory=_now, compare=False)
+    """Now, for a store that does not say."""
 
 
 class Store(ABC):

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -72,7 +73,9 @@ class FileStore(Store):
                 for name in files:
                     path = Path(folder, name)
                     with _nothing_there():  # deleted by someone else while we walk, or a link to nothing
-                        found.append(ObjectInfo(path.relative_to(self.root).as_posix(), path.stat().st_size))
+                        status = path.stat()
+                        written_at = datetime.fromtimestamp(status.st_mtime, UTC)
+                        found.append(ObjectInfo(path.relative_to(self.root).as_posix(), status.st_size, written_at))
         return sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,10 @@ class S3Store(Store):
     def list(self, prefix: str = "") -> list[ObjectInfo]:
         found = self._call(prefix, lambda: self._s3.find(self._path(prefix) + "/", detail=True))
         root = f"{self.bucket}/{self.prefix}/" if self.prefix else f"{self.bucket}/"
-        objects = [ObjectInfo(path.removeprefix(root), int(info["size"])) for path, info in sorted(found.items())]
+        objects = [
+            ObjectInfo(path.removeprefix(root), int(info["size"]), info.get("LastModified") or datetime.now(UTC))
+            for path, info in sorted(found.items())
+        ]
         # For a name without anything below it, s3fs finds the object of that name.
         return [info for info in objects if info.key != checked_key(prefix)]
 

@@ -157,6 +157,17 @@ def test_too_much_code_is_refused_with_its_largest_files(plain: Path) -> None:
     assert select(plain, data=["weights.pt"]).files == ["train.py"]
 
 
+def test_two_hundred_files_travel_and_one_of_300_mb_as_data(plain: Path) -> None:
+    for number in range(199):
+        (plain / f"module_{number}.py").write_text(f"N = {number}\n")
+    with (plain / "weights.bin").open("wb") as file:
+        file.truncate(300 << 20)  # takes no disk
+    with pytest.raises(ConfigError, match=r"weights\.bin \(314.6 MB\)"):
+        pack_folder(plain)
+    packed = pack_folder(plain, data=["weights.bin"])
+    assert (packed.package.files, packed.data["weights.bin"].bytes) == (200, 300 << 20)
+
+
 def test_links_that_leave_the_folder_are_refused_and_others_travel(plain: Path, tmp_path: Path, store: Store) -> None:
     (plain / "current.py").symlink_to("train.py")
     (tmp_path / "secret.txt").write_text("x")
