@@ -1,7 +1,7 @@
 """The local Prefect server: `python -m crucible.local.server --port 4200`.
 
-What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite and with
-`crucible.local.guard` in front.
+What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite, with a
+limit on requests that leaves WebSockets out, and with `crucible.local.guard` in front.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.engine import make_url
 
 from crucible.local.guard import Guard
+from crucible.prefect_compat.request_limit import let_websockets_pass
 
 KEEP_ALIVE_SECONDS = 5
 
@@ -38,7 +39,9 @@ def main() -> None:
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS: f"http://127.0.0.1:{options.port}",
     }
     with temporary_settings(settings):
-        app = Guard(create_app(final=True), PREFECT_SERVER_API_AUTH_STRING.value(), PREFECT_UI_URL.value())
+        prefect = create_app(final=True)
+        let_websockets_pass(prefect)
+        app = Guard(prefect, PREFECT_SERVER_API_AUTH_STRING.value(), PREFECT_UI_URL.value())
         uvicorn.run(
             app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
         )
