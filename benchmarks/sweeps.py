@@ -39,9 +39,9 @@ from crucible.local.services import client_settings
 from crucible.local.state import State
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.sweeps import Space, Sweep, SweepLimits, SweepSpec
+from crucible.sweeps.kinds import trial_config
 from crucible.sweeps.sampling import make_sampler
 from crucible.sweeps.schedules import ladder
-from crucible.sweeps.space import trial_config
 
 DATASET = DatasetConfig(source="python-stdlib", max_bytes=300_000)
 SPACE = {"learning_rate": [1e-3, 3e-3, 1e-2], "n_embd": [16, 32, 64], "dropout": [0.0, 0.1, 0.2]}

@@ -34,6 +34,7 @@ from crucible.local.continuing import continue_job
 from crucible.local.flow_runs import start_flow_run
 from crucible.local.follow import FINAL, LOOK_SECONDS, Standing, follow
 from crucible.local.run_script import open_store, plan_run, require_ready, start_run
+from crucible.local.tune_script import plan_sweep
 from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import JobSummary, summarise
 from crucible.run_config import RunConfig
@@ -41,6 +42,7 @@ from crucible.script_config import ScriptConfig
 from crucible.store import Store, default_store_uri, store_at
 from crucible.supervision.stop_job import stop_job
 from crucible.sweeps import Sweep
+from crucible.tune_config import TuneSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -280,7 +282,7 @@ def submit(
             given = {**what.model_dump(exclude_unset=True), **wanted, "store": store, **settings}
             config = RunConfig.parse({**given, **({"pool": pool} if pool else {})})
             run = plan_run(config, Path(folder), name)
-            require_ready(api, config)
+            require_ready(api, run)
             return JobHandle(open_store(api, config.store), run.job, start_run(api, run))
         job_name = name or f"nanogpt-{datetime.now():%Y%m%d-%H%M%S}"
         parameters = {**_training(what, dataset), **wanted, "pool": pool or "local", "store": store, **settings}
@@ -301,19 +303,31 @@ def job(name: str, store: str | None = None) -> JobHandle:
     return JobHandle(opened, name)
 
 
-def sweep(what: str | Mapping[str, Any], store: str | None = None, **parameters: Any) -> Sweep:
+def sweep(
+    what: str | Mapping[str, Any],
+    store: str | None = None,
+    *,
+    script: ScriptConfig | RunConfig | None = None,
+    folder: str | Path = ".",
+    **parameters: Any,
+) -> Sweep:
     """A sweep by its id, or a new one over a search space.
 
     >>> crucible.sweep("tune-3f2a91c0").trials()  # doctest: +SKIP
     >>> crucible.sweep({"learning_rate": {"loguniform": [1e-4, 1e-2]}}, preset="debug", max_trials=9)  # doctest: +SKIP
+    >>> own = ScriptConfig(command=["python", "train.py", "--lr={lr}"], metrics="huggingface")  # doctest: +SKIP
+    >>> crucible.sweep({"lr": [1e-3, 1e-2]}, script=own, metric="accuracy", goal="max")  # doctest: +SKIP
 
     Its `trials()` is the leaderboard as a pandas DataFrame. A new sweep is on record as soon as the server has taken it
     up; before that its methods raise `ObjectMissing`.
 
     Args:
-        what: a sweep's id, or the space: by configuration key a list of choices or a range.
+        what: a sweep's id, or the space: by setting a list of choices or a range.
         store: an address (`file://…`, `s3://…`); for a new sweep also the name of a `Store` block.
-        parameters: of the deployment `tune-nanogpt`, for a new sweep.
+        script: what trials run, with the settings of the space in braces; None for Crucible's own trainer.
+        folder: of the script.
+        parameters: for a new sweep: those of the deployment `tune-nanogpt`; of a script the settings of `tune:`
+            (`metric`, `goal`, `max_trials`, …) and of `crucible.yaml`.
 
     Raises:
         ConfigError: there is no such sweep, or the server refuses the parameters.
@@ -321,7 +335,16 @@ def sweep(what: str | Mapping[str, Any], store: str | None = None, **parameters:
     """
     if isinstance(what, str):
         return Sweep.open(store_at(store or default_store_uri()), what)
-    name = parameters.pop("sweep", "") or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
+    name = parameters.pop("sweep", "")
+    if script is not None:
+        search = {key: parameters.pop(key) for key in TuneSettings.model_fields.keys() & parameters.keys()}
+        given = {**script.model_dump(exclude_unset=True), **({"store": store} if store else {}), **parameters}
+        planned = plan_sweep(RunConfig.parse({**given, "tune": {**search, "space": dict(what)}}), Path(folder), name)
+        with access.connect_here() as api:
+            require_ready(api, planned)
+            start_run(api, planned)
+            return Sweep(open_store(api, planned.config.store), planned.job)
+    name = name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
     given = {**parameters, "space": dict(what), "sweep": name, "store": store or "default"}
     with access.connect_here() as api:
         opened = open_store(api, given["store"])

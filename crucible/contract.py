@@ -41,6 +41,8 @@ class Variable(StrEnum):
     """The checkpoint folder that an evaluation looks at; not set for a training."""
     STOP_AT_STEP = "CRUCIBLE_STOP_AT_STEP"
     """The step at which the workload saves and exits with 75."""
+    SWEEP = "CRUCIBLE_SWEEP"
+    """The sweep that the workload is a trial of; not set elsewhere."""
 
     # Between a pool, the container's entrypoint and the agent
     STOP_FILE = "CRUCIBLE_STOP_FILE"

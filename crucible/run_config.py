@@ -18,6 +18,7 @@ from crucible.resources import Resources
 from crucible.script_config import DrillRun, EvaluateStage, ScriptConfig, ScriptSettings, inside, split
 from crucible.script_presets import with_preset
 from crucible.settings import Count, Dollars, Hours
+from crucible.tune_config import TuneSettings
 
 FILE = "crucible.yaml"
 
@@ -40,6 +41,9 @@ class RunConfig(ScriptSettings):
     )
     drill: DrillRun | None = Field(
         None, description="What crucible drill --script runs: a short training. Empty: the command itself."
+    )
+    tune: TuneSettings | None = Field(
+        None, description="A search over the script: crucible tune. Its settings stand as {name} in command or env."
     )
     name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
     include: list[str] = Field(
@@ -105,7 +109,12 @@ class RunConfig(ScriptSettings):
 
         Raises `ConfigError` with one message for all that is wrong.
         """
-        return cls.parse({**read_file(folder / FILE), **given}, source=FILE if (folder / FILE).is_file() else "")
+        return cls.from_file(folder / FILE, given)
+
+    @classmethod
+    def from_file(cls, path: Path, given: Mapping[str, Any]) -> Self:
+        """The same for a file of any name; one that is not there sets nothing."""
+        return cls.parse(_merged(read_file(path), given), source=path.name if path.is_file() else "")
 
     def script(self) -> ScriptConfig:
         """What goes into the job's record. Raises `ConfigError` where there is no command."""
@@ -114,6 +123,17 @@ class RunConfig(ScriptSettings):
                 f"command: there is none; write it after --, as in crucible run -- python train.py, or in {FILE}"
             )
         return ScriptConfig.model_validate({name: getattr(self, name) for name in ScriptConfig.model_fields})
+
+
+def _merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a section that is given in part stay as the file has them, but for a space that replaces another."""
+    merged = {**file, **given}
+    for section in ("tune", "resources"):
+        before, now = file.get(section), given.get(section)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            dropped = {"space", "space_file"} if now.keys() & {"space", "space_file"} else set()
+            merged[section] = {**{key: value for key, value in before.items() if key not in dropped}, **now}
+    return merged
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 from annotated_types import Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
 from crucible.config import ConfigDraft, TrainConfig
 from crucible.datasets.config import DatasetConfig
-from crucible.errors import ConfigError
 from crucible.home import local_path
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
 from crucible.resources import Resources
 from crucible.script_config import EvaluateStage, ScriptSettings
 from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
-from crucible.sweeps.sampling import SamplerName
-from crucible.sweeps.schedules import ScheduleName, ladder
-from crucible.sweeps.space import EXAMPLE, MOST_TRIALS, Space
-
-MOST_PARALLEL = 64
-SOME_TRIALS = 30
-"""Where the space has no end and nobody said how many."""
+from crucible.tune_config import SearchSettings, TuneSettings
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
 Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "auto"]
@@ -46,32 +41,45 @@ Project = Annotated[str, Field(description="Whose money it is: shown in cost rep
 Owner = Annotated[str, Field(description="Who started it: shown in cost reports.")]
 
 
-def _overrides() -> type[BaseModel]:
-    """`TrainConfig` with every field optional: what is left empty comes from the preset."""
+def _overrides(
+    name: str, model: type[BaseModel], empty: Callable[[FieldInfo], str], config: ConfigDict
+) -> type[BaseModel]:
+    """A model with every field optional; `empty` says of a field where its value comes from then."""
     fields: dict[str, Any] = {}
-    for name, field in TrainConfig.model_fields.items():
+    for key, field in model.model_fields.items():
         metadata = [*field.metadata]
         if field.annotation in (int, int | None) and not any(isinstance(entry, Le | Lt) for entry in metadata):
             metadata.append(Le(MOST))
         kind: Any = Annotated[(field.annotation, *metadata)] if metadata else field.annotation
-        fields[name] = (
+        said = (field.description or "").partition(" Empty:")[0]
+        fields[key] = (
             Optional[kind],  # noqa: UP045  (an Annotated built at run time knows no `|`)
-            Field(None, title=name, description=f"{field.description} Empty: as in the preset."),
+            Field(None, title=key, description=f"{said} {empty(field)}"),
         )
-    return create_model(
-        "TrainOverrides",
-        __config__=ConfigDict(extra="forbid", title="Configuration", protected_namespaces=()),
-        __doc__="What differs from the preset, by nanoGPT's own key names.",
-        **fields,
-    )
+    return create_model(name, __config__=config, __doc__=model.__doc__, **fields)
+
+
+def _from_the_file(field: FieldInfo) -> str:
+    """Where a setting of a script comes from that the form leaves empty."""
+    said = (field.description or "").partition(" Empty: ")[2] or ("" if field.default in (None, {}) else field.default)
+    return f"Empty: as crucible.yaml says{f', else {said}' if said else ''}".removesuffix(".") + "."
 
 
 if TYPE_CHECKING:
 
     class TrainOverrides(BaseModel):
         """Any of `TrainConfig`'s fields."""
+
+    class TuneOverrides(BaseModel):
+        """Any of `TuneSettings`' fields."""
 else:
-    TrainOverrides = _overrides()
+    _STRICT = ConfigDict(extra="forbid", protected_namespaces=())
+    TrainOverrides = _overrides(
+        "TrainOverrides", TrainConfig, lambda _: "Empty: as in the preset.", {**_STRICT, "title": "Configuration"}
+    )
+    TuneOverrides = _overrides(
+        "TuneOverrides", TuneSettings, _from_the_file, {**_STRICT, "frozen": True, "allow_inf_nan": False}
+    )
 
 
 class Request(BaseModel):
@@ -122,16 +130,16 @@ class TrainRequest(Request):
         return moment_to_come(self.finish_by, after) if self.finish_by else None
 
 
-class TrainScriptRequest(Request):
-    """What `train-script` is asked: one run of a script of your own, on as many machines as it takes."""
+class ScriptFields(Request):
+    """A script of your own, and where it runs."""
 
     command: str = Field(
         "", description="The command line, such as python train.py. Empty: the one in the folder's crucible.yaml."
     )
     code: str = Field(
         "",
-        description="The folder that the command runs in: a path on this flow's machine, which may hold a "
-        "crucible.yaml, or the digest of a folder that crucible run has packed. Empty: the command needs none.",
+        description="The folder that the command runs in: a path on this flow's machine, whose crucible.yaml counts, "
+        "or the digest of a folder that crucible run has packed. Empty: the command needs none.",
     )
     data: dict[str, str] = Field(
         {}, description="Of a packed folder: the digests of its data by path, as crucible run fills them in."
@@ -142,73 +150,92 @@ class TrainScriptRequest(Request):
     script: Annotated[
         ScriptSettings, Field(description="Checkpoints, metrics, resume arguments, outputs, variables.")
     ] = ScriptSettings()
-    pool: Pool = Field("local", description="Where to run. Not auto: there is no estimate for a script of your own.")
-    evaluate: EvaluateStage | None = Field(
-        None, description="A command that runs after the training, with its newest checkpoint and outputs in place."
+    pool: Pool | None = Field(
+        None, description="Where to run; not auto. Empty: as the folder's crucible.yaml says, else local."
     )
     resources: ResourcesWanted = Resources()
-    job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
-    max_attempts: int = Field(50, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts.")
+
+
+class ScriptSpending(Request):
+    """What a script may cost, and whose it is: what is left empty is as the folder's crucible.yaml says."""
+
     max_cost_usd: float | None = Field(
-        None, gt=0, le=MOST_USD, description="Stop, saved, before the job costs more. Empty: no cap."
+        None,
+        gt=0,
+        le=MOST_USD,
+        description="Stop, saved, before it costs more. Empty: as crucible.yaml says, or no cap.",
     )
     max_hours: float | None = Field(
-        None, gt=0, le=MOST_HOURS, description="Stop, saved, so many hours after the start. Empty: no cap."
+        None,
+        gt=0,
+        le=MOST_HOURS,
+        description="Stop, saved, so many hours after the start. Empty: as crucible.yaml says, or no cap.",
     )
     finish_by: str = Field(
-        "", description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
+        "",
+        description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: as crucible.yaml "
+        "says, or no deadline.",
     )
-    project: Project = "default"
-    owner: Owner = ""
-    store: StoreName = "default"
+    project: str = Field("", description="Whose money it is: shown in cost reports. Empty: as crucible.yaml says.")
+    owner: str = Field("", description="Who started it: shown in cost reports. Empty: as crucible.yaml says.")
+    store: str = Field(
+        "",
+        description="Name of a Store block, or an address (file://…, s3://…). Empty: as crucible.yaml says, else "
+        "default.",
+    )
+
+
+class ScriptJob(Request):
+    """The job that a script becomes."""
+
+    evaluate: EvaluateStage | None = Field(
+        None,
+        description="A command that runs after the training, with its newest checkpoint and outputs in place. Empty: "
+        "as the folder's crucible.yaml says.",
+    )
+    job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
+    max_attempts: int | None = Field(
+        None, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts. Empty: as crucible.yaml says, else 50."
+    )
+
+
+class TrainScriptRequest(ScriptSpending, ScriptJob, ScriptFields):
+    """What `train-script` is asked: one run of a script of your own, on as many machines as it takes."""
 
     def given(self) -> dict[str, Any]:
-        """The script's settings as far as they were given; a folder's crucible.yaml has the rest."""
-        resources = self.resources.model_dump(exclude_defaults=True)
-        named = {"command": self.command, "workload": self.workload, "resources": resources}
-        return {**self.script.model_dump(exclude_unset=True), **{name: value for name, value in named.items() if value}}
-
-    def limits(self, moment: datetime) -> Limits:
-        """The limits of a job that starts at `moment`. Raises `ConfigError` for a `finish_by` that is no time."""
-        hours = [] if self.max_hours is None else [self.max_hours]
-        if self.finish_by:
-            hours.append((moment_to_come(self.finish_by, moment) - moment).total_seconds() / 3600)
-        return Limits(
-            max_attempts=self.max_attempts, max_cost_usd=self.max_cost_usd, max_hours=min(hours, default=None)
-        )
+        """What was given, by the names of crucible.yaml; a folder's own file has the rest."""
+        evaluate = {"evaluate": self.evaluate.model_dump()} if self.evaluate else {}
+        return {**_given_script(self, self), "max_attempts": self.max_attempts, **evaluate}
 
 
-class TuneRequest(Request):
-    """What `tune-nanogpt` is asked: a search over configurations."""
+class SweepFields(Request):
+    """The sweep, and how much it may use."""
 
-    space: dict[str, Any] | str = Field(
-        {},
-        description="What to search, by nanoGPT's key names; JSON or YAML. A list is a choice, a range is "
-        f"{{uniform | loguniform | int: [low, high]}}. Example: {EXAMPLE}",
+    sweep: str = Field(
+        "", description="The sweep's name. Empty: a new one. An existing one is continued; its space may be left out."
     )
-    space_file: str = Field("", description="Path of a YAML or JSON file with the space, instead.")
-    sampler: SamplerName = Field(
-        "random", description="grid: every combination of lists. random: independent draws. tpe: learns from results."
-    )
-    schedule: ScheduleName = Field(
-        "asha",
-        description="Who is trained further. asha: the best of a rung, without waiting. halving: the best of a full "
-        "rung. hyperband: several halvings, from many short trials to few long ones. none: every trial to the end.",
-    )
-    max_trials: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_TRIALS,
-        description=f"Trials in all. Empty: the whole grid, hyperband's brackets, {SOME_TRIALS}.",
-    )
-    min_steps: int | None = Field(
-        None, ge=1, le=MOST, description="Steps of the first rung at least. Empty: a ninth of max_iters."
-    )
-    reduction_factor: int = Field(3, ge=2, le=100, description="One in so many trials goes on to the next rung.")
-    seed: int = Field(0, ge=0, le=MOST, description="Decides which trials are drawn, and in which order.")
-    parallelism: int | None = Field(
-        None, ge=1, le=MOST_PARALLEL, description="Trials at a time. Empty: one per core on local (8 at most), else 4."
-    )
+
+
+class TuneScriptRequest(ScriptSpending, SweepFields, ScriptFields, TuneOverrides):
+    """What `tune-script` is asked: a search over a script's arguments and variables."""
+
+    @property
+    def names_a_search(self) -> bool:
+        """Whether it says what to search, rather than which sweep to continue."""
+        return bool(self.command or self.code or any(self.search().get(key) for key in ("space", "space_file")))
+
+    def search(self) -> dict[str, Any]:
+        """What was given of `tune:`."""
+        return self.model_dump(include=set(TuneSettings.model_fields), exclude_none=True)
+
+    def given(self) -> dict[str, Any]:
+        """What was given, by the names of crucible.yaml; a folder's own file has the rest."""
+        return {**_given_script(self, self), "tune": self.search()}
+
+
+class TrainedTrials(Request):
+    """What trials of Crucible's own trainer have in common."""
+
     preset: Preset = Field("cpu-small", description="Which shipped configuration trials change.")
     config: TrainOverrides = Field(
         TrainOverrides(), description="What differs from the preset in every trial, by nanoGPT's key names."
@@ -221,9 +248,11 @@ class TuneRequest(Request):
         "the pools that are ready.",
     )
     optimize_for: OptimizeFor = "balanced"
-    sweep: str = Field(
-        "", description="The sweep's name. Empty: a new one. An existing one is continued; its space may be left out."
-    )
+
+
+class TuneRequest(SweepFields, TrainedTrials, SearchSettings):
+    """What `tune-nanogpt` is asked: a search over configurations."""
+
     max_cost_usd: float | None = Field(
         None, gt=0, le=MOST_USD, description="Stop, saved, before the whole sweep costs more. Empty: no cap."
     )
@@ -242,35 +271,29 @@ class TuneRequest(Request):
         """The configuration that trials change, as far as this request decides it. Raises `ConfigError`."""
         return _draft(self.preset, self.config_file, self.config)
 
-    def read_space(self, sweep: str) -> Space:
-        """The space, from the form or its file. Raises `ConfigError` unless exactly one of them is given and valid."""
-        if self.space and self.space_file:
-            raise ConfigError("space and space_file are both given; give one of them")
-        if self.space_file:
-            return Space.from_file(self.space_file)
-        if not self.space:
-            raise ConfigError(
-                f"space is empty, and there is no sweep {sweep!r} to continue; name at least one setting to search, "
-                f"such as {EXAMPLE}"
-            )
-        return Space.parse(self.space)
-
-    def ladder(self, base: TrainConfig) -> list[int]:
-        """The rungs in steps, ascending; the last one is the whole training."""
-        if self.schedule == "none":
-            return [base.max_iters]
-        first = min(self.min_steps or max(1, base.max_iters // 9), base.max_iters)
-        return ladder(base.max_iters, first, self.reduction_factor)
-
     def given_limits(self) -> dict[str, Any]:
         """What limits this request sets; those left empty stay as they are. Raises `ConfigError` for no time."""
-        given = {
-            "max_trials": self.max_trials,
-            "max_cost_usd": self.max_cost_usd,
-            "max_hours": self.max_hours,
-            "finish_by": moment_to_come(self.finish_by, None) if self.finish_by else None,
-        }
-        return {name: value for name, value in given.items() if value is not None}
+        return sweep_limits(self.max_trials, self.max_cost_usd, self.max_hours, self.finish_by)
+
+
+def _given_script(script: ScriptFields, spending: ScriptSpending) -> dict[str, Any]:
+    """The settings of crucible.yaml that a form fills in, without those that it leaves empty."""
+    named = {
+        "command": script.command,
+        "workload": script.workload,
+        "pool": script.pool,
+        "resources": script.resources.model_dump(exclude_defaults=True),
+        **spending.model_dump(include=set(ScriptSpending.model_fields)),
+    }
+    given = {name: value for name, value in named.items() if value not in (None, "", {})}
+    return {**script.script.model_dump(exclude_unset=True), **given}
+
+
+def sweep_limits(max_trials: int | None, usd: float | None, hours: float | None, finish_by: str) -> dict[str, Any]:
+    """The limits that are given, by the names of `SweepLimits`. Raises `ConfigError` for what is no time."""
+    moment = moment_to_come(finish_by, None) if finish_by else None
+    given = {"max_trials": max_trials, "max_cost_usd": usd, "max_hours": hours, "finish_by": moment}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _draft(preset: str, file: str, overrides: TrainOverrides) -> ConfigDraft:

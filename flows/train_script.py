@@ -20,12 +20,13 @@ from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
 from crucible.resources import Resources
+from crucible.run_config import RunConfig
 from flows.forms import takes
 from flows.parameters import TrainScriptRequest
 from tasks.console import outlive_the_console
-from tasks.ending import end_as
+from tasks.ending import end_as, failing
 from tasks.placing import pools_now
-from tasks.scripts import resolve
+from tasks.scripts import job_limits, read_config_again, resolve
 from tasks.supervising import SupervisedJob, supervised
 
 
@@ -40,41 +41,52 @@ def train_script(**given: Any) -> State:
     """Run a script to its end, over as many machines as it takes."""
     outlive_the_console()
     request = TrainScriptRequest(**given)
-    spec = JobSpec(job_id=job_name(), project=request.project, owner=request.owner)
-    return end_as(supervised(spec, request.store, lambda run: _run(request, run)))
+    return end_as(failing(lambda: _supervise(request)))
 
 
-def _run(request: TrainScriptRequest, run: SupervisedJob) -> JobStatus:
+def _supervise(request: TrainScriptRequest) -> State:
+    config = read_config_again(request.code, request.given())
+    spec = JobSpec(job_id=job_name(), project=config.project, owner=config.owner)
+    return supervised(spec, config.store, lambda run: _run(request, config, run))
+
+
+def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> JobStatus:
     choice = run.read_choice()
     if choice is None:
-        choice = place_script(request.pool, request.resources)
-        script, code = resolve(run.job.root, request.code, request.data, request.given(), request.pool)
-        made = {"script": script, "code": code, "resources": request.resources}
-        run.put_on_record(run.spec.model_copy(update=made), request.limits(now()), choice)
+        choice = place_script(config.pool, config.resources)
+        script, code = resolve(run.job.root, request.code, request.data, config)
+        made = {"script": script, "code": code, "resources": config.resources, "evaluate": config.evaluate}
+        run.put_on_record(run.spec.model_copy(update=made), job_limits(config, now()), choice)
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
     if status.state is not JobState.COMPLETED:
         return status
     remember_job(run.job)
-    return _evaluate(request, run, status)
+    return _evaluate(run, status, choice.placements[0].pool)
 
 
-def _evaluate(request: TrainScriptRequest, run: SupervisedJob, trained: JobStatus) -> JobStatus:
+def _evaluate(run: SupervisedJob, trained: JobStatus, trained_on: str) -> JobStatus:
     """Each evaluation is a job of its own, after the training's; the first that fails is the end of both."""
     spec = run.job.read_spec()
-    stage = request.evaluate
+    stage = spec.evaluate
     if stage is None or spec.script is None:
         return trained
     script = stage.script(spec.script)
-    for pool in stage.pools or [request.pool]:
-        made = {"script": script, "resources": request.resources if pool == request.pool else Resources()}
+    for pool in stage.pools or [trained_on]:
+        made = {
+            "script": script,
+            "resources": spec.resources if pool == trained_on else Resources(),
+            "evaluate": None,
+            "evaluates": spec.job_id,
+        }
         name = f"{spec.job_id[:40]}-evaluate-{pool}"
         evaluation = replace(
             run,
             job=Job(run.job.root, name),
-            spec=spec.model_copy(update={**made, "job_id": name, "evaluates": spec.job_id, "created_at": now()}),
+            spec=spec.model_copy(update={**made, "job_id": name, "created_at": now()}),
         )
         choice = place_script(pool, evaluation.spec.resources)
-        evaluation.put_on_record(evaluation.spec, Limits(max_cost_usd=request.max_cost_usd), choice)
+        limits = Limits(max_cost_usd=run.job.read_limits().max_cost_usd)
+        evaluation.put_on_record(evaluation.spec, limits, choice)
         status = evaluation.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
         if status.state is not JobState.COMPLETED:
             return status.model_copy(update={"reason": f"{name}: {status.reason}"})

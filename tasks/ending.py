@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
+from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Cancelled, Completed, Failed
 
+from crucible.errors import CrucibleError
 from crucible.jobs.status import JobState
 
 
@@ -36,6 +38,15 @@ def end_as(state: State) -> State:
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(UUID(flow_run.id or ""), state)
     raise Ended(state)
+
+
+def failing(work: Callable[[], State]) -> State:
+    """The state that `work` returns; Failed, with one message, for what a person has to fix."""
+    try:
+        return work()
+    except CrucibleError as error:
+        get_run_logger().error(str(error))
+        return Failed(message=str(error))
 
 
 def as_prefect_state(state: JobState, reason: str) -> State:

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from crucible.contract import Variable
 from crucible.errors import ConfigError, ServiceError
 from crucible.home import crucible_home, local_path
 from crucible.jobs.job import Job
-from crucible.jobs.records import CodePackage, JobSpec
+from crucible.jobs.records import CodePackage, JobSpec, Limits
+from crucible.moments import moment_to_come
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig, secret_block
 from crucible.settings import explain_validation_error
@@ -40,16 +42,46 @@ from crucible.store import Store
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-def resolve(
-    store: Store, code: str, data: Mapping[str, str], given: Mapping[str, Any], pool: str
-) -> tuple[ScriptConfig, CodePackage | None]:
-    """The complete script, made of what was `given`, and its code, which is in the store afterwards.
+def read_config(code: str, given: Mapping[str, Any]) -> RunConfig:
+    """What was `given`, and where `code` is a folder of this machine the rest from its crucible.yaml.
 
-    `code`: a folder of this machine, whose crucible.yaml counts as well, or the digest of a package, with its `data`.
-    Raises `ConfigError` for a folder that cannot travel, a digest that the store does not have, and no command.
+    Raises `ConfigError` for a folder that is not there, and with one message for all settings that are wrong.
     """
     if not code or _DIGEST.fullmatch(code):
-        script = RunConfig.parse(given).script()
+        return RunConfig.parse(given)
+    return RunConfig.from_folder(local_path(code, "code"), given)
+
+
+def read_config_again(code: str, given: Mapping[str, Any]) -> RunConfig:
+    """The same for a flow run that may be started again: what it began is on record, and its folder may be gone."""
+    try:
+        return read_config(code, given)
+    except ConfigError:
+        if (flow_run.run_count or 0) > 1:
+            return RunConfig.parse(given)
+        raise
+
+
+def job_limits(config: RunConfig, moment: datetime) -> Limits:
+    """The limits of a job that starts at `moment`. Raises `ConfigError` for a `finish_by` that is no time."""
+    hours = [] if config.max_hours is None else [config.max_hours]
+    if config.finish_by:
+        hours.append((moment_to_come(config.finish_by, moment) - moment).total_seconds() / 3600)
+    return Limits(
+        max_attempts=config.max_attempts, max_cost_usd=config.max_cost_usd, max_hours=min(hours, default=None)
+    )
+
+
+def resolve(
+    store: Store, code: str, data: Mapping[str, str], config: RunConfig
+) -> tuple[ScriptConfig, CodePackage | None]:
+    """The complete script, and its code, which is in the store afterwards.
+
+    `code`: a folder of this machine, or the digest of a package, with its `data`. Raises `ConfigError` for a folder
+    that cannot travel, a digest that the store does not have, and no command.
+    """
+    script = config.script()
+    if not code or _DIGEST.fullmatch(code):
         if code and not store.exists(archive_key(code)):
             raise ConfigError(f"code: there is no package {code[:12]} in {store.uri}; crucible run packs one")
         try:
@@ -57,17 +89,16 @@ def resolve(
         except ValidationError as error:
             raise ConfigError(explain_validation_error(error)) from None
     folder = local_path(code, "code")
-    config = RunConfig.from_folder(folder, given)
     packed = pack_folder(folder, config.include, config.data)
     # A digest comes with the image that crucible run has built; here nobody would wait for a build.
-    if built := find_dockerfile(config.dockerfile, packed.selection.files, pool, config.resources.image):
+    if built := find_dockerfile(config.dockerfile, packed.selection.files, config.pool, config.resources.image):
         raise ConfigError(
             f"code: {folder} has a {built}: start it with crucible run, which builds it, or name an image"
         )
     log = _logger().info
     if left_out := packed.selection.describe_left_out():
         log("left out, because git or .crucibleignore says so: %s", left_out)
-    return config.script(), packed.upload(store, log)
+    return script, packed.upload(store, log)
 
 
 def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
@@ -82,8 +113,10 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     config.write_text(script.model_dump_json(), encoding="utf-8")
     # -P: a module in the script's own folder must not stand in for one of the adapter's.
     command = [sys.executable, "-P", "-m", "crucible.adapter", "--script", str(config)]
+    if spec.sweep:
+        environment[Variable.SWEEP] = spec.sweep
     if spec.code is None:
-        return WorkloadCommand(command, environment=_over(dict(os.environ), environment))
+        return WorkloadCommand(command, environment=_over({}, environment))
     cache, work = crucible_home() / "cache", scratch.root / "work"
     unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
@@ -93,15 +126,17 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     found = Dependencies("") if own_image else find_dependencies(work, script.dependencies)
     logger.info("dependencies: %s", "those of the image" if own_image else found)
     installed = ensure_environment(found, work, cache / "environments", logger.info)
-    machine = {**os.environ, **variables(installed, cache, dict(os.environ))}
+    machine = variables(installed, cache, dict(os.environ))
     return WorkloadCommand(command, cwd=work, environment=_over(machine, environment))
 
 
-def _over(machine: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
-    """The machine's variables under the script's own; the adapter and `import crucible` stay on the PYTHONPATH."""
-    merged = {**machine, **own}
-    if "PYTHONPATH" in own and "PYTHONPATH" in machine:
-        merged["PYTHONPATH"] = f"{own['PYTHONPATH']}{os.pathsep}{machine['PYTHONPATH']}"
+def _over(installed: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """What the script has besides the machine's variables, its own first; the adapter and `import crucible` stay on the
+    PYTHONPATH."""
+    merged = {**installed, **own}
+    machine = installed.get("PYTHONPATH") or os.environ.get("PYTHONPATH")
+    if machine and "PYTHONPATH" in own:
+        merged["PYTHONPATH"] = f"{own['PYTHONPATH']}{os.pathsep}{machine}"
     return merged
 
 

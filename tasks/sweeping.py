@@ -22,10 +22,9 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
-from crucible.config import TrainConfig
 from crucible.errors import FencedOut, RecordDamaged, ServiceError, StoreError
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, Limits, StopRequest, now
+from crucible.jobs.records import EndReason, JobSpec, Limits, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.store.retry import persist, wait
 from crucible.supervision.launcher import Launcher
@@ -53,8 +52,8 @@ class SweepRun:
 
     sweep: Sweep
     make_launcher: Callable[[Job], Launcher]
-    places: Callable[[TrainConfig], Sequence[Placement]]
-    """Where trials of this configuration may go, best first."""
+    places: Callable[[JobSpec], Sequence[Placement]]
+    """Where the job of a trial may go, best first."""
     here: bool
     """Whether attempts live in this process, and die with it."""
     timeouts: Timeouts = field(default_factory=Timeouts)
@@ -103,7 +102,7 @@ class SweepRun:
             raise self._failure
         return status
 
-    def _turn(self, train: Task[[int, int, str], State]) -> None:
+    def _turn(self, train: Task[[int, int, str, str], State]) -> None:
         if self._stop is None and self.cancelled():
             self._ask_to_stop(EndReason.CANCELLED, "cancelled by a person")
         if not self._ending:
@@ -148,14 +147,14 @@ class SweepRun:
 
     # Trials
 
-    def _task(self) -> Task[[int, int, str], State]:
+    def _task(self) -> Task[[int, int, str, str], State]:
         @task(
             name="trial",
-            task_run_name="trial {number} to step {step}",
+            task_run_name="trial {number} to {until}",
             persist_result=False,
             cache_policy=NO_CACHE,
         )
-        def train_trial(number: int, step: int, job: str) -> State:
+        def train_trial(number: int, step: int, job: str, until: str) -> State:
             """Train the trial's job to a step, under a supervisor of its own."""
             target = TrialRung(number, self.sweep.read_spec().ladder.index(step))
             try:
@@ -177,7 +176,8 @@ class SweepRun:
                 [trial] = self.sweep.read_trials([record])
                 if trial.failure:
                     return Failed(message=trial.failure)
-                return Completed(message=f"validation loss {trial.losses[step]:.4f} at step {step:,}")
+                value = trial.objective.as_loss(trial.losses[step])
+                return Completed(message=f"{trial.objective.label} {value:.4f} at step {trial.shown_step:,}")
             return Completed(message=status.reason)
         if status.state is JobState.BUDGET_STOP:
             return Cancelled(name="BudgetStop", message=status.reason)
@@ -185,21 +185,22 @@ class SweepRun:
 
     def _supervise(self, job: Job, step: int) -> JobStatus:
         job.set_limits(self._job_limits(job))
-        config = job.read_spec().config or self.sweep.read_spec().config
+        stop_at_step = self.sweep.read_kind().stop_at_step(step)
         supervision = Supervision(
             job,
             Halting(self.make_launcher(job), self.halt),
-            self.places(config),
+            self.places(job.read_spec()),
             TrialListener(),
             flow_run_id=str(flow_run.id or ""),
-            stop_at_step=step,
+            stop_at_step=stop_at_step,
+            to_the_end=stop_at_step is None,
             timeouts=self.timeouts,
             over_budget=self.over_budget,
             sleep=self.halt.sleep,
         )
         return supervision.run()
 
-    def _submit(self, train: Task[[int, int, str], State]) -> None:
+    def _submit(self, train: Task[[int, int, str, str], State]) -> None:
         """Begin as much of the work as there is room for, as one mapped task."""
         room = self.sweep.read_spec().parallelism - len(self._running)
         chosen: list[TrialRung] = []
@@ -219,10 +220,13 @@ class SweepRun:
         if not chosen:
             return
         self._running |= {target.trial: target for target in chosen}
+        spec = self.sweep.read_spec()
+        steps = [spec.ladder[target.rung] for target in chosen]
         train.map(
             number=[target.trial for target in chosen],
-            step=[self.sweep.read_spec().ladder[target.rung] for target in chosen],
+            step=steps,
             job=[self._trials[target.trial].job_id for target in chosen],
+            until=[spec.until(step) for step in steps],
         )
 
     def _collect(self, seconds: float = LOOK_SECONDS) -> None:

@@ -22,7 +22,7 @@ from crucible.local import access
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
-from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest
+from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
 from scripts.python_api import PAGE, page
 from tests.reports.history import Past, interrupted_twice
 
@@ -104,8 +104,16 @@ def test_what_is_submitted_is_what_the_flows_take(asked: list[dict[str, Any]], s
         RunConfig.parse({"command": "python train.py", "pool": "docker-gpu"}), folder=tmp_path / "code", store=store.uri
     )
     crucible.sweep({"learning_rate": [1e-3, 1e-4]}, store=store.uri, preset="debug", max_trials=2)
+    searched = ScriptConfig(command=["python", "train.py", "--lr={lr}"])
+    of_script = crucible.sweep(
+        {"lr": [1, 2]}, script=searched, folder=tmp_path / "code", store=store.uri, metric="accuracy", max_cost_usd=3
+    )
 
-    own, preset, first_script, second_script, sweep = asked
+    own, preset, first_script, second_script, sweep, script_sweep = asked
+    search = TuneScriptRequest.model_validate(without_deployment(script_sweep))
+    assert (search.search()["metric"], search.max_cost_usd, search.sweep) == ("accuracy", 3, of_script.sweep_id)
+    assert search.search()["space"] == {"lr": {"choice": [1, 2]}}
+    assert (script_sweep["deployment"], search.command) == ("tune-script", "python train.py '--lr={lr}'")
     assert TrainRequest.model_validate(without_deployment(own)).draft().config() == config
     assert (own["deployment"], own["job"], own["max_cost_usd"], own["pool"]) == ("train-nanogpt", "mine", 2, "local")
     assert TrainRequest.model_validate(without_deployment(preset)).dataset.source == "shakespeare"

@@ -211,10 +211,17 @@ class Adapter:
         if missing:
             say(f"finished, but output: {', '.join(missing)} does not exist in {self._cwd.name or 'its folder'}")
             return NOTHING_SAVED
-        if not self._saved and not self._resume_from and Variable.EVALUATE not in self._environment:
+        if not self._saved and not self._resume_from and not self._reports_are_enough():
             say("finished, nothing saved: name what to keep with checkpoint: or output:")
             return NOTHING_SAVED
         return EXIT_DONE
+
+    def _reports_are_enough(self) -> bool:
+        """An evaluation is done by what it reports; so is a trial of a sweep, if it has reported anything."""
+        if Variable.SWEEP in self._environment:
+            with suppress(OSError):
+                return Path(self._environment[Variable.METRICS_FILE]).stat().st_size > 0
+        return Variable.EVALUATE in self._environment
 
     def _unnamed_output(self) -> list[str]:
         """Patterns for what a script wrote of which nothing else would remain: its folder goes with the attempt."""

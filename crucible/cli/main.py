@@ -44,7 +44,7 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for module in pkgutil.iter_modules(crucible.cli.__path__):
-        if module.name not in ("main", "inputs", "following"):
+        if module.name not in ("main", "inputs", "following", "script_options"):
             importlib.import_module(f"crucible.cli.{module.name}").register(app)
     check_all(app)
     return app

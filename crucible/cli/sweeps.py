@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from crucible.store import Store
     from crucible.sweeps import Sweep, SweepLimits
 
-DEPLOYMENT = "tune-nanogpt"
+DEPLOYMENT, SCRIPT_DEPLOYMENT = "tune-nanogpt", "tune-script"
 
 SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="The sweep's name.")]
 
@@ -38,7 +38,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     lines, damaged = [], []
     for name in Sweep.ids(opened):
         try:
-            lines.append(_line(Sweep(opened, name)))
+            lines.append(line_of(Sweep(opened, name)))
         except (RecordDamaged, ObjectMissing, ConfigError) as error:
             damaged.append({"sweep": name, "state": "damaged", "reason": str(error)})
     lines.sort(key=lambda line: line["created_at"], reverse=True)
@@ -50,20 +50,21 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     if not lines and not damaged:
         typer.echo(f"no sweeps in {opened.uri} yet; `prefect deployment run {DEPLOYMENT}` starts one")
     elif lines:
-        headings = ["sweep", "state", "trials", "best loss", "steps", "cost", "created"]
+        headings = ["sweep", "state", "trials", "best", "of", "steps", "cost", "created"]
         rows = [
             [
                 line["sweep"],
                 line["state"] or "not started",
                 f"{line['trials']} of {line['max_trials']}",
-                UNKNOWN if line["val_loss"] is None else f"{line['val_loss']:.4f}",
+                UNKNOWN if line[line["metric"]] is None else f"{line[line['metric']]:.4f}",
+                line["metric"],
                 f"{line['steps']:,}",
                 money(line["cost_usd"]),
                 line["created_at"][:16].replace("T", " "),
             ]
             for line in lines
         ]
-        print_table(headings, rows, numbers=(2, 3, 4, 5))
+        print_table(headings, rows, numbers=(2, 3, 5, 6))
 
 
 def show(
@@ -75,7 +76,7 @@ def show(
 ) -> None:
     """Show one sweep: where it stands, and its leaderboard, best trial first."""
     from crucible.errors import ConfigError
-    from crucible.reports.sweep import best_config_yaml
+    from crucible.sweeps.kinds import as_yaml
     from crucible.sweeps.leaderboard import as_csv as csv_of
     from crucible.sweeps.leaderboard import digest
 
@@ -87,14 +88,14 @@ def show(
             raise ConfigError(
                 f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` shows where it stands"
             )
-        typer.echo(best_config_yaml(found, best), nl=False)
+        typer.echo(as_yaml(found.read_kind().describe(best.values)), nl=False)
     elif as_csv:
-        typer.echo(csv_of(table, found.read_space().names), nl=False)
+        typer.echo(csv_of(table, found.read_columns()), nl=False)
     elif as_json:
         spec = found.read_spec().model_dump(mode="json", exclude={"schema_version"})
-        print_json({**_line(found), "spec": spec, "leaderboard_sha256": digest(table), "leaderboard": table})
+        print_json({**line_of(found), "spec": spec, "leaderboard_sha256": digest(table), "leaderboard": table})
     else:
-        _print_sweep(found, table)
+        print_sweep(found, table)
 
 
 def stop(
@@ -169,7 +170,11 @@ def continue_(
     changed = change_limits(found, given)
     parameters = changed.model_dump(mode="json", exclude={"schema_version"}) | {"sweep": sweep}
     parameters["finish_by"] = parameters["finish_by"] or ""
-    flow_run = run_again(f"sweep {sweep}", status.flow_run_id if status else "", DEPLOYMENT, parameters)
+    deployment = DEPLOYMENT
+    if found.read_spec().config is None:  # what is searched is on record; its folder may have changed since
+        deployment = SCRIPT_DEPLOYMENT
+        parameters |= {"space": None, "space_file": None, "command": "", "code": "", "data": {}}
+    flow_run = run_again(f"sweep {sweep}", status.flow_run_id if status else "", deployment, parameters)
     if as_json:
         print_json({"sweep": sweep, "flow_run": flow_run})
     else:
@@ -186,9 +191,7 @@ def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
     from crucible.sweeps import SweepLimits
 
     if not sweep.has_limits():
-        raise ConfigError(
-            f"sweep {sweep.sweep_id} has not begun; start it again with `prefect deployment run tune-nanogpt`"
-        )
+        raise ConfigError(f"sweep {sweep.sweep_id} has not begun; start it again as you started it")
     changes: dict[str, Any] = {
         name: None if value.lower() == "none" else value for name, value in given.items() if value is not None
     }
@@ -218,7 +221,7 @@ def open_sweep(store: Store, name: str) -> Sweep:
     return found
 
 
-def _line(sweep: Sweep) -> dict[str, Any]:
+def line_of(sweep: Sweep) -> dict[str, Any]:
     """What `ls --json` says of a sweep."""
     trials, status = sweep.read_trials(), sweep.read_status()
     best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
@@ -231,21 +234,22 @@ def _line(sweep: Sweep) -> dict[str, Any]:
         "failed": sum(bool(trial.failure) for trial in trials),
         "steps": sum(trial.steps for trial in trials),
         "best_trial": best.number if best else None,
-        "val_loss": best.loss if best else None,
+        "metric": (metric := sweep.read_spec().objective.metric),
+        metric: best.value if best else None,
         "cost_usd": sum(trial.cost_usd for trial in trials),
         "created_at": sweep.read_spec().created_at.isoformat(),
     }
 
 
-def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
-
+def print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
+    """Print where a sweep stands, and its leaderboard."""
     spec, status = sweep.read_spec(), sweep.read_status()
     cost, seconds = (sum(row[name] for row in table) for name in ("cost_usd", "seconds"))
     print_facts(
         {
             "sweep": sweep.sweep_id,
             "state": f"{status.state}: {status.reason}" if status else "not started",
-            "search": f"{spec.sampler}, {spec.schedule}, rungs at step {', '.join(f'{s:,}' for s in spec.ladder)}",
+            "search": f"{spec.sampler}, {spec.schedule}, {spec.rungs}; {spec.objective.goal} {spec.objective.label}",
             "trials": f"{len(table)}, {spec.parallelism} at a time on {spec.pool}",
             "time": f"{duration(seconds)} of machine time",
             "cost": money(cost),
@@ -256,15 +260,15 @@ def _print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
     if not table:
         return
     typer.echo()
-    names = sweep.read_space().names
-    headings = ["rank", "trial", *names, "step", "val loss", "state", "cost", "job"]
+    names, metric = sweep.read_space().names, spec.objective.metric
+    headings = ["rank", "trial", *names, "step", metric.replace("_", " "), "state", "cost", "job"]
     rows = [
         [
             str(row["rank"]),
             str(row["trial"]),
             *(_cell(row[name]) for name in names),
             f"{row['step']:,}",
-            UNKNOWN if row["val_loss"] is None else f"{row['val_loss']:.4f}",
+            UNKNOWN if row[metric] is None else f"{row[metric]:.4f}",
             f"{row['state']}: {row['failure']}" if row["failure"] else str(row["state"]),
             money(row["cost_usd"]),
             str(row["job"]),

@@ -34,6 +34,7 @@ EXAMPLES: dict[str, Any] = {
     "reseed": True,
     "evaluate": {"command": "python evaluate.py", "output": ["report.json"]},
     "drill": {"command": "python train.py --steps 2000", "total_steps": 2000},
+    "tune": {"space": {"lr": {"loguniform": [0.0001, 0.01]}}, "metric": "accuracy", "goal": "max", "max_trials": 27},
     "include": ["configs/local.yaml"],
     "data": ["data"],
     "dependencies": "requirements.txt",

@@ -48,14 +48,16 @@ class Metrics:
         except (ObjectMissing, RecordDamaged):
             return b""
 
-    def rows(self) -> list[Row]:
-        """The job's history in the order of its steps.
+    def rows(self, until: int | None = None) -> list[Row]:
+        """The job's history in the order of its steps, over all attempts or those up to number `until`.
 
         An attempt that resumed from step N replaces what earlier ones reported beyond N: those steps were lost and
         trained again.
         """
         history: list[Row] = []
         for attempt in self.job.attempts():
+            if until is not None and attempt.number > until:
+                break
             start = attempt.read_start()
             if start is not None:
                 history = [row for row in history if row["step"] <= start.step]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
@@ -13,9 +14,11 @@ from prefect.exceptions import ObjectNotFound, PrefectException
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
 from crucible.jobs.limits import change_limits
-from crucible.jobs.records import now
+from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, status_of
 from crucible.moments import moment_to_come
+from crucible.placement.choice import read_choice
+from crucible.script_config import ScriptConfig
 from crucible.store import default_store_uri, store_at
 from crucible.supervision.heartbeat import is_supervised
 
@@ -58,14 +61,33 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
     supervisor = job.read_newest_supervisor()
     before = supervisor.flow_run_id if supervisor else ""
     spec = job.read_spec()
-    if spec.code is not None:  # as it was packed: the folder that it came from may have changed since
-        changes = {**changes, "code": spec.code.digest, "data": spec.code.data}
+    if spec.script is not None:
+        changes = {**_script_parameters(job, spec, spec.script, before), **changes}
     flow = CONFIGURED if spec.script is None else SCRIPT
     return run_again(f"job {job.job_id}", before, flow, {"job": job.job_id, **changes})
 
 
+def _script_parameters(job: Job, spec: JobSpec, script: ScriptConfig, flow_run_id: str) -> dict[str, Any]:
+    """All of a script's job as it is on record: the folder that it came from may have changed since, or be gone."""
+    choice = read_choice(job, flow_run_id) if flow_run_id else None
+    return {
+        "command": shlex.join(script.command),
+        "workload": "",
+        "script": script.model_dump(mode="json", exclude_defaults=True, exclude={"command"}),
+        "code": spec.code.digest if spec.code else "",
+        "data": spec.code.data if spec.code else {},
+        "resources": spec.resources.model_dump(mode="json", exclude_defaults=True),
+        "evaluate": spec.evaluate.model_dump(mode="json") if spec.evaluate else None,
+        "project": spec.project,
+        "owner": spec.owner,
+        **({"pool": choice.placements[0].pool} if choice else {}),
+    }
+
+
 def _sweep_of(job: Job) -> str | None:
     """The sweep that the job is a trial of."""
+    if of_script := job.read_spec().sweep:
+        return of_script
     sweep, _, number = job.job_id.rpartition("-")
     return sweep if number.isdigit() and sweep and job.root.exists(f"sweeps/{sweep}/sweep.json") else None
 

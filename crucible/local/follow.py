@@ -54,6 +54,16 @@ def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> It
 
     Raises `ServiceError` when the server stays out of reach.
     """
+    for state, message in read_states(api, flow_run_id):
+        known = store.exists(f"jobs/{job_id}/job.json")
+        yield Standing(state, message, summarise(Job(store, job_id)) if known else None)
+
+
+def read_states(api: httpx.Client, flow_run_id: str) -> Iterator[tuple[str, str]]:
+    """The flow run's state and its message, again and again until it has ended; the last one is final.
+
+    Raises `ServiceError` when the server stays out of reach.
+    """
     server, crash = Deadline(), Deadline()
     while True:
         try:
@@ -65,13 +75,11 @@ def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> It
                     f"the Prefect server at {api.base_url} does not answer ({error}); see: crucible doctor"
                 ) from error
         else:
-            known = store.exists(f"jobs/{job_id}/job.json")
-            summary = summarise(Job(store, job_id)) if known else None
-            standing = Standing(state["type"], state["message"] or state["name"], summary)
-            yield standing
-            if standing.state != "CRASHED":
+            kind = state["type"]
+            yield kind, state["message"] or state["name"]
+            if kind != "CRASHED":
                 crash.restart()
-            if standing.state in FINAL or (standing.state == "CRASHED" and crash.has_passed()):
+            if kind in FINAL or (kind == "CRASHED" and crash.has_passed()):
                 return
         time.sleep(LOOK_SECONDS)
 

@@ -2,7 +2,7 @@
 
 run = plan_run(config, folder, job="first")       # nothing has left the folder yet
 with access.connect_here() as api:
-    require_ready(api, config)
+    require_ready(api, run)
     flow_run = start_run(api, run)
 """
 
@@ -51,6 +51,17 @@ class ScriptRun:
     dockerfile: str = ""
     """What the image of the attempts is built from; empty: the pool's image, or the one in `resources`."""
 
+    @property
+    def deployment(self) -> str:
+        """What starts it."""
+        return DEPLOYMENT
+
+    @property
+    def pools(self) -> list[str]:
+        """Every pool that it needs, each once."""
+        evaluate = self.config.evaluate.pools if self.config.evaluate else []
+        return list(dict.fromkeys([self.config.pool, *evaluate]))
+
     def parameters(self) -> dict[str, Any]:
         """What the deployment `train-script` is given."""
         config, code = self.config, self.packed.record
@@ -98,19 +109,19 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     return ScriptRun(name, config, script, packed, dependencies, dockerfile)
 
 
-def require_ready(api: httpx.Client, config: RunConfig) -> None:
+def require_ready(api: httpx.Client, run: ScriptRun) -> None:
     """Raise `ConfigError` or `ServiceError` unless the server can start the run: deployment, pools and workers."""
-    for pool in dict.fromkeys([config.pool, *(config.evaluate.pools if config.evaluate else [])]):
-        _require_pool(api, pool)
+    for pool in run.pools:
+        _require_pool(api, pool, run.deployment)
     try:
-        _require_secrets(api, config)
+        _require_secrets(api, run.config)
     except httpx.HTTPError as error:
         raise ServiceError(
             f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
         ) from error
 
 
-def _require_pool(api: httpx.Client, pool: str) -> None:
+def _require_pool(api: httpx.Client, pool: str, started_by: str) -> None:
     try:
         found = api.get(f"/work_pools/{pool}")
         if found.status_code == httpx.codes.NOT_FOUND:
@@ -123,7 +134,7 @@ def _require_pool(api: httpx.Client, pool: str) -> None:
         if not any(worker["status"] == "ONLINE" for worker in workers):
             start = COMMANDS[pool][1] if pool in COMMANDS else "crucible up"
             raise ConfigError(f"pool: no worker polls {pool}; start one: {start}")
-        for deployment in (f"{DEPLOYMENT}/{DEPLOYMENT}", f"train/{pool}"):
+        for deployment in (f"{started_by}/{started_by}", f"train/{pool}"):
             if api.get(f"/deployments/name/{deployment}").status_code == httpx.codes.NOT_FOUND:
                 raise ServiceError(f"the server has no deployment {deployment}; run: crucible up")
     except httpx.HTTPError as error:
@@ -154,14 +165,14 @@ def require_reachable(store: Store, pool: str) -> None:
 
 
 def start_run(api: httpx.Client, run: ScriptRun, report: Callable[[str], None] = lambda _: None) -> str:
-    """Carry what the store does not have yet, and start the deployment; returns the flow run's id."""
+    """Carry what the store does not have yet, and start its deployment; returns the flow run's id."""
     store = open_store(api, run.config.store)
     require_reachable(store, run.config.pool)
     store.require_guarantees()
     if run.dockerfile:
         run = with_image(run, report)
     run.packed.upload(store, report)
-    return start_flow_run(api, DEPLOYMENT, run.parameters(), run.job)
+    return start_flow_run(api, run.deployment, run.parameters(), run.job)
 
 
 def with_image(run: ScriptRun, report: Callable[[str], None] = lambda _: None) -> ScriptRun:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
-import yaml
-
 from crucible.formatting import UNKNOWN, duration, markdown_table, money
 from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
+from crucible.sweeps.kinds import as_yaml
 from crucible.sweeps.leaderboard import in_words
-from crucible.sweeps.space import trial_config
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
 
@@ -23,18 +21,19 @@ MOST_ROWS = 200
 
 @dataclass
 class Curves:
-    """The validation losses of trials over their steps; read again only for those that went on."""
+    """What decides, over the trials' steps; read again only for those that went on."""
 
     sweep: Sweep
     _known: MutableMapping[int, tuple[tuple[int, int], Curve]] = field(default_factory=dict, repr=False)
 
     def of(self, trials: Sequence[Trial]) -> dict[int, Curve]:
-        """A curve for each trial that reported a loss."""
+        """A curve for each trial that reported it."""
+        metric = self.sweep.read_spec().objective.metric
         for trial in trials:
             stamp = (trial.attempts, trial.steps)
             if trial.attempts and (trial.number not in self._known or self._known[trial.number][0] != stamp):
                 rows = Metrics(self.sweep.job(trial.number)).rows()
-                self._known[trial.number] = stamp, [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
+                self._known[trial.number] = stamp, [(row["step"], row[metric]) for row in rows if metric in row]
         return {number: curve for number, (_, curve) in self._known.items() if curve}
 
 
@@ -60,7 +59,8 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
 def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
     """State, trials, steps, time and cost on one line of markdown."""
     status, limits = sweep.read_status(), sweep.read_limits()
-    steps, whole = sum(trial.steps for trial in trials), len(trials) * sweep.read_spec().ladder[-1]
+    spec = sweep.read_spec()
+    steps, whole = sum(trial.steps for trial in trials), len(trials) * spec.ladder[-1] * spec.knows_total_steps
     failed = sum(bool(trial.failure) for trial in trials)
     facts = [
         f"**{status.state.value.capitalize() if status else 'Not started'}**",
@@ -80,29 +80,25 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
             str(place),
             str(trial.number),
             *(_value(trial.values, name) for name in names),
-            f"{trial.step:,}",
-            UNKNOWN if trial.loss is None else f"{trial.loss:.4f}",
+            f"{trial.shown_step:,}",
+            UNKNOWN if trial.value is None else f"{trial.value:.4f}",
             in_words(trial, over) + (f": {trial.failure}" if trial.failure else ""),
             money(trial.cost_usd),
             f"`{trial.job_id}`",
         ]
         for place, trial in enumerate(ranked, start=1)
     ]
-    headings = ["rank", "trial", *names, "step", "val loss", "state", "cost", "job"]
+    metric = sweep.read_spec().objective.metric.replace("_", " ")
+    headings = ["rank", "trial", *names, "step", metric, "state", "cost", "job"]
     return markdown_table(headings, rows, numbers=(0, 1, len(names) + 2, len(names) + 3, len(names) + 5))
-
-
-def best_config_yaml(sweep: Sweep, best: Trial) -> str:
-    """The complete configuration of a trial as YAML, as `--config` of the trainer takes it."""
-    config = trial_config(sweep.read_spec().config, best.values).model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(config, sort_keys=False)
 
 
 def _best(sweep: Sweep, best: Trial) -> str:
     parts = [
-        f"Trial {best.number} (job `{best.job_id}`): validation loss {best.loss:.4f} at step {best.step:,}, "
+        f"Trial {best.number} (job `{best.job_id}`): {best.objective.label} {best.value:.4f} at step "
+        f"{best.shown_step:,}, "
         f"{money(best.cost_usd)}.",
-        f"```yaml\n{best_config_yaml(sweep, best)}```",
+        f"```yaml\n{as_yaml(sweep.read_kind().describe(best.values))}```",
     ]
     evaluation = read_evaluation(sweep.job(best.number))
     if evaluation is not None:

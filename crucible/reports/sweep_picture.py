@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from crucible.reports.picture import drawing, png
-from crucible.sweeps.space import Dimension, Value
+from crucible.sweeps.searchable import Value
+from crucible.sweeps.space import Dimension
 from crucible.sweeps.trials import Trial
 
 Curve = Sequence[tuple[float, float]]
-"""Step and validation loss."""
+"""Step and value of what decides."""
 
 MOST_LINES = 120
 """Trials that are drawn, the best first: more lines than that hide each other."""
@@ -45,7 +46,7 @@ def _colours(shown: Sequence[Trial]) -> dict[int, Any]:
     """A colour for each trial by its loss; a rank, rather than the loss, so that one bad trial leaves some contrast."""
     from matplotlib import colormaps
 
-    by_loss = sorted(shown, key=lambda trial: trial.loss or 0.0)
+    by_loss = sorted(shown, key=lambda trial: trial.loss or 0.0)  # of a metric to be raised, its negative
     shades = {t.number: colormaps[COLOURS](0.95 * i / max(1, len(by_loss) - 1)) for i, t in enumerate(by_loss)}
     return shades | {shown[0].number: BEST}
 
@@ -53,14 +54,14 @@ def _colours(shown: Sequence[Trial]) -> dict[int, Any]:
 def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension], colours: Mapping[int, Any]) -> None:
     """One upright axis for each setting and one for the loss, all drawn from 0 to 1, with their own numbers beside."""
     places = [_Axis.of(dimension) for dimension in dimensions]
-    losses = [trial.loss for trial in shown if trial.loss is not None]
-    low, high = min(losses), max(losses)
+    reached = [trial.value for trial in shown if trial.value is not None]
+    low, high = min(reached), max(reached)
     for place in range(len(places) + 1):
         axes.axvline(place, color="#999999", linewidth=0.8)
     for trial in reversed(shown):  # the best one last, on top of the others
         heights = [axis.height(trial.values.get(axis.name)) for axis in places]
-        assert trial.loss is not None
-        heights.append((trial.loss - low) / (high - low) if high > low else 0.5)
+        assert trial.value is not None
+        heights.append((trial.value - low) / (high - low) if high > low else 0.5)
         best = trial is shown[0]
         axes.plot(
             range(len(heights)),
@@ -74,20 +75,25 @@ def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension]
     for place, axis in enumerate(places):
         for height, label in axis.marks():
             axes.annotate(label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
-    for height, loss in ((0.0, low), (1.0, high)):
+    for height, value in ((0.0, low), (1.0, high)):
         axes.annotate(
-            f"{loss:.3f}", (len(places), height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center"
+            f"{value:.3f}", (len(places), height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center"
         )
-    axes.set_xticks(range(len(places) + 1), [*(axis.name for axis in places), "val loss"], fontsize=8)
+    axes.set_xticks(
+        range(len(places) + 1),
+        [*(axis.name for axis in places), shown[0].objective.metric.replace("_", " ")],
+        fontsize=8,
+    )
     axes.set_xlim(-0.1, len(places) + 0.35)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.set_title("settings and validation loss (red: best)", fontsize=9)
+    axes.set_title(f"settings and {shown[0].objective.label} (red: best)", fontsize=9)
 
 
 def _learning(axes: Any, shown: Sequence[Trial], curves: Mapping[int, Curve], colours: Mapping[int, Any]) -> None:
     for trial in reversed(shown):
-        points = curves.get(trial.number) or sorted(trial.losses.items())
+        measured = [(step, trial.objective.as_loss(loss)) for step, loss in sorted(trial.losses.items())]
+        points = curves.get(trial.number) or measured
         best = trial is shown[0]
         axes.plot(
             *zip(*points, strict=True),
@@ -95,9 +101,9 @@ def _learning(axes: Any, shown: Sequence[Trial], curves: Mapping[int, Curve], co
             linewidth=2.2 if best else 1.0,
             alpha=1.0 if best else 0.7,
         )
-        axes.plot(trial.step, trial.loss, marker="o", markersize=3.5, color=colours[trial.number])
+        axes.plot(trial.shown_step, trial.value, marker="o", markersize=3.5, color=colours[trial.number])
     axes.set_xlabel("step")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_ylabel(shown[0].objective.label)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
     axes.set_title("learning curves", fontsize=9)

@@ -49,6 +49,8 @@ class SupervisionContext:
     listener: Listener
     flow_run_id: str = ""
     stop_at_step: int | None = None
+    to_the_end: bool = False
+    """Whether an attempt that stopped at a step, as asked before, goes on to the end now."""
     placement_policy: PlacementPolicy | None = None
     """What knows better than the order of the placements where to go, if anything does."""
     timeouts: Timeouts = field(default_factory=Timeouts)

@@ -87,7 +87,7 @@ class Supervision(SupervisionContext):
             return 0
         if status is None or status.state in _ATTEMPTS_STILL_COUNT:
             return status.attempts_before_restart if status else 0
-        if status.state is JobState.PAUSED and self.stop_at_step is not None:
+        if status.state is JobState.PAUSED and (self.to_the_end or self.stop_at_step is not None):
             return status.attempts_before_restart  # it goes on to its next rung, if it is not there already
         return len(self.persist(self.job.attempts))
 
@@ -96,8 +96,8 @@ class Supervision(SupervisionContext):
         ended = [view.ended for view in counted if view.ended is not None]
         last = ended[-1].outcome if ended else None
         wanted = self.stop_at_step or 0
-        if last and last.end_reason is EndReason.PAUSED and last.committed_step < wanted:
-            return Decision(JobState.RUNNING, f"goes on to step {wanted}")
+        if last and last.end_reason is EndReason.PAUSED and (self.to_the_end or last.committed_step < wanted):
+            return Decision(JobState.RUNNING, "goes on to the end" if self.to_the_end else f"goes on to step {wanted}")
         decision = decide(
             History(
                 ended=[entry for entry in ended if not (entry.missed and entry.pool in self.waits_for)],

@@ -7,27 +7,36 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from crucible.sweeps.trials import Trial
 
 _BEFORE = ("rank", "trial")
-_AFTER = ("step", "val_loss", "state", "cost_usd", "seconds", "attempts", "failure", "job")
+_AFTER = ("state", "cost_usd", "seconds", "attempts", "failure", "job")
 _APART = {"cost_usd", "seconds", "attempts", "failure", "job"}
 """What depends on how often a trial was interrupted (of a failure the words do), or on the sweep's name."""
 
 
-def columns(settings: Sequence[str]) -> list[str]:
-    """The table's columns: rank and number, what was searched, what came out."""
-    return [*_BEFORE, *settings, *_AFTER]
+@dataclass(frozen=True)
+class Columns:
+    """What was searched, and the metric that decides."""
+
+    settings: Sequence[str]
+    metric: str
+
+    @property
+    def all(self) -> list[str]:
+        """The table's columns: rank and number, what was searched, what came out."""
+        return [*_BEFORE, *self.settings, "step", self.metric, *_AFTER]
 
 
-def rows(ranked: Sequence[Trial], settings: Sequence[str], over: bool) -> list[dict[str, Any]]:
+def rows(ranked: Sequence[Trial], columns: Columns, over: bool) -> list[dict[str, Any]]:
     """A row for each trial, in the order given; settings that a trial does not have are None.
 
     `over` says whether the sweep has completed (`Sweep.is_over`).
     """
-    return [_row(place, trial, settings, over) for place, trial in enumerate(ranked, start=1)]
+    return [_row(place, trial, columns, over) for place, trial in enumerate(ranked, start=1)]
 
 
 def in_words(trial: Trial, over: bool) -> str:
@@ -41,22 +50,22 @@ def digest(rows_: Sequence[dict[str, Any]]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def as_csv(rows_: Sequence[dict[str, Any]], settings: Sequence[str]) -> str:
+def as_csv(rows_: Sequence[dict[str, Any]], columns: Columns) -> str:
     """The leaderboard as CSV with a line of headings."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns(settings), lineterminator="\n")
+    writer = csv.DictWriter(text, columns.all, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows_)
     return text.getvalue()
 
 
-def _row(rank: int, trial: Trial, settings: Sequence[str], over: bool) -> dict[str, Any]:
+def _row(rank: int, trial: Trial, columns: Columns, over: bool) -> dict[str, Any]:
     return {
         "rank": rank,
         "trial": trial.number,
-        **{name: trial.values.get(name) for name in settings},
-        "step": trial.step,
-        "val_loss": trial.loss,
+        **{name: trial.values.get(name) for name in columns.settings},
+        "step": trial.shown_step,
+        columns.metric: trial.value,
         "state": in_words(trial, over),
         "cost_usd": round(trial.cost_usd, 6),
         "seconds": round(trial.seconds, 1),

@@ -52,7 +52,7 @@ def conclude(
     done = f"{len(trials)} trials, {sum(trial.steps for trial in trials):,} steps"
     best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
     if best is not None:
-        done += f"; best: trial {best.number} with validation loss {best.loss:.4f} at step {best.step:,}"
+        done += f"; best: trial {best.number} with {best.objective.label} {best.value:.4f} at step {best.shown_step:,}"
     if failure is not None:
         return JobState.FAILED, f"{failure}; {done}; start it again to continue"
     if stop is not None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from crucible.sweeps.sampling import Sampler, Seen
 from crucible.sweeps.schedules import FAILED, Schedule, TrialRung
-from crucible.sweeps.space import Values
+from crucible.sweeps.searchable import Values
 
 AHEAD = 2
 """Virtual workers for each real one."""

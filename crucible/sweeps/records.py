@@ -17,12 +17,16 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import Record, ShownText, now
+from crucible.jobs.records import CodePackage, Record, ShownText, now
 from crucible.jobs.status import JobState
+from crucible.resources import Resources
+from crucible.script_config import ScriptConfig
 from crucible.settings import MOST_HOURS, MOST_USD
-from crucible.sweeps.sampling import SamplerName
-from crucible.sweeps.schedules import ScheduleName
-from crucible.sweeps.space import MOST_TRIALS, Values
+from crucible.sweeps.searchable import Values
+from crucible.tune_config import MOST_TRIALS, Objective, SamplerName, ScheduleName
+
+TO_THE_END = [1]
+"""The ladder of scripts that nobody knows the number of steps of: one rung, at their end."""
 
 
 class SweepSpec(Record):
@@ -41,20 +45,43 @@ class SweepSpec(Record):
     seed: int = 0
     parallelism: int = 1
     """Trials at a time. Part of the spec, since it decides how much is known when a trial is chosen."""
-    config: TrainConfig
-    """The complete configuration that trials change."""
+    config: TrainConfig | None = None
+    """The complete configuration that trials change; None for trials of a script."""
     init_source: ShownText = ""
     """`init_from` as it was given; the configuration has the address in the store."""
+    script: ScriptConfig | None = None
+    """The script that trials run, with the settings of the space in braces."""
+    code: CodePackage | None = None
+    """What the script's working directory holds."""
+    resources: Resources = Resources()
+    """What each attempt gets of its machine, for trials of a script."""
+    objective: Objective = Objective()
+    """What trials are compared by."""
     dataset: str = ""
     vocab_size: int = 1
     pool: str = "local"
     threads: int | None = None
     """CPU threads of a trial where it shares its machine with others."""
     command: list[str] = Field(default_factory=list)
-    """The trials' command line; empty for Crucible's own trainer."""
+    """What runs a configuration instead of Crucible's own trainer; empty: the trainer."""
     project: ShownText = "default"
     owner: ShownText = ""
     created_at: datetime = Field(default_factory=now)
+
+    @property
+    def knows_total_steps(self) -> bool:
+        """Whether the last rung is a number of steps, rather than a script's own end."""
+        return self.ladder != TO_THE_END
+
+    @property
+    def rungs(self) -> str:
+        """The rungs as people read them."""
+        steps = ", ".join(f"{step:,}" for step in self.ladder)
+        return f"rungs at step {steps}" if self.knows_total_steps else "every trial to its end"
+
+    def until(self, step: int) -> str:
+        """How far a trial is trained to reach the rung `step`, as people read it."""
+        return f"step {step}" if self.knows_total_steps else "its end"
 
 
 class SweepLimits(Record):

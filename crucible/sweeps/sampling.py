@@ -15,15 +15,16 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from crucible.sweeps.space import Dimension, Space, Value, Values
+from crucible.sweeps.searchable import Value, Values
+from crucible.sweeps.space import Dimension, Space
+from crucible.tune_config import SamplerName
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial, Trial
 
-SamplerName = Literal["grid", "random", "tpe"]
 RANDOM_FIRST = 10
 """Trials that TPE draws at random before it begins to learn."""
 

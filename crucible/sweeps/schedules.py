@@ -18,11 +18,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from crucible.errors import ConfigError
+from crucible.tune_config import ScheduleName
 
-ScheduleName = Literal["none", "asha", "halving", "hyperband"]
 FAILED = math.inf
 """The loss of a trial that failed: it competes, and loses."""
 

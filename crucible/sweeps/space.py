@@ -19,27 +19,21 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-from crucible.config import NOT_IN_DIGEST, TrainConfig
 from crucible.errors import ConfigError
 from crucible.settings import shown
+from crucible.sweeps.searchable import ConfigSettings, Searchable, Value, Values
+from crucible.tune_config import EXAMPLE, MOST_TRIALS
 
-Value = bool | int | float | str | None
-Values = dict[str, Value]
-"""What one trial changes: setting → value. Settings whose `when` does not hold are absent."""
-
-MOST_TRIALS = 9_999
-"""Of a sweep: their numbers have four digits."""
 MOST_CORNERS = 4_096
 """Combinations of lowest, highest and listed values that are judged before a sweep that does not list them all."""
-EXAMPLE = "learning_rate: {loguniform: [3e-4, 3e-3]}"
 KINDS = ("choice", "uniform", "loguniform", "int")
 
 
@@ -80,28 +74,29 @@ class Space:
     dimensions: tuple[Dimension, ...]
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any] | str) -> Space:
-        """Read a space from a mapping, or from YAML or JSON text.
+    def parse(cls, given: Mapping[str, Any] | str, settings: Searchable | None = None) -> Space:
+        """Read a space over `settings` (by default the trainer's) from a mapping, or from YAML or JSON text.
 
         Raises `ConfigError` naming setting, value and fix.
         """
+        known = settings or ConfigSettings()
         written = _mapping(given)
         if not written:
             raise ConfigError(f"space is empty; name at least one setting to search, such as {EXAMPLE}")
-        parsed = {name: _dimension(str(name), entry) for name, entry in written.items()}
+        parsed = {name: _dimension(str(name), entry, known) for name, entry in written.items()}
         for dimension in parsed.values():
             _require_conditions(dimension, parsed)
         return cls(tuple(_conditions_first(parsed)))
 
     @classmethod
-    def from_file(cls, path: str | Path) -> Space:
+    def from_file(cls, path: str | Path, settings: Searchable | None = None) -> Space:
         """Read a YAML or JSON file, with the same errors."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:  # ValueError: no UTF-8 text, or characters that no path can have
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"space_file {shown(str(path))} cannot be read: {reason}") from None
-        return cls.parse(text)
+        return cls.parse(text, settings)
 
     @property
     def names(self) -> list[str]:
@@ -133,14 +128,14 @@ class Space:
         """Every combination of listed values and ends of ranges; the first `MOST_CORNERS` of them."""
         return list(itertools.islice(self._combinations(every=False), MOST_CORNERS))
 
-    def require_valid_trials(self, base: TrainConfig, sampler: str) -> None:
-        """Judge the combinations: all of a grid, the corners of anything else.
+    def require_valid_trials(self, check: Callable[[Values], object], sampler: str) -> None:
+        """Judge the combinations by `check`, which raises `ConfigError`: all of a grid, the corners of anything else.
 
         Raises `ConfigError` with the first one that is no valid configuration.
         """
         for values in self.grid() if sampler == "grid" else self.corners():
             try:
-                trial_config(base, values)
+                check(values)
             except ConfigError as error:
                 raise ConfigError(
                     f"space: {in_words(values)} is no valid configuration: {error}; change the space, or tie the "
@@ -162,11 +157,6 @@ class Space:
         return extend({}, self.dimensions)
 
 
-def trial_config(base: TrainConfig, values: Mapping[str, Value]) -> TrainConfig:
-    """The complete configuration of a trial. Raises `ConfigError` when the values do not go together."""
-    return TrainConfig.parse({**base.model_dump(), **values})
-
-
 def in_words(values: Mapping[str, Value]) -> str:
     """`learning_rate = 0.001, n_embd = 64`, for messages."""
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
@@ -186,8 +176,8 @@ def _mapping(given: Mapping[str, Any] | str) -> Mapping[str, Any]:
     return written
 
 
-def _dimension(name: str, entry: Any) -> Dimension:
-    _require_searchable(name)
+def _dimension(name: str, entry: Any, settings: Searchable) -> Dimension:
+    settings.require(name)
     if isinstance(entry, list | tuple):
         entry = {"choice": list(entry)}
     if not isinstance(entry, Mapping):
@@ -201,41 +191,27 @@ def _dimension(name: str, entry: Any) -> Dimension:
         raise ConfigError(f"space: {name} = {dict(entry)!r} is no kind of values; {fix}")
     kind, when = kinds[0], _conditions(name, entry.get("when") or {})
     if kind == "choice":
-        return Dimension(name, "choice", values=_choice(name, entry[kind]), when=when)
-    low, high = _range(name, kind, entry[kind])
+        return Dimension(name, "choice", values=_choice(name, entry[kind], settings), when=when)
+    low, high = _range(name, kind, entry[kind], settings)
     return Dimension(name, kind, low=low, high=high, when=when)
 
 
-def _require_searchable(name: str) -> None:
-    if name not in TrainConfig.model_fields:
-        near = difflib.get_close_matches(name, TrainConfig.model_fields, n=1)
-        fix = f"did you mean {near[0]}?" if near else f"known settings: {', '.join(TrainConfig.model_fields)}"
-        raise ConfigError(f"space: {name!r} is not a known setting; {fix}")
-    if name in NOT_IN_DIGEST:
-        raise ConfigError(f"space: {name!r} does not change what is learned, so there is nothing to search; remove it")
-    if name == "max_iters":
-        raise ConfigError(
-            "space: 'max_iters' is the budget that every trial is given, so that their losses can be compared; put it "
-            "into config, and let the schedule stop bad trials early"
-        )
-
-
-def _choice(name: str, given: Any) -> tuple[Value, ...]:
+def _choice(name: str, given: Any, settings: Searchable) -> tuple[Value, ...]:
     if not isinstance(given, list | tuple):
         raise ConfigError(f"space: {name} = {given!r} must be a list of values, such as [{given!r}]")
     if not given:
         raise ConfigError(f"space: {name} = [] offers nothing to choose from; list at least one value, or remove it")
-    values = tuple(_checked(name, value) for value in given)
+    values = tuple(settings.checked(name, value) for value in given)
     for position, value in enumerate(values):
         if _among(value, values[:position]):
             raise ConfigError(f"space: {name} lists {value!r} twice; remove one")
     return values
 
 
-def _range(name: str, kind: str, given: Any) -> tuple[float, float]:
+def _range(name: str, kind: str, given: Any, settings: Searchable) -> tuple[float, float]:
     if not isinstance(given, list | tuple) or len(given) != 2:
         raise ConfigError(f"space: {name} = {{{kind}: {given!r}}} must have two ends: {{{kind}: [low, high]}}")
-    low, high = (_checked(name, end) for end in given)
+    low, high = (_number(settings.checked(name, end)) for end in given)
     for end in (low, high):
         if isinstance(end, bool) or not isinstance(end, int | float):
             raise ConfigError(f"space: {name} = {end!r} is no number, so there is no range of it; list its values")
@@ -245,34 +221,19 @@ def _range(name: str, kind: str, given: Any) -> tuple[float, float]:
         raise ConfigError(f"space: {name} = {{{kind}: [{low}, {high}]}} is upside down; write [{high}, {low}]")
     if kind == "loguniform" and low <= 0:
         raise ConfigError(f"space: {name} = {{loguniform: [{low}, {high}]}} must begin above 0; raise {low}")
-    whole = _is_whole(name)
-    if kind == "int" and not whole:
+    whole = settings.is_whole(name)
+    if kind == "int" and (whole is False or low != int(low) or high != int(high)):
         raise ConfigError(f"space: {name} is no whole number; use uniform or loguniform instead of int")
     if kind != "int" and whole:
         raise ConfigError(f"space: {name} is a whole number; write {{int: [{low}, {high}]}} or list its values")
     return low, high
 
 
-def _checked(name: str, value: Any) -> Value:
-    """The value as the configuration would take it, judged by that setting alone: "1e-3" becomes a number."""
-    try:
-        checked: Value = _adapter(name).validate_python(value)
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Input ")
-        fix = reason.replace("should be", "it must be", 1)
-        raise ConfigError(f"space: {name} = {value!r} is not valid; {fix}") from None
-    return checked
-
-
-def _adapter(name: str) -> TypeAdapter[Any]:
-    setting = TrainConfig.model_fields[name]
-    kind: Any = Annotated[(setting.annotation, *setting.metadata)] if setting.metadata else setting.annotation
-    return TypeAdapter(kind)
-
-
-def _is_whole(name: str) -> bool:
-    annotation = TrainConfig.model_fields[name].annotation
-    return annotation is int or (int in getattr(annotation, "__args__", ()) and float not in annotation.__args__)  # type: ignore[union-attr]
+def _number(value: Value) -> Value:
+    """YAML reads 1e-3 as a text."""
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
 
 
 def _conditions(name: str, given: Any) -> dict[str, tuple[Value, ...]]:

@@ -12,20 +12,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
-from crucible.estimate.needs import flops_per_token
 from crucible.jobs.job import Job, checked_job_id, differences, record_numbers
-from crucible.jobs.records import JobSpec, Record
+from crucible.jobs.records import Record
 from crucible.jobs.status import JobState
-from crucible.script_config import ScriptConfig
 from crucible.store import Store
-from crucible.sweeps.leaderboard import columns, rows
+from crucible.sweeps.kinds import TrialKind, kind_of
+from crucible.sweeps.leaderboard import Columns, rows
 from crucible.sweeps.planner import AHEAD, START, Planner
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
 from crucible.sweeps.sampling import make_sampler
 from crucible.sweeps.schedules import make_schedule
-from crucible.sweeps.space import Space, Values, trial_config
+from crucible.sweeps.searchable import Values
+from crucible.sweeps.space import Space
 from crucible.sweeps.trials import Trial, read_trial
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Sweep:
     """One sweep's records under `sweeps/<sweep_id>/` of a store."""
 
     def __init__(self, store: Store, sweep_id: str) -> None:
-        self.sweep_id = _checked_id(sweep_id)
+        self.sweep_id = checked_sweep_id(sweep_id)
         self.root = store
         self.store = store.child(f"sweeps/{sweep_id}")
         self._spec: SweepSpec | None = None
@@ -96,7 +95,11 @@ class Sweep:
 
     def read_space(self) -> Space:
         """The search space of the spec."""
-        return Space.parse(self.read_spec().space)
+        return Space.parse(self.read_spec().space, self.read_kind().settings)
+
+    def read_kind(self) -> TrialKind:
+        """What the sweep's trials are."""
+        return kind_of(self.read_spec())
 
     def read_limits(self) -> SweepLimits:
         """The limits in force: the newest that were set. Raises `ObjectMissing` before any were."""
@@ -130,6 +133,10 @@ class Sweep:
             return False
         return True
 
+    def was_started_by(self, flow_run_id: str) -> bool:
+        """Whether this flow run has worked on the sweep before."""
+        return self.store.exists(f"starts/{flow_run_id}.json")
+
     def read_status(self) -> SweepStatus | None:
         """Where its last flow run left it; None before there was one."""
         try:
@@ -150,8 +157,9 @@ class Sweep:
     def record_trial(self, number: int, values: Values) -> TrialRecord:
         """Begin a trial: its values, then its job. Idempotent."""
         record = TrialRecord(number=number, values=values, job_id=f"{self.sweep_id}-{number:04d}")
+        kind = self.read_kind()
         try:
-            config = trial_config(self.read_spec().config, values)
+            kind.check(values)
         except ConfigError as error:
             record.problem = str(error)
         try:
@@ -159,7 +167,7 @@ class Sweep:
         except ObjectExists:
             record = self._read(f"trials/{number:04d}.json", TrialRecord)
         if not record.problem:
-            Job.create(self.root, self._job_spec(record, config))
+            Job.create(self.root, kind.job_spec(record))
         return record
 
     # What follows from them
@@ -188,11 +196,12 @@ class Sweep:
     def read_trials(self, records: Iterable[TrialRecord] | None = None) -> list[Trial]:
         """All trials, or those of the given records, as they stand now, by number."""
         records = list(self.read_trial_records() if records is None else records)
+        ladder, kind = self.read_spec().ladder, self.read_kind()
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="trials") as pool:
-            return list(pool.map(lambda r: read_trial(r, self.job(r.number), self.read_spec().ladder), records))
+            return list(pool.map(lambda record: read_trial(record, self.job(record.number), ladder, kind), records))
 
     def ranked(self) -> list[Trial]:
-        """The leaderboard: trained furthest first, then by validation loss; failed trials come last."""
+        """The leaderboard: trained furthest first, then by the objective; failed trials come last."""
         return sorted(self.read_trials(), key=lambda trial: trial.rank_key)
 
     def best(self) -> Trial | None:
@@ -206,33 +215,24 @@ class Sweep:
 
     def leaderboard(self, ranked: Sequence[Trial] | None = None) -> list[dict[str, Any]]:
         """A row for each trial, best first, in plain values; of the trials given, if they are read already."""
-        return rows(self.ranked() if ranked is None else ranked, self.read_space().names, self.is_over())
+        return rows(self.ranked() if ranked is None else ranked, self.read_columns(), self.is_over())
+
+    def read_columns(self) -> Columns:
+        """What the leaderboard shows of a trial besides where it stands."""
+        return Columns(self.read_space().names, self.read_spec().objective.metric)
 
     def trials(self) -> pd.DataFrame:
         """The leaderboard as a table: a row for each trial, a column for each setting; empty cells where a setting was
         not searched (`when`) or something is not known yet."""
         import pandas as pd
 
-        return pd.DataFrame(self.leaderboard(), columns=columns(self.read_space().names))
-
-    def _job_spec(self, record: TrialRecord, config: TrainConfig) -> JobSpec:
-        spec = self.read_spec()
-        return JobSpec(
-            job_id=record.job_id,
-            config=config,
-            dataset=spec.dataset,
-            script=ScriptConfig(command=spec.command) if spec.command else None,
-            project=spec.project,
-            owner=spec.owner,
-        )
+        return pd.DataFrame(self.leaderboard(), columns=self.read_columns().all)
 
     def _step_cost(self, values: Values) -> float:
         try:
-            config = trial_config(self.read_spec().config, values)
+            return self.read_kind().step_cost(values)
         except ConfigError:
             return 1.0  # this trial fails at once
-        tokens = config.batch_size * config.gradient_accumulation_steps * config.block_size
-        return tokens * flops_per_token(config, self.read_spec().vocab_size)
 
     def _read(self, key: str, kind: type[R]) -> R:
         """A record. Raises `ObjectMissing`, and `RecordDamaged` naming the object and the fix."""
@@ -242,7 +242,8 @@ class Sweep:
         return record_numbers(self.store, "limits")
 
 
-def _checked_id(sweep_id: str) -> str:
+def checked_sweep_id(sweep_id: str) -> str:
+    """`sweep_id` itself. Raises `ConfigError` unless a sweep, and jobs of its trials, can have it."""
     try:
         checked_job_id(sweep_id)
     except ConfigError as error:

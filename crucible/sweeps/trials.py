@@ -1,7 +1,7 @@
 """Where a trial stands, read from its job's records.
 
-The loss of a rung is what the attempt that was asked to train to it measured there, over the whole validation split:
-that attempt's own metrics at its last step. They never change once it has ended, whatever later attempts do.
+What a rung measured never changes once the attempt that was asked to train to it has ended, whatever later attempts
+do; `crucible.sweeps.kinds` says where it is read.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from crucible.checkpoints.commits import Checkpoints
 from crucible.errors import ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState, status_of
+from crucible.sweeps.kinds import REACHED, TrialKind
 from crucible.sweeps.records import TrialRecord
 from crucible.sweeps.schedules import FAILED, TrialRung
-from crucible.sweeps.space import Values
+from crucible.sweeps.searchable import Values
+from crucible.tune_config import VAL_LOSS, Objective
 
-_REACHED = (EndReason.PAUSED, EndReason.COMPLETED)
 _GIVEN_UP = (JobState.FAILED, JobState.STOPPED)
 
 
@@ -34,7 +33,7 @@ class Trial:
     values: Values
     job_id: str
     losses: Mapping[int, float] = field(default_factory=dict)
-    """Step of a rung → validation loss there, in nats per token."""
+    """Step of a rung → what was measured there, as a loss: the less, the better (`Objective.as_loss`)."""
     failure: str = ""
     """Why it failed; empty for every other trial."""
     state: str = "new"
@@ -43,7 +42,8 @@ class Trial:
     seconds: float = 0.0
     attempts: int = 0
     steps: int = 0
-    """Saved so far."""
+    """Saved so far, or done by a script that has ended."""
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def record(self) -> TrialRecord:
@@ -57,8 +57,18 @@ class Trial:
 
     @property
     def loss(self) -> float | None:
-        """The validation loss at that rung."""
+        """What is minimised, at that rung."""
         return self.losses.get(self.step)
+
+    @property
+    def value(self) -> float | None:
+        """The objective's own value at that rung; in nats per token where it is the trainer's validation loss."""
+        return None if self.loss is None else self.objective.as_loss(self.loss)
+
+    @property
+    def shown_step(self) -> int:
+        """The step of that rung; of a script that ended by itself, the step that it had reached."""
+        return self.steps if self.state == "complete" else self.step
 
     @property
     def rank_key(self) -> tuple[bool, int, float, int]:
@@ -76,18 +86,18 @@ class Trial:
         return {TrialRung(self.number, rung): FAILED for rung in range(len(ladder))} | measured
 
 
-def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
+def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int], kind: TrialKind) -> Trial:
     """Read a trial from the store; a few requests for each attempt. A damaged record fails this trial, no other."""
     failure = record.problem
     if not failure:
         try:
-            return _read_trial(record, job, ladder)
+            return _read_trial(record, job, ladder, kind)
         except RecordDamaged as error:
             failure = str(error)
-    return Trial(record.number, record.values, record.job_id, failure=failure, state="failed")
+    return Trial(record.number, record.values, record.job_id, failure=failure, state="failed", objective=kind.objective)
 
 
-def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
+def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int], kind: TrialKind) -> Trial:
     with suppress(ObjectMissing):  # the sweep was killed between the trial's record and its job's
         job.read_spec()
     attempts = job.attempts()
@@ -100,16 +110,23 @@ def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
         running = outcome is None
         if last is not None:
             cost, seconds, steps = cost + last.cost_usd, seconds + last.seconds, max(steps, last.committed_step)
-        if outcome is None or outcome.end_reason not in _REACHED or outcome.committed_step not in ladder:
+        if outcome is None or outcome.end_reason not in REACHED:
             continue
-        step = outcome.committed_step
-        loss = _loss_at(attempt, step)
-        if loss is None or not math.isfinite(loss):
-            failure = f"the validation loss at step {step} is {'missing' if loss is None else 'no number'}"
-        else:
-            losses.setdefault(step, loss)
+        if outcome.end_reason is EndReason.COMPLETED:
+            steps = max(steps, outcome.step)  # a script need not have saved at its end
+        for step, value in kind.measured(attempt, outcome, ladder).items():
+            if value is None or not math.isfinite(value):
+                failure = failure or _no_value(kind.objective, step, value)
+            else:
+                losses.setdefault(step, kind.objective.as_loss(value))
     failure = failure or _why_given_up(job, attempts)
-    facts: dict[str, Any] = {"cost_usd": cost, "seconds": seconds, "attempts": len(attempts), "steps": steps}
+    facts: dict[str, Any] = {
+        "cost_usd": cost,
+        "seconds": seconds,
+        "attempts": len(attempts),
+        "steps": steps,
+        "objective": kind.objective,
+    }
     reached = max(losses, default=0)
     if failure:
         state = "failed"
@@ -124,14 +141,12 @@ def _read_trial(record: TrialRecord, job: Job, ladder: Sequence[int]) -> Trial:
     return Trial(record.number, record.values, record.job_id, losses, failure, state, **facts)
 
 
-def _loss_at(attempt: Attempt, step: int) -> float | None:
-    """What the attempt last measured at its last step; without those metrics, what the checkpoint says."""
-    metrics = Metrics(attempt.job)
-    for pieces in (2, None):  # it is nearly always among the last lines
-        for row in metrics.of_attempt(attempt, pieces):
-            if row["step"] == step and "val_loss" in row:
-                return row["val_loss"]
-    return next((c.val_loss for c in Checkpoints(attempt.job).list() if c.step == step), None)
+def _no_value(objective: Objective, step: int, value: float | None) -> str:
+    if value is not None:
+        return f"the {objective.label} at step {step} is no number"
+    if objective.metric == VAL_LOSS:
+        return f"the {objective.label} at step {step} is missing"
+    return f"the script reported no {objective.label}; look at what it reports: `crucible jobs metrics`"
 
 
 def _why_given_up(job: Job, attempts: Sequence[Attempt]) -> str:

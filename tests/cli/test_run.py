@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from crucible.cli import init, run
+from crucible.cli import init, run, tune
+from crucible.cli import script_options as options
 from crucible.cli.inputs import check_all
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
@@ -26,7 +28,7 @@ from crucible.local.run_script import plan_run, require_reachable, require_ready
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
-from flows.parameters import TrainScriptRequest
+from flows.parameters import TrainScriptRequest, TuneScriptRequest
 from tests.conftest import PrefectServer
 
 
@@ -46,6 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def crucible(line: str, **options: Any) -> Any:
     app = typer.Typer()
     run.register(app)
+    tune.register(app)
     init.register(app)
     check_all(app)
     return CliRunner().invoke(app, shlex.split(line), catch_exceptions=True, **options)
@@ -102,6 +105,32 @@ def test_the_command_line_takes_precedence_over_the_file_and_both_reach_the_flow
     assert sent["job"].startswith("my-model-")
 
 
+def test_a_file_of_another_name_is_used_instead_of_the_folders(folder: Path) -> None:
+    (folder / "crucible.yaml").write_text("command: python other.py\n")
+    (folder / "small.yaml").write_text("command: python train.py --small\nproject: paper\n")
+    sent = planned("--config small.yaml")
+    assert (sent["command"], sent["project"]) == ("python train.py --small", "paper")
+    assert "there is no file large.yaml" in refusal("run --dry-run --config large.yaml")
+
+
+def test_a_search_is_checked_and_sent_as_the_flow_takes_it(folder: Path) -> None:
+    (folder / "crucible.yaml").write_text(
+        "command: python train.py --lr={lr}\ntotal_steps: 90\ntune: {space: {lr: [1, 2]}, metric: accuracy}\n"
+    )
+    done = crucible("tune --dry-run --json --goal max --name mine --max-cost-usd 2")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "rungs at step 10, 30, 90" in done.stderr
+    sent = json.loads(done.stdout)
+    sent.pop("code")
+    request = TuneScriptRequest.model_validate(sent)
+    assert (request.sweep, request.max_cost_usd, request.command) == ("mine", 2.0, "python train.py '--lr={lr}'")
+    assert request.search() == {"space": {"lr": {"choice": [1, 2]}}, "metric": "accuracy", "goal": "max"}
+    assert "there is no file space.yaml" in refusal("tune --dry-run --space space.yaml")
+    assert "'rl' stands nowhere" in refusal("tune --dry-run --space 'rl: [1]'")
+    (folder / "crucible.yaml").unlink()
+    assert "space: there is none" in refusal("tune --dry-run -- python train.py")
+
+
 REFUSED = {
     "no command": ("run --dry-run", "command: there is none"),
     "a file that is not there": ("run -- python trian.py", "no file trian.py .*did you mean train.py"),
@@ -152,7 +181,7 @@ def test_on_a_terminal_it_is_a_question(
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     config = RunConfig.parse({"command": "python train.py data/train.bin"})
     monkeypatch.setattr("typer.prompt", lambda *_, **__: answer)
-    found = run._ask_about_left_out(config, folder, ask=True)
+    found = options.ask_about_left_out(config, folder, ask=True)
     assert found.data == (["data/train.bin"] if travels else [])
     assert found.include == (["data/train.bin"] if answer == "i" else [])
 
@@ -196,18 +225,19 @@ def test_the_server_is_asked_before_anything_is_uploaded(
     folder: Path, prefect_server: PrefectServer, store: Store
 ) -> None:
     user, _, password = prefect_server.env["PREFECT_API_AUTH_STRING"].partition(":")
-    with httpx.Client(base_url=prefect_server.api_url, auth=(user, password)) as api:
-        for config, message in [
-            ({"pool": "elsewhere"}, "no pool 'elsewhere'"),
-            ({"pool": "modal"}, "no pool 'modal'; crucible modal pool makes it"),
+    with httpx.Client(base_url=prefect_server.api_url, auth=(user, password), timeout=60) as api:
+        for pool, message in [
+            ("elsewhere", "no pool 'elsewhere'"),
+            ("modal", "no pool 'modal'; crucible modal pool makes it"),
         ]:
+            here = plan_run(RunConfig.parse({"command": "python train.py"}), folder)
             with pytest.raises(ConfigError, match=message):
-                require_ready(api, RunConfig.parse(config))
+                require_ready(api, replace(here, config=here.config.model_copy(update={"pool": pool})))
         with pytest.raises(ConfigError, match="no Store block 'nowhere'"):
             start_run(api, plan_run(RunConfig.parse({"command": "python train.py", "store": "nowhere"}), folder))
     assert store.list() == []
     with httpx.Client(base_url="http://127.0.0.1:9/api") as api, pytest.raises(ServiceError, match="crucible up"):
-        require_ready(api, RunConfig.parse({}))
+        require_ready(api, plan_run(RunConfig.parse({"command": "python train.py"}), folder))
 
 
 @pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("CANCELLED", 75), ("FAILED", 1), ("CRASHED", 1)])

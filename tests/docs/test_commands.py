@@ -27,13 +27,14 @@ from crucible.local.state import PROJECT
 from crucible.pools.aws.pools import OFFERED as ON_ECS
 from crucible.pools.docker.pool import OFFERED as ON_DOCKER
 from crucible.pools.modal.pool import OFFERED as ON_MODAL
-from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest
+from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
 
 PROGRAMS = ("crucible", "prefect", "python", "make", "pip")
 REQUESTS: dict[str, type[BaseModel]] = {
     "train-nanogpt": TrainRequest,
     "train-script": TrainScriptRequest,
     "tune-nanogpt": TuneRequest,
+    "tune-script": TuneScriptRequest,
 }
 PREFECT = {
     ("deployment", "run"),

@@ -14,14 +14,22 @@ from pydantic import BaseModel, Field, ValidationError
 from flows.cost_report import cost_report
 from flows.evaluate import evaluate
 from flows.forms import described, takes
-from flows.parameters import TrainOverrides, TrainRequest, TuneRequest
+from flows.parameters import TrainOverrides, TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
 from flows.recommend import recommend
 from flows.train import train
 from flows.train_nanogpt import train_nanogpt
+from flows.train_script import train_script
 from flows.tune import tune_nanogpt
+from flows.tune_script import tune_script
 from tests.conftest import PrefectServer
 
-FLOWS = [train_nanogpt, tune_nanogpt, train, evaluate, recommend, cost_report]
+FLOWS = [train_nanogpt, train_script, tune_nanogpt, tune_script, train, evaluate, recommend, cost_report]
+FORMS = [
+    (train_nanogpt, TrainRequest),
+    (train_script, TrainScriptRequest),
+    (tune_nanogpt, TuneRequest),
+    (tune_script, TuneScriptRequest),
+]
 HUGE = 10**30
 
 
@@ -31,13 +39,18 @@ def test_the_form_describes_every_parameter(flow: Flow[..., Any]) -> None:
     assert [name for name, entry in properties.items() if not entry.get("description")] == []
 
 
-@pytest.mark.parametrize(("flow", "request_"), [(train_nanogpt, TrainRequest), (tune_nanogpt, TuneRequest)])
+@pytest.mark.parametrize(("flow", "request_"), FORMS)
 def test_the_form_is_flat_and_has_the_bounds_of_the_request(flow: Flow[..., Any], request_: type[BaseModel]) -> None:
     form, model = parameter_schema(flow).properties, request_.model_json_schema()["properties"]
     assert list(form) == list(model)
     shown = {"minimum", "maximum", "exclusiveMinimum", "enum", "anyOf", "type", "default", "description"}
     for name, entry in model.items():
-        if name not in ("config", "dataset"):  # of these the form has a reference and the default written out
+        if name not in (
+            "config",
+            "dataset",
+            "script",
+            "resources",
+        ):  # of these the form has a reference and the default written out
             assert {k: v for k, v in form[name].items() if k in shown} == {k: v for k, v in entry.items() if k in shown}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.sweeps.space import MOST_TRIALS, Space
+from crucible.sweeps.kinds import trial_config
+from crucible.sweeps.space import Space
+from crucible.tune_config import MOST_TRIALS
 
 
 @pytest.mark.parametrize(
@@ -84,8 +87,9 @@ def test_a_grid_needs_values_that_can_be_listed() -> None:
 
 def test_combinations_that_cannot_be_trained_are_refused_before_the_first_trial() -> None:
     base = TrainConfig.preset("debug")
-    Space.parse({"n_embd": [32, 64], "n_head": [2, 4]}).require_valid_trials(base, "grid")
+    valid = partial(trial_config, base)
+    Space.parse({"n_embd": [32, 64], "n_head": [2, 4]}).require_valid_trials(valid, "grid")
     with pytest.raises(ConfigError, match=r"n_embd = 32, n_head = 3 is no valid configuration.*not a multiple"):
-        Space.parse({"n_embd": [32, 64], "n_head": [2, 3]}).require_valid_trials(base, "grid")
+        Space.parse({"n_embd": [32, 64], "n_head": [2, 3]}).require_valid_trials(valid, "grid")
     with pytest.raises(ConfigError, match=r"learning_rate = 1e-05 is no valid configuration: min_lr"):
-        Space.parse({"learning_rate": {"loguniform": [1e-5, 1e-2]}}).require_valid_trials(base, "random")
+        Space.parse({"learning_rate": {"loguniform": [1e-5, 1e-2]}}).require_valid_trials(valid, "random")

@@ -12,9 +12,11 @@ import pytest
 from crucible.agent.attempt import run_attempt
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, JobSpec, Outcome
+from crucible.jobs.records import CodePackage, EndReason, JobSpec, Outcome
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
-from tasks.scripts import prepare_script, resolve
+from tasks.scripts import prepare_script, read_config
+from tasks.scripts import resolve as resolve_config
 from tests.agent.harness import Recorder, plan
 from tests.faults.small_jobs import launched
 
@@ -57,6 +59,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return project
 
 
+def resolve(store: Store, code: str, given: dict[str, Any]) -> tuple[ScriptConfig, CodePackage | None]:
+    return resolve_config(store, code, {}, read_config(code, given))
+
+
 def attempt(job: Job, tmp_path: Path) -> Outcome:
     spec = job.read_spec()
     assert spec.script is not None
@@ -70,7 +76,7 @@ def printed(job: Job) -> str:
 
 
 def test_a_folder_runs_in_a_fresh_copy_and_is_evaluated_in_another(folder: Path, store: Store, tmp_path: Path) -> None:
-    script, code = resolve(store, str(folder), {}, {"env": {"LEVEL": "4", "PYTHONPATH": "lib"}}, "local")
+    script, code = resolve(store, str(folder), {"env": {"LEVEL": "4", "PYTHONPATH": "lib"}})
     job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
     (folder / "train.py").write_text("raise SystemExit('changed since it was packed')")
 
@@ -88,6 +94,18 @@ def test_a_folder_runs_in_a_fresh_copy_and_is_evaluated_in_another(folder: Path,
     assert not list((tmp_path / "scratch").rglob("train.py")), "copies go with their attempts"
 
 
+@pytest.mark.parametrize("sweep", ["", "mine"], ids=["a job", "a trial"])
+def test_a_trial_is_done_with_what_it_reports_and_a_job_with_what_it_saves(
+    store: Store, tmp_path: Path, sweep: str
+) -> None:
+    report = (
+        "import json, os; open(os.environ['CRUCIBLE_METRICS_FILE'], 'a').write('{\"step\": 1, \"accuracy\": 2}\\n')"
+    )
+    script = ScriptConfig(command=["python", "-c", report])
+    job = Job.create(store, JobSpec(job_id="reports", script=script, sweep=sweep))
+    assert attempt(job, tmp_path).end_reason is (EndReason.COMPLETED if sweep else EndReason.FAILED), printed(job)
+
+
 def test_the_image_of_a_folder_brings_its_own_programs(
     folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +115,7 @@ def test_the_image_of_a_folder_brings_its_own_programs(
     (programs / "python").chmod(0o755)
     monkeypatch.setenv("CRUCIBLE_SCRIPT_PATH", f"{programs}:{os.environ['PATH']}")
     (folder / "requirements.txt").write_text("no-such-package-anywhere\n")
-    script, code = resolve(store, str(folder), {}, {"output": "out"}, "local")
+    script, code = resolve(store, str(folder), {"output": "out"})
     job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
     assert attempt(job, tmp_path).end_reason is EndReason.COMPLETED, printed(job)
     assert "the python of the image: train.py" in printed(job), "and what is in it is not installed again"
@@ -105,12 +123,12 @@ def test_the_image_of_a_folder_brings_its_own_programs(
 
 def test_what_cannot_start_is_refused_before_there_is_a_job(folder: Path, store: Store) -> None:
     with pytest.raises(ConfigError, match="no package ffff"):
-        resolve(store, "f" * 64, {}, {"command": "python train.py"}, "local")
+        resolve(store, "f" * 64, {"command": "python train.py"})
     with pytest.raises(ConfigError, match="command: there is none"):
-        resolve(store, "", {}, {}, "local")
+        resolve(store, "", {})
     with pytest.raises(ConfigError, match="nowhere is not a folder"):
-        resolve(store, "/nowhere", {}, {"command": "true"}, "local")
+        resolve(store, "/nowhere", {"command": "true"})
     (folder / "Dockerfile").write_text("FROM scratch\n")
     with pytest.raises(ConfigError, match="has a Dockerfile: start it with crucible run"):
-        resolve(store, str(folder), {}, {}, "docker-gpu")
-    assert resolve(store, str(folder), {}, {}, "local")[1] is not None
+        resolve(store, str(folder), {"pool": "docker-gpu"})
+    assert resolve(store, str(folder), {})[1] is not None

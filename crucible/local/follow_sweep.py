@@ -1,0 +1,53 @@
+"""Follow a search to its end: its progress, from its trials' records and from Prefect."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import httpx
+
+from crucible.local.follow import FINAL, read_states
+from crucible.store import Store
+from crucible.sweeps.sweep import Sweep
+from crucible.sweeps.trials import Trial
+
+LOOK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class SweepStanding:
+    """Where a search is at one moment."""
+
+    state: str
+    """Prefect's type of state: SCHEDULED, PENDING, RUNNING, COMPLETED, …"""
+    message: str
+    progress: str
+    """How many trials there are, and the best of them, as people read it."""
+
+
+def follow_sweep(api: httpx.Client, flow_run_id: str, store: Store, sweep_id: str) -> Iterator[SweepStanding]:
+    """Where the search stands, again and again until it has ended; the last one is final.
+
+    Raises `ServiceError` when the server stays out of reach.
+    """
+    sweep = Sweep(store, sweep_id)
+    for state, message in read_states(api, flow_run_id):
+        trials = sweep.read_trials() if sweep.exists() else []
+        yield SweepStanding(state, message, _progress(state, trials))
+        if state not in FINAL:
+            time.sleep(LOOK_SECONDS)
+
+
+def _progress(state: str, trials: list[Trial]) -> str:
+    if not trials:
+        return "waiting for the worker" if state in ("SCHEDULED", "PENDING") else "preparing"
+    over = [trial for trial in trials if trial.state in ("complete", "failed", "waiting")]
+    parts = [f"{len(over)} of {len(trials)} trials measured"]
+    if failed := sum(bool(trial.failure) for trial in trials):
+        parts.append(f"{failed} failed")
+    best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
+    if best is not None:
+        parts.append(f"best: trial {best.number}, {best.objective.label} {best.value:.4g} at step {best.shown_step:,}")
+    return ", ".join(parts)
