@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -18,6 +18,7 @@ import yaml
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
+from crucible.nanogpt_config import NANOGPT_DEFAULTS, NANOGPT_HINTS, read_nanogpt_config
 from crucible.settings import Settings, invalid
 
 __all__ = ["NOT_IN_DIGEST", "ConfigDraft", "TrainConfig", "preset_names"]
@@ -42,20 +43,6 @@ NOT_IN_DIGEST = frozenset(
     }
 )
 """Fields that `TrainConfig.digest` leaves out; every other field decides which weights come out."""
-
-
-NANOGPT_HINTS = {
-    "eval_only": "run the evaluate flow on the job",
-    "always_save_checkpoint": "remove it, checkpoints are always saved",
-    "betas": "set beta1 and beta2",
-    "out_dir": "remove it, `crucible checkpoints get JOB DIR` fetches checkpoints",
-    "dataset": "give the dataset beside the configuration",
-    "backend": "remove it, it follows from the device",
-    "wandb_log": "remove it, `crucible jobs report JOB` shows the curves",
-    "wandb_project": "remove it",
-    "wandb_run_name": "remove it, the job's name is the run's name",
-}
-"""Keys of nanoGPT's files that have no field here, and what to do about each."""
 
 
 _MOST_SEQUENCES = 65536
@@ -250,6 +237,8 @@ class ConfigDraft:
     stated: Mapping[str, Any]
     source: str = ""
     """The file that messages name."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Keys of a file of nanoGPT that mean nothing here, and what takes the place of each."""
 
     @classmethod
     def preset(cls, name: str, stated: Mapping[str, Any]) -> ConfigDraft:
@@ -261,7 +250,13 @@ class ConfigDraft:
 
     @classmethod
     def from_file(cls, path: str | Path) -> ConfigDraft:
-        """Everything that a YAML or JSON file states. Raises ConfigError naming what is wrong with it."""
+        """Everything that a file states: YAML, JSON or a config/*.py of nanoGPT, which is read and not executed.
+
+        Raises ConfigError naming what is wrong with it.
+        """
+        if Path(path).suffix == ".py":
+            read = read_nanogpt_config(Path(path))
+            return cls(NANOGPT_DEFAULTS, read.settings, str(path), read.left_out)
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
@@ -282,6 +277,13 @@ class ConfigDraft:
             for key, value in overrides.items()
         }
         return replace(self, stated={**self.stated, **parsed})
+
+    @property
+    def remark(self) -> str:
+        """One message about all keys that were left out; empty without any."""
+        if not self.left_out:
+            return ""
+        return f"{self.source}: not used here: {'; '.join(f'{key}: {fix}' for key, fix in self.left_out.items())}"
 
     @property
     def init_from(self) -> str | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -40,6 +42,14 @@ class Settings(BaseModel):
         if isinstance(data, Mapping) and (unknown := [key for key in data if key not in cls.model_fields]):
             raise invalid("; ".join(f"{key} = {shown(data[key])} {cls._hint(key)}" for key in unknown))
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_whole_numbers(cls, data: Any) -> Any:
+        """`6e5` is a whole number to people, and text to YAML."""
+        if not isinstance(data, Mapping):
+            return data
+        return {key: _whole(value) if _wants_int(cls, key) else value for key, value in data.items()}
 
     @classmethod
     def _hint(cls, key: Any) -> str:
@@ -83,6 +93,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 
+def _wants_int(model: type[BaseModel], name: Any) -> bool:
+    field = model.model_fields.get(name)
+    return field is not None and field.annotation in (int, int | None)
+
+
+def _whole(value: Any) -> Any:
+    """The whole number that a text such as `6e5` or `1.5e3` writes; anything else as it is."""
+    if not isinstance(value, str) or not _SCIENTIFIC.fullmatch(value.strip()):
+        return value
+    number = Decimal(value.strip())
+    return int(number) if number == number.to_integral_value() else value
+
+
+_SCIENTIFIC = re.compile(r"[+-]?\d{1,20}(\.\d{0,20})?[eE]\+?\d{1,2}")
 _OWN_SENTENCE = "crucible_config"
 
 

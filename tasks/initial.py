@@ -36,6 +36,8 @@ def settle(draft: ConfigDraft, store: Store, recorded: tuple[TrainConfig | None,
     contradict the weights.
     """
     config, source = recorded
+    if draft.remark:
+        get_run_logger().warning(draft.remark)
     if (text := draft.init_from) is None:
         return Settled(draft.config())
     if config is not None and text == source:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.config import NOT_IN_DIGEST, TrainConfig, preset_names
+from crucible.config import NOT_IN_DIGEST, ConfigDraft, TrainConfig, preset_names
 from crucible.errors import ConfigError
 
 DIGEST_OF_0_1 = "ef30462349fe2d41b2ab98fe723c4b79c0e194558756b626f5bb3521632fdfaf"
@@ -76,6 +76,75 @@ def test_overrides_parse_command_line_strings() -> None:
 def test_overrides_are_checked_like_everything_else() -> None:
     with pytest.raises(ConfigError, match="did you mean dropout"):
         TrainConfig().with_overrides({"droput": "0.1"})
+
+
+def test_whole_numbers_may_be_written_as_yaml_cannot_read_them(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("max_iters: 6e5\nlr_decay_iters: 1.5e3\nwarmup_iters: 2E+2\nlearning_rate: 6e-4\n")
+    config = TrainConfig.from_file(tmp_path / "a.yaml")
+    assert (config.max_iters, config.lr_decay_iters, config.warmup_iters) == (600_000, 1500, 200)
+    assert config.learning_rate == 6e-4
+    with pytest.raises(ConfigError, match=r"n_layer = '1\.5e0' is not valid"):
+        TrainConfig.parse({"n_layer": "1.5e0"})
+
+
+FINETUNE = """
+# in the manner of nanoGPT's own files
+import time
+
+out_dir = 'out-shakespeare'
+eval_interval = 5
+wandb_log = False
+wandb_run_name = 'ft-' + str(time.time())
+dataset = 'shakespeare'
+init_from = 'gpt2-xl'
+always_save_checkpoint = False
+batch_size = 1
+gradient_accumulation_steps = 5 * 8
+max_iters = 20
+lr_decay_iters = max_iters
+learning_rate = 3e-5 / 10
+decay_lr = False
+block_size: int = 2 * (500 + 12)
+"""
+
+
+def test_a_config_file_of_nanogpt_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "finetune.py"
+    path.write_text(FINETUNE)
+    draft = ConfigDraft.from_file(path)
+    config = draft.config()
+    assert (config.gradient_accumulation_steps, config.lr_decay_iters, config.block_size) == (40, 20, 1024)
+    assert config.learning_rate == pytest.approx(3e-6)
+    assert config.init_from == "gpt2-xl"
+    assert (config.n_embd, config.warmup_iters, config.beta2) == (768, 2000, 0.95), "as nanoGPT's train.py has them"
+    assert "n_embd" not in draft.stated, "so that the weights of init_from decide it"
+    assert set(draft.left_out) == {"out_dir", "wandb_log", "wandb_run_name", "dataset", "always_save_checkpoint"}
+    for part in (str(path), "out_dir: ", "dataset: give the dataset", "always_save_checkpoint: "):
+        assert part in draft.remark
+
+    path.write_text("init_from = 'resume'\nout_dir = 'out-x'\n")
+    assert ConfigDraft.from_file(path).init_from == "resume:out-x/ckpt.pt"
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        (
+            "import os\nmax_iters = int(os.environ['N'])\nprint('x')\nn_layer = 2\nfor i in []: pass\n",
+            ["line 2: max_iters is computed; write its value out", "line 3 is no assignment", "line 5 is no"],
+        ),
+        ("max_iters = 'a' * 10**9\n", ["line 1: max_iters is computed"]),
+        ("n_layer = 2 / 0\n", ["line 1: n_layer is computed"]),
+        ("n_layer = (\n", ["is not Python"]),
+        ("eval_only = True\n", ["eval_only = True trains nothing"]),
+        ("n_layers = 2\nbatchsize = 4\n", ["did you mean n_layer?", "did you mean batch_size?"]),
+    ],
+)
+def test_a_config_file_of_nanogpt_is_not_executed(tmp_path: Path, text: str, parts: list[str]) -> None:
+    (tmp_path / "a.py").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig.from_file(tmp_path / "a.py")
+    assert all(part in str(caught.value) for part in parts), caught.value
 
 
 def test_file_reads_yaml_and_json(tmp_path: Path) -> None:

@@ -26,9 +26,17 @@ from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, Dat
 from crucible.datasets.disk import work_folder
 from crucible.datasets.formats import FileKind, Unreadable, file_kind, not_utf8, plain_text, refuse
 from crucible.datasets.meta import META_FILE, SPLITS, DatasetMeta, ShardMeta, SplitMeta, TokenizerMeta
+from crucible.datasets.nanogpt_source import (
+    TokenItem,
+    bin_files,
+    copy_tokens,
+    is_nanogpt_folder,
+    plan_tokens,
+    tokenizer_of,
+)
 from crucible.datasets.progress import Progress, ProgressCallback, silent
 from crucible.datasets.shards import ShardItem, plan_shards, split_text, text_bytes, write_shard
-from crucible.datasets.sources import STDLIB_BYTES, content_digest, hash_documents, limited, open_source
+from crucible.datasets.sources import STDLIB_BYTES, LocalSource, content_digest, hash_documents, limited, open_source
 from crucible.datasets.text import Document, NotUtf8, Span, code_points, read_pieces
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
@@ -101,6 +109,8 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     identity of the source is cheapest: a given sha256, the ETags of S3 objects, else the hashes of the files.
     """
     source = open_source(config)
+    if isinstance(source, LocalSource) and is_nanogpt_folder(source.path):
+        return _plan_nanogpt(source, config, store, work, progress)
     options = _options(config)
     request = None
     if (identity := source.request()) is not None:
@@ -116,11 +126,7 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
 
     documents = source.documents(work, progress)
     content = source.content_sha256 or content_digest(documents, hash_documents(documents, progress))
-    if config.sha256 is not None and content != config.sha256:
-        raise DataError(
-            f"source {config.label} has sha256 {content}, expected {config.sha256}: it is not the text that "
-            f"you specified; give the right file, or correct sha256"
-        )
+    _require_content(config, content)
     kinds = _kinds(documents)
     digest = _digest({"content": content, **options, **_reading(kinds, config)})
     if built := find_dataset(store, digest):
@@ -150,12 +156,50 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     )
 
 
+def _plan_nanogpt(
+    source: LocalSource, config: DatasetConfig, store: Store, work: Path, progress: ProgressCallback
+) -> Plan:
+    """Take the tokens of a folder that nanoGPT's prepare.py wrote."""
+    tokenizer = tokenizer_of(source.path, config)
+    documents = bin_files(source.path)
+    content = content_digest(documents, hash_documents(documents, progress))
+    _require_content(config, content)
+    described = {"kind": "nanogpt", "path": str(source.path)}
+    made_by = hashlib.sha256(tokenizer.to_json().encode()).hexdigest()
+    digest = _digest(
+        {"content": content, "format": FORMAT_VERSION, "tokens_of": made_by, "shard_bytes": config.shard_bytes}
+    )
+    if built := find_dataset(store, digest):
+        return Plan(digest, described, built=built)
+    return Plan(
+        digest=digest,
+        source=described,
+        items=tuple(plan_tokens(source.path, tokenizer, config.shard_bytes)),
+        documents=tuple(documents),
+        tokenizer=tokenizer,
+        tokenizer_kind="gpt2" if config.tokenizer != "file" and tokenizer.kind == "bpe" else tokenizer.kind,
+        work=work,
+    )
+
+
+def _require_content(config: DatasetConfig, content: str) -> None:
+    if config.sha256 is not None and content != config.sha256:
+        raise DataError(
+            f"source {config.label} has sha256 {content}, expected {config.sha256}: it is not the text that "
+            f"you specified; give the right file, or correct sha256"
+        )
+
+
 def build_shard(planned: Plan, item: ShardItem, store: Store, meter: Meter | None = None) -> ShardMeta:
     """Tokenize one item and upload it. May run in several threads at once, and again after a failure."""
     assert planned.tokenizer is not None
     path = planned.work / f"{item.name}.bin"
     try:
-        shard = write_shard(item, planned.tokenizer, path, meter.advanced if meter else lambda count: None)
+        advanced = meter.advanced if meter else lambda count: None
+        if isinstance(item, TokenItem):
+            shard = copy_tokens(item, planned.tokenizer, path, advanced)
+        else:
+            shard = write_shard(item, planned.tokenizer, path, advanced)
         store.upload(path, f"{_prefix(planned.digest)}/{shard.file}")
     finally:
         path.unlink(missing_ok=True)

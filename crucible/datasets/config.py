@@ -36,7 +36,8 @@ class DatasetConfig(Settings):
         "python-stdlib",
         min_length=1,
         description="Where the text is: `python-stdlib` (the Python standard library's own sources; needs no network), "
-        "`shakespeare` (tiny Shakespeare, 1 MB), the path of a file or folder on the machine that preprocesses, "
+        "`shakespeare` (tiny Shakespeare, 1 MB), the path of a file or folder on the machine that preprocesses "
+        "(also a folder of nanoGPT with train.bin, val.bin and meta.pkl), "
         "`s3://bucket/prefix`, or `https://…` together with sha256. Files are UTF-8 text, JSON Lines or Parquet; "
         "the first two may be compressed (.gz, .zst, .bz2, .xz).",
         examples=["python-stdlib", "shakespeare", "/data/corpus", "s3://bucket/corpus"],

@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _train(options: argparse.Namespace, stop: StopRequest) -> int:
     draft = _draft(options)
+    if draft.remark:
+        _log(draft.remark)
     machine = {key: value for key, value in {**draft.base, **draft.stated}.items() if key in ("device", "fast_gemm")}
     choices = TrainConfig.parse(machine)
     if draft.init_from is None:
@@ -204,7 +206,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m crucible.training", description=description)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--preset", default="cpu-small", help=f"one of {', '.join(preset_names())} (default cpu-small)")
-    what.add_argument("--config", type=Path, help="a YAML or JSON file of settings instead of a preset")
+    what.add_argument(
+        "--config", type=Path, help="a YAML or JSON file of settings, or a config/*.py of nanoGPT, instead of a preset"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--text", type=Path, help="a UTF-8 text file; one token per character")
     source.add_argument("--data", type=Path, help="a dataset folder")

@@ -39,6 +39,10 @@ class Tokenizer(ABC):
         """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
 
     @abstractmethod
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        """How many bytes of UTF-8 text each token stands for, by id."""
+
+    @abstractmethod
     def to_json(self) -> str:
         """All that `load_tokenizer` needs to make this tokenizer again."""
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from crucible.datasets.text import Cut
 from crucible.datasets.tokenizers.base import TokenIds, Tokenizer
@@ -69,6 +70,18 @@ class BpeTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
         return str(self._slow.decode([int(i) for i in ids], skip_special_tokens=False))
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        content = json.loads(self._content)
+        special = {token["id"] for token in content.get("added_tokens") or () if token.get("special")}
+        byte_level = "ByteLevel" in json.dumps(content.get("decoder"))  # its alphabet has a character for each byte
+
+        def length(number: int) -> int:
+            if number in special or (token := self._slow.id_to_token(number)) is None:
+                return 0
+            return len(token) if byte_level else len(self._slow.decode([number]).encode())
+
+        return np.array([length(number) for number in range(self.vocab_size)])
 
     def to_json(self) -> str:
         return self._content

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from crucible.datasets.tokenizers.base import TokenIds, Tokenizer
 
@@ -24,6 +25,9 @@ class ByteTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
         return np.asarray(ids).astype(np.uint8).tobytes().decode(errors="replace")
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        return np.ones(self.vocab_size, dtype=np.int64)
 
     def to_json(self) -> str:
         return json.dumps({"schema_version": 1, "kind": "byte"}) + "\n"

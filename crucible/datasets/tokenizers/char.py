@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from crucible.datasets.text import code_points
 from crucible.datasets.tokenizers.base import TokenIds, Tokenizer
@@ -72,6 +73,9 @@ class CharTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | TokenIds) -> str:
         return self._points[np.asarray(ids, dtype=np.int64)].tobytes().decode("utf-32-le", errors="replace")
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([len(character.encode(errors="surrogatepass")) for character in self.characters])
 
     def to_json(self) -> str:
         return json.dumps({"schema_version": 1, "kind": "char", "characters": self.characters}, indent=1) + "\n"
