@@ -19,7 +19,10 @@ from typing import Any
 
 EXIT_DONE = 0
 EXIT_SAVED = 75
-"""`EX_TEMPFAIL` of sysexits.h: stopped and saved, start me again. Every other code is a failure."""
+"""`EX_TEMPFAIL` of sysexits.h: stopped and saved, start me again."""
+EXIT_UNFIT = 69
+"""`EX_UNAVAILABLE` of sysexits.h: this machine is not fit, start me on another one; the last line printed says why.
+Every code but these three is a failure."""
 
 
 class Variable(StrEnum):

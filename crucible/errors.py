@@ -67,5 +67,9 @@ class ServiceError(CrucibleError):
     """A local service (server, worker, watchdog) did not start or does not answer."""
 
 
+class MachineUnfit(CrucibleError):
+    """This machine should not train: its GPU is broken, throttled or taken. Another machine can do the same work."""
+
+
 class TrainingError(CrucibleError):
     """Training cannot go on: the loss is no longer a number."""

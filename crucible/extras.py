@@ -12,6 +12,7 @@ _EXTRA_OF = {
     "modal": "modal",
     "modal_proto": "modal",
     "moto": "rehearsal",
+    "pynvml": "gpu",
     "pyarrow": "data",
     "zstandard": "data",
 }

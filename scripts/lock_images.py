@@ -36,7 +36,7 @@ HEADER = "# Made by `python -m scripts.lock_images`; not to be edited.\n"
 def main(options: list[str]) -> None:
     """Write the files. `options` are more of uv's, such as `--upgrade`."""
     before = "".join(path.read_text() for path in (GPU, EVERYWHERE) if path.is_file())
-    lock = _compiled(before, "pyproject.toml", "--extra", "aws", "--extra", "docker", *options)
+    lock = _compiled(before, "pyproject.toml", "--extra", "aws", "--extra", "docker", "--extra", "gpu", *options)
     everywhere, gpu = split(lock)
     EVERYWHERE.write_text(HEADER + everywhere)
     GPU.write_text(HEADER + gpu)

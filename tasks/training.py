@@ -16,6 +16,8 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
+from crucible.agent.health import machine_problem
+from crucible.agent.machine_metrics import machine_sampler
 from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
@@ -59,6 +61,8 @@ def train_attempt(job: Job, number: int) -> Outcome:
         sources=sources_of_this_machine(),
         claim=lambda: machine.claim(number, launch),
         current_price=machine.current_price if launch.pool in EC2_POOLS else None,
+        machine_problem=lambda: None if _only_cpus(spec) else machine_problem(),
+        sample_machine=machine_sampler("-1" if _only_cpus(spec) else None),
         total_steps=spec.total_steps,
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
@@ -66,6 +70,11 @@ def train_attempt(job: Job, number: int) -> Outcome:
         heartbeat_seconds=heartbeat_seconds(job.root),
     )
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
+
+
+def _only_cpus(spec: JobSpec) -> bool:
+    """Whether the job leaves this machine's GPUs alone, whatever state they are in."""
+    return spec.resources.gpus == 0 or (spec.config is not None and spec.config.device in ("cpu", "mps"))
 
 
 def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) -> WorkloadCommand:

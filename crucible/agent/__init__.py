@@ -10,6 +10,8 @@ only one on the machine that talks to the store. It imports neither torch nor Pr
     uploads.py             the thread that carries finished checkpoints to the store
     saving.py              how often the workload saves
     restoring.py           the newest commit that verifies, and the record of the start
+    health.py              whether this machine's GPUs are fit to train; nvml.py reads them
+    machine_metrics.py     how busy the machine is
     plan.py                how to run an attempt here; the attempt's scratch folder
     workload.py            the child process: its environment, its signals, its end
     output.py              keeps all that it prints; last_lines.py says why it failed

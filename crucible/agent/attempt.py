@@ -49,7 +49,7 @@ from crucible.agent.states import (
 from crucible.agent.uploads import Uploads
 from crucible.agent.watching import LimitsRead, SpentRead, Status, Watching
 from crucible.agent.workload import Workload
-from crucible.errors import FencedOut, StoreError
+from crucible.errors import FencedOut, MachineUnfit, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Claim, EndReason, Limits, Outcome
 from crucible.store.retry import persist, wait_at_most
@@ -250,6 +250,8 @@ class _AttemptRun:
     # Steps that run in threads of their own
 
     def _restore(self) -> Restored:
+        if problem := self.plan.machine_problem():
+            raise MachineUnfit(problem)
         pause = wait_at_most(RESTORE_SECONDS)
         spent = persist(self.attempt.job.cost_usd, pause)
         self._items.put(LimitsRead(persist(self.attempt.job.read_limits, pause)))
@@ -339,7 +341,8 @@ class _AttemptRun:
         if self.state.uncommitted is not None:
             self.journal.trouble("store", f"the last checkpoint could not be committed: {self.state.uncommitted}")
         outcome = self._record(reason, message)
-        if self.state.failure is not None and self.state.fenced is None:
+        unfit = isinstance(self.state.failure, MachineUnfit)  # nothing went wrong: the outcome says all
+        if self.state.failure is not None and self.state.fenced is None and not unfit:
             raise self.state.failure
         return outcome
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from crucible.agent.states import State
 from crucible.contract import EXIT_SAVED
-from crucible.errors import LocalDiskError, SourceUnreachable, StoreUnavailable
+from crucible.errors import LocalDiskError, MachineUnfit, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
 
 
@@ -39,5 +39,7 @@ def was_saved(state: State) -> bool:
 
 def blame(error: Exception) -> EndReason:
     """Interrupted when the same may go well at another time or place, failed when the user has to fix it."""
+    if isinstance(error, MachineUnfit):
+        return EndReason.UNFIT
     passes = isinstance(error, StoreUnavailable | SourceUnreachable | LocalDiskError)
     return EndReason.INTERRUPTED if passes else EndReason.FAILED

@@ -111,6 +111,11 @@ class AttemptPlan:
     claim: Callable[[], Claim] | None = None
     current_price: Callable[[], float | None] | None = None
     """USD per hour of this machine now, None where unknown; asked every ten minutes. Without it the price is fixed."""
+    machine_problem: Callable[[], str | None] = lambda: None
+    """Why this machine is not fit to train, asked before anything is downloaded to it; None if it is fit."""
+    sample_machine: Callable[[], Mapping[str, float]] | None = None
+    """How busy the machine is, for the metrics."""
+    sample_seconds: float = 10.0
     total_steps: int | None = None
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""

@@ -1,6 +1,6 @@
-"""The two threads that watch: one polls the notice sources, one writes heartbeats and looks at the job's records.
+"""The threads that watch: notice sources; heartbeats and the job's records; how busy the machine is.
 
-They only post events and read an immutable `Status`. They are two, because a store that hangs must not delay a notice.
+They only post events and read an immutable `Status`. Neither a store nor a driver that hangs must delay a notice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from crucible.agent.metrics import MetricsRelay
 from crucible.agent.notices import Notice, limit_reached
 from crucible.agent.observer import Guarded, Trouble
 from crucible.agent.plan import AttemptPlan
-from crucible.agent.states import Fenced, State
+from crucible.agent.states import Fenced, Phase, State
+from crucible.contract import metrics_line
 from crucible.errors import FencedOut, RecordDamaged, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Heartbeat, Limits
@@ -55,7 +56,7 @@ Post = Callable[[Notice | Fenced | Trouble | LimitsRead], None]
 
 
 class Watching:
-    """Starts both threads; `close` ends them."""
+    """Starts the threads; `close` ends them."""
 
     def __init__(
         self,
@@ -70,8 +71,9 @@ class Watching:
         self._attempt, self._plan, self._meter = attempt, plan, meter
         self._observer, self._relay, self._read_status, self._post = observer, relay, read_status, post
         self._over = threading.Event()
-        # Observers are called from these threads, too: the caller's context variables (whose run?) hold in both.
-        for work in (self._poll_sources, self._write_heartbeats):
+        # Observers are called from these threads, too: the caller's context variables (whose run?) hold in all.
+        sampling = (self._sample_machine,) if plan.sample_machine else ()
+        for work in (self._poll_sources, self._write_heartbeats, *sampling):
             context = contextvars.copy_context()
             threading.Thread(target=context.run, args=(work,), name=work.__name__, daemon=True).start()
 
@@ -114,6 +116,19 @@ class Watching:
                     self._post(Trouble("watching", f"a heartbeat went wrong: {error!r}"))
             if self._over.wait(max(0.0, next_one - time.monotonic())):
                 return
+
+    def _sample_machine(self) -> None:
+        assert self._plan.sample_machine is not None
+        while not self._over.wait(self._plan.sample_seconds):
+            status = self._read_status()
+            if status.first_step_after_seconds is None or status.state.phase != Phase.TRAINING:
+                continue
+            try:
+                sample = self._plan.sample_machine()
+            except Exception as error:  # noqa: BLE001 - curves are not worth an attempt
+                self._post(Trouble("machine", f"the machine's utilisation cannot be read any more: {error!r}"))
+                return
+            self._relay.add(metrics_line(status.step, time.time(), sample).strip().encode())
 
     def _post_once(self, notice: Notice | None, posted: set[Notice]) -> None:
         if notice is not None and notice not in posted:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from crucible.agent.last_lines import LastLines
-from crucible.contract import EXIT_DONE, EXIT_SAVED
+from crucible.contract import EXIT_DONE, EXIT_SAVED, EXIT_UNFIT
 from crucible.jobs.records import EndReason
 from crucible.parent_death_guard import guarded
 
@@ -90,6 +90,9 @@ class Workload:
             return WorkloadEnd(EndReason.COMPLETED, "the workload is done", code)
         if code == EXIT_SAVED:
             return WorkloadEnd(EndReason.INTERRUPTED, "the workload stopped and saved", code)
+        if code == EXIT_UNFIT:
+            cause = self._last_lines.cause().removeprefix("error: ")
+            return WorkloadEnd(EndReason.UNFIT, cause, code, tuple(self._last_lines.tail()))
         if code < 0 and -code in _KILLED_FROM_OUTSIDE:
             hint = "; perhaps the machine ran out of memory" if -code == signal.SIGKILL else ""
             message = f"the workload was killed by {signal.Signals(-code).name}{hint}"

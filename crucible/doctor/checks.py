@@ -10,9 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from crucible.agent.health import card_problem, torch_cuda_version
+from crucible.agent.nvml import Nvml, visible_gpus
 from crucible.errors import CrucibleError
 from crucible.formatting import size
 from crucible.local import profile, services
@@ -80,6 +83,30 @@ def torch() -> Check:
     version, gpus, mps, threads = json.loads(done.stdout.splitlines()[-1])
     devices = [*gpus, *(["Apple GPU"] if mps else []), f"CPU with {threads} threads"]
     return Check("torch", True, f"{version}; {', '.join(devices)}")
+
+
+def gpu() -> Check:
+    """NVIDIA's GPUs: the same look that an attempt takes before it starts (`crucible.agent.health`)."""
+    cards = (nvml := Nvml.load()) and nvml.cards(visible_gpus())
+    if cards is None and Path("/dev/nvidiactl").exists():
+        fix = f"pip install -c {PROJECT / 'constraints.txt'} '{PROJECT}[gpu]'"
+        return Check("gpu", False, "there is an NVIDIA driver, but nothing to read it with", fix, local=False)
+    if not cards:
+        return Check("gpu", True, "no NVIDIA GPU", local=False)
+    torch_cuda = torch_cuda_version()
+    problems = [problem for card in cards if (problem := card_problem(card, torch_cuda))]
+    found = "; ".join(
+        f"{card.name}, driver {card.driver}, {card.used_bytes / 2**30:.1f} of {card.memory_bytes / 2**30:.1f} GiB used"
+        + (f", {card.temperature} °C" if card.temperature is not None else "")
+        for card in cards
+    )
+    if problems:
+        fix = "end the programs that hold memory (nvidia-smi lists them), restart the machine, or use another one"
+        return Check("gpu", False, "; ".join(problems), fix, local=False)
+    if torch_cuda is None:
+        fix = f"pip install -c {PROJECT / 'constraints.txt'} torch, from an index with builds for CUDA"
+        return Check("gpu", False, f"{found}, which the installed torch cannot use", fix, local=False)
+    return Check("gpu", True, found, local=False)
 
 
 def disk() -> Check:
@@ -175,4 +202,4 @@ def patches() -> Check:
 
 def machine() -> list[Callable[[], Check]]:
     """All checks of this machine and its services."""
-    return [python, packages, patches, torch, disk, store, server, database, worker, watchdog, prefect_profile]
+    return [python, packages, patches, torch, gpu, disk, store, server, database, worker, watchdog, prefect_profile]

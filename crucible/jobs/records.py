@@ -49,6 +49,8 @@ class EndReason(StrEnum):
     """The pool never brought it to life: no capacity, a refused request, a broken image."""
     SUPERSEDED = "superseded"
     """Stopped itself because a newer attempt exists."""
+    UNFIT = "unfit"
+    """The machine's GPU is broken, throttled or taken; go on with another machine."""
 
     @property
     def label(self) -> str:
@@ -72,6 +74,7 @@ _LABELS = {
     EndReason.LOST: "lost (no sign of life)",
     EndReason.NOT_STARTED: "never started",
     EndReason.SUPERSEDED: "superseded by a newer attempt",
+    EndReason.UNFIT: "machine unfit",
 }
 
 

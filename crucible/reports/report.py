@@ -25,6 +25,7 @@ from crucible.jobs.status import JobState
 from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.interval import interval_in_words
+from crucible.reports.machine import machine_section
 from crucible.reports.picture import data_uri, loss_curve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 
@@ -55,6 +56,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts.append("\n".join(f"- Left out: {warning}" for warning in summary.warnings))
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
+    parts += machine_section(history)
     evaluation = read_evaluation(job)
     if evaluation is not None:
         parts += ["## Model", evaluation_summary(evaluation)]

@@ -3,6 +3,7 @@
     completed, paused                     the job has what it was asked for
     interrupted, killed, lost             launch again; elsewhere if a pool takes its machines away too often
     never started                         launch again after a delay, elsewhere if that goes on
+    machine unfit                         launch again, on another machine; the end after three in a row
     refused by the pool for good          launch elsewhere; the end if there is no other place
     budget used up, cancelled             stop; a person may continue the job later
     failed                                stop; the user's own error is never retried
@@ -27,6 +28,8 @@ LOST_SECONDS = 45.0
 ENDED_AND_SILENT_SECONDS = 12.0
 """The same when the pool, too, says that the run has ended: two missed beats confirm it."""
 LOOK_SECONDS = 1.0
+MOST_UNFIT_MACHINES = 3
+"""So many in a row, and the job stops: each of them costs money before it is found out."""
 STARTED_AGAIN = "started again by hand"
 """The reason of a launch that a person asked for; what lies between it and the attempt before is that person's time."""
 
@@ -119,8 +122,15 @@ def decide(history: History) -> Decision:
         return Decision(JobState.STOPPED, f"all {limits.max_attempts} attempts allowed are used up{saved}")
     if last is None:
         return Decision(JobState.RUNNING, STARTED_AGAIN if history.attempts else "first attempt")
-    fruitless, too_short = _fruitless([e for e in ended if not e.in_vain])
-    if fruitless >= limits.max_attempts_without_progress and not ended[-1].in_vain:
+    unfit = _trailing([e for e in ended if not e.in_vain], lambda e: e.unfit)
+    if unfit >= MOST_UNFIT_MACHINES and ended[-1].unfit:
+        return Decision(
+            JobState.STOPPED,
+            f"the last {unfit} machines were not fit to train (last: {last.message}); choose another pool or machine "
+            f"type, and look at this one with `crucible doctor`",
+        )
+    fruitless, too_short = _fruitless([e for e in ended if not e.in_vain and not e.unfit])
+    if fruitless >= limits.max_attempts_without_progress and not (ended[-1].in_vain or ended[-1].unfit):
         return Decision(
             JobState.STOPPED,
             f"the last {fruitless} attempts committed nothing new (last: {last.label}: {last.message}); "
@@ -133,6 +143,8 @@ def decide(history: History) -> Decision:
         return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
     ending = "refused by its pool" if ended[-1].refused else last.label
     reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}{too_short}"
+    if ended[-1].unfit:  # it restored nothing, so that its step says nothing
+        reason = f"the machine of the attempt before was unfit: {last.message}"
     return Decision(JobState.RUNNING, f"{why}{reason}", retry_delay(tries, history.timeouts), place)
 
 

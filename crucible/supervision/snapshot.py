@@ -52,6 +52,11 @@ class FinishedAttempt:
         return self.missed or self.refused
 
     @property
+    def unfit(self) -> bool:
+        """Its machine was not fit to train."""
+        return self.outcome.end_reason is EndReason.UNFIT
+
+    @property
     def taken_away(self) -> bool:
         """The machine went, by the pool's doing."""
         return self.outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST) and not self.moved

@@ -13,7 +13,8 @@ From weights that exist (see `init_from` in docs/models.md), whose shape the mod
     python -m crucible.training --set init_from=gpt2 max_iters=20 --data DATASET_FOLDER --out OUT
 
 Several GPUs of one machine: `--processes N` with the same arguments; torchrun works too.
-Exit code 0: done; 75: stopped by SIGTERM or SIGINT, saved, start again to go on; 1: failed, the last line says why.
+Exit code 0: done; 75: stopped by SIGTERM or SIGINT, saved, start again to go on; 69: this machine's GPU is not fit; 1:
+failed. The last line says why.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from crucible.config import ConfigDraft, TrainConfig, preset_names
-from crucible.contract import EXIT_DONE, EXIT_SAVED, METRICS_FILE, Variable
-from crucible.errors import ConfigError, CrucibleError, DataError
+from crucible.contract import EXIT_DONE, EXIT_SAVED, EXIT_UNFIT, METRICS_FILE, Variable
+from crucible.errors import ConfigError, CrucibleError, DataError, MachineUnfit
 from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.launch import launch
 from crucible.workload.folders import STATE, TRAINER_FILES, newest_sound
@@ -51,6 +52,9 @@ def main(arguments: list[str] | None = None) -> int:
         return launch([sys.executable, "-m", "crucible.training", *given], options.processes)
     try:
         return _train(options, stop)
+    except MachineUnfit as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_UNFIT
     except CrucibleError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -89,6 +93,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         from crucible.training.data import Dataset
         from crucible.training.micro_batch import recorded_environment
         from crucible.training.processes import Processes
+        from crucible.training.self_test import require_fit_gpu
         from crucible.training.trainer import Trainer
         from crucible.workload.metrics import Metrics
 
@@ -96,6 +101,7 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
         log = _log if processes.first else _silent
         config, initial = _start(draft, options.weights, resume_from)
+        require_fit_gpu(config, processes.local_rank, log)
         trainer = Trainer(
             config,
             Dataset(data),

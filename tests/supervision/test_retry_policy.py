@@ -56,6 +56,14 @@ def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[
         ([ended("lost", 5, 5), missed(), ended("lost", 5, 5)], {}, "stopped", "committed nothing new"),
         ([ended("interrupted", 5, 5), missed()], {}, "running", "never started"),
         ([ended("completed", 5, 5)], {}, "completed", "about completed"),
+        # an unfit machine is nobody's failure
+        ([ended("unfit", 0, 0)], {}, "running", "the machine of the attempt before was unfit: about unfit"),
+        ([ended("unfit", 5, 5), ended("unfit", 5, 5)], {}, "running", "before was unfit"),
+        ([ended("lost", 5, 5), ended("unfit", 5, 5)], {}, "running", "before was unfit"),
+        ([ended("lost", 5, 5), ended("unfit", 5, 5), ended("lost", 5, 5)], {}, "stopped", "committed nothing new"),
+        ([ended("unfit", 5, 5)] * 3, {}, "stopped", "the last 3 machines were not fit to train (last: about unfit)"),
+        ([*[ended("unfit", 5, 5)] * 2, missed(), ended("unfit", 5, 5)], {}, "stopped", "3 machines were not fit"),
+        ([*[ended("unfit", 5, 5)] * 2, ended("lost", 5, 9), ended("unfit", 9, 9)], {}, "running", "before was unfit"),
         # a script that saves when it likes may be taken away before it does
         (
             [own("lost", 20), own("lost", 20), own("lost", 20)],

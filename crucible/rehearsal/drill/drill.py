@@ -181,8 +181,9 @@ class Drill:
     def _result(self, began: float, undisturbed_seconds: float) -> DrillResult:
         attempts = {attempt.number: attempt for attempt in self.job.attempts()}
         for strike in self.strikes:
-            following = attempts.get(strike.attempt + 1)
-            start = following.read_start() if following else None
+            later = (attempts[number] for number in sorted(attempts) if number > strike.attempt)
+            # One on an unfit machine ends before it restores anything.
+            following, start = next(((a, start) for a in later if (start := a.read_start())), (None, None))
             if strike.struck_at is None or following is None or start is None or strike.end_reason == WENT_ON:
                 continue
             strike.resumed_step = start.step

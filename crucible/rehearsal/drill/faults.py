@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 
@@ -55,6 +56,17 @@ def _kill_both(agent: psutil.Process | None, workload: psutil.Process | None) ->
 def _announce(scene: Scene) -> bool:
     scene.announce_reclaim(NOTICE_SECONDS)
     return True
+
+
+def make_unfit(scene: Scene) -> bool:
+    """End the attempt; the machine of the next one has a broken GPU, that of the one after it has not."""
+    unfit_file(scene.home.root).write_text("GPU 0: rehearsed memory errors\n", encoding="utf-8")
+    return _strike_all(scene)
+
+
+def unfit_file(home: Path) -> Path:
+    """What makes the machine of the next attempt unfit to train (`crucible.agent.health`)."""
+    return home / "unfit-machine"
 
 
 def _restart_server(scene: Scene) -> bool:

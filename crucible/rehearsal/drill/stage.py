@@ -12,15 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crucible.agent.health import REHEARSED_UNFIT
 from crucible.errors import ServiceError
 from crucible.local.state import PROJECT, Home, State
 from crucible.rehearsal.aws.metadata import MetadataService
-from crucible.rehearsal.drill.faults import PROCESS_FAULTS, Fault
+from crucible.rehearsal.drill.faults import PROCESS_FAULTS, Fault, make_unfit, unfit_file
 from crucible.rehearsal.drill.pauses import freeze_agent, pauses
 from crucible.store import Store, store_at
 
 INSTANCE = "i-0drill"
-LOCAL_FAULTS = [*PROCESS_FAULTS, *pauses(freeze_agent, "SIGSTOP to the agent")]
+LOCAL_FAULTS = [
+    *PROCESS_FAULTS,
+    Fault("unfit-machine", "SIGKILL to agent and trainer; the next machine's GPU is broken", make_unfit),
+    *pauses(freeze_agent, "SIGSTOP to the agent"),
+]
 
 
 @dataclass
@@ -93,6 +98,7 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
             "PREFECT_HOME": str(folder / "prefect-client"),
             "CRUCIBLE_STORE": (folder / "store").as_uri(),
             "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata.endpoint(INSTANCE),
+            REHEARSED_UNFIT: str(unfit_file(folder)),
         }
         options: dict[str, Any] = {}
         if s3:
