@@ -1,8 +1,8 @@
 """A probe: a few steps of the real trainer in a separate process, to measure the speed of this machine.
 
-Three steps warm up, the median of the next ten counts: a single hiccup makes a mean wrong by a factor of two. On a
-shared machine, wall time depends on the other users; the CPU seconds of the same steps are steady there, so both are
-kept.
+Three steps warm up, the median of the next ten counts: a single hiccup makes a mean wrong by a factor of two. On a GPU
+it takes fewer of them where they are long, so that a probe is done within a minute. On a shared machine, wall time
+depends on the other users; the CPU seconds of the same steps are steady there, so both are kept.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def probe(needs: Needs, dataset: Path | None = None, steps: int = STEPS, timeout
     if done.returncode or not lines:
         problem = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise ProbeError(f"the probe failed: {problem}")
-    return _Measured.model_validate_json(lines[-1]).probe(steps, _cpu_seconds_of_children() - before)
+    return _Measured.model_validate_json(lines[-1]).probe(_cpu_seconds_of_children() - before)
 
 
 def _cpu_seconds_of_children() -> float:
@@ -111,8 +111,9 @@ class _Measured(BaseModel):
     environment: dict[str, Any]
     gpu_memory_gib: float | None
 
-    def probe(self, steps: int, process_cpu_seconds: float) -> Probe:
+    def probe(self, process_cpu_seconds: float) -> Probe:
         cpu_seconds = statistics.median(self.cpu_seconds)
+        steps = len(self.seconds)
         counted = (WARM_UP_STEPS + steps) * cpu_seconds + self.evaluation_batches * self.evaluation_cpu_seconds
         return Probe(
             steps=steps,

@@ -17,6 +17,9 @@ from pathlib import Path
 from crucible.config import TrainConfig
 from crucible.training.hardware import may_compute_on_cpu
 
+GPU_SECONDS = 20.0
+"""Of steps on a GPU: with what torch.compile takes before them, a probe is done within a minute."""
+
 
 def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> None:
     config = TrainConfig.from_file(config_file)
@@ -48,6 +51,9 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
         trainer.train_step()
         ended = now()
         times.append((ended[0] - began[0], ended[1] - began[1]))
+        if on_gpu and len(times) > 1 and sum(wall for wall, _ in times) > GPU_SECONDS:
+            break
+    timed = times[min(warm_up, len(times) - 1) :]
 
     began = now()
     batches = 2
@@ -61,8 +67,8 @@ def main(config_file: str, dataset_folder: str, steps: int, warm_up: int) -> Non
     print(
         json.dumps(
             {
-                "seconds": [wall for wall, _ in times[warm_up:]],
-                "cpu_seconds": [cpu for _, cpu in times[warm_up:]],
+                "seconds": [wall for wall, _ in timed],
+                "cpu_seconds": [cpu for _, cpu in timed],
                 "evaluation_seconds": (ended[0] - began[0]) / batches,
                 "evaluation_cpu_seconds": (ended[1] - began[1]) / batches,
                 "evaluation_batches": batches,

@@ -1,4 +1,4 @@
-"""The speed of a run on an offer: from its own history there, else a probe, else a model of the hardware.
+"""The speed of a run on an offer: from its own history there, a probe, a measurement of its GPU, or a model of it.
 
 The model adds up the parts of a step: matrix products at a share of the peak, activations and logits through
 memory, the optimizer's pass over the state, and a fixed cost per layer for launching kernels:
@@ -7,7 +7,8 @@ memory, the optimizer's pass over the state, and a fixed cost per layer for laun
 
 With FLOPs alone, one measured run predicts another model on the same machine with 23 % error (median; up to 90 %)
 between 0.1M and 14M parameters on one CPU core; with the sum it is about 10 %. The constants for CPUs are fitted to
-such runs on one AMD core, those for GPUs assumed from published throughputs; estimates based on them are marked.
+such runs on one AMD core, those for GPUs assumed from published throughputs; estimates based on them are marked,
+unless `measured` has a run on the card to correct them by.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from typing import Literal
 
 from crucible.catalog.offers import Offer, Precision
 from crucible.estimate.history import SpeedRecord
+from crucible.estimate.measured import measured_correction
 from crucible.estimate.needs import Needs
 
-Source = Literal["history", "probe", "history of other configurations", "peak"]
+Source = Literal["history", "probe", "history of other configurations", "measured", "peak"]
 
 _OPTIMIZER_BYTES = 40  # per parameter: gradients zeroed, read, clipped; weights and two moments read and written
 _A100_FLOPS = 312e12
@@ -154,7 +156,8 @@ def parallel_speedup(needs: Needs, offer: Offer) -> float:
 
 
 def speed_on(offer: Offer, needs: Needs, records: Sequence[SpeedRecord], probed: Speed | None = None) -> Speed | None:
-    """The best estimate there is: this run's history on this offer, a probe, other runs' history there, the peak.
+    """The best estimate there is: this run's history on this offer, a probe, other runs' history there, a
+    measurement of its GPU, the peak.
 
     `probed` is a probe's result on this very offer. None when nothing is known about the offer's speed.
     """
@@ -173,6 +176,9 @@ def speed_on(offer: Offer, needs: Needs, records: Sequence[SpeedRecord], probed:
         seconds = reference_seconds_per_step(needs, offer) * _correction(needs, here)
         detail = f"{len(here)} earlier run{'s' if len(here) > 1 else ''} of other configurations here"
         return Speed.within(seconds, 1.35, "history of other configurations", detail)
+    if offer.gpus and (measured := measured_correction(needs, offer, precision, modelled_seconds_per_step)):
+        seconds = modelled * measured.factor
+        return Speed.within(seconds, measured.uncertainty, "measured", f"scaled from a measurement: {measured.detail}")
     return Speed.within(modelled, 1.6, "peak", f"peak of {offer.gpu or 'the CPUs'} in {precision}, assumed utilisation")
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from crucible.catalog.offers import load_catalog
 from crucible.config import TrainConfig
 from crucible.estimate import history
 from crucible.estimate.estimate import billed_seconds, estimate
 from crucible.estimate.needs import Needs, needs_of
+from crucible.estimate.ranking import Preferences, recommend
 from crucible.estimate.speed import Speed, gpus_used, modelled_seconds_per_step, speed_on, speed_record
 from crucible.intervals import checkpoint_interval_seconds
 from crucible.store import store_at
@@ -41,6 +43,36 @@ def test_history_goes_before_a_probe_and_a_probe_before_guesses() -> None:
     assert source([elsewhere, of_other], probed) == ("probe", 0.3)
     assert source([elsewhere, of_other])[0] == "history of other configurations"
     assert source([elsewhere])[0] == "peak"
+
+
+GPT2 = TrainConfig.preset("gpt2-124m", gradient_accumulation_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("card", "changes", "source", "fastest", "slowest"),
+    [
+        ("H200", {}, "measured", 0.0271, 0.0299),
+        ("H200", {"gradient_accumulation_steps": 40}, "measured", 40 * 0.026, 40 * 0.030),
+        ("H100", {}, "measured", 0.028, 0.031),
+        ("H200", {"compile": False}, "peak", 0.0, 1.0),
+        ("H200", {"dtype": "float32"}, "peak", 0.0, 1.0),
+        ("L4", {}, "peak", 0.0, 1.0),
+    ],
+)
+def test_a_measured_card_is_not_guessed_from_its_peak(
+    card: str, changes: dict[str, object], source: str, fastest: float, slowest: float
+) -> None:
+    offer = next(offer for offer in load_catalog() if offer.key == f"modal/{card}")
+    needs = needs_of(GPT2.with_overrides(changes), 50257)
+    speed = speed_on(offer, needs, [])
+    assert speed is not None
+    assert speed.source == source
+    assert fastest < speed.seconds_per_step < slowest
+    if source == "measured":
+        assert "27.1 to 29.9 ms for 12,288 tokens on one H200" in speed.detail
+        assert speed.low_seconds_per_step < fastest
+        found = recommend(needs, [offer], Preferences()).ranked
+        assert not any("guessed" in con for entry in found for con in entry.cons)
 
 
 def test_other_configurations_correct_the_hardware_model() -> None:
