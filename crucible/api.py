@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Generator, Iterator, Mapping
+from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from html import escape
@@ -27,12 +27,14 @@ from crucible.datasets.config import DatasetConfig
 from crucible.formatting import UNKNOWN, duration, money
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, merged_metrics
+from crucible.jobs.printed import printed_lines
 from crucible.jobs.records import EndReason, Limits, StopRequest
 from crucible.jobs.status import JobState
 from crucible.local import access
 from crucible.local.continuing import continue_job
 from crucible.local.flow_runs import start_flow_run
-from crucible.local.follow import FINAL, LOOK_SECONDS, Standing, follow
+from crucible.local.follow import FINAL, Standing, follow
+from crucible.local.forking import Changes, fork_job
 from crucible.local.run_script import open_store, plan_run, require_ready, start_run
 from crucible.local.tune_script import plan_sweep
 from crucible.reports.picture import data_uri, loss_curve
@@ -146,19 +148,7 @@ class JobHandle:
 
         `follow`: go on with new lines as they arrive, until the job has ended.
         """
-        known: dict[int, int] = {}
-        rest: dict[int, bytes] = {}
-        while True:
-            ended = not follow or self.status().ended
-            for attempt in Job(self._store, self.name).attempts():
-                for number, text in attempt.read_output(after=known.get(attempt.number, -1)):
-                    known[attempt.number] = number
-                    *lines, rest[attempt.number] = (rest.get(attempt.number, b"") + text).split(b"\n")
-                    yield from (line.decode(errors="replace") for line in lines)
-            if ended:
-                yield from (line.decode(errors="replace") for line in rest.values() if line)
-                return
-            time.sleep(LOOK_SECONDS)
+        return printed_lines(Job(self._store, self.name), lambda: not follow or self.status().ended)
 
     def stop(self, reason: str = "stopped by a person") -> str:
         """Ask the job to save and stop; returns what happens now. It can be resumed later.
@@ -186,6 +176,33 @@ class JobHandle:
         limits = {"max_cost_usd": max_cost_usd, "max_hours": max_hours, "max_attempts": max_attempts}
         self._flow_run_id = continue_job(self._job(), limits, finish_by)
         return self
+
+    def fork(
+        self,
+        step: int | str = "",
+        *,
+        name: str = "",
+        command: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        **settings: Any,
+    ) -> JobHandle:
+        """Start a new job at a checkpoint of this one, with some settings changed; this one stays as it is.
+
+        >>> job.fork(1200, learning_rate=3e-4).wait().val_loss  # doctest: +SKIP
+
+        Args:
+            step: of a checkpoint, or `"best"`; default: the newest.
+            name: the new job's; default: this one's with the step behind it.
+            command: a script's new command line.
+            env: variables of a script that are added or replaced.
+            settings: of the training's configuration, or of the script (`total_steps`, …).
+
+        Raises:
+            ConfigError: there is no such checkpoint (the message lists those that are there), or it forbids a change.
+        """
+        changes = Changes(settings=settings, command=list(command), env=env or {})
+        made, flow_run = fork_job(self._job(), str(step), changes, name)
+        return JobHandle(self._store, made.job_id, flow_run)
 
     def _repr_html_(self) -> str:
         """A small table with the loss curve, for notebooks."""

@@ -129,7 +129,7 @@ class TrainConfig(Settings):
         None, gt=0.0, le=31_622_400.0, description="Seconds between checkpoints; empty: adapted to their measured cost."
     )
     keep_checkpoints: int = Field(
-        3, ge=1, le=100_000, description="Local checkpoints kept when the trainer runs on its own."
+        3, ge=1, le=100_000, description="How many of the newest checkpoints are kept, besides the best one."
     )
 
     @field_validator("micro_batch", mode="before")

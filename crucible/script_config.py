@@ -117,6 +117,9 @@ class ScriptSettings(Settings):
     total_steps: int | None = Field(
         None, ge=1, le=MOST, description="How many steps the whole training has, for progress and time left."
     )
+    keep_checkpoints: int = Field(
+        3, ge=1, le=100_000, description="How many of the newest checkpoints are kept, besides the best one."
+    )
     output: list[str] = Field(
         default_factory=list,
         description="Files, folders or globs that are kept when the script is done, relative to its working directory.",

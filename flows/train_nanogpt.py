@@ -59,12 +59,14 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     config = start.config
     if request.pool != AUTO:
         request.resources.job_variables(request.pool)  # refuses what the pool cannot choose
-    data = _prepare(request, config, job.root)
+    forked = run.read_forked()
+    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, job.root)
     start.require_vocabulary(data.meta.vocab_size)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
     run.put_on_record(
-        run.spec.model_copy(
+        forked
+        or run.spec.model_copy(
             update={
                 "config": config,
                 "init_source": start.init_source,
@@ -86,6 +88,8 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
 
 def _settled(request: TrainRequest, run: SupervisedJob) -> Settled:
     recorded = run.job.read_spec() if run.job.store.exists("job.json") else None
+    if recorded is not None and recorded.forked_from is not None and recorded.config is not None:
+        return Settled(recorded.config, recorded.init_source)
     return settle(request.draft(), run.job.root, (recorded.config, recorded.init_source) if recorded else (None, ""))
 
 

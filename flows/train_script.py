@@ -54,14 +54,20 @@ def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> 
     choice = run.read_choice()
     if choice is None:
         choice = place_script(config.pool, config.resources)
-        script, code = resolve(run.job.root, request.code, request.data, config)
-        made = {"script": script, "code": code, "resources": config.resources, "evaluate": config.evaluate}
-        run.put_on_record(run.spec.model_copy(update=made), job_limits(config, now()), choice)
+        spec = run.read_forked() or _spec(request, config, run)
+        run.put_on_record(spec, job_limits(config, now()), choice)
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
     if status.state is not JobState.COMPLETED:
         return status
     remember_job(run.job)
     return _evaluate(run, status, choice.placements[0].pool)
+
+
+def _spec(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> JobSpec:
+    """What the request makes of the job; its code is in the store afterwards."""
+    script, code = resolve(run.job.root, request.code, request.data, config)
+    made = {"script": script, "code": code, "resources": config.resources, "evaluate": config.evaluate}
+    return run.spec.model_copy(update=made)
 
 
 def _evaluate(run: SupervisedJob, trained: JobStatus, trained_on: str) -> JobStatus:

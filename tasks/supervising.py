@@ -58,6 +58,11 @@ class SupervisedJob:
         """What this flow run chose when it first started; its deadline may have passed since."""
         return read_choice(self.job, flow_run.id or "")
 
+    def read_forked(self) -> JobSpec | None:
+        """The job as it was forked from another one, complete; None where this flow makes the job."""
+        spec = self.job.read_spec() if self.job.store.exists("job.json") else None
+        return spec if spec is not None and spec.forked_from is not None else None
+
     def put_on_record(self, spec: JobSpec, limits: Limits, choice: Choice) -> None:
         """The job, new or as it is there already; not before all is known, or its name would be taken by nothing."""
         first_choice = self.read_choice() is None

@@ -28,6 +28,7 @@ from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
 from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.checkpoints.initial import place_weights
+from crucible.config import TrainConfig
 from crucible.contract import finished_folders
 from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
@@ -112,9 +113,10 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
-    """How often to save: as the config fixes it, or by the offer's interruptions."""
+    """How often to save (as the config fixes it, or by the offer's interruptions), and how many saves to keep."""
     fixed = spec.config.checkpoint_interval_seconds if spec.config else None
-    return SavePolicy(mtbf_seconds=launch.mtbf_seconds, fixed_seconds=fixed)
+    kept = (spec.config or spec.script or TrainConfig()).keep_checkpoints
+    return SavePolicy(mtbf_seconds=launch.mtbf_seconds, fixed_seconds=fixed, keep_last=kept)
 
 
 def heartbeat_seconds(store: Store) -> float:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from crucible.agent.observer import Guarded
 from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.forking import BEGINNING
 from crucible.checkpoints.manifest import Checkpoint
 from crucible.checkpoints.restore import restore
+from crucible.errors import CheckpointError
 from crucible.jobs.job import Attempt
-from crucible.jobs.records import Start
+from crucible.jobs.records import ForkedFrom, Start
 from crucible.store.retry import persist, wait_at_most
 
 
@@ -39,7 +41,12 @@ def restore_newest(
     persist(attempt.close_earlier_starts, pause)
     restored = persist(newest, pause)
     seconds = time.monotonic() - began
-    checkpoint = restored[0] if restored else None
+    checkpoint, parent = restored[0] if restored else None, attempt.job.read_spec().forked_from
+    if checkpoint is None and parent is not None:
+        raise CheckpointError(
+            f"the checkpoint of step {parent.step} that {attempt.job.job_id} begins at is damaged or gone; fork "
+            f"{parent.job} again: `crucible jobs fork {parent.job}`"
+        )
     start = Start(
         step=checkpoint.step if checkpoint else 0,
         from_attempt=checkpoint.attempt if checkpoint else None,
@@ -52,8 +59,14 @@ def restore_newest(
     if checkpoint:
         observer.event(
             "restored",
-            f"resuming from step {checkpoint.step}, committed by attempt {checkpoint.attempt} "
+            f"resuming from step {checkpoint.step}, {_origin(checkpoint, parent)} "
             f"({checkpoint.bytes / 1e6:.1f} MB in {seconds:.1f} s)",
             step=checkpoint.step,
         )
     return restored
+
+
+def _origin(checkpoint: Checkpoint, parent: ForkedFrom | None) -> str:
+    if checkpoint.attempt == BEGINNING and parent is not None:
+        return f"a copy of what attempt {parent.attempt} of {parent.job} committed"
+    return f"committed by attempt {checkpoint.attempt}"

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
-from crucible.checkpoints.restore import fetch
+from crucible.checkpoints.restore import choose_checkpoint, fetch
 from crucible.code.data import scan, upload
 from crucible.code.workplace import place_data
 from crucible.contract import step_name
-from crucible.errors import CheckpointError, ConfigError
+from crucible.errors import CheckpointError
 from crucible.home import local_path
 from crucible.jobs.job import Job
 from crucible.store import Store
@@ -63,26 +62,8 @@ def _bring(store: Store, place: str, work: Path) -> Path:
         return local_path(place, "init_from")
     name, _, which = place.removeprefix("job:").partition("@")
     checkpoints = Checkpoints(Job.open(store, name))
-    chosen = _choose(checkpoints, place, which)
+    chosen = choose_checkpoint(checkpoints, which, f"init_from = {place!r}")
     target = work / step_name(chosen.step)
     if problem := fetch(checkpoints, chosen, target):
         raise CheckpointError(f"init_from: the checkpoint of step {chosen.step} of {name} is damaged: {problem}")
     return target
-
-
-def _choose(checkpoints: Checkpoints, place: str, which: str) -> Checkpoint:
-    """The newest checkpoint, that of a step, or the best: the newest while none has a validation loss.
-
-    Raises `ConfigError` when there is none.
-    """
-    found = checkpoints.list()
-    if which in ("", "best"):
-        chosen = (best_checkpoint(found) if which else None) or next(iter(found), None)
-    else:
-        chosen = next((checkpoint for checkpoint in found if str(checkpoint.step) == which), None)
-    if chosen is None:
-        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
-        raise ConfigError(
-            f"init_from = {place!r}: there is no such checkpoint; give a step or best; there are: {there}"
-        )
-    return chosen

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from crucible.checkpoints.commits import PARALLEL_TRANSFERS, Checkpoints
-from crucible.checkpoints.manifest import FOLDER, MANIFEST, Checkpoint, StoredFile
+from crucible.checkpoints.manifest import FOLDER, MANIFEST, Checkpoint, StoredFile, best_checkpoint
 from crucible.config import TrainConfig
 from crucible.contract import step_name
 from crucible.errors import CheckpointError, ConfigError, ObjectMissing, RecordDamaged
@@ -43,6 +43,22 @@ def restore(
         passed_over.add(checkpoint.name)
         if on_damaged:
             on_damaged(checkpoint, problem)
+
+
+def choose_checkpoint(checkpoints: Checkpoints, which: str, asked: str) -> Checkpoint:
+    """The newest checkpoint (`which` empty), that of a step, or the `best` (the newest while none has a loss).
+
+    Raises `ConfigError`, which begins with `asked`, when there is none.
+    """
+    found = checkpoints.list()
+    if which in ("", "best"):
+        chosen = (best_checkpoint(found) if which else None) or next(iter(found), None)
+    else:
+        chosen = next((checkpoint for checkpoint in found if str(checkpoint.step) == which), None)
+    if chosen is None:
+        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        raise ConfigError(f"{asked}: there is no such checkpoint; give a step or best; there are: {there}")
+    return chosen
 
 
 def require_own(checkpoint: Checkpoint, spec: JobSpec) -> None:

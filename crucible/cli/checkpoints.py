@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.jobs import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json
+from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json
 from crucible.formatting import print_table, size
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.jobs import open_store
+from crucible.cli.records import open_store
 from crucible.formatting import print_table
 
 if TYPE_CHECKING:

@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
-from crucible.formatting import UNKNOWN, duration, money, print_table, printable
-
-if TYPE_CHECKING:
-    from crucible.checkpoints.manifest import Checkpoint
-    from crucible.jobs.job import Job
-    from crucible.jobs.records import Limits
-    from crucible.reports import AttemptSummary, JobSummary
-    from crucible.store import Store
-
-T = TypeVar("T")
+from crucible.cli import fork
+from crucible.cli.job_tables import (
+    attempt_row,
+    figure_text,
+    json_line,
+    limits_in_words,
+    loss_text,
+    read_deadline,
+    saved_in_words,
+    summary_or_damage,
+    unless_damaged,
+)
+from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job, open_store, print_facts, print_json
+from crucible.formatting import UNKNOWN, duration, money, print_table
 
 PARALLEL_READS = 8
-FOLLOW_SECONDS = 2.0
 NOT_IN_TABLE = ("time", "max_iters", "checkpoint_")
 """Beginnings of the metrics that only `--json` prints."""
-
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="The job's name.")]
-StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,6 +38,7 @@ def register(app: typer.Typer) -> None:
     group.command()(stop)
     group.command()(limits)
     group.command("continue")(continue_)
+    group.command()(fork.fork)
     app.add_typer(group, name="jobs")
 
 
@@ -53,11 +50,11 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
     opened = open_store(store)
     with ThreadPoolExecutor(PARALLEL_READS) as pool:
-        found = list(pool.map(_summary, (Job(opened, name) for name in Job.ids(opened))))
+        found = list(pool.map(summary_or_damage, (Job(opened, name) for name in Job.ids(opened))))
     summaries = sorted((s for s, _ in found if s), key=lambda s: s.spec.created_at, reverse=True)
     damaged = [damage for _, damage in found if damage]
     if as_json:
-        print_json([*map(_line, summaries), *damaged])
+        print_json([*map(json_line, summaries), *damaged])
         return
     for damage in damaged:
         typer.echo(f"warning: job {damage['job']} is left out: {damage['reason']}", err=True)
@@ -70,7 +67,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
                 s.job_id,
                 s.state or "not started",
                 f"{s.step:,} of {s.total_steps:,}" if s.total_steps else f"{s.step:,}",
-                _loss(s.val_loss),
+                loss_text(s.val_loss),
                 str(len(s.attempts)),
                 s.attempts[-1].pool if s.attempts else UNKNOWN,
                 money(s.cost_usd),
@@ -88,11 +85,11 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
 
     found = open_job(open_store(store), job)
     damage: list[str] = []
-    summary = summarise(found, _unless_damaged(Metrics(found).rows, damage) or [])
+    summary = summarise(found, unless_damaged(Metrics(found).rows, damage) or [])
     damage += summary.warnings
-    deadline = _unless_damaged(lambda: _deadline(found), damage)
-    saved = _unless_damaged(Checkpoints(found).list, damage)
-    limits = _unless_damaged(found.read_limits, damage)
+    deadline = unless_damaged(lambda: read_deadline(found), damage)
+    saved = unless_damaged(Checkpoints(found).list, damage)
+    limits = unless_damaged(found.read_limits, damage)
     damage = list(dict.fromkeys(damage))
     if as_json:
         finish_by = deadline.isoformat() if deadline else None
@@ -100,14 +97,15 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
         return
     facts = {
         "job": summary.job_id,
+        **({"forked": f"from {parent.job} at step {parent.step:,}"} if (parent := summary.spec.forked_from) else {}),
         "state": f"{summary.state or 'not started'}{f': {summary.reason}' if summary.reason else ''}",
         "step": f"{summary.step:,}" + (f" of {summary.total_steps:,}" if summary.total_steps else ""),
-        "saved": _saved_in_words(saved),
-        "loss": f"validation {_loss(summary.val_loss)}, training {_loss(summary.train_loss)}",
+        "saved": saved_in_words(saved),
+        "loss": f"validation {loss_text(summary.val_loss)}, training {loss_text(summary.train_loss)}",
         "time": duration(summary.seconds)
         + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
         "cost": money(summary.cost_usd),
-        "limits": _limits_in_words(limits) if limits else UNKNOWN,
+        "limits": limits_in_words(limits) if limits else UNKNOWN,
         **({"finish by": f"{deadline:%Y-%m-%d %H:%M} UTC"} if deadline else {}),
         "dataset": summary.spec.dataset or UNKNOWN,
         "records": found.store.uri,
@@ -116,7 +114,7 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
     if summary.attempts:
         typer.echo()
         headings = ["attempt", "pool", "instance", "steps", "lost", "recovered in", "cost", "end"]
-        print_table(headings, [_attempt_row(a) for a in summary.attempts], numbers=(0, 4, 5, 6))
+        print_table(headings, [attempt_row(a) for a in summary.attempts], numbers=(0, 4, 5, 6))
     for sentence in damage:
         typer.echo(f"note: {sentence}", err=True)
 
@@ -144,7 +142,7 @@ def metrics(
     names = list(dict.fromkeys(name for row in shown for name in row if not name.startswith(NOT_IN_TABLE)))
     first = ["step", "attempt"]
     names = first + [name for name in names if name not in first]
-    table = [[_figure(row.get(name)) for name in names] for row in shown]
+    table = [[figure_text(row.get(name)) for name in names] for row in shown]
     print_table([name.replace("_", " ") for name in names], table, numbers=range(len(names)))
 
 
@@ -155,22 +153,16 @@ def logs(
     store: StoreOption = None,
 ) -> None:
     """Print everything that a job's workload printed."""
-    import time
+    from crucible.jobs.printed import printed_pieces
 
     found = open_job(open_store(store), job)
     attempts = found.attempts()
     if not attempts:
         typer.echo(f"job {job} has no attempt yet", err=True)
         return
-    source, read = found.attempt(attempt) if attempt else attempts[-1], -1
-    while True:
-        ended = source.read_outcome() is not None  # looked at first: what comes after it is all there is
-        for number, part in source.read_output(after=read):
-            typer.echo(part, nl=False)
-            read = number
-        if ended or not follow:
-            return
-        time.sleep(FOLLOW_SECONDS)
+    source = found.attempt(attempt) if attempt else attempts[-1]
+    for _, part in printed_pieces(found, lambda: not follow or source.read_outcome() is not None, source.number):
+        typer.echo(part, nl=False)
 
 
 def report(
@@ -244,7 +236,7 @@ def limits(
     if as_json:
         print_json(found.read_limits().model_dump(mode="json", exclude={"schema_version"}))
     else:
-        typer.echo(f"{job}: {_limits_in_words(found.read_limits())}")
+        typer.echo(f"{job}: {limits_in_words(found.read_limits())}")
 
 
 def continue_(
@@ -269,142 +261,3 @@ def continue_(
         print_json({"job": job, "flow_run": flow_run})
     else:
         typer.echo(f"{job} goes on in flow run {flow_run}")
-
-
-def open_store(address: str | None) -> Store:
-    """The store at `address`, or the default one. Raises `ConfigError` for a named store that is not there."""
-    from crucible.store import existing_store
-
-    return existing_store(address)
-
-
-def open_job(store: Store, name: str) -> Job:
-    """The job of that name. Raises `ConfigError` naming the nearest ones when there is none."""
-    import difflib
-
-    from crucible.errors import ConfigError
-    from crucible.jobs.job import Job
-
-    if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
-        names = Job.ids(store)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-        fix = f"did you mean {' or '.join(near)}?" if near else "`crucible jobs ls` lists what there is"
-        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {fix}")
-    return Job(store, name)
-
-
-def print_json(value: Any) -> None:
-    """Print indented JSON; a number that JSON does not know becomes null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
-
-
-def print_facts(facts: dict[str, str]) -> None:
-    """Print names and values, one a line."""
-    width = max(map(len, facts)) + 2
-    for name, fact in facts.items():
-        typer.echo(f"{name:<{width}}{printable(fact)}")
-
-
-def _summary(job: Job) -> tuple[JobSummary | None, dict[str, Any] | None]:
-    """The job's summary, or why there is none: one damaged job must not hide the others."""
-    from crucible.errors import StoreError, StoreUnavailable
-    from crucible.reports import summarise
-
-    try:
-        return summarise(job), None
-    except StoreUnavailable:
-        raise
-    except StoreError as error:
-        return None, {"job": job.job_id, "state": "damaged", "reason": str(error)}
-
-
-def _line(summary: JobSummary) -> dict[str, Any]:
-    """What `ls --json` says of a job."""
-    return {
-        "job": summary.job_id,
-        "state": summary.state,
-        "reason": summary.reason,
-        "step": summary.step,
-        "total_steps": summary.total_steps,
-        "committed_step": summary.committed_step,
-        "val_loss": summary.val_loss,
-        "train_loss": summary.train_loss,
-        "attempts": len(summary.attempts),
-        "pool": summary.attempts[-1].pool if summary.attempts else None,
-        "cost_usd": summary.cost_usd,
-        "seconds": summary.seconds,
-        "created_at": summary.spec.created_at.isoformat(),
-    }
-
-
-def _attempt_row(attempt: AttemptSummary) -> list[str]:
-
-    steps = UNKNOWN
-    if attempt.from_step is not None and attempt.to_step is not None:
-        steps = f"{attempt.from_step:,} → {attempt.to_step:,}"
-    return [
-        str(attempt.number),
-        attempt.pool or UNKNOWN,
-        attempt.instance or UNKNOWN,
-        steps,
-        str(attempt.steps_lost) if attempt.end_reason else UNKNOWN,
-        duration(attempt.recovery_seconds) if attempt.recovery_seconds is not None else UNKNOWN,
-        money(attempt.cost_usd),
-        attempt.end + (f": {attempt.message}" if attempt.message and attempt.message != attempt.end else ""),
-    ]
-
-
-def _unless_damaged(read: Callable[[], T], damage: list[str]) -> T | None:
-    """What `read` returns; None for a damaged record, which is added to `damage`."""
-    from crucible.errors import RecordDamaged
-
-    try:
-        return read()
-    except RecordDamaged as error:
-        damage.append(str(error))
-        return None
-
-
-def _saved_in_words(saved: list[Checkpoint] | None) -> str:
-    if saved is None:
-        return UNKNOWN
-    return f"step {saved[0].step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
-
-
-def _limits_in_words(limits: Limits) -> str:
-    return ", ".join(
-        [
-            money(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
-            f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
-            f"{limits.max_attempts} attempts",
-            f"{limits.max_attempts_without_progress} in a row without progress",
-        ]
-    )
-
-
-def _deadline(job: Job) -> datetime | None:
-    """The `finish_by`, in UTC, of the flow run that decides for the job now or did last."""
-    from crucible.placement.choice import read_choice
-
-    supervisor = job.read_newest_supervisor()
-    choice = read_choice(job, supervisor.flow_run_id) if supervisor and supervisor.flow_run_id else None
-    return choice.finish_by.astimezone(UTC) if choice and choice.finish_by else None
-
-
-def _loss(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{value:.4f}"
-
-
-def _figure(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.5g}"
-
-
-def _finite(value: Any) -> Any:
-    """NaN and infinity are no JSON."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, dict):
-        return {name: _finite(entry) for name, entry in value.items()}
-    return [_finite(entry) for entry in value] if isinstance(value, list | tuple) else value

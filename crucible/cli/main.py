@@ -44,8 +44,10 @@ def build_app() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     for module in pkgutil.iter_modules(crucible.cli.__path__):
-        if module.name not in ("main", "inputs", "following", "script_options"):
-            importlib.import_module(f"crucible.cli.{module.name}").register(app)
+        if module.name != "main":
+            register = getattr(importlib.import_module(f"crucible.cli.{module.name}"), "register", None)
+            if register is not None:  # the others are what commands share
+                register(app)
     check_all(app)
     return app
 

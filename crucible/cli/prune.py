@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_json
+from crucible.cli.records import JsonOption, StoreOption, open_store, print_json
 from crucible.cli.run import PANEL
 from crucible.formatting import counted, print_table, size
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.jobs import JsonOption, StoreOption, open_store, print_facts, print_json
+from crucible.cli.records import JsonOption, StoreOption, open_store, print_facts, print_json
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:

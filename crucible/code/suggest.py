@@ -30,6 +30,7 @@ EXAMPLES: dict[str, Any] = {
     "sigterm": True,
     "metrics": {"format": "pattern", "pattern": r"step (?P<step>\d+) loss (?P<train_loss>[\d.]+)"},
     "total_steps": 1000,
+    "keep_checkpoints": 3,
     "output": ["out"],
     "reseed": True,
     "evaluate": {"command": "python evaluate.py", "output": ["report.json"]},

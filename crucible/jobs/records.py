@@ -100,6 +100,15 @@ class CodePackage(BaseModel):
         return {inside("data", path): digest for path, digest in data.items()}
 
 
+class ForkedFrom(BaseModel):
+    """The commit of another job that a job begins at, as a copy of its own."""
+
+    job: str
+    step: int
+    attempt: int
+    """Of the other job, which committed it."""
+
+
 class JobSpec(Record):
     """What is to be trained. It never changes: another spec is another job."""
 
@@ -122,6 +131,8 @@ class JobSpec(Record):
     """The job whose newest checkpoint this one looks at, put back into its working directory; empty for a training."""
     sweep: str = ""
     """The sweep that a script's job is a trial of."""
+    forked_from: ForkedFrom | None = None
+    """Where the job begins, if not at its own step 0."""
     dataset: str = ""
     """Digest of the dataset, under `datasets/` of the same store."""
     project: ShownText = "default"

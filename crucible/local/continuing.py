@@ -62,12 +62,12 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
     before = supervisor.flow_run_id if supervisor else ""
     spec = job.read_spec()
     if spec.script is not None:
-        changes = {**_script_parameters(job, spec, spec.script, before), **changes}
+        changes = {**script_parameters(job, spec, spec.script, before), **changes}
     flow = CONFIGURED if spec.script is None else SCRIPT
     return run_again(f"job {job.job_id}", before, flow, {"job": job.job_id, **changes})
 
 
-def _script_parameters(job: Job, spec: JobSpec, script: ScriptConfig, flow_run_id: str) -> dict[str, Any]:
+def script_parameters(job: Job, spec: JobSpec, script: ScriptConfig, flow_run_id: str) -> dict[str, Any]:
     """All of a script's job as it is on record: the folder that it came from may have changed since, or be gone."""
     choice = read_choice(job, flow_run_id) if flow_run_id else None
     return {

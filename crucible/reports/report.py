@@ -50,6 +50,8 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     summary = summarise(job, history)
     starts = {a.number: a.from_step for a in summary.attempts if a.from_step is not None}
     parts = [f"# {summary.job_id}", headline(summary)]
+    if (parent := summary.spec.forked_from) is not None:
+        parts.append(f"Forked from `{parent.job}` at step {parent.step:,}; what came before is in that job's report.")
     if summary.reason:
         parts.append(summary.reason)
     if summary.warnings:

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 
 from crucible.agent.attempt import run_attempt
+from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
-from crucible.jobs.records import CodePackage, EndReason, JobSpec, Outcome
+from crucible.jobs.records import CodePackage, EndReason, JobSpec, Launch, Outcome
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from tasks.scripts import prepare_script, read_config
 from tasks.scripts import resolve as resolve_config
+from tasks.training import save_policy
 from tests.agent.harness import Recorder, plan
 from tests.faults.small_jobs import launched
 
@@ -119,6 +121,14 @@ def test_the_image_of_a_folder_brings_its_own_programs(
     job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
     assert attempt(job, tmp_path).end_reason is EndReason.COMPLETED, printed(job)
     assert "the python of the image: train.py" in printed(job), "and what is in it is not installed again"
+
+
+def test_a_job_keeps_as_many_checkpoints_as_it_is_told() -> None:
+    launch = Launch(number=1, pool="local", reason="test")
+    script = ScriptConfig(command=["true"], keep_checkpoints=7)
+    config = TrainConfig.preset("debug", keep_checkpoints=5)
+    for kind, kept in (({"script": script}, 7), ({"config": config}, 5)):
+        assert save_policy(JobSpec(job_id="mine", **kind), launch).keep_last == kept
 
 
 def test_what_cannot_start_is_refused_before_there_is_a_job(folder: Path, store: Store) -> None:

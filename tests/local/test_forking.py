@@ -1,0 +1,134 @@
+"""`crucible jobs fork`: a copy of a checkpoint under a new job, some settings changed and the parent untouched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+import crucible
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.restore import restore
+from crucible.checkpoints.retention import retain
+from crucible.cli import jobs as command
+from crucible.config import TrainConfig
+from crucible.errors import CheckpointError, ConfigError
+from crucible.jobs.job import Job
+from crucible.jobs.records import CodePackage, JobSpec
+from crucible.local import forking
+from crucible.reports import job_report
+from crucible.script_config import ScriptConfig
+from crucible.store import Store
+from tests.checkpoints.committing import commit
+from tests.faults.small_jobs import is_whole, running
+
+CODE = CodePackage(digest="f" * 64)
+SCRIPT = ScriptConfig(command=["python", "train.py"], env={"LR": "0.1", "MODE": "a"}, total_steps=9)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, JobSpec]]:
+    """What was started instead of a flow run."""
+    runs: list[tuple[str, JobSpec]] = []
+
+    def start(parent: Job, fork: Job, spec: JobSpec) -> str:
+        runs.append((fork.job_id, spec))
+        return "a-run"
+
+    monkeypatch.setattr(forking, "_start", start)
+    return runs
+
+
+@pytest.fixture
+def parent(store: Store, tmp_path: Path) -> Job:
+    job = Job.create(store, JobSpec(job_id="mine", script=SCRIPT, code=CODE, project="paper"))
+    attempt = running(job, 1)
+    for step, loss in ((3, 2.0), (6, 1.0), (9, 1.5)):
+        commit(attempt, tmp_path, step, val_loss=loss)
+    return job
+
+
+def crucible_jobs(line: list[str], job: Job) -> dict[str, Any]:
+    app = typer.Typer()
+    command.register(app)
+    app.command("other")(lambda: None)
+    head, tail = (line[: line.index("--")], line[line.index("--") :]) if "--" in line else (line, [])
+    arguments = ["jobs", "fork", job.job_id, *head, "--store", job.root.uri, "--json", *tail]
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    values: dict[str, Any] = json.loads(done.stdout)
+    return values
+
+
+def test_a_fork_owns_a_copy_and_leaves_the_parent_alone(
+    parent: Job, started: list[tuple[str, JobSpec]], tmp_path: Path
+) -> None:
+    before = {info.key for info in parent.store.list()}
+    line = ["--from", "6", "--set", "env.LR=0.01", "--set", "total_steps=30", "--", "python", "train.py", "--fast"]
+    made = crucible_jobs(line, parent)
+    assert made["forked_from"] == {"job": "mine", "step": 6, "attempt": 1}
+    assert {info.key for info in parent.store.list()} == before
+
+    retain(Checkpoints(parent), keep_last=1)
+    for checkpoint in Checkpoints(parent).list():
+        Checkpoints(parent).delete(checkpoint.name)
+    fork = Job(parent.root, "mine-from-6")
+    [(name, spec)] = started
+    assert (name, fork.read_spec()) == ("mine-from-6", spec)
+    assert spec.script == SCRIPT.model_copy(
+        update={
+            "command": ["python", "train.py", "--fast"],
+            "env": {"LR": "0.01", "MODE": "a"},
+            "total_steps": 30,
+        }
+    )
+    assert (spec.code, spec.project) == (CODE, "paper")
+    found = restore(Checkpoints(fork), tmp_path / "restored")
+    assert found is not None
+    assert found[0].step == 6
+    assert is_whole(found[1], 6)
+    assert "Forked from `mine` at step 6" in job_report(fork)
+    assert fork.cost_usd() == 0
+
+
+def test_best_newest_and_names_that_are_taken(parent: Job, started: list[tuple[str, JobSpec]]) -> None:
+    handle = crucible.job("mine", store=parent.root.uri)
+    names = [handle.fork("best").name, handle.fork().name, handle.fork(9).name, handle.fork(3, name="own").name]
+    assert names == ["mine-from-6", "mine-from-9", "mine-from-9-2", "own"]
+    with pytest.raises(ConfigError, match="'own' exists already"):
+        handle.fork(name="own")
+    with pytest.raises(ConfigError, match=r"--from 4: there is no such checkpoint.*there are: 9, 6, 3"):
+        handle.fork(4)
+    with pytest.raises(ConfigError, match="put back where the parent saved it"):
+        handle.fork(checkpoint="other.pt")
+    with pytest.raises(ConfigError, match="total_stepz = 3 is not a known setting; did you mean total_steps"):
+        handle.fork(total_stepz=3)
+
+
+def test_what_the_checkpoint_fixes_cannot_change(store: Store, tmp_path: Path, started: list[Any]) -> None:
+    config = TrainConfig.preset("debug")
+    job = Job.create(store, JobSpec(job_id="gpt", config=config))
+    commit(running(job, 1), tmp_path, 5, config=config.model_dump(mode="json"))
+    handle = crucible.job("gpt", store=store.uri)
+    with pytest.raises(ConfigError, match=r"n_embd = 256: the checkpoint's model has n_embd = .*max_iters"):
+        handle.fork(n_embd=256, max_iters=5, warmup_iters=1)
+    with pytest.raises(ConfigError, match="runs Crucible's own trainer"):
+        handle.fork(command=["python"])
+    assert Job.ids(store) == ["gpt"]
+
+
+def test_a_fork_whose_copy_is_gone_does_not_begin_from_nothing(parent: Job, started: list[Any], tmp_path: Path) -> None:
+    from crucible.agent.observer import Guarded
+    from crucible.agent.restoring import restore_newest
+    from tests.agent.runner import Silent
+    from tests.faults.small_jobs import claimed
+
+    fork, _ = forking.fork_job(parent)
+    [copy] = Checkpoints(fork).list()
+    Checkpoints(fork).delete(copy.name)
+    with pytest.raises(CheckpointError, match="fork mine again"):
+        restore_newest(claimed(fork, 1), tmp_path / "r", Guarded(Silent(), lambda _: None), 1.0, lambda: False)
