@@ -1,4 +1,4 @@
-"""Training steps per second of our trainer against a plain loop of the same model, in one run.
+"""Training steps per second of our trainer against a plain loop of the same model on a CPU, in one run.
 
     python -m benchmarks.training_step [--quick]
 
@@ -9,6 +9,7 @@ fastest steps, which other processes disturb least, is given too, and that over 
 the trainer gains around the products, on oneMKL's fast path as an Intel processor would run it. All float32 ways see
 the same batches: the largest difference of their losses is given beside. The plain loop's share of matrix products,
 attention's included, says what is left to gain around them while torch multiplies as it does.
+GPUs have a benchmark of their own: `benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -42,11 +43,6 @@ WAYS = {
     "trainer, fast_gemm = auto": {"fast_gemm": "auto"},
     "trainer, auto and bfloat16": {"fast_gemm": "auto", "dtype": "bfloat16"},
 }
-GPU_WAYS = {"plain": {"fast_gemm": "off"}, "trainer": {"compile": True, "dtype": "auto", "device": "cuda"}}
-
-PEAK_TFLOPS = {"H200": 989, "H100": 989, "A100": 312, "A10G": 70, "L4": 121, "T4": 65}
-"""Dense bfloat16 (T4: float16) by the makers' data sheets."""
-
 PRODUCTS = {"aten::mm", "aten::addmm", "aten::bmm"}
 
 CPU_SMALL = TrainConfig.preset("cpu-small")
@@ -71,11 +67,6 @@ def main() -> None:
         for size, config, rounds, steps in sizes:
             figures[size] = compare(cpu_ways(), config, folder, rounds, steps)
             show(size, figures[size])
-        if has_gpu():
-            gpt2 = TrainConfig.preset("gpt2-124m").with_overrides({"gradient_accumulation_steps": 1})
-            figures["gpt2-124m on GPU"] = compare(GPU_WAYS, gpt2, folder, 2 if options.quick else 8, 10)
-            add_utilisation(figures["gpt2-124m on GPU"], gpt2)
-            show("gpt2-124m on GPU", figures["gpt2-124m on GPU"])
     if not options.quick:
         # What there is to gain hangs on AVX-512, so figures of either kind of processor are kept.
         print(write_result("training_step" + ("" if "avx512f" in cpu_flags() else "_without_avx512"), figures))
@@ -193,11 +184,10 @@ def matmul_share(step: Callable[[], float]) -> float:
     """Of the operators' own time in ten steps. Attention on a CPU calls the same products block by block."""
     import torch
 
-    device = "device" if torch.cuda.is_available() else "cpu"
     with torch.profiler.profile() as profile:
         for _ in range(10):
             step()
-    own = {event.key: float(getattr(event, f"self_{device}_time_total")) for event in profile.key_averages()}
+    own = {event.key: float(event.self_cpu_time_total) for event in profile.key_averages()}
     products = [name for name in own if name in PRODUCTS or name.startswith("aten::_scaled_dot_product")]
     return round(sum(own[name] for name in products) / sum(own.values()), 3)
 
@@ -206,7 +196,7 @@ def plain_step(config: TrainConfig, folder: Path) -> Callable[[], float]:
     """The plain loop's step."""
     from benchmarks.plain_loop import PlainLoop
 
-    loop = PlainLoop(config, folder / "train-00000.bin", VOCABULARY, "cuda" if config.device != "cpu" else "cpu")
+    loop = PlainLoop(config, folder / "train-00000.bin", VOCABULARY)
     return loop.step
 
 
@@ -222,26 +212,6 @@ def trainer_step(config: TrainConfig, folder: Path, kernels: str) -> Callable[[]
         return trainer.means.read(trainer.step)[0]
 
     return step
-
-
-def has_gpu() -> bool:
-    """Whether torch sees one; asked in this process, which trains nothing."""
-    import torch
-
-    return torch.cuda.is_available()
-
-
-def add_utilisation(figures: Any, config: TrainConfig) -> None:
-    """Model FLOPs utilisation, counted as in the PaLM paper (arXiv:2204.02311, appendix B): 6 N + 12 L D T a token."""
-    import torch
-
-    name = torch.cuda.get_device_name()
-    peak = next((tflops for card, tflops in PEAK_TFLOPS.items() if card in name), None)
-    parameters = 12 * config.n_layer * config.n_embd**2 + VOCABULARY * config.n_embd
-    per_token = 6 * parameters + 12 * config.n_layer * config.n_embd * config.block_size
-    for row in figures.values():
-        row["tflops"] = round(1e-12 * per_token * row["tokens_per_second"], 1)
-        row["utilisation"] = round(row["tflops"] / peak, 3) if peak else None
 
 
 def write_dataset(folder: Path) -> None:

@@ -27,6 +27,7 @@ CONFIG = TrainConfig(
     compile=True,
     device="cuda",
     exact="required",
+    chunked_loss="on",
 )
 
 
