@@ -59,6 +59,8 @@ class Variable(StrEnum):
 DEFAULT_STOP_GRACE_SECONDS = 30.0
 """Without `STOP_GRACE_SECONDS`: as ECS's and Docker's own defaults are at most."""
 
+ADAPTER_LINE = "[crucible] "
+"""What begins the adapter's own lines among those of the script."""
 STATE_FILE = "state.json"
 """In a checkpoint folder: what the workload says about it (a JSON object: step, losses, …). Optional for scripts."""
 METRICS_FILE = "metrics.jsonl"

@@ -24,7 +24,7 @@ from prefect.runtime import flow_run
 
 from crucible.agent.last_lines import KEPT_LINES
 from crucible.errors import RecordDamaged, StoreError
-from crucible.formatting import money
+from crucible.formatting import counted, money
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Heartbeat, JobSpec
 from crucible.reports import Metrics
@@ -117,7 +117,7 @@ class LineLimit:
             return None
         self._tokens -= 1
         left_out, self._left_out = self._left_out, 0
-        return f"{line}   [{left_out} lines before this one left out]" if left_out else line
+        return f"{line}   [{counted(left_out, 'line')} before this one left out]" if left_out else line
 
 
 class AttemptObserver:

@@ -29,7 +29,16 @@ from crucible.adapter.metrics import FileLooks, MetricsWriter, printed_metrics, 
 from crucible.adapter.restoring import OUTPUT, Restored, keep_output, new_files, restore
 from crucible.adapter.steps import Steps
 from crucible.adapter.taking import FILES, Save, Taking
-from crucible.contract import EXIT_DONE, EXIT_SAVED, PARTIAL_SUFFIX, STATE_FILE, StopReason, Variable, step_name
+from crucible.contract import (
+    ADAPTER_LINE,
+    EXIT_DONE,
+    EXIT_SAVED,
+    PARTIAL_SUFFIX,
+    STATE_FILE,
+    StopReason,
+    Variable,
+    step_name,
+)
 from crucible.errors import CheckpointError
 from crucible.formatting import duration
 from crucible.script_config import CheckpointFiles, ScriptConfig
@@ -271,7 +280,7 @@ class Adapter:
 
 def say(message: str) -> None:
     """A log line of the adapter among those of the script."""
-    _write(f"[crucible] {message}")
+    _write(f"{ADAPTER_LINE}{message}")
 
 
 def _write(text: str) -> None:

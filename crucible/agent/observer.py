@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from crucible.agent.notices import Notice
 from crucible.checkpoints.manifest import Checkpoint
+from crucible.formatting import size
 from crucible.jobs.records import Heartbeat, Notification
 
 
@@ -86,7 +87,7 @@ class Journal:
         self._troubles.discard("store")
         self.observer.event(
             "commit",
-            f"step {checkpoint.step} committed ({checkpoint.bytes / 1e6:.1f} MB in {seconds:.1f} s)",
+            f"step {checkpoint.step} committed ({size(checkpoint.bytes)} in {seconds:.1f} s)",
             step=checkpoint.step,
             bytes=checkpoint.bytes,
             seconds=round(seconds, 3),

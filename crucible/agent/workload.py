@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from crucible.agent.last_lines import LastLines
-from crucible.contract import EXIT_DONE, EXIT_SAVED, EXIT_UNFIT
+from crucible.contract import ADAPTER_LINE, EXIT_DONE, EXIT_SAVED, EXIT_UNFIT
 from crucible.jobs.records import EndReason
 from crucible.parent_death_guard import guarded
 
@@ -98,7 +98,9 @@ class Workload:
             message = f"the workload was killed by {signal.Signals(-code).name}{hint}"
             return WorkloadEnd(EndReason.KILLED, message, code, tuple(self._last_lines.tail()))
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        message = f"the workload failed with {how}: {self._last_lines.cause()}"
+        cause = self._last_lines.cause()
+        finished = cause.startswith(f"{ADAPTER_LINE}finished")  # the script did not fail, but nothing of it is left
+        message = cause.removeprefix(ADAPTER_LINE) if finished else f"the workload failed with {how}: {cause}"
         return WorkloadEnd(EndReason.FAILED, message, code, tuple(self._last_lines.tail()))
 
     def _read(self, pipe: IO[bytes]) -> None:

@@ -106,15 +106,20 @@ def watch(api: httpx.Client, flow_run: str, store: Store, job: str) -> JobSummar
 
 
 def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
-
+    """Bring the bar up to date. Time and cost are there also for a script that reports no steps."""
     summary, figures = standing.summary, ""
-    if summary and summary.step:
-        parts = [f"{summary.step:,}/{summary.total_steps:,} steps"] if summary.total_steps else []
+    if summary and summary.attempts:
+        parts = []
+        if summary.step:
+            of_all = f"/{summary.total_steps:,} steps" if summary.total_steps else ""
+            parts.append(f"{summary.step:,}{of_all}" if of_all else f"step {summary.step:,}")
+            progress.update(bar, completed=summary.step, total=summary.total_steps)
         parts += [f"train loss {summary.train_loss:.3f}"] if summary.train_loss is not None else []
         parts += [f"val loss {summary.val_loss:.3f}"] if summary.val_loss is not None else []
-        parts += [f"{duration(summary.seconds_left)} left"] if summary.seconds_left else []
+        left = f"{duration(summary.seconds_left)} left" if summary.seconds_left else ""
+        parts += [left or duration(summary.seconds)] if left or summary.seconds else []
+        parts += [money(summary.cost_usd)] if summary.cost_usd else []
         figures = " · ".join(parts)
-        progress.update(bar, completed=summary.step, total=summary.total_steps)
     progress.update(bar, description=standing.stage, figures=figures)
 
 

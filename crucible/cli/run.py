@@ -117,6 +117,8 @@ def _try_metrics(script: ScriptConfig, sample: Path) -> None:
         found = f", the last at step {steps[-1]}" if steps else ""
         typer.echo(f"{'saves':<10}{counted(len(steps), 'line')} match step_from{found}", err=True)
     if not points:
+        where = "metrics.pattern" if script.metrics.pattern else f"metrics: {script.metrics.format}"
+        typer.echo(f"{'':10}{where} matches none of them, so the job would have no curve", err=True)
         raise typer.Exit(EXIT_FAILED)
 
 
@@ -165,10 +167,15 @@ def _conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> Non
         attempts = counted(len(summary.attempts), "attempt")
         steps = f"step {summary.step:,}, " if summary.step else ""
         line = f"{steps}{attempts}, {duration(summary.seconds)}, {money(summary.cost_usd)}"
-        typer.echo(f"{standing.state.lower():<10}{line}; crucible jobs show {job}", err=True)
+        colour = {"COMPLETED": "green", "FAILED": "red"}.get(standing.state)
+        ending = typer.style(f"{standing.state.lower():<10}", fg=colour)
+        typer.echo(f"{ending}{line}; crucible jobs show {job}", err=True)
     if standing.state == "COMPLETED":
         return
-    typer.echo(f"{'':10}{standing.message}", err=True)
+    failed = standing.state != "CANCELLED"
+    typer.echo(f"{'':10}{typer.style(standing.message, fg='red') if failed else standing.message}", err=True)
+    if summary is not None and summary.attempts and summary.attempts[-1].end_reason is None:
+        typer.echo(f"{'':10}attempt {summary.attempts[-1].number} still saves, and ends by itself", err=True)
     if standing.state == "CANCELLED":
         typer.echo(f"{'':10}go on: crucible jobs continue {job}", err=True)
         raise typer.Exit(EXIT_STOPPED)

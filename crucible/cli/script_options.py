@@ -163,8 +163,8 @@ def print_plan(planned: ScriptRun, folder: Path, more: dict[str, str] | None = N
 
 def _saves(planned: ScriptRun) -> str:
     if planned.script.checkpoint is None:
-        kept = "" if planned.script.output else "; without output: what it wrote is kept at the end"
-        return f"by the workload contract, else it starts from the beginning after a restart{kept}"
+        kept = "" if planned.script.output else "; what it wrote is kept at the end"
+        return f"nothing before its end, unless it uses crucible.workload (checkpoint: names what it saves){kept}"
     resume = f", restarted with {' '.join(planned.script.resume)}" if planned.script.resume else ""
     return f"{planned.script.checkpoint.path}{resume}"
 

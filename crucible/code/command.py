@@ -15,6 +15,7 @@ from crucible.errors import ConfigError
 
 _PYTHON = re.compile(r"python(\d(\.\d+)?)?")
 _RUNS_A_FILE = {"bash", "sh", "zsh", "torchrun"}
+_USUAL = ("python", "python3", "torchrun", "accelerate", "bash")
 _TAKES_A_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 """Python's own options that are followed by a value."""
 
@@ -33,6 +34,8 @@ def check_command(command: Sequence[str], selection: Selection, installs: bool, 
         return
     elif here and not installs and shutil.which(program, path=f"{Path(sys.executable).parent}:{_path()}") is None:
         hint = f"; write ./{program} to run the file of that name" if (selection.folder / program).is_file() else ""
+        near = difflib.get_close_matches(program, _USUAL, n=1)
+        hint = hint or (f"; did you mean {near[0]}?" if near else "")
         raise ConfigError(f"command: there is no program {program!r} on this machine{hint}")
     if program in _RUNS_A_FILE:
         file = next((word for word in command[1:] if not word.startswith("-")), None)

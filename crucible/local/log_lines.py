@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,7 +10,12 @@ import httpx
 
 MOST_LINES = 200
 LOGGER = "prefect.flow_runs"
-"""Of the flow itself; workers and deployment steps have others."""
+"""Of the flow itself; workers have others."""
+_PREFECTS_OWN = re.compile(
+    r"Running \d+ deployment pull step|Executing deployment step|Deployment step '|All deployment steps completed|"
+    r"Beginning flow run '|Finished in state "
+)
+"""Lines that Prefect writes in the flow's name, which say nothing about the script."""
 
 
 @dataclass
@@ -40,8 +46,12 @@ class LogLines:
             logs = self.api.post("/logs/filter", json=query).raise_for_status().json()
         except httpx.HTTPError:
             return []
-        new = [entry for entry in logs if entry["id"] not in self._seen and entry["name"] == LOGGER]
+        new = [entry for entry in logs if entry["id"] not in self._seen and _is_flows_own(entry)]
         if logs:
             self._since = logs[-1]["timestamp"]
             self._seen = {entry["id"] for entry in logs if entry["timestamp"] == self._since}
         return [line for entry in new for line in entry["message"].splitlines()]
+
+
+def _is_flows_own(entry: dict[str, Any]) -> bool:
+    return entry["name"] == LOGGER and not _PREFECTS_OWN.match(entry["message"])

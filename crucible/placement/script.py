@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from crucible.catalog.offers import OWN_POOLS, load_catalog
 from crucible.errors import ConfigError
 from crucible.placement.choice import AUTO, FALLBACK, Choice
@@ -22,12 +24,18 @@ def place_script(pool: str, wanted: Resources) -> Choice:
     wanted.job_variables(pool)  # refuses what the pool cannot choose
     if pool in OWN_POOLS:
         return Choice(placements=[Placement(pool)])
+    known = dict.fromkeys((*OWN_POOLS, *(offer.pool for offer in load_catalog())))
+    if pool not in known:
+        near = difflib.get_close_matches(pool, known, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"
+        raise ConfigError(f"pool: there is no pool {pool!r}; {fix}")
     places = [place for candidate in (pool, *FALLBACK.get(pool, ())) if (place := _cheapest(candidate, wanted, pool))]
     if not places:
-        gpus = "" if wanted.gpus is None else f" with {wanted.gpus} GPUs"
+        machine = " ".join(
+            part for part in (wanted.instance, f"with {wanted.gpus} GPUs" if wanted.gpus is not None else "") if part
+        )
         raise ConfigError(
-            f"resources: the catalog has no machine {wanted.instance}{gpus} on {pool}; `crucible prices ls` shows what "
-            "there is"
+            f"resources: the catalog has no machine {machine} on {pool}; `crucible prices ls` shows what there is"
         )
     return Choice(placements=places)
 

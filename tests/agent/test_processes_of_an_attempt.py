@@ -96,6 +96,9 @@ def test_the_last_words_of_a_failure_are_kept(tmp_path: Path) -> None:
     assert workload.end().message == "the workload failed with exit code 1: ValueError: bad learning rate"
     workload, _ = ended([sys.executable, "-c", "raise SystemExit(4)"], tmp_path)
     assert workload.end().message == "the workload failed with exit code 4: it printed nothing"
+    script = "print('[crucible] finished, nothing saved'); raise SystemExit(1)"
+    workload, _ = ended([sys.executable, "-c", script], tmp_path)
+    assert (workload.end().end_reason, workload.end().message) == (EndReason.FAILED, "finished, nothing saved")
 
 
 def test_a_handler_that_raises_does_not_stop_the_reading(tmp_path: Path) -> None:

@@ -288,7 +288,12 @@ def test_log_lines_are_read_once_and_only_the_flows_own() -> None:
     entries = [
         {"id": str(n), "name": name, "message": message, "timestamp": f"2026-01-01T00:00:0{n // 2}Z"}
         for n, (name, message) in enumerate(
-            [("prefect.worker", "submitting"), ("prefect.flow_runs", "one\ntwo"), ("prefect.flow_runs", "three")]
+            [
+                ("prefect.worker", "submitting"),
+                ("prefect.flow_runs", "one\ntwo"),
+                ("prefect.flow_runs", "Beginning flow run 'mine-attempt-1' for flow 'train'"),
+                ("prefect.flow_runs", "three"),
+            ]
         )
     ]
 

@@ -85,12 +85,12 @@ class OwnScript:
                 kept.append(replace(fault, words="SIGKILL to the script", strike=self._kill_script))
             elif fault.name not in _NOT_WITHOUT_PROCESSES:
                 kept.append(replace(fault, words=fault.words.replace("trainer", "script")))
-        while_it_saves = "while the script writes its checkpoint"
+        while_it_saves = "while it writes its checkpoint"
         return [
             Fault("kill-in-save", f"SIGKILL to the script {while_it_saves}", self._in_save(_kill_frozen), always=True),
             Fault(
                 "lose-all-in-save",
-                f"everything is lost {while_it_saves}",
+                "everything is lost while the script writes its checkpoint",
                 self._in_save(lambda scene, running: loses_machine.strike(scene)),
                 always=True,
             ),

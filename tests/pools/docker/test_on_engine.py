@@ -38,6 +38,7 @@ from crucible.pools.docker.worker import DockerGpuWorker
 from crucible.rehearsal.docker_engine import OwnEngine
 from crucible.rehearsal.drill.docker_stage import docker_stage
 from crucible.rehearsal.drill.drill import Drill
+from crucible.rehearsal.drill.script import OwnScript
 from crucible.store import Store
 from tasks.launching import PrefectLauncher
 from tests.conftest import PrefectServer
@@ -282,6 +283,16 @@ def test_training_survives_everything_docker_can_do(engine: OwnEngine | None, im
         rows = {row["name"]: row for row in json.loads(stage.crucible("doctor", "--json"))}
         assert rows["docker-gpu"]["ready"], rows["docker-gpu"]
         assert "on the CPU" in rows["docker-gpu"]["found"]
+
+
+@pytest.mark.slow
+def test_an_unmodified_script_survives_what_docker_can_do(engine: OwnEngine | None, image: str, tmp_path: Path) -> None:
+    script = OwnScript(PROJECT / "examples" / "nanogpt_style")
+    with docker_stage(tmp_path / "stage", image=image) as stage:
+        stage.faults = script.faults(stage.faults)
+        verdict = Drill(stage, kills=3, seed=1, workload=script).run()
+    print("docker-gpu, seed 1", json.dumps(verdict.as_json(), indent=1))
+    assert verdict.failures == []
 
 
 @pytest.mark.slow
