@@ -1,6 +1,6 @@
 """Sweeps of trials without torch, and a process that carries one out, to be killed.
 
-python -m tests.sweeps.carry_out STORE SWEEP [USD_PER_HOUR]
+python -m tests.sweeps.carry_out STORE SWEEP
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WORKLOAD = Path(__file__).with_name("workload.py")
 LADDER = [2, 4, 8]
 
 
-def new_sweep(store: Store, name: str, trials: int = 8, options: dict[str, Any] | None = None, **spec: Any) -> Sweep:
+def new_sweep(store: Store, name: str, trials: int = 4, options: dict[str, Any] | None = None, **spec: Any) -> Sweep:
     """A sweep whose trials are processes that end at once."""
     command = [sys.executable, "-S", "-E", str(WORKLOAD), json.dumps({"steps": LADDER[-1], **(options or {})})]
     fields: dict[str, Any] = {
@@ -62,4 +62,4 @@ def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bo
 
 
 if __name__ == "__main__":
-    carry_out(store=sys.argv[1], sweep=sys.argv[2], usd_per_hour=float(sys.argv[3]) if len(sys.argv) > 3 else 0.0)
+    carry_out(store=sys.argv[1], sweep=sys.argv[2])
