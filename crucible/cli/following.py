@@ -56,7 +56,9 @@ class Screen:
         from crucible.local.follow import FINAL
 
         new: list[str] = []
-        if time.monotonic() - self._looked > LOG_SECONDS or standing.state in FINAL:
+        if standing.state in FINAL and standing.summary is not None and standing.summary.attempts:
+            new = self._log.read_rest()
+        elif time.monotonic() - self._looked > LOG_SECONDS:
             new, self._looked = self._log.read_new(), time.monotonic()
         if self._console.is_terminal:
             self._lines.extend(new)

@@ -284,9 +284,15 @@ def test_ctrl_c_asks_whether_to_detach_or_to_stop(
         assert request.reason == "stopped by a person"
 
 
-def test_log_lines_are_read_once_and_only_the_flows_own() -> None:
+def test_log_lines_are_read_once_only_the_flows_own_and_to_the_last_one() -> None:
     entries = [
-        {"id": str(n), "name": name, "message": message, "timestamp": f"2026-01-01T00:00:0{n // 2}Z"}
+        {
+            "id": str(n),
+            "flow_run_id": "a",
+            "name": name,
+            "message": message,
+            "timestamp": f"2026-01-01T00:00:0{n // 2}Z",
+        }
         for n, (name, message) in enumerate(
             [
                 ("prefect.worker", "submitting"),
@@ -299,13 +305,19 @@ def test_log_lines_are_read_once_and_only_the_flows_own() -> None:
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("flow_runs/filter"):
-            return httpx.Response(200, json=[{"id": "a"}])
+            return httpx.Response(200, json=[{"id": "a", "start_time": "2026-01-01T00:00:00Z"}])
+        arrived.append(request)
+        if len(arrived) == 5:  # as its process delivers it: after the job has ended
+            entries.append({**entries[-1], "id": "newest", "message": "five"})
+            entries.append({**entries[-1], "id": "last", "message": "Finished in state Completed()"})
         after = json.loads(request.content)["logs"]["timestamp"]["after_"]
         return httpx.Response(200, json=[entry for entry in entries if entry["timestamp"] >= after])
 
+    arrived: list[httpx.Request] = []
     with httpx.Client(base_url="http://test/api", transport=httpx.MockTransport(answer)) as api:
         lines = LogLines(api, "mine")
         assert lines.read_new() == ["one", "two", "three"]
         assert lines.read_new() == []
         entries.append({**entries[-1], "id": "late", "message": "four"})
         assert lines.read_new() == ["four"]
+        assert lines.read_rest() == ["five"]
