@@ -59,4 +59,4 @@ def test_the_contract_needs_nothing_but_python() -> None:
     """The checkpoint writer and a container's first process import it; pydantic or torch would slow their start."""
     heavy = "{'torch', 'numpy', 'pydantic', 'boto3', 'prefect'}"
     script = f"import sys, crucible.contract; assert not {heavy} & set(sys.modules), sorted({heavy} & set(sys.modules))"
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=300)

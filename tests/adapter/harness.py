@@ -20,7 +20,7 @@ from crucible.script_config import ScriptConfig
 from crucible.script_presets import with_preset
 
 NANO = Path(__file__).with_name("nano_script.py")
-LONG_ENOUGH = 30.0
+LONG_ENOUGH = 120.0
 """Seconds that a test waits for something before it gives up."""
 
 

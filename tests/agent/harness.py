@@ -24,7 +24,7 @@ from tests.agent.scripted import weights_after
 from tests.faults.small_jobs import launched
 
 SCRIPTED = Path(__file__).with_name("scripted.py")
-LONG_ENOUGH = 20.0
+LONG_ENOUGH = 120.0
 """Seconds that a test waits for something before it gives up."""
 
 

@@ -86,7 +86,7 @@ def test_a_stopped_process_that_wakes_after_its_successor(job: Job, tmp_path: Pa
     assert os.WIFSTOPPED(status)
     assert run(job, 3, tmp_path, steps=15, every=5).end_reason is EndReason.COMPLETED
     os.kill(sleepy.pid, signal.SIGCONT)
-    sleepy.wait(30)
+    sleepy.wait(120)
     assert [c.step for c in Checkpoints(job).list()][:2] == [15, 10]
     assert newest(job, tmp_path)[1] == weights_after(15)  # type: ignore[index]
     assert job.attempt(2).read_start() is None

@@ -55,9 +55,9 @@ class Carrier:
     def trouble(self, source: str, message: str) -> None:
         self.troubles.append(f"{source}: {message}")
 
-    def finish(self, seconds: float = 20.0) -> None:
+    def finish(self, seconds: float = 120.0) -> None:
         self.uploads.finish(time.monotonic() + seconds)
-        assert self.ended.wait(20)
+        assert self.ended.wait(120)
 
     @property
     def interval(self) -> float:
@@ -83,12 +83,12 @@ def test_while_one_is_on_its_way_only_the_newest_waits(job: Job, tmp_path: Path)
     def hold(operation: str, key: str) -> None:
         if operation == "upload":
             under_way.set()
-            assert opens.wait(20)
+            assert opens.wait(120)
 
     carrier = Carrier(Job(FaultyStore(job.root, hold), "job"), tmp_path, SavePolicy())
     carrier.start(0)
     checkpoint_folder(carrier.folder, 10)
-    assert under_way.wait(20)
+    assert under_way.wait(120)
     for step in (20, 30, 40):
         checkpoint_folder(carrier.folder, step)
     (carrier.folder / "step-00000050.partial").mkdir()

@@ -49,7 +49,7 @@ def test_the_base_installation_works_and_names_the_extra_that_a_command_needs(tm
         capture_output=True,
         text=True,
         env={**os.environ, "CRUCIBLE_HOME": str(tmp_path / "home"), "PREFECT_HOME": str(tmp_path / "prefect")},
-        timeout=120,
+        timeout=600,
     )
     assert process.returncode == 0, process.stderr
     found = json.loads(process.stdout)

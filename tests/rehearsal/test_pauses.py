@@ -56,4 +56,4 @@ def test_an_attempt_is_paused_at_a_drawn_moment_of_its_start_until_its_successor
     assert fault.strike(scene(1))
     assert not woken.wait(0.5)
     claimed(job, 3).begin(Start(step=0))
-    assert woken.wait(10)
+    assert woken.wait(120)

@@ -37,7 +37,7 @@ def scratch(tmp_path: Path) -> Path:
     return folder
 
 
-def until(holds: Callable[[], object], seconds: float = 30.0) -> None:
+def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
     """Wait until it holds."""
     end = time.monotonic() + seconds
     while not holds():
@@ -122,7 +122,7 @@ def test_a_killed_supervisor_is_followed_by_one_that_finds_its_attempt(job: Job,
         second = python(*arguments)
         until(lambda: (found := job.read_newest_supervisor()) is not None and found.pid == second.pid)
         (scratch / "gate").touch()
-        assert second.wait(30) == 0
+        assert second.wait(120) == 0
     finally:
         _end([first])
     assert status_of(job).state is JobState.COMPLETED  # type: ignore[union-attr]

@@ -38,7 +38,7 @@ def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, m
 
         def stop(self, request: StopRequest, wait_seconds: float) -> JobStatus:
             for _ in range(3):
-                assert looks.acquire(timeout=20)
+                assert looks.acquire(timeout=120)
             return JobStatus(state=JobState.CANCELLED, reason=request.reason, supervisor=1)
 
     def terminate(number: int, frame: object) -> None:

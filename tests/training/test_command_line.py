@@ -196,5 +196,5 @@ def test_a_stop_while_preparing_is_not_kept_waiting(tmp_path: Path, data_folder:
         lines = iter(process.stderr.readline, "")
         assert next((line for line in lines if sign in line), None)
         process.terminate()
-        assert process.wait(60) == 75
+        assert process.wait(300) == 75
         assert "nothing to save" in process.stderr.read()

@@ -101,6 +101,6 @@ def test_other_commands_are_not_concerned_and_an_engine_that_has_died_is_no_loss
 
 def test_it_goes_when_its_worker_goes() -> None:
     process = subprocess.run(
-        [sys.executable, "-m", "crucible.pools.local.engine"], input=b"", capture_output=True, check=False, timeout=120
+        [sys.executable, "-m", "crucible.pools.local.engine"], input=b"", capture_output=True, check=False, timeout=600
     )
     assert (process.returncode, process.stdout, process.stderr) == (0, b"", b"")
