@@ -10,7 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PRELOAD = ["torch", "torch._dynamo", "numpy", "crucible.workload", "tests.examples.children"]
+PRELOAD = [
+    *("torch", "torch._dynamo", "numpy", "crucible.workload", "tests.examples.children"),
+    # Where they are installed; what is missing is passed over.
+    *("lightning", "torchdata.stateful_dataloader", "transformers.trainer", "transformers.models.bert.modeling_bert"),
+]
 
 
 @dataclass(frozen=True)
