@@ -10,26 +10,37 @@ BIN := $(VENV)/bin
 # installation always is.
 INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
-# Most of the long tests wait for other processes, so three at once pay even on two cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder --durations 15
+# Many of the long tests wait for other processes, so four at once pay even on two cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
 BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
 
-.PHONY: quickstart test test-slow lint bench drill upgrade-check clean
+# Set in many images of containers: each process would compile this project again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: quickstart test test-slow lint style types bench drill upgrade-check clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
 
-test: lint
-	$(PYTEST) -m "not slow"
+# mypy takes one core for a minute or two, so the tests start beside it.
+test: style
+	$(BIN)/mypy & types=$$!; \
+	    $(PYTEST) -m "not slow"; tests=$$?; \
+	    wait $$types || { echo "error: mypy found something, see above" >&2; exit 1; }; \
+	    exit $$tests
 
 test-slow: $(VENV)/installed-dev
 	$(PYTEST) -m slow --timeout 3600
 
-lint: $(VENV)/installed-dev
+lint: style types
+
+style: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+types: $(VENV)/installed-dev
+	$(BIN)/mypy
 
 bench: $(VENV)/installed-dev
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

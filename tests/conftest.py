@@ -25,12 +25,16 @@ from crucible.store import Store, store_at
 
 LONGEST_FIRST = (
     "tests/flows/test_pipeline.py",
-    "tests/local/test_up.py",
     "tests/pools/docker/test_on_engine.py",
     "tests/flows/test_tune.py",
+    "tests/local/test_up.py",
+    "tests/examples/test_examples.py",
     "tests/pools/aws/test_ecs_pool.py",
-    "tests/training/test_interruptions.py",
+    "tests/flows/test_tune_script.py",
+    "tests/pools/modal/test_modal_worker.py",
+    "tests/evaluation/test_flow.py",
     "tests/training/test_processes.py",
+    "tests/training/test_interruptions.py",
 )
 """Files that take minutes: begun late, one of them would be all that still runs at the end."""
 
@@ -40,6 +44,8 @@ def _keep_away_from_the_user() -> Path:
     sandbox = Path(tempfile.mkdtemp(prefix="crucible-tests-"))
     for name in [name for name in os.environ if name.startswith(("PREFECT_", "CRUCIBLE_"))]:
         del os.environ[name]
+    # Threads wait for each other by spinning: beside other tests, a small model takes four times the CPU time with two.
+    os.environ["OMP_NUM_THREADS"] = "1"
     # Hundreds of processes import this project; images of containers often say that each is to compile it anew.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
