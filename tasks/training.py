@@ -16,7 +16,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
-from crucible.agent.health import machine_problem
+from crucible.agent.health import machine_problem, torch_cuda_version
 from crucible.agent.machine_metrics import machine_sampler
 from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
@@ -62,7 +62,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
         sources=sources_of_this_machine(),
         claim=lambda: machine.claim(number, launch),
         current_price=machine.current_price if launch.pool in EC2_POOLS else None,
-        machine_problem=lambda: None if _only_cpus(spec) else machine_problem(),
+        machine_problem=lambda: machine_problem(uses_gpus=_uses_gpus(spec, launch.pool)),
         sample_machine=machine_sampler("-1" if _only_cpus(spec) else None),
         total_steps=spec.total_steps,
         cwd=Path.cwd(),
@@ -71,6 +71,13 @@ def train_attempt(job: Job, number: int) -> Outcome:
         heartbeat_seconds=heartbeat_seconds(job.root),
     )
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
+
+
+def _uses_gpus(spec: JobSpec, pool: str) -> bool:
+    """Whether the job surely needs this machine's GPUs: one that does not must not wait for their health."""
+    if spec.config is not None:
+        return not _only_cpus(spec) and torch_cuda_version() is not None
+    return not _only_cpus(spec) and (pool != "local" or bool(spec.resources.gpus))
 
 
 def _only_cpus(spec: JobSpec) -> bool:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import queue
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from crucible.agent.nvml import Card, Nvml, visible_gpus
 REHEARSED_UNFIT = "CRUCIBLE_REHEARSED_UNFIT"
 """For drills: the path of a file that makes this machine unfit for one attempt, with the reason in it."""
 
+ANSWER_SECONDS = 30.0
+"""For the driver: that of a broken card may hang, and the attempt with it."""
 _MOST_RETIRED_PAGES = 60
 """NVIDIA replaces a card at 64."""
 _MOST_MEMORY_HELD = 0.5
@@ -24,14 +28,41 @@ _MOST_MEMORY_HELD = 0.5
 _GIB = 2**30
 
 
-def machine_problem(environment: Mapping[str, str] = os.environ, nvml: Nvml | None = None) -> str | None:
-    """Why no attempt should train on this machine's GPUs, as a message; None if nothing speaks against it.
+def machine_problem(
+    environment: Mapping[str, str] = os.environ,
+    nvml: Nvml | None = None,
+    *,
+    uses_gpus: bool = True,
+    answer_seconds: float = ANSWER_SECONDS,
+) -> str | None:
+    """Why an attempt should not train on this machine, as a message; None if nothing speaks against it.
 
-    `nvml`: None loads it; where there is none, nothing is known and nothing is said.
+    `nvml`: None loads it; where there is none, nothing is known and nothing is said. A driver that does not answer
+    within `answer_seconds` is a problem, too.
     """
     if rehearsed := _rehearsed(environment):
         return rehearsed
-    nvml = nvml or Nvml.load()
+    if not uses_gpus:
+        return None
+    answers: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            answers.put(_problems(environment, nvml or Nvml.load()))
+        except Exception as error:  # noqa: BLE001 - raised below
+            answers.put(error)
+
+    threading.Thread(target=look, name="gpu-health", daemon=True).start()
+    try:
+        answer = answers.get(timeout=answer_seconds)
+    except queue.Empty:
+        return f"the NVIDIA driver did not answer within {answer_seconds:g} s"
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _problems(environment: Mapping[str, str], nvml: Nvml | None) -> str | None:
     if nvml is None:
         return None
     torch_cuda = torch_cuda_version()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -207,7 +208,7 @@ class Trainer:
             free, _ = torch.cuda.mem_get_info(self.device)
             free += torch.cuda.memory_reserved(self.device)
             wanted = rows_that_fit(limit, config.block_size, self._peak_bytes, free)
-        size = largest_divisor(self.rows, wanted)
+        size = int(min(self.processes.gather(largest_divisor(self.rows, wanted))))  # one GPU may have less room
         if config.micro_batch not in ("auto", size):
             self.log(f"micro_batch = {size}, since {self.rows} rows of a step cannot be cut evenly by {wanted}")
         return size
@@ -220,7 +221,9 @@ class Trainer:
         try:
             torch.cuda.reset_peak_memory_stats(self.device)
             window = self._gather(Rows(0, 0, min(rows, self.rows))).to(self.device)
-            self._accumulate(self.model, [(window[:, :-1], window[:, 1:])], 1.0)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                self._accumulate(self.model, [(window[:, :-1], window[:, 1:])], 1.0)
             return torch.cuda.max_memory_allocated(self.device)
         finally:
             restore_rng(generators, self.device)

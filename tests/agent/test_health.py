@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,19 @@ def test_without_a_driver_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
     assert Nvml.load() is None
     assert machine_problem({}) is None
+
+
+def test_a_driver_that_hangs_is_a_problem() -> None:
+    over = threading.Event()
+
+    class Hangs(FakeNvml):
+        def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+            over.wait()
+            return 0
+
+    assert machine_problem({}, Nvml(Hangs()), answer_seconds=0.05) == "the NVIDIA driver did not answer within 0.05 s"
+    over.set()
+    assert machine_problem({}, fake(FakeCard(uncorrected=1)), uses_gpus=False) is None
 
 
 def test_utilisation_of_several_gpus_is_one_row() -> None:
