@@ -69,15 +69,19 @@ class Needs:
             return "float32"
         return "float16" if offer.peak_flops("bfloat16") == 0 else "bfloat16"
 
-    def gpu_memory_gib(self, precision: Precision) -> float:
-        """Memory one GPU must have: state in float32, activations of one micro-batch, logits, CUDA itself.
+    def gpu_memory_gib(self, precision: Precision, rows: int | None = None) -> float:
+        """Memory one GPU needs for so many rows at a time: state in float32, activations, logits, CUDA itself.
+
+        `rows`: None means as many as the configuration says, which is `batch_size` for `micro_batch: auto`.
 
         State: weights, gradients and AdamW's two moments, 16 bytes per parameter, plus a cast copy under autocast.
         Activations per layer: 34 B T D bytes in 16 bit (Korthikanti et al. 2022, "Reducing Activation Recomputation in
         Large Transformer Models", eq. 2 without the attention matrices, which the fused kernel does not keep).
         """
         config, half = self.config, precision != "float32"
-        tokens = config.batch_size * config.block_size
+        if rows is None:
+            rows = config.batch_size if config.micro_batch == "auto" else config.micro_batch
+        tokens = rows * config.block_size
         state = self.parameters * (16 + (2 if half else 0))
         activations = config.n_layer * tokens * config.n_embd * 34 * (1 if half else 2)
         logits = tokens * self.vocab_size * (10 if half else 8)
@@ -159,9 +163,11 @@ def why_it_does_not_fit(needs: Needs, offer: Offer) -> str | None:
         precision = needs.precision_on(offer)
         if offer.peak_flops(precision) == 0:
             return f"{offer.gpu} does not compute in {precision}"
-        wanted = needs.gpu_memory_gib(precision)
+        auto = needs.config.micro_batch == "auto"
+        wanted = needs.gpu_memory_gib(precision, 1 if auto else None)  # it takes fewer rows at a time where it must
         if offer.gpu_memory_gib is not None and wanted > offer.gpu_memory_gib:
-            return f"needs {wanted:.1f} GiB of GPU memory, {offer.gpu} has {offer.gpu_memory_gib:.1f}; lower batch_size"
+            fix = "use a smaller model or block_size" if auto else "set micro_batch = 'auto'"
+            return f"needs {wanted:.1f} GiB of GPU memory, {offer.gpu} has {offer.gpu_memory_gib:.1f}; {fix}"
     wanted = needs.host_memory_gib(offer)
     if offer.memory_gib is not None and wanted > offer.memory_gib:
         return f"needs {wanted:.1f} GiB of memory, the machine has {offer.memory_gib:.1f}"

@@ -65,7 +65,16 @@ def test_loss_estimates_are_counted_as_the_trainer_makes_them() -> None:
 @pytest.mark.parametrize(
     ("config", "offer", "reason"),
     [
-        (TrainConfig(batch_size=4096, block_size=1024), SPOT, "GiB of GPU memory, L4 has 22.0"),
+        (
+            TrainConfig(micro_batch=4096, block_size=1024),
+            SPOT,
+            r"GiB of GPU memory, L4 has 22.0; set micro_batch = 'auto'",
+        ),
+        (
+            TrainConfig(n_layer=48, n_embd=1600, n_head=25, block_size=65536),
+            SPOT,
+            "L4 has 22.0; use a smaller model or block_size",
+        ),
         (TrainConfig(device="cpu"), SPOT, "would not use the GPU"),
         (TrainConfig(device="cuda"), LOCAL, "device = cuda"),
         (
