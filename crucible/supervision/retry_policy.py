@@ -75,6 +75,8 @@ class Timeouts:
     launches_per_placement: int = 3
     interruptions_per_placement: int = 4
     """So many machines taken away in a row, each within `short`, and the next attempt goes elsewhere."""
+    unfit_machines_per_placement: int = 2
+    """So many unfit machines in a row, and the next attempt goes elsewhere: a pool may have only that one."""
     short: float = 1800.0
     poll: float = LOOK_SECONDS
     """Between two looks at the records; each look is a few requests to the store."""
@@ -187,7 +189,7 @@ def _next_place(
     """Index of the place to try, None when none is left; launches in vain there just now; what makes it another one.
 
     Places come in their order. One that refused is left out; one that does not start the attempt gives way after some
-    tries; one that took its machines away too often gives way for one attempt.
+    tries; one that took its machines away too often, or gave unfit ones, gives way for one attempt.
     """
     refused = {entry.pool for entry in ended if entry.refused}
     order = [place for place, pool in enumerate(pools) if pool not in refused]
@@ -195,10 +197,15 @@ def _next_place(
     started = [entry for entry in ended if not entry.in_vain]
     pool = started[-1].pool if started else None
     short = _trailing(started, lambda e: e.pool == pool and e.taken_away and e.outcome.seconds < timeouts.short)
-    if short >= timeouts.interruptions_per_placement and len(order) > 1:
+    unfit = _trailing(started, lambda e: e.pool == pool and e.unfit)
+    leave = ""
+    if short >= timeouts.interruptions_per_placement:
+        leave = f"{pool} took {short} machines away in a row, each within {timeouts.short / 60:.0f} min; "
+    elif unfit >= timeouts.unfit_machines_per_placement:
+        leave = f"{pool} gave {unfit} unfit machines in a row; "
+    if leave and len(order) > 1:
         after = next((n + 1 for n, place in enumerate(order) if pools[place] == pool), 0)
-        order = order[after:] + order[:after]
-        why = f"{pool} took {short} machines away in a row, each within {timeouts.short / 60:.0f} min; "
+        order, why = order[after:] + order[:after], leave
     missed = sum(entry.missed for entry in ended[len(ended) - _trailing(ended, lambda e: e.in_vain) :])
     turn, tries = divmod(missed, timeouts.launches_per_placement)
     return (order[turn] if turn < len(order) else None), tries, why

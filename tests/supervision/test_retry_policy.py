@@ -126,6 +126,8 @@ MOVED = [Notification(source="supervisor", reason="moved to on-demand")]
         ([*taken("spot", 4), missed("modal")], 1, "spot took 4"),
         ([*taken("spot", 4), *[missed("modal")] * 3], 2, "spot took 4"),
         ([*taken("local", 4)], 0, "local took 4"),
+        ([ended("unfit", 0, 0, "spot")], 0, "the machine of the attempt before was unfit"),
+        ([ended("unfit", 0, 0, "spot")] * 2, 1, "spot gave 2 unfit machines in a row; the machine of the attempt"),
         ([refused("spot")], 1, "the attempt before was refused by its pool at step 0: about failed"),
         ([refused("spot"), *taken("modal", 1)], 1, "the attempt before was interrupted"),
         ([refused("spot"), *[missed("modal")] * 3], 2, "never started"),
