@@ -15,7 +15,15 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from crucible.errors import ConfigError
 from crucible.resources import Resources
-from crucible.script_config import DrillRun, EvaluateStage, ScriptConfig, ScriptSettings, inside, split
+from crucible.script_config import (
+    DrillRun,
+    EvaluateStage,
+    Paths,
+    PreprocessStage,
+    ScriptConfig,
+    ScriptSettings,
+    Words,
+)
 from crucible.script_presets import with_preset
 from crucible.settings import Count, Dollars, Hours
 from crucible.tune_config import TuneSettings
@@ -28,13 +36,16 @@ class RunConfig(ScriptSettings):
 
     model_config = ConfigDict(title="crucible.yaml")
 
-    command: list[str] = Field(
+    command: Words = Field(
         default_factory=list, description="The command line, as a text or as a list. It runs in a copy of the folder."
     )
     workload: str = Field(
         "",
         description="A preset for a known kind of script: nanogpt, huggingface or lightning. Settings beside it take "
         "precedence.",
+    )
+    preprocess: PreprocessStage | None = Field(
+        None, description="A command that runs before the training, which finds its outputs in place."
     )
     evaluate: EvaluateStage | None = Field(
         None, description="A command that runs after the training, with its newest checkpoint and outputs in place."
@@ -46,10 +57,10 @@ class RunConfig(ScriptSettings):
         None, description="A search over the script: crucible tune. Its settings stand as {name} in command or env."
     )
     name: str = Field("", max_length=40, description="What jobs are named after. Empty: the folder's name.")
-    include: list[str] = Field(
+    include: Paths = Field(
         default_factory=list, description="Files, folders or globs that travel with the code although git ignores them."
     )
-    data: list[str] = Field(
+    data: Paths = Field(
         default_factory=list,
         description="Files and folders that the script reads: carried by content, uploaded once whatever their size.",
     )
@@ -75,20 +86,10 @@ class RunConfig(ScriptSettings):
             return data
         return with_preset(str(name), data)
 
-    @field_validator("command", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return split("command", value) if isinstance(value, str) else value
-
-    @field_validator("include", "data", mode="before")
-    @classmethod
-    def _only_one_path(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
     @field_validator("include", "data")
     @classmethod
-    def _paths_inside(cls, value: list[str]) -> list[str]:
-        return [inside("include and data", path).removeprefix("./").rstrip("/") for path in value]
+    def _as_git_writes_them(cls, value: list[str]) -> list[str]:
+        return [path.removeprefix("./").rstrip("/") for path in value]
 
     @classmethod
     def json_schema(cls) -> dict[str, Any]:

@@ -10,9 +10,17 @@ import re
 import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from crucible.settings import MOST, Settings, invalid, shown
 
@@ -21,12 +29,49 @@ __all__ = [
     "DrillRun",
     "EvaluateStage",
     "MetricsSource",
+    "PreprocessStage",
     "ScriptConfig",
     "ScriptSettings",
     "secret_block",
 ]
 
 MetricsFormat = Literal["contract", "nanogpt", "huggingface", "lightning", "jsonl", "tensorboard", "pattern"]
+
+
+def split(field: str, line: str) -> list[str]:
+    """A command line in its words, as a shell splits it; raises a validation error for an open quote."""
+    try:
+        return shlex.split(line)
+    except ValueError as error:
+        raise invalid(f"{field} = {shown(line)} cannot be split into words: {error}; close the quote") from None
+
+
+def inside(field: str, path: str) -> str:
+    """`path`, if it stays inside the working directory; raises a validation error that says so otherwise."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts:
+        raise invalid(f"{field} = {path!r} leaves the working directory; give a path inside of it")
+    return path
+
+
+def _words(value: Any, info: ValidationInfo) -> Any:
+    return split(info.field_name or "command", value) if isinstance(value, str) else value
+
+
+def _several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _inside_all(value: list[str], info: ValidationInfo) -> list[str]:
+    return [inside(info.field_name or "path", path) for path in value]
+
+
+Words = Annotated[list[str], BeforeValidator(_words)]
+"""A command line or a part of one: written as a text, or as a list."""
+Several = Annotated[list[str], BeforeValidator(_several)]
+"""A list, or its only entry alone."""
+Paths = Annotated[Several, AfterValidator(_inside_all)]
+"""The same for paths and globs in the working directory."""
 
 
 class CheckpointFiles(Settings):
@@ -104,7 +149,7 @@ class ScriptSettings(Settings):
     checkpoint: CheckpointFiles | None = Field(
         None, description="Where the script saves by itself. Empty: it follows the workload contract."
     )
-    resume: list[str] = Field(
+    resume: Words = Field(
         default_factory=list,
         description="Arguments that are appended only when a checkpoint was restored; {checkpoint} is its path.",
     )
@@ -120,7 +165,7 @@ class ScriptSettings(Settings):
     keep_checkpoints: int = Field(
         3, ge=1, le=100_000, description="How many of the newest checkpoints are kept, besides the best one."
     )
-    output: list[str] = Field(
+    output: Paths = Field(
         default_factory=list,
         description="Files, folders or globs that are kept when the script is done, relative to its working directory.",
     )
@@ -135,7 +180,7 @@ class ScriptSettings(Settings):
         "requirements.txt or pyproject.toml, the first that is there; else Crucible's own environment.",
     )
     env: dict[str, str] = Field(default_factory=dict, description="Environment variables; kept in the job's record.")
-    secrets: list[str] = Field(
+    secrets: Several = Field(
         default_factory=list,
         description="Environment variables that are read on the script's machine: from the Prefect Secret block of "
         "that name (hf-token for HF_TOKEN), else from the machine's own environment. Never kept in a record.",
@@ -150,16 +195,6 @@ class ScriptSettings(Settings):
     @classmethod
     def _only_a_format(cls, value: Any) -> Any:
         return {"format": value} if isinstance(value, str) else value
-
-    @field_validator("resume", mode="before")
-    @classmethod
-    def _arguments(cls, value: Any) -> Any:
-        return split("resume", value) if isinstance(value, str) else value
-
-    @field_validator("output", "secrets", mode="before")
-    @classmethod
-    def _only_one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
 
     @field_validator("env", mode="before")
     @classmethod
@@ -187,11 +222,6 @@ class ScriptSettings(Settings):
     def _dependencies_inside(cls, value: str) -> str:
         return inside("dependencies", value) if value else value
 
-    @field_validator("output")
-    @classmethod
-    def _outputs_inside(cls, value: list[str]) -> list[str]:
-        return [inside("output", path) for path in value]
-
     @property
     def handles_sigterm(self) -> bool:
         """Whether a stop request reaches the script as SIGTERM."""
@@ -203,43 +233,18 @@ class ScriptConfig(ScriptSettings):
 
     model_config = ConfigDict(title="Script")
 
-    command: list[str] = Field(min_length=1, description="The command line, program first.")
-
-    @field_validator("command", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return split("command", value) if isinstance(value, str) else value
+    command: Words = Field(min_length=1, description="The command line, program first.")
 
 
-class EvaluateStage(Settings):
-    """What runs after the training, with its newest checkpoint and its outputs in place."""
+class Stage(Settings):
+    """A command beside the training, as a job of its own."""
 
-    model_config = ConfigDict(title="Evaluation")
-
-    command: list[str] = Field(min_length=1, description="The command line, as a text or as a list.")
-    pools: list[str] = Field(
-        default_factory=list, description="Where it runs, on each in turn. Empty: where the training ran."
-    )
-    output: list[str] = Field(default_factory=list, description="Files, folders or globs of the evaluation to keep.")
+    command: Words = Field(min_length=1, description="The command line, as a text or as a list.")
+    output: Paths = Field(default_factory=list, description="Files, folders or globs of the stage to keep.")
     metrics: MetricsSource = MetricsSource()
 
-    @field_validator("command", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return split("command", value) if isinstance(value, str) else value
-
-    @field_validator("pools", "output", mode="before")
-    @classmethod
-    def _only_one(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("output")
-    @classmethod
-    def _outputs_inside(cls, value: list[str]) -> list[str]:
-        return [inside("output", path) for path in value]
-
     def script(self, trained: ScriptConfig) -> ScriptConfig:
-        """The evaluation as a script of its own, in the environment of the one that trained."""
+        """The stage as a script of its own, in the environment of the one that trains."""
         return ScriptConfig(
             command=self.command,
             output=self.output,
@@ -250,30 +255,35 @@ class EvaluateStage(Settings):
         )
 
 
+class PreprocessStage(Stage):
+    """What runs before the training, which finds its outputs in place."""
+
+    model_config = ConfigDict(title="Preprocessing")
+
+    pool: str = Field("", description="Where it runs. Empty: where the training runs.")
+
+
+class EvaluateStage(Stage):
+    """What runs after the training, with its newest checkpoint and its outputs in place."""
+
+    model_config = ConfigDict(title="Evaluation")
+
+    pools: Several = Field(
+        default_factory=list, description="Where it runs: on all of them side by side. Empty: where the training ran."
+    )
+
+
 class DrillRun(Settings):
     """What `crucible drill --script` runs instead of the whole training."""
 
     model_config = ConfigDict(title="Drill")
 
-    command: list[str] = Field(
+    command: Words = Field(
         min_length=1,
         description="The command line, as a text or as a list: a training of about a minute that saves every few "
         "seconds.",
     )
     total_steps: int | None = Field(None, ge=1, le=MOST, description="How many steps that is.")
-
-    @field_validator("command", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return split("command", value) if isinstance(value, str) else value
-
-
-def split(field: str, line: str) -> list[str]:
-    """A command line in its words, as a shell splits it; raises a validation error for an open quote."""
-    try:
-        return shlex.split(line)
-    except ValueError as error:
-        raise invalid(f"{field} = {shown(line)} cannot be split into words: {error}; close the quote") from None
 
 
 def secret_block(name: str) -> str:
@@ -287,14 +297,6 @@ def _variable(field: str, name: str) -> str:
     if name.startswith(("CRUCIBLE_", "PREFECT_")):
         raise invalid(f"{field}: {name} belongs to {name.split('_')[0].capitalize()}; choose another name")
     return name
-
-
-def inside(field: str, path: str) -> str:
-    """`path`, if it stays inside the working directory; raises a validation error that says so otherwise."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts:
-        raise invalid(f"{field} = {path!r} leaves the working directory; give a path inside of it")
-    return path
 
 
 def _pattern(field: str, value: str, groups: int | None = None, named: str | None = None) -> str:

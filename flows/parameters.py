@@ -16,7 +16,7 @@ from crucible.home import local_path
 from crucible.jobs.records import Limits
 from crucible.moments import moment_to_come
 from crucible.resources import Resources
-from crucible.script_config import EvaluateStage, ScriptSettings
+from crucible.script_config import EvaluateStage, PreprocessStage, ScriptSettings
 from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.tune_config import SearchSettings, TuneSettings
 
@@ -188,6 +188,11 @@ class ScriptSpending(Request):
 class ScriptJob(Request):
     """The job that a script becomes."""
 
+    preprocess: PreprocessStage | None = Field(
+        None,
+        description="A command that runs before the training, which finds its outputs in place. Empty: as the folder's "
+        "crucible.yaml says.",
+    )
     evaluate: EvaluateStage | None = Field(
         None,
         description="A command that runs after the training, with its newest checkpoint and outputs in place. Empty: "
@@ -204,8 +209,10 @@ class TrainScriptRequest(ScriptSpending, ScriptJob, ScriptFields):
 
     def given(self) -> dict[str, Any]:
         """What was given, by the names of crucible.yaml; a folder's own file has the rest."""
-        evaluate = {"evaluate": self.evaluate.model_dump()} if self.evaluate else {}
-        return {**_given_script(self, self), "max_attempts": self.max_attempts, **evaluate}
+        stages = {"preprocess": self.preprocess, "evaluate": self.evaluate}
+        given = {name: stage.model_dump(exclude_unset=True) for name, stage in stages.items() if stage is not None}
+        attempts = {} if self.max_attempts is None else {"max_attempts": self.max_attempts}
+        return {**_given_script(self, self), **attempts, **given}
 
 
 class SweepFields(Request):

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from prefect import flow
@@ -14,18 +13,17 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from crucible.estimate.for_job import remember_job
-from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Limits, now
+from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
-from crucible.resources import Resources
 from crucible.run_config import RunConfig
 from flows.forms import takes
 from flows.parameters import TrainScriptRequest
 from tasks.console import outlive_the_console
 from tasks.ending import end_as, failing
 from tasks.placing import pools_now
+from tasks.script_stages import evaluate, preprocess, stage_name
 from tasks.scripts import job_limits, read_config_again, resolve
 from tasks.supervising import SupervisedJob, supervised
 
@@ -56,44 +54,26 @@ def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> 
         choice = place_script(config.pool, config.resources)
         spec = run.read_forked() or _spec(request, config, run)
         run.put_on_record(spec, job_limits(config, now()), choice)
+    trained_on = choice.placements[0].pool
+    prepared = preprocess(run, trained_on)
+    if prepared is not None and prepared.state is not JobState.COMPLETED:
+        return prepared
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
     if status.state is not JobState.COMPLETED:
         return status
     remember_job(run.job)
-    return _evaluate(run, status, choice.placements[0].pool)
+    return evaluate(run, status, trained_on)
 
 
 def _spec(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> JobSpec:
     """What the request makes of the job; its code is in the store afterwards."""
     script, code = resolve(run.job.root, request.code, request.data, config)
-    made = {"script": script, "code": code, "resources": config.resources, "evaluate": config.evaluate}
+    made = {
+        "script": script,
+        "code": code,
+        "resources": config.resources,
+        "preprocess": config.preprocess,
+        "evaluate": config.evaluate,
+        "prepared_by": stage_name(run.spec, "preprocess") if config.preprocess else "",
+    }
     return run.spec.model_copy(update=made)
-
-
-def _evaluate(run: SupervisedJob, trained: JobStatus, trained_on: str) -> JobStatus:
-    """Each evaluation is a job of its own, after the training's; the first that fails is the end of both."""
-    spec = run.job.read_spec()
-    stage = spec.evaluate
-    if stage is None or spec.script is None:
-        return trained
-    script = stage.script(spec.script)
-    for pool in stage.pools or [trained_on]:
-        made = {
-            "script": script,
-            "resources": spec.resources if pool == trained_on else Resources(),
-            "evaluate": None,
-            "evaluates": spec.job_id,
-        }
-        name = f"{spec.job_id[:40]}-evaluate-{pool}"
-        evaluation = replace(
-            run,
-            job=Job(run.job.root, name),
-            spec=spec.model_copy(update={**made, "job_id": name, "created_at": now()}),
-        )
-        choice = place_script(pool, evaluation.spec.resources)
-        limits = Limits(max_cost_usd=run.job.read_limits().max_cost_usd)
-        evaluation.put_on_record(evaluation.spec, limits, choice)
-        status = evaluation.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
-        if status.state is not JobState.COMPLETED:
-            return status.model_copy(update={"reason": f"{name}: {status.reason}"})
-    return trained

@@ -120,6 +120,8 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     cache, work = crucible_home() / "cache", scratch.root / "work"
     unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
+    if spec.prepared_by:
+        _place_outputs(Job.open(job.root, spec.prepared_by), scratch, work)
     if spec.evaluates:
         environment[Variable.EVALUATE] = str(_place_checkpoint(Job.open(job.root, spec.evaluates), scratch, work))
     own_image = bool(os.environ.get(IMAGE_PATH))
@@ -155,6 +157,14 @@ def _place_checkpoint(trained: Job, scratch: Scratch, work: Path) -> Path:
     if (found[1] / OUTPUT).is_dir():
         copy(found[1] / OUTPUT, work)
     return found[1]
+
+
+def _place_outputs(prepared: Job, scratch: Scratch, work: Path) -> None:
+    """Put the outputs of a job into a working directory. Raises `ConfigError` where it has none."""
+    found = restore(Checkpoints(prepared), scratch.root / "prepared")
+    if found is None or not (found[1] / OUTPUT).is_dir():
+        raise ConfigError(f"preprocess: {prepared.job_id} has left no output; name it in preprocess: {{output: …}}")
+    copy(found[1] / OUTPUT, work)
 
 
 def read_secrets(names: Sequence[str], machine: Mapping[str, str]) -> dict[str, str]:

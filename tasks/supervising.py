@@ -78,8 +78,19 @@ class SupervisedJob:
 
     def run_attempts(self, choice: Choice, policy: PlacementPolicy) -> JobStatus:
         """Launch attempts, one after another, until the job has ended or a person stops it."""
+        supervision = self.supervision(choice, policy)
+        with self.watch.polled():  # around the stop as well: it must not be interrupted by the request that it serves
+            try:
+                return supervision.run()
+            except TerminationSignal:
+                if (request := self.watch.requested()) is None:
+                    raise
+                return supervision.stop(request, SAVE_SECONDS)
+
+    def supervision(self, choice: Choice, policy: PlacementPolicy) -> Supervision:
+        """What runs the job's attempts."""
         spec = self.job.read_spec()
-        supervision = Supervision(
+        return Supervision(
             self.job,
             PrefectLauncher(self.store, spec.project, spec.owner, spec.resources),
             choice.placements,
@@ -95,13 +106,6 @@ class SupervisedJob:
             stop_requested=lambda: self.watch.request,
             logger=get_run_logger(),
         )
-        with self.watch.polled():  # around the stop as well: it must not be interrupted by the request that it serves
-            try:
-                return supervision.run()
-            except TerminationSignal:
-                if (request := self.watch.requested()) is None:
-                    raise
-                return supervision.stop(request, SAVE_SECONDS)
 
 
 def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobStatus]) -> State:

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, Any] = {
     "keep_checkpoints": 3,
     "output": ["out"],
     "reseed": True,
+    "preprocess": {"command": "python prepare.py", "output": ["data"]},
     "evaluate": {"command": "python evaluate.py", "output": ["report.json"]},
     "drill": {"command": "python train.py --steps 2000", "total_steps": 2000},
     "tune": {"space": {"lr": {"loguniform": [0.0001, 0.01]}}, "metric": "accuracy", "goal": "max", "max_trials": 27},

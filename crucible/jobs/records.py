@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from crucible.config import TrainConfig
 from crucible.formatting import printable
 from crucible.resources import Resources
-from crucible.script_config import EvaluateStage, ScriptConfig, inside
+from crucible.script_config import EvaluateStage, PreprocessStage, ScriptConfig, inside
 from crucible.settings import Count, Digest, Dollars, Hours
 
 SCHEMA_VERSION = 1
@@ -125,8 +125,12 @@ class JobSpec(Record):
     """What the script's working directory holds; None: the script needs no folder."""
     resources: Resources = Resources()
     """What each attempt gets of its machine."""
+    preprocess: PreprocessStage | None = None
+    """What runs before a script."""
     evaluate: EvaluateStage | None = None
     """What runs once a script is done."""
+    prepared_by: str = ""
+    """The job whose outputs the script finds in its working directory."""
     evaluates: str = ""
     """The job whose newest checkpoint this one looks at, put back into its working directory; empty for a training."""
     sweep: str = ""

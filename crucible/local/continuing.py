@@ -77,6 +77,7 @@ def script_parameters(job: Job, spec: JobSpec, script: ScriptConfig, flow_run_id
         "code": spec.code.digest if spec.code else "",
         "data": spec.code.data if spec.code else {},
         "resources": spec.resources.model_dump(mode="json", exclude_defaults=True),
+        "preprocess": spec.preprocess.model_dump(mode="json") if spec.preprocess else None,
         "evaluate": spec.evaluate.model_dump(mode="json") if spec.evaluate else None,
         "project": spec.project,
         "owner": spec.owner,

@@ -59,8 +59,9 @@ class ScriptRun:
     @property
     def pools(self) -> list[str]:
         """Every pool that it needs, each once."""
-        evaluate = self.config.evaluate.pools if self.config.evaluate else []
-        return list(dict.fromkeys([self.config.pool, *evaluate]))
+        before = [self.config.preprocess.pool] if self.config.preprocess and self.config.preprocess.pool else []
+        after = self.config.evaluate.pools if self.config.evaluate else []
+        return list(dict.fromkeys([*before, self.config.pool, *after]))
 
     def parameters(self) -> dict[str, Any]:
         """What the deployment `train-script` is given."""
@@ -70,6 +71,7 @@ class ScriptRun:
             "code": code.digest,
             "data": code.data,
             "script": self.script.model_dump(mode="json", exclude_defaults=True, exclude={"command"}),
+            "preprocess": config.preprocess.model_dump(mode="json") if config.preprocess else None,
             "evaluate": config.evaluate.model_dump(mode="json") if config.evaluate else None,
             "pool": config.pool,
             "resources": config.resources.model_dump(mode="json", exclude_defaults=True),
@@ -104,8 +106,9 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     dockerfile = find_dockerfile(config.dockerfile, packed.selection.files, config.pool, config.resources.image)
     installs = bool(dependencies.file or dockerfile)
     check_command(script.command, packed.selection, installs, config.pool == "local")
-    if config.evaluate:
-        check_command(config.evaluate.command, packed.selection, installs, here=False)
+    for stage in (config.preprocess, config.evaluate):
+        if stage:
+            check_command(stage.command, packed.selection, installs, here=False)
     return ScriptRun(name, config, script, packed, dependencies, dockerfile)
 
 

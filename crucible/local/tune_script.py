@@ -15,7 +15,7 @@ from crucible.sweeps.space import Space
 from crucible.sweeps.sweep import checked_sweep_id
 from crucible.tune_config import TuneSettings
 
-OF_A_JOB = ("job", "max_attempts", "evaluate")
+OF_A_JOB = ("job", "max_attempts", "preprocess", "evaluate")
 """What `train-script` takes and a search does not."""
 
 

@@ -30,6 +30,8 @@ FORMS = [
     (tune_nanogpt, TuneRequest),
     (tune_script, TuneScriptRequest),
 ]
+MODELS = ("config", "dataset", "script", "resources", "preprocess", "evaluate")
+"""Of these the form has a reference, and the default written out."""
 HUGE = 10**30
 
 
@@ -45,12 +47,7 @@ def test_the_form_is_flat_and_has_the_bounds_of_the_request(flow: Flow[..., Any]
     assert list(form) == list(model)
     shown = {"minimum", "maximum", "exclusiveMinimum", "enum", "anyOf", "type", "default", "description"}
     for name, entry in model.items():
-        if name not in (
-            "config",
-            "dataset",
-            "script",
-            "resources",
-        ):  # of these the form has a reference and the default written out
+        if name not in MODELS:
             assert {k: v for k, v in form[name].items() if k in shown} == {k: v for k, v in entry.items() if k in shown}
 
 
