@@ -84,6 +84,11 @@ class Screen:
             )
         except (typer.Abort, KeyboardInterrupt):
             return False
-        if self._console.is_terminal:
+        stops = str(answer).strip().lower().startswith("s")
+        if stops and self._console.is_terminal:  # what is printed under a live display goes away with it
             self._live.start()
-        return str(answer).strip().lower().startswith("s")
+        return stops
+
+    def say(self, message: str) -> None:
+        """Print a message that stays."""
+        self._console.print(message, soft_wrap=True)

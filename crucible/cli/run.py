@@ -140,21 +140,21 @@ def _follow(flow_run: str, store: Store, job: str) -> Standing:
                     typer.echo(f"\ndetached: {job} goes on. Stop it: crucible jobs stop {job}", err=True)
                     raise typer.Exit(EXIT_DETACHED) from None
                 stopping = True
-                _stop(store, job)
+                screen.say(_stop(store, job))
 
 
-def _stop(store: Store, job: str) -> None:
+def _stop(store: Store, job: str) -> str:
+    """Ask the job to stop; returns what happens now, or why it cannot be stopped."""
     from crucible.errors import CrucibleError
     from crucible.jobs.job import Job
     from crucible.jobs.records import EndReason, StopRequest
     from crucible.supervision.stop_job import stop_job
 
+    request = StopRequest(end_reason=EndReason.CANCELLED, reason="stopped by a person")
     try:
-        done = stop_job(Job.open(store, job), StopRequest(end_reason=EndReason.CANCELLED, reason="stopped by a person"))
+        return stop_job(Job.open(store, job), request).message
     except CrucibleError as error:
-        typer.echo(f"error: {error}", err=True)
-    else:
-        typer.echo(done.message, err=True)
+        return f"error: {error}"
 
 
 def _conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None:
