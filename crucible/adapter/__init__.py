@@ -15,7 +15,7 @@ are whole, put back before a restart, and what it prints or logs becomes metrics
     restoring.py  puts a checkpoint's files back, and keeps a finished script's output
     metrics.py    metrics from what the script prints and from the files it writes
     tensorboard.py  reads TensorBoard's event files
-    hooks/        sitecustomize.py: another seed after each restart, for scripts that ask for it
+    hooks/        sitecustomize.py: another seed after each restart, if asked for; Lightning's printed bar
 
 It imports neither torch nor anything of the agent, and never loads a pickle.
 """

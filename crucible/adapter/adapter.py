@@ -120,10 +120,14 @@ class Adapter:
         else:  # the adapter saves and restores
             for name in (Variable.CHECKPOINT_DIR, Variable.RESUME_FROM):
                 environment.pop(name, None)
+        hooks: dict[str, str] = {}
         if self._script.reseed and self._resume_from:
+            hooks["CRUCIBLE_RESEED"] = environment.get(Variable.ATTEMPT, "1")
+        if self._script.metrics.format == "lightning":
+            hooks["CRUCIBLE_PRINTED_BAR"] = "1"
+        if hooks:
             before = environment.get("PYTHONPATH")
-            environment["PYTHONPATH"] = f"{HOOKS}{os.pathsep}{before}" if before else str(HOOKS)
-            environment["CRUCIBLE_RESEED"] = environment.get(Variable.ATTEMPT, "1")
+            environment |= {**hooks, "PYTHONPATH": f"{HOOKS}{os.pathsep}{before}" if before else str(HOOKS)}
         return environment
 
     # While it runs

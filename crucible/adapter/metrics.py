@@ -56,6 +56,8 @@ _NUMBER = r"[-+]?(?:\d[\d.]*(?:[eE][-+]?\d+)?|nan|inf)"
 _PAIR = re.compile(rf"'([\w./-]+)': '?({_NUMBER})'?(?=[,}}])")
 _BAR = re.compile(r"\|\s*(\d+)/(\d+) \[")
 _EPOCH_BAR = re.compile(r"^Epoch (\d+)[^|]*\|[^|]*\|\s*(\d+)/(\d+) \[(.*)")
+_RICH_BAR = re.compile(r"^Epoch (\d+)/-?\d+\s+\S*\s*(\d+)/(\d+) [\d:]+ • [-\d:]+ +[\d.]+it/s(.*)")
+_NAMED = re.compile(rf"([\w./-]+): ({_NUMBER})(?=\s|$)")
 _ASSIGNED = re.compile(rf"([\w./-]+)=({_NUMBER})(?=[,\]\s]|$)")
 _LOOK_SECONDS = 1.0
 """Between two looks at files."""
@@ -172,15 +174,17 @@ class _HuggingFace:
 
 
 class _Lightning:
-    """`Epoch 0: 10%|█ | 50/500 [00:05<00:45, 10.0it/s, v_num=0, train_loss=2.31]`."""
+    """`Epoch 0: 10%|█ | 50/500 [00:05<00:45, 10.0it/s, v_num=0, train_loss=2.31]`, tqdm's bar, or rich's:
+    `Epoch 0/9  ━━━━━━ 50/500 0:00:05 • 0:00:45 10.00it/s v_num: 0.000 train_loss: 2.310`.
+    """
 
     def read(self, line: str) -> Point | None:
-        match = _EPOCH_BAR.search(line)
-        if not match:
-            return None
-        epoch, done, total = int(match[1]), int(match[2]), int(match[3])
-        values = {name: text for name, text in _ASSIGNED.findall(match[4]) if name != "v_num"}
-        return _point(values, str(epoch * total + done)) if values else None
+        for bar, pair in ((_EPOCH_BAR, _ASSIGNED), (_RICH_BAR, _NAMED)):
+            if match := bar.search(line):
+                epoch, done, total = int(match[1]), int(match[2]), int(match[3])
+                values = {name: text for name, text in pair.findall(match[4]) if name != "v_num"}
+                return _point(values, str(epoch * total + done)) if values else None
+        return None
 
 
 class _JsonLines:

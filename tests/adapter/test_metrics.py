@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import struct
@@ -33,6 +34,11 @@ Epoch 1:  10%|#         | 50/500 [00:05<00:45, 10.00it/s, v_num=0, train_loss=2.
 Validation DataLoader 0: 100%|##########| 4/4 [00:00<00:00, 90it/s]
 """
 
+LIGHTNING_RICH = """
+Epoch 0/1                                                     0/40 0:00:00 • -:--:-- 0.00it/s
+Epoch 1/1  ━━━━━━━━━━━━━━━━━━ 20/40 0:00:01 • 0:00:00 55.43it/s v_num: 0.000 train_loss: 0.322 val/acc: 0.500
+"""
+
 
 @pytest.mark.parametrize(
     ("source", "text", "points"),
@@ -51,6 +57,7 @@ Validation DataLoader 0: 100%|##########| 4/4 [00:00<00:00, 90it/s]
             ],
         ),
         ({"format": "lightning"}, LIGHTNING, [(550, {"train_loss": 2.31, "val_loss": float("nan")})]),
+        ({"format": "lightning"}, LIGHTNING_RICH, [(60, {"train_loss": 0.322, "val/acc": 0.5})]),
         (
             {"format": "pattern", "pattern": r"batch (?P<step>\d+) acc (?P<accuracy>\S+)"},
             "batch 7 acc 0.5\nbatch 8 acc high\nbatch 99 acc 1e999",
@@ -140,6 +147,35 @@ def test_progress_bars_and_endless_lines_stay_small() -> None:
     (line,) = lines.feed(b"\n")
     assert line.text.startswith("x" * LONGEST_LINE)
     assert line.text.endswith(f"[{1_000_000 - LONGEST_LINE:,} more bytes in this line]")
+
+
+def test_lightning_chooses_the_bar_that_prints_as_it_moves(tmp_path: Path) -> None:
+    """Against a package of Lightning's shape: importing the real one takes seconds."""
+    module = tmp_path / "lightning" / "pytorch" / "trainer" / "connectors" / "callback_connector.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("class RichProgressBar: pass\nclass TQDMProgressBar: pass\n")
+    shown = (
+        "from lightning.pytorch.trainer.connectors import callback_connector as c; print(c.RichProgressBar.__name__)"
+    )
+
+    def chosen(wanted: str) -> str:
+        environment = {**os.environ, "PYTHONPATH": f"{HOOKS}{os.pathsep}{tmp_path}", "CRUCIBLE_PRINTED_BAR": wanted}
+        command = [sys.executable, "-c", shown]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert chosen("1") == "TQDMProgressBar"
+    assert chosen("") == "RichProgressBar"
+
+
+def test_lightning_still_chooses_its_bar_there() -> None:
+    """If it does not, the hook finds nothing to change; found without importing it."""
+    spec = importlib.util.find_spec("lightning")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("pip install 'crucible[examples]'")
+    folder = Path(spec.submodule_search_locations[0])
+    text = (folder / "pytorch" / "trainer" / "connectors" / "callback_connector.py").read_text()
+    assert "RichProgressBar() if" in text
+    assert "TQDMProgressBar()" in text
 
 
 def test_reseeding_shifts_seeds_and_runs_the_environments_own_sitecustomize(tmp_path: Path) -> None:

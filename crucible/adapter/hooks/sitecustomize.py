@@ -1,8 +1,11 @@
-"""Lets a script that sets its seed at every start draw other random numbers after a restart.
+"""Small changes to what a script imports, each only where it was asked for.
 
 Python imports this at its start when its folder comes first in PYTHONPATH. `CRUCIBLE_RESEED=N` adds N * 1,000,003 to
-every seed that the script gives to torch, numpy's global generator or `random`. A `sitecustomize` that the environment
-has of its own is run afterwards. `python -I` and `-S` skip both. It runs in other people's programs, on any Python 3.
+every seed that the script gives to torch, numpy's global generator or `random`, so that a script that sets its seed at
+every start draws other numbers after a restart. `CRUCIBLE_PRINTED_BAR=1` lets Lightning choose tqdm's progress bar
+where it would choose rich's, which outside a terminal prints nothing before its end. A `sitecustomize` that the
+environment has of its own is run afterwards. `python -I` and `-S` skip both. It runs in other people's programs, on any
+Python 3.
 """
 
 import importlib.abc
@@ -37,6 +40,8 @@ def patch(module, shift):
         module.seed = shifted(module.seed, shift, 2**32)
     elif module.__name__ == "random":
         module.seed = shifted(module.seed, shift, 2**63)
+    elif hasattr(module, "RichProgressBar") and hasattr(module, "TQDMProgressBar"):
+        module.RichProgressBar = module.TQDMProgressBar  # of Lightning's own choice only
 
 
 class Finder(importlib.abc.MetaPathFinder):
@@ -63,9 +68,15 @@ class Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def install(number):
-    """Shift seeds by `number` strides, also in modules that are imported already."""
-    shift, names = number * STRIDE, ("torch", "numpy.random", "random")
+SEEDED = ("torch", "numpy.random", "random")
+CHOOSES_A_BAR = tuple(
+    f"{name}.trainer.connectors.callback_connector" for name in ("lightning.pytorch", "pytorch_lightning")
+)
+
+
+def install(names, number):
+    """Change these modules, also those that are imported already; seeds are shifted by `number` strides."""
+    shift = number * STRIDE
     for name in names:
         if name in sys.modules:
             patch(sys.modules[name], shift)
@@ -82,6 +93,8 @@ def run_the_next_one():
 
 
 wanted = os.environ.get("CRUCIBLE_RESEED", "")
-if wanted.isdigit() and int(wanted):
-    install(int(wanted))
+strides = int(wanted) if wanted.isdigit() else 0
+changed = (SEEDED if strides else ()) + (CHOOSES_A_BAR if os.environ.get("CRUCIBLE_PRINTED_BAR") == "1" else ())
+if changed:
+    install(changed, strides)
 run_the_next_one()
