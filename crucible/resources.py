@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 
 from crucible.errors import ConfigError
+from crucible.script_config import variable_name
 from crucible.settings import Settings
 
 __all__ = ["Resources"]
@@ -29,10 +30,21 @@ class Resources(Settings):
         None, gt=0, le=24, description="Modal: lifetime of one sandbox. The job goes on in the next one."
     )
 
+    environment: dict[str, str] = Field(
+        default_factory=dict, description="Environment variables of each attempt; kept in the job's record."
+    )
+
+    @field_validator("environment")
+    @classmethod
+    def _names(cls, value: dict[str, str]) -> dict[str, str]:
+        for name in value:
+            variable_name("environment", name)
+        return value
+
     def job_variables(self, pool: str) -> dict[str, Any]:
         """The pool's job variables. Raises `ConfigError` naming what the pool cannot give."""
         known = _KNOWN.get(pool, frozenset())
-        asked = self.model_dump(exclude_defaults=True)
+        asked = self.model_dump(exclude_defaults=True, exclude={"environment"})  # the agent gives it to the workload
         if refused := sorted(set(asked) - known):
             raise ConfigError(
                 f"resources: {', '.join(refused)}: the pool {pool} cannot choose that; it can choose "

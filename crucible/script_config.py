@@ -209,13 +209,13 @@ class ScriptSettings(Settings):
     @classmethod
     def _env_names(cls, value: dict[str, str]) -> dict[str, str]:
         for name in value:
-            _variable("env", name)
+            variable_name("env", name)
         return value
 
     @field_validator("secrets")
     @classmethod
     def _secret_names(cls, value: list[str]) -> list[str]:
-        return [_variable("secrets", name) for name in value]
+        return [variable_name("secrets", name) for name in value]
 
     @field_validator("dependencies")
     @classmethod
@@ -291,7 +291,8 @@ def secret_block(name: str) -> str:
     return name.lower().replace("_", "-").strip("-")
 
 
-def _variable(field: str, name: str) -> str:
+def variable_name(field: str, name: str) -> str:
+    """`name`, if a person may set a variable of that name; raises a validation error that says so otherwise."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise invalid(f"{field}: {shown(name)} is not a name of an environment variable; use letters, digits and _")
     if name.startswith(("CRUCIBLE_", "PREFECT_")):

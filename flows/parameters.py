@@ -22,6 +22,7 @@ from crucible.tune_config import SearchSettings, TuneSettings
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
 Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "auto"]
+StagePool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal"]
 Goal = Literal["cost", "time", "balanced"]
 
 StoreName = Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")]
@@ -113,7 +114,9 @@ class TrainRequest(Request):
     finish_by: str = Field(
         "", description="Be done by then: a time with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
     )
+    preprocess_pool: StagePool = Field("local", description="Where the text becomes tokens. local: in this flow.")
     run_evaluation: bool = Field(True, description="Evaluate and export the model at the end.")
+    evaluate_pool: StagePool = Field("local", description="Where the model is evaluated. local: in this flow.")
     project: Project = "default"
     owner: Owner = ""
     store: StoreName = "default"

@@ -25,7 +25,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import AUTO, PlacementRequest
-from crucible.store import Store
+from crucible.resources import Resources
 from flows.evaluate import evaluate
 from flows.forms import takes
 from flows.parameters import TrainRequest
@@ -34,7 +34,11 @@ from tasks.console import outlive_the_console
 from tasks.ending import end_as, without_heartbeat
 from tasks.initial import Settled, settle
 from tasks.placing import choose, placement_policy_for, saved_share
+from tasks.stage_runs import run_stage
 from tasks.supervising import SupervisedJob, supervised
+
+HERE = "local"
+"""The pool whose stages run in this flow's own process."""
 
 
 def job_name() -> str:
@@ -60,7 +64,7 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     if request.pool != AUTO:
         request.resources.job_variables(request.pool)  # refuses what the pool cannot choose
     forked = run.read_forked()
-    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, job.root)
+    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run)
     start.require_vocabulary(data.meta.vocab_size)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
@@ -81,9 +85,17 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     if status.state is JobState.COMPLETED:
         remember_job(job)
         if request.run_evaluation:
-            with without_heartbeat():
-                evaluate(job=job.job_id, store=request.store)
+            _evaluate(request, run)
     return status
+
+
+def _evaluate(request: TrainRequest, run: SupervisedJob) -> None:
+    if request.evaluate_pool != HERE:
+        parameters = {"job": run.job.job_id, "store": request.store}
+        run_stage("evaluate", request.evaluate_pool, run.spec, parameters, Resources())
+        return
+    with without_heartbeat():
+        evaluate(job=run.job.job_id, store=request.store)
 
 
 def _settled(request: TrainRequest, run: SupervisedJob) -> Settled:
@@ -112,10 +124,13 @@ def _placement_request(
     )
 
 
-def _prepare(request: TrainRequest, config: TrainConfig, placed: Store) -> DatasetInfo:
+def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob) -> DatasetInfo:
     """The job's dataset, in the store."""
-    with without_heartbeat():
-        data = resolve_dataset(placed, preprocess(dataset=request.dataset, store=request.store))
+    if request.preprocess_pool != HERE:
+        parameters = {"dataset": request.dataset.model_dump(mode="json", exclude_unset=True), "store": request.store}
+        run_stage("preprocess", request.preprocess_pool, run.spec, parameters, Resources(gpus=0))
+    with without_heartbeat():  # finds what another pool has built
+        data = resolve_dataset(run.job.root, preprocess(dataset=request.dataset, store=request.store))
     require_block_size(data.meta, config.block_size)
     return data
 

@@ -106,6 +106,7 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
     logger = _logger()
     environment = {
         **spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
+        **spec.resources.environment,
         **script.env,
         **read_secrets(script.secrets, os.environ),
     }

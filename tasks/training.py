@@ -116,7 +116,7 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
             spec.config.multiples_near(gpus),
         )
     several = ["--processes", str(processes)] if processes > 1 else []
-    return WorkloadCommand([*command, *several], environment=shown)
+    return WorkloadCommand([*command, *several], environment={**spec.resources.environment, **shown})
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:

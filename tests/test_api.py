@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.states import Cancelled
+from prefect.utilities.callables import parameter_schema
 
 import crucible
 from crucible.config import TrainConfig
@@ -23,6 +26,8 @@ from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
+from flows.train_nanogpt import train_nanogpt
+from flows.tune import tune_nanogpt
 from scripts.python_api import PAGE, page
 from tests.reports.history import Past, interrupted_twice
 
@@ -150,6 +155,38 @@ def test_a_running_job_is_monitored_to_its_end(asked: list[dict[str, Any]], stor
         ("completed", "all done", 300),
     ]
     assert job.wait(timeout_seconds=0).ended
+
+
+def test_a_real_server_takes_what_is_submitted_and_searched(
+    prefect_api: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No worker serves these deployments: what counts is that the server accepts them, and says how they end."""
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
+    with get_client(sync_client=True) as client:
+        for of in (train_nanogpt, tune_nanogpt):
+            client.create_deployment(
+                flow_id=client.create_flow_from_name(of.name),
+                name=of.name,
+                parameter_openapi_schema=parameter_schema(of).model_dump_for_openapi(),
+                enforce_parameter_schema=True,
+            )
+        job = crucible.submit("debug", name="submitted", store=store.uri, limits=Limits(max_attempts=3))
+        sweep = crucible.sweep({"learning_rate": [1e-3, 1e-4]}, store=store.uri, sweep="searched", max_trials=2)
+        with pytest.raises(ConfigError, match="max_attempts"):
+            crucible.submit("debug", store=store.uri, max_attempts=-1)
+        runs = {run.name: run for run in client.read_flow_runs()}
+
+        async def states() -> list[str]:
+            found = []
+            async for status in job.monitor():
+                found.append(status.state)
+                if len(found) == 1:
+                    client.set_flow_run_state(runs["submitted"].id, Cancelled(message="not today"), force=True)
+            return found
+
+        assert asyncio.run(states()) == ["waiting", "cancelled"]
+    assert runs["submitted"].parameters["max_attempts"] == 3
+    assert runs[sweep.sweep_id].parameters["space"] == {"learning_rate": [1e-3, 1e-4]}
 
 
 def test_estimate_is_a_function_and_a_package(home: Path) -> None:

@@ -274,12 +274,13 @@ class Adapter:
         return missing
 
     def _last_step(self) -> int:
-        """After every checkpoint there is; without one, what was reached."""
+        """What was reached; after every checkpoint there is in any case, since each has a step of its own."""
         before = self._saves.newest.step if self._saves.newest else None
         if before is None and self._resume_from:
             match = re.match(r"step-(\d+)", self._resume_from.name)
             before = int(match[1]) if match else None
-        return before + 1 if before is not None else max(1, self._metrics.newest_step or 0)
+        reached = self._metrics.newest_step or 0
+        return max(1 if before is None else before + 1, reached)
 
 
 def say(message: str) -> None:

@@ -355,7 +355,7 @@ class _AttemptRun:
             end_reason=reason,
             message=message,
             step=self.status.step,
-            committed_step=self.state.committed_step,
+            committed_step=self._committed_step(reason),
             exit_code=self.state.end.exit_code if self.state.end else None,
             seconds=round(self.meter.seconds(), 3),
             cost_usd=self.meter.usd(),
@@ -377,6 +377,11 @@ class _AttemptRun:
             standing = outcome  # what this process did, whatever was decided about it meanwhile
         self.observer.event("ended", f"{standing.label}: {standing.message}", end_reason=standing.end_reason)
         return standing
+
+    def _committed_step(self, reason: EndReason) -> int:
+        """The last checkpoint of a finished script has its outputs, and a number of its own after the last save's."""
+        total, step = self.plan.total_steps, self.state.committed_step
+        return min(step, total) if reason is EndReason.COMPLETED and total is not None else step
 
     def _leave(self) -> None:
         if self._watching:

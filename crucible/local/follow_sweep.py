@@ -43,8 +43,8 @@ def follow_sweep(api: httpx.Client, flow_run_id: str, store: Store, sweep_id: st
 def _progress(state: str, trials: list[Trial]) -> str:
     if not trials:
         return "waiting for the worker" if state in ("SCHEDULED", "PENDING") else "preparing"
-    over = [trial for trial in trials if trial.state in ("complete", "failed", "waiting")]
-    parts = [f"{len(over)} of {len(trials)} trials measured"]
+    running = sum(trial.state == "running" for trial in trials)
+    parts = [f"{len(trials)} trials, {running} running"]
     if failed := sum(bool(trial.failure) for trial in trials):
         parts.append(f"{failed} failed")
     best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)

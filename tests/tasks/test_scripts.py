@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from crucible.agent.attempt import run_attempt
+from crucible.agent.plan import Scratch
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import CodePackage, EndReason, JobSpec, Launch, Outcome
+from crucible.resources import Resources
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from tasks.scripts import prepare_script, read_config
@@ -121,6 +123,15 @@ def test_the_image_of_a_folder_brings_its_own_programs(
     job = Job.create(store, JobSpec(job_id="mine", script=script, code=code))
     assert attempt(job, tmp_path).end_reason is EndReason.COMPLETED, printed(job)
     assert "the python of the image: train.py" in printed(job), "and what is in it is not installed again"
+
+
+def test_variables_of_the_resources_reach_the_script_below_its_own(store: Store, tmp_path: Path) -> None:
+    script = ScriptConfig(command=["true"], env={"LEVEL": "own"})
+    resources = Resources(environment={"LEVEL": "machine", "NCCL_DEBUG": "INFO"})
+    assert resources.job_variables("local") == {}
+    job = Job.create(store, JobSpec(job_id="mine", script=script, resources=resources))
+    environment = prepare_script(job, job.read_spec(), script, Scratch(tmp_path)).environment
+    assert (environment["LEVEL"], environment["NCCL_DEBUG"]) == ("own", "INFO")
 
 
 def test_a_job_keeps_as_many_checkpoints_as_it_is_told() -> None:

@@ -1,8 +1,9 @@
-"""Work pools beyond this machine, each with its deployment `train/<pool>`, on a Prefect server."""
+"""Work pools beyond this machine, each with deployments `train/<pool>`, `preprocess/<pool>` and `evaluate/<pool>`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -13,6 +14,8 @@ from crucible.pools.common.offered import settings_of
 FLOW = "train"
 MODEL = "local"
 """`train/local`, which `crucible up` deploys, is what every `train/<pool>` takes its parameters from."""
+STAGES = ("preprocess", "evaluate")
+"""Modelled on `preprocess/preprocess` and `evaluate/evaluate`, where the server has them."""
 PULL_STEPS = [{"prefect.deployments.steps.set_working_directory": {"directory": "."}}]
 """The code is in the image's working directory; without this step Prefect would first copy all of it."""
 
@@ -26,7 +29,7 @@ def register(
     deploy: bool = True,
     **fields: Any,
 ) -> str:
-    """Create or update a pool on the server of `PREFECT_API_URL` and deploy `train/<name>` to it; returns the name.
+    """Create or update a pool on the server of `PREFECT_API_URL` and deploy its flows to it; returns the name.
 
     Args:
         kind: the type of worker that serves it.
@@ -46,18 +49,19 @@ def register(
     from prefect.exceptions import ObjectNotFound
 
     with get_client(sync_client=True) as client:
-        model = _model(client) if deploy else None
+        models = _models(client) if deploy else {}
         try:
             former = client.read_work_pool(name)
             made = template(settings_of(former.base_job_template))
             client.update_work_pool(name, WorkPoolUpdate(base_job_template=made, **fields))
         except ObjectNotFound:
             client.create_work_pool(WorkPoolCreate(name=name, type=kind, base_job_template=template({}), **fields))
-        if model is not None:
+        for flow, model in models.items():
+            what = "One attempt at a job" if flow == FLOW else f"The stage {flow}"
             client.create_deployment(  # an upsert by flow and name
                 flow_id=model.flow_id,
                 name=name,
-                description=f"One attempt at a job {runs}; started by train-nanogpt.",
+                description=f"{what} {runs}; started by train-nanogpt.",
                 work_pool_name=name,
                 entrypoint=model.entrypoint,
                 pull_steps=PULL_STEPS,
@@ -87,11 +91,16 @@ def require_server() -> None:
         ) from None
 
 
-def _model(client: Any) -> Any:
+def _models(client: Any) -> dict[str, Any]:
+    """What a pool's deployments are modelled on, by flow."""
     from prefect.exceptions import ObjectNotFound
 
+    found = {}
+    for stage in STAGES:
+        with suppress(ObjectNotFound):
+            found[stage] = client.read_deployment_by_name(f"{stage}/{stage}")
     try:
-        return client.read_deployment_by_name(f"{FLOW}/{MODEL}")
+        return {FLOW: client.read_deployment_by_name(f"{FLOW}/{MODEL}"), **found}
     except ObjectNotFound as error:
         raise ConfigError(
             f"{FLOW}/{MODEL} is not deployed on this Prefect server: run `crucible up` (or `prefect --no-prompt deploy "
