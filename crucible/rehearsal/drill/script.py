@@ -41,7 +41,8 @@ from crucible.run_config import FILE, RunConfig
 SECONDS_PER_FAULT = 2.0
 """Between the commit that a fault waits for and the strike, besides a pause of up to one of the script's intervals."""
 LOOK_SECONDS = 0.5
-UNDISTURBED_STANDSTILL_SECONDS = 240.0
+STANDSTILL_SECONDS = 600.0
+"""So long the undisturbed run may stay at one step: a first image and a first import take their time."""
 IN_SAVE_SECONDS = 60.0
 """How long a fault waits for the script's next save, at least."""
 _LOSES_MACHINE = ("kill-all", "docker-kill", "lose-host", "reclaim")
@@ -142,15 +143,15 @@ class OwnScript:
 
     def _await_undisturbed(self, job: Job, log: Log) -> float:
         """Until it is completed; returns the seconds of its attempt. Raises `ServiceError` for another end."""
-        moved, step = time.monotonic(), -1
+        moved, seen = time.monotonic(), ("waiting for a machine", 0)
         while (status := _final(job)) is None:
             self.look(job)
             beat = job.attempt(1).read_heartbeat()
-            if beat is not None and beat.step > step:
-                moved, step = time.monotonic(), beat.step
-                log(f"the undisturbed run: step {step:,}")
-            if time.monotonic() > moved + UNDISTURBED_STANDSTILL_SECONDS:
-                raise ServiceError(f"the undisturbed run stands still at step {max(step, 0):,}")
+            if beat is not None and (beat.phase, beat.step) != seen:
+                moved, seen = time.monotonic(), (beat.phase, beat.step)
+                log(f"the undisturbed run: {beat.phase}, step {beat.step:,}")
+            if time.monotonic() > moved + STANDSTILL_SECONDS:
+                raise ServiceError(f"the undisturbed run stands still: {seen[0]}, step {seen[1]:,}")
             time.sleep(LOOK_SECONDS)
         self.look(job)
         if status.state is not JobState.COMPLETED:
