@@ -20,17 +20,16 @@ parser.add_argument("--eval-every", type=int, default=50)
 parser.add_argument("--device", default="cpu")
 args = parser.parse_args()
 
-WORDS, LENGTH, MASK = 100, 24, 0
+TOPICS, WORDS_OF_TOPIC, LENGTH, MASK = 8, 12, 24, 0
+WORDS = 1 + TOPICS * WORDS_OF_TOPIC
 PRETRAINING = 2 * args.steps // 3
 
 
 def sentences(count, subject):
-    """Words that follow each other by a fixed rule, which depends on the subject: (count, LENGTH)."""
-    words = torch.randint(1, WORDS, (count, 1))
-    for _ in range(LENGTH - 1):
-        step = torch.where(torch.rand(count, 1) < 0.9, 7 + 4 * subject, 1)
-        words = torch.cat([words, (words[:, -1:] - 1 + step) % (WORDS - 1) + 1], dim=1)
-    return words.to(args.device)
+    """Each sentence is about one topic and has its words; the second subject knows half of them: (count, LENGTH)."""
+    topic = torch.randint(0, TOPICS, (count, 1))
+    word = torch.randint(0, WORDS_OF_TOPIC // (1 + subject), (count, LENGTH))
+    return (1 + topic * WORDS_OF_TOPIC + word).to(args.device)
 
 
 def mask(words):
@@ -45,7 +44,11 @@ class Encoder(nn.Module):
     def __init__(self, width, layers):
         super().__init__()
         self.words, self.positions = nn.Embedding(WORDS, width), nn.Embedding(LENGTH, width)
-        nn.init.normal_(self.words.weight, std=0.02)  # it is also the output layer
+        for table in (
+            self.words,
+            self.positions,
+        ):  # alike, or positions would drown the words
+            nn.init.normal_(table.weight, std=0.02)
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.1, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
 
@@ -73,7 +76,7 @@ def validation_loss():
 torch.manual_seed(0)
 val_sentences = sentences(200, subject=1)
 model = Encoder(args.width, args.layers).to(args.device)
-optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 20))
 
 run = crucible.workload.resume_or_start(model, optimizer, scheduler)

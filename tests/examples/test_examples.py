@@ -6,6 +6,7 @@ import hashlib
 import json
 import multiprocessing
 import re
+import shutil
 import signal
 import statistics
 from dataclasses import replace
@@ -120,7 +121,30 @@ def train_losses(folder: Path) -> list[float]:
 @pytest.mark.parametrize("name", SLOW_TO_LEARN)
 def test_an_example_that_is_slow_to_learn_learns_in_its_own_size(tmp_path: Path, name: str) -> None:
     assert execute(by_agent(Start(EXAMPLES / name / "train.py", (), tmp_path, {}), checkpoint_seconds=3600)) == 0
-    assert goes_down(train_losses(tmp_path))
+    losses = train_losses(tmp_path)
+    assert statistics.mean(losses[-len(losses) // 4 :]) < 0.6 * losses[0]
+
+
+def test_a_gpt2_of_transformers_is_fine_tuned_and_resumes_exactly(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="pip install 'crucible[examples]'")
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    for folder in (whole, part):
+        folder.mkdir()
+    start = Start(EXAMPLES / "gpt2_finetuning" / "train.py", ("--steps", "15", "--batch", "4"), whole, {})
+    assert execute(by_agent(start, checkpoint_seconds=3600)) == 0, (whole / "output.txt").read_text()
+    shutil.copytree(whole / "gpt2-tiny", part / "gpt2-tiny")  # making it again takes seconds
+    stopped = by_agent(replace(start, folder=part), checkpoint_seconds=3600)
+    environment = {**stopped.environment, str(Variable.STOP_AT_STEP): "7"}
+    assert execute(replace(stopped, environment=environment)) == EXIT_SAVED
+    shutil.rmtree(part / "gpt2-tiny")  # the job's own checkpoint is all that it needs from here on
+    assert execute(by_agent(replace(start, folder=part), checkpoint_seconds=3600)) == 0
+
+    ends = [finished_folders(folder / "checkpoints")[-1] for folder in (part, whole)]
+    assert weights(ends[0]) == weights(ends[1])
+    assert goes_down(train_losses(whole))
+    printed = (part / "output.txt").read_text()
+    assert "started from gpt2-tiny" in printed
+    assert "resumed at step 7" in printed
 
 
 def test_a_script_in_the_manner_of_nanogpt_resumes_from_its_one_file(tmp_path: Path) -> None:
