@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -10,13 +13,22 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from tests.flows.test_pipeline import SMALL, eventually, final_state, require_within_cap, start
+from tests.flows.test_pipeline import eventually, final_state, require_within_cap
 
 CAP = 0.05
+SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "threads": 1}
 USD_PER_HOUR = 9.0
 """Twenty seconds for the cap."""
 STEPS = {"max_iters": 20_000, "checkpoint_interval_seconds": 1.0, **SMALL}
 """Longer than that on any machine."""
+
+
+def start(stage: Stage, job: str, **parameters: Any) -> str:
+    """`prefect deployment run train-nanogpt`, as a user types it; returns the flow run's id."""
+    dataset = {"source": "python-stdlib", "max_bytes": 300_000}
+    values = {"preset": "debug", "dataset": dataset, "job": job, **parameters}
+    said = stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(values))
+    return str(UUID(said.split("UUID:")[1].split()[0]))
 
 
 def weights(job: Job) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -14,8 +16,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
+import psutil
 import pytest
 
 from crucible.jobs.job import Job
@@ -31,23 +34,30 @@ from crucible.script_config import ScriptConfig
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
 from crucible.supervision.supervisor import Supervision
+from flows.train_nanogpt import train_nanogpt
+from tasks.ending import Ended
 from tasks.launching import PrefectLauncher
-from tests.agent.harness import SCRIPTED, newest
+from tests.agent.harness import SCRIPTED, newest, scripted
 from tests.agent.runner import Silent
 from tests.agent.scripted import weights_after
 
 pytestmark = pytest.mark.timeout(900)
 
-DATASET = {"source": "python-stdlib", "max_bytes": 300_000}
 IN_AN_HOUR = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
-SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "threads": 1}
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A set-up of its own, brought up by `crucible up`; shared by the tests of this file."""
-    with local_stage(tmp_path_factory.mktemp("stage")) as stage:
+def stage(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Stage]:
+    """A set-up of its own, brought up by `crucible up`, in a folder whose name breaks naive programs."""
+    folder = tmp_path_factory.mktemp("stage") / "Zoë's 100% home"
+    (folder / "prefect").mkdir(parents=True)
+    shutil.copy(migrated_database, folder / "prefect" / "prefect.db")
+    with local_stage(folder) as stage:
         yield stage
+    # What a test that failed left running without a worker, `crucible down` does not know.
+    for process in psutil.process_iter(["environ"]):
+        if (process.info["environ"] or {}).get("CRUCIBLE_HOME") == str(folder):
+            process.kill()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,11 +78,13 @@ def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
     return response.json()
 
 
-def start(stage: Stage, job: str, **parameters: Any) -> str:
-    """`prefect deployment run train-nanogpt`, as a user types it; returns the flow run's id."""
-    values = {"preset": "debug", "dataset": DATASET, "job": job, **parameters}
-    said = stage.prefect("deployment", "run", "train-nanogpt", "--params", json.dumps(values))
-    return str(UUID(said.split("UUID:")[1].split()[0]))
+def start_endless(stage: Stage, job: str) -> str:
+    """A run of `train-script` as the UI starts it, of a workload that waits most of the time; returns its id."""
+    deployment = api(stage, "GET", "/deployments/name/train-script/train-script")["id"]
+    command = shlex.join(scripted(steps=1_000_000, every=10, seconds=0.05))
+    parameters = {"command": command, "job": job, "project": "demo", "owner": "ada"}
+    run = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+    return str(api(stage, "POST", f"/deployments/{deployment}/create_flow_run", json=run)["id"])
 
 
 def eventually(holds: Callable[[], Any], what: str, seconds: float = 400) -> Any:
@@ -92,33 +104,41 @@ def final_state(stage: Stage, run: str) -> dict[str, Any]:
     return state
 
 
-def test_a_newcomers_run_completes_and_shows_everything(stage: Stage) -> None:
-    run = start(stage, "first", config={"max_iters": 60, **SMALL}, project="demo", owner="ada")
-    state = final_state(stage, run)
-    assert state["type"] == "COMPLETED", state["message"]
+@pytest.fixture(scope="module")
+def quickstart(stage: Stage) -> dict[str, str]:
+    """What `crucible quickstart` prints at its end, by row."""
+    printed = stage.crucible("quickstart", "--preset", "debug")
+    rows = re.findall(r"^(validation loss|cost|model|Prefect UI|report) +(.*)$", printed, re.MULTILINE)
+    return dict(rows)
 
-    job = Job(stage.store, "first")
+
+def test_quickstart_trains_a_model_through_the_deployment_and_shows_everything(
+    stage: Stage, quickstart: dict[str, str]
+) -> None:
+    assert float(quickstart["validation loss"].split()[0]) < 4.0, "an untrained model has 5.0"
+    assert quickstart["cost"].startswith("$0.00")
+    model = Path(quickstart["model"])
+    assert {"README.md", "model.safetensors", "config.json"} <= {path.name for path in model.iterdir()}
+    page, _, run = quickstart["Prefect UI"].rpartition("/")
+    assert page == (State.load(stage.home).api_url or "").removesuffix("/api") + "/v2/runs/flow-run"
+    seen = api(stage, "GET", f"/flow_runs/{run}")
+    assert seen["state"]["type"] == "COMPLETED"
+
+    name = quickstart["report"].split()[-1]
+    assert json.loads(stage.crucible("jobs", "show", name, "--json"))["state"] == "completed"
+    job = Job(stage.store, name)
     [attempt] = job.attempts()
     outcome = attempt.read_outcome()
     assert outcome is not None
     assert outcome.end_reason is EndReason.COMPLETED
     assert outcome.committed_step == 60
-    evaluation = job.store.read_json("evaluation.json")
-    assert 0 < evaluation["val_loss"] < 6
-
-    tags = set(api(stage, "GET", f"/flow_runs/{run}")["tags"])
-    marks = {"job:first", "project:demo", "owner:ada"}
-    assert {"crucible", "attempts:1", *marks} <= tags
-    runs = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": sorted(marks)}}})
+    assert 0 < job.store.read_json("evaluation.json")["val_loss"] < 4
+    assert {"crucible", "attempts:1", f"job:{name}"} <= set(seen["tags"])
+    runs = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": [f"job:{name}"]}}})
     stages = {tag for run in runs for tag in run["tags"] if tag.startswith("stage:")}
     assert stages == {"stage:pipeline", "stage:preprocess", "stage:train", "stage:evaluate"}
-    [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["first-attempt-1"]}}})
-    assert {"job:first", "stage:train", "pool:local", "attempt:1", "owner:ada"} <= set(child["tags"])
     keys = {a["key"] for a in api(stage, "POST", "/artifacts/latest/filter", json={})}
-    assert {"job-first", "progress-first", "evaluation-first"} <= keys
-
-    shown = json.loads(stage.crucible("jobs", "show", "first", "--json"))
-    assert shown["state"] == "completed"
+    assert {f"job-{name}", f"progress-{name}", f"evaluation-{name}"} <= keys
 
 
 OWN_SCRIPT = """
@@ -140,7 +160,6 @@ def test_the_commands_of_own_script_md(stage: Stage, tmp_path: Path) -> None:
     text = (PROJECT / "docs" / "own-script.md").read_text()
     blocks = re.findall(r"^```console\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines()]
-    commands = [command for command in commands if "drill" not in command]  # test_script_drill.py has it
     assert len(commands) >= 7
     (tmp_path / "train.py").write_text(OWN_SCRIPT)
     secret = uuid4().hex
@@ -168,10 +187,12 @@ def test_the_commands_of_own_script_md(stage: Stage, tmp_path: Path) -> None:
     assert len(packages) == 2, "crucible.yaml came between two of the runs"
 
 
-def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage) -> None:
-    run = start(stage, "first", config={"max_iters": 60, **SMALL}, project="demo", owner="ada", run_evaluation=False)
-    assert final_state(stage, run)["type"] == "COMPLETED"
-    assert len(Job(stage.store, "first").attempts()) == 1
+def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage, quickstart: dict[str, str]) -> None:
+    job = quickstart["report"].split()[-1]
+    with prefect_settings(stage.home):
+        again = train_nanogpt(preset="debug", job=job, store=stage.store.uri, run_evaluation=False, return_state=True)
+    assert again.type.value == "COMPLETED"
+    assert len(Job(stage.store, job).attempts()) == 1
 
 
 BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -185,68 +206,31 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def bad_runs(stage: Stage) -> dict[str, str]:
-    """A flow run of each kind of bad input, by its job's name; all at once, because each takes its ten seconds,
-    and beside the drill."""
-    small = {"source": "python-stdlib", "max_bytes": 20_000}
-    return {job: start(stage, job, **{"dataset": small, **parameters}) for job, (parameters, _) in BAD.items()}
-
-
 @pytest.mark.parametrize("job", BAD)
-def test_bad_input_fails_with_its_reason_before_anything_is_launched(
-    stage: Stage, bad_runs: dict[str, str], job: str
-) -> None:
-    run = bad_runs[job]
-    state = final_state(stage, run)
-    assert state["type"] == "FAILED"
-    for word in BAD[job][1]:
-        assert word in state["message"]
+def test_bad_input_fails_with_its_reason_before_anything_is_launched(stage: Stage, job: str) -> None:
+    parameters, words = BAD[job]
+    request = {"preset": "debug", "dataset": {"source": "python-stdlib", "max_bytes": 20_000}, **parameters}
+    with prefect_settings(stage.home), pytest.raises(Ended) as ended:
+        train_nanogpt(**request, job=job, store=stage.store.uri)
+    assert ended.value.state.is_failed()
+    for word in words:
+        assert word in str(ended.value)
     assert job not in Job.ids(stage.store), "its name is taken by a job that never was"
-    eventually(
-        lambda: run not in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}, "its last sign of life"
-    )
-
-
-def test_an_unknown_key_is_refused_before_there_is_a_run(stage: Stage) -> None:
-    with pytest.raises(Exception, match="n_layers"):
-        start(stage, "unknown-key", config={"n_layers": 3})
-
-
-ENDLESS = {"max_iters": 1_000_000, "checkpoint_interval_seconds": 2.0, **SMALL}
-
-
-def test_starting_a_job_that_runs_hands_it_to_the_newest_supervisor_and_stop_ends_it(stage: Stage) -> None:
-    """Prefect cancels subflows with their parent; an attempt must not be one, or the superseded run would end it."""
-    first = start(stage, "twice", config=ENDLESS)
-    job = Job(stage.store, "twice")
-    eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
-    second = start(stage, "twice", config=ENDLESS)
-    assert final_state(stage, first)["name"] == "Superseded"
-    [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["twice-attempt-1"]}}})
-    assert child["parent_task_run_id"] is None
-    assert child["state"]["type"] == "RUNNING"
-    said = stage.crucible("jobs", "stop", "twice")
-    assert "attempt 1 is asked to save and stop" in said
-    assert final_state(stage, second)["type"] == "CANCELLED"
-    outcome = job.attempt(1).read_outcome()
-    assert outcome is not None
-    assert outcome.end_reason is EndReason.CANCELLED
-    assert outcome.committed_step == outcome.step > 0
-    assert len(job.attempts()) == 1
+    assert job not in {beat.subject for beat in supervisor_heartbeats(stage.store)}
 
 
 def test_a_pause_in_prefect_saves_resume_goes_on_from_there_and_cancel_saves_too(stage: Stage) -> None:
-    run = start(stage, "paused", config=ENDLESS)
+    run = start_endless(stage, "paused")
     job = Job(stage.store, "paused")
     eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
-    details = {"pause_timeout": datetime.now(UTC).isoformat(), "pause_reschedule": True}
+    limit = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
+    details = {"pause_timeout": limit, "pause_reschedule": True}
     pause = {"state": {"type": "PAUSED", "name": "Suspended", "state_details": details}, "force": True}
-    api(stage, "POST", f"/flow_runs/{run}/set_state", json=pause)  # as the UI does, with a limit that is over
-    outcome = eventually(lambda: job.attempt(1).read_outcome(), "the attempt's end", 60)
+    api(stage, "POST", f"/flow_runs/{run}/set_state", json=pause)  # as the UI does
+    outcome = eventually(lambda: job.attempt(1).read_outcome(), "the attempt's end")
     assert outcome.end_reason is EndReason.INTERRUPTED
     assert outcome.committed_step == outcome.step > 0
-    eventually(lambda: (now := status_of(job)) and now.state is JobState.PAUSED, "the job's pause", 60)
+    eventually(lambda: (now := status_of(job)) and now.state is JobState.PAUSED, "the job's pause")
     eventually(lambda: not heartbeat_of(stage, run), "its last beat")
     assert api(stage, "GET", f"/flow_runs/{run}")["state"]["type"] == "PAUSED"
     assert api(stage, "POST", f"/flow_runs/{run}/resume")["status"] == "ACCEPT"
@@ -310,28 +294,31 @@ def test_drill_loses_nothing_and_ends_with_the_same_weights(drill: Future[DrillR
     assert result.passed, result.failures
 
 
-@pytest.fixture
-def worker_gone(stage: Stage) -> Iterator[Callable[[], None]]:
-    """Kills the worker when called; another one is there in the end."""
+def test_a_second_start_takes_the_job_over_and_cancel_saves_first_also_without_a_worker(stage: Stage) -> None:
+    """Prefect cancels subflows with their parent; an attempt must not be one, or the superseded run would end it.
 
-    def kill() -> None:
-        process = State.load(stage.home).services["worker"].find()
-        assert process is not None
-        process.kill()
-
-    yield kill
-    stage.crucible("up")
-
-
-def test_cancel_in_prefect_saves_first_also_without_a_worker(stage: Stage, worker_gone: Callable[[], None]) -> None:
-    run = start(stage, "cancelled", config=ENDLESS)
-    job = Job(stage.store, "cancelled")
+    The last test here that needs the worker: it kills it.
+    """
+    first = start_endless(stage, "twice")
+    job = Job(stage.store, "twice")
     eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
-    worker_gone()
+    second = start_endless(stage, "twice")
+    assert final_state(stage, first)["name"] == "Superseded"
+    [child] = api(stage, "POST", "/flow_runs/filter", json={"flow_runs": {"name": {"any_": ["twice-attempt-1"]}}})
+    assert child["parent_task_run_id"] is None
+    assert child["state"]["type"] == "RUNNING"
+    marks = {"job:twice", "project:demo", "owner:ada"}
+    assert {"stage:train", "pool:local", "attempt:1", *marks} <= set(child["tags"])
+    assert marks <= set(api(stage, "GET", f"/flow_runs/{second}")["tags"])
+
+    worker = State.load(stage.home).services["worker"].find()
+    assert worker is not None
+    worker.kill()
     saved = job.attempt(1).read_heartbeat().committed_step
     eventually(lambda: job.attempt(1).read_heartbeat().committed_step > saved, "a commit without the worker")
-    stage.prefect("flow-run", "cancel", run)
-    require_cancelled(stage, run, job)
+    cancel = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+    api(stage, "POST", f"/flow_runs/{second}/set_state", json=cancel)  # as the UI does
+    require_cancelled(stage, second, job)
     assert len(job.attempts()) == 1
 
 
