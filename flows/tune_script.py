@@ -62,6 +62,7 @@ def _tune(request: TuneScriptRequest, config: RunConfig, run: SupervisedSweep) -
 
 def _record(request: TuneScriptRequest, config: RunConfig, search: TuneSettings, run: SupervisedSweep) -> None:
     """Record the sweep and put its code into the store; what the request leaves open is decided here, once."""
+    config.require_no_preprocessing()
     place_script(config.pool, config.resources)  # refuses what the pool cannot choose
     script = config.script()
     space = read_script_space(search, run.request.name, script)

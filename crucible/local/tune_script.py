@@ -44,6 +44,7 @@ class SweepOfScript(ScriptRun):
 
 def plan_sweep(config: RunConfig, folder: Path, name: str = "") -> SweepOfScript:
     """Check and pack. Raises `ConfigError` with the first thing that is wrong; nothing has been started by then."""
+    config.require_no_preprocessing()
     search = config.tune
     if search is None or not (search.space or search.space_file):
         raise ConfigError(
