@@ -118,7 +118,7 @@ def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
         parts += [f"val loss {summary.val_loss:.3f}"] if summary.val_loss is not None else []
         left = f"{duration(summary.seconds_left)} left" if summary.seconds_left else ""
         parts += [left or duration(summary.seconds)] if left or summary.seconds else []
-        parts += [money(summary.cost_usd)] if summary.cost_usd else []
+        parts.append(money(summary.cost_usd))
         figures = " · ".join(parts)
     progress.update(bar, description=standing.stage, figures=figures)
 
