@@ -54,6 +54,8 @@ class Variable(StrEnum):
     """How long the pool waits between its stop signal and SIGKILL."""
     MACHINE_ENDS_AT = "CRUCIBLE_MACHINE_ENDS_AT"
     """Unix seconds at which the pool takes the machine away whatever happens (Modal: 24 hours after its start)."""
+    LIFETIME_MARGIN_SECONDS = "CRUCIBLE_LIFETIME_MARGIN_SECONDS"
+    """How long before `MACHINE_ENDS_AT` to stop and save; two minutes unless the pool says otherwise."""
 
 
 DEFAULT_STOP_GRACE_SECONDS = 30.0

@@ -27,7 +27,10 @@ class Resources(Settings):
     memory_gib: float | None = Field(None, gt=0, le=100_000, description="Memory of the container, in GiB.")
     image: str = Field("", max_length=512, description="Container image instead of the pool's; it must hold Crucible.")
     timeout_hours: float | None = Field(
-        None, gt=0, le=24, description="Modal: lifetime of one sandbox. The job goes on in the next one."
+        None,
+        gt=0,
+        le=24,
+        description="Modal, Slurm: lifetime of one sandbox or batch job. The job goes on in the next one.",
     )
 
     environment: dict[str, str] = Field(
@@ -86,6 +89,14 @@ def _modal(wanted: Resources) -> dict[str, Any]:
     )
 
 
+def _slurm(wanted: Resources) -> dict[str, Any]:
+    return _given(
+        gpus=None if wanted.gpus is None else str(wanted.gpus),
+        memory_mib=None if wanted.memory_gib is None else round(wanted.memory_gib * 1024),
+        time_limit_minutes=None if wanted.timeout_hours is None else max(1, round(wanted.timeout_hours * 60)),
+    )
+
+
 def _given(**variables: Any) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if value is not None}
 
@@ -96,5 +107,6 @@ _KNOWN = {
     "ec2-spot": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
+    "slurm": frozenset({"gpus", "memory_gib", "timeout_hours"}),
 }
-_VARIABLES = {"docker-gpu": _docker, "ec2-spot": _ecs, "ec2-on-demand": _ecs, "modal": _modal}
+_VARIABLES = {"docker-gpu": _docker, "ec2-spot": _ecs, "ec2-on-demand": _ecs, "modal": _modal, "slurm": _slurm}

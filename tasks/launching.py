@@ -16,7 +16,9 @@ from crucible.errors import ServiceError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
-from crucible.pools.modal.failures import PERMANENT
+from crucible.pools.common.watching import QUEUED
+from crucible.pools.modal import failures as modal
+from crucible.pools.slurm import failures as slurm
 from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, PoolSays
 from tasks.job_variables import given_for
@@ -24,6 +26,8 @@ from tasks.queues import AttemptQueue
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
+PERMANENT = modal.PERMANENT | slurm.PERMANENT
+"""Names of states of a run that another attempt on the same pool would only repeat."""
 
 _ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CANCELLED}
 
@@ -101,6 +105,8 @@ class PrefectLauncher:
             return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=run.state.name in PERMANENT)
         if run.state.type in (StateType.RUNNING, StateType.CANCELLING):
             return Hint(PoolSays.ALIVE, message)
+        if run.state.name == QUEUED:  # in the pool's own queue, where its turn comes
+            return Hint(PoolSays.WAITING, message, queued=True)
         slots = self._queue.slots(run)
         if slots is None:
             return Hint(PoolSays.WAITING, message)

@@ -27,6 +27,7 @@ from crucible.placement.choice import (
     observed_mtbf_seconds,
     placements,
     planned_cost,
+    without_estimate,
 )
 from crucible.placement.overflow import OverflowPolicy
 from crucible.store import Store
@@ -52,7 +53,7 @@ def choose(store: Store, request: PlacementRequest) -> Choice:
     except ConfigError as error:
         if not request.may_go_without_estimate:
             raise ConfigError(f"pool: {error}") from error
-        return Choice(placements=[Placement(request.pool)])
+        return Choice(placements=[without_estimate(request.pool)])
     _require_budget(store, found, request)
     places = placements(found, per_pool=1)  # a pool chooses its machine itself: its sizes are not separate places
     if pools is not None:

@@ -22,7 +22,7 @@ from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.saving import SavePolicy
-from crucible.agent.sources import sources_of_this_machine
+from crucible.agent.sources import sources_of_this_machine, why_signalled
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
@@ -68,6 +68,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
         cwd=Path.cwd(),
         interrupts=(TerminationSignal, KeyboardInterrupt),
         on_interrupt=_stop_notice,
+        explain=why_signalled,
         heartbeat_seconds=heartbeat_seconds(job.root),
     )
     return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crucible.agent.cost_meter import CostMeter
-from crucible.agent.exit_classification import classify_exit, was_saved
+from crucible.agent.exit_classification import classify_exit, unexplained, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, numbers
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
@@ -337,6 +337,9 @@ class _AttemptRun:
 
     def _conclude(self) -> Outcome:
         self._read_metrics()
+        if unexplained(self.state, self.plan.launch.stop_at_step) and (notice := self.plan.explain()) is not None:
+            self.state = replace(self.state, notice=notice)
+            self.journal.notice(notice)
         reason, message = classify_exit(self.state, self.plan.launch.stop_at_step)
         if self.state.uncommitted is not None:
             self.journal.trouble("store", f"the last checkpoint could not be committed: {self.state.uncommitted}")

@@ -7,6 +7,9 @@ from crucible.contract import EXIT_SAVED
 from crucible.errors import LocalDiskError, MachineUnfit, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
 
+SIGNAL = "signal"
+"""The source of notices that know nothing but that this process got a signal."""
+
 
 def classify_exit(state: State, stop_at_step: int | None) -> tuple[EndReason, str]:
     """The reason why an attempt ended, and a sentence about it. `state` is that of an attempt that has ended."""
@@ -29,6 +32,16 @@ def classify_exit(state: State, stop_at_step: int | None) -> tuple[EndReason, st
     if end.end_reason is EndReason.INTERRUPTED and reached:
         return EndReason.PAUSED, f"trained to step {state.committed_step} as asked"
     return end.end_reason, end.message
+
+
+def unexplained(state: State, stop_at_step: int | None) -> bool:
+    """Whether the attempt was stopped from outside and only a signal has said so."""
+    if state.fenced is not None or state.failure is not None or (state.notice and state.notice.source != SIGNAL):
+        return False
+    if state.end is None:
+        return state.notice is not None
+    reached = stop_at_step is not None and state.committed_step >= stop_at_step
+    return state.end.end_reason in (EndReason.INTERRUPTED, EndReason.KILLED) and not reached
 
 
 def was_saved(state: State) -> bool:

@@ -120,6 +120,8 @@ class AttemptPlan:
     interrupts: tuple[type[BaseException], ...] = (KeyboardInterrupt,)
     """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""
     on_interrupt: Callable[[], Notice] = lambda: Notice("signal", "this process was asked to stop")
+    explain: Callable[[], Notice | None] = lambda: None
+    """Why the attempt was stopped, where only a signal has said so; asked once, at its end. May take some seconds."""
     heartbeat_seconds: float = 5.0
     look_seconds: float = 1.0
 

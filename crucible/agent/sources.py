@@ -10,8 +10,12 @@ from pathlib import Path
 from crucible.agent.notices import Notice, NoticeSource
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.contract import DEFAULT_STOP_GRACE_SECONDS, StopReason, Variable
+from crucible.jobs.records import EndReason
 
 LIFETIME_MARGIN_SECONDS = 120.0
+EXPLANATION_SECONDS = 3.0
+PERSON = "person"
+"""The source of stop requests after which there is to be no further attempt."""
 
 
 class StopFile:
@@ -26,7 +30,8 @@ class StopFile:
     def poll(self) -> Notice | None:
         try:
             request = StopReason.read(self.path)
-            return Notice(request.source, request.reason, request.deadline)
+            end_reason = EndReason.CANCELLED if request.source == PERSON else EndReason.INTERRUPTED
+            return Notice(request.source, request.reason, request.deadline, end_reason=end_reason)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -35,6 +40,13 @@ class StopFile:
             except OSError:
                 return None
             return Notice("container", f"the container was asked to stop; the stop file is damaged: {error}", deadline)
+
+    def wait(self, seconds: float) -> Notice | None:
+        """The notice, as soon as it is there; None if it does not come within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while (notice := self.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return notice
 
 
 class MachineLifetime:
@@ -55,5 +67,17 @@ def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list
     if path := environment.get(Variable.STOP_FILE):
         sources.append(StopFile(Path(path)))
     if ends_at := environment.get(Variable.MACHINE_ENDS_AT):
-        sources.append(MachineLifetime(float(ends_at)))
+        margin = environment.get(Variable.LIFETIME_MARGIN_SECONDS) or LIFETIME_MARGIN_SECONDS
+        sources.append(MachineLifetime(float(ends_at), float(margin)))
     return sources
+
+
+def why_signalled(environment: Mapping[str, str] = os.environ) -> Notice | None:
+    """Why the processes of this machine were signalled, where nobody has said so yet.
+
+    Slurm signals all of a job's processes at once, the workload among them, which may have saved and left before the
+    batch script has learned why and written the stop file.
+    """
+    if "SLURM_JOB_ID" not in environment or not (path := environment.get(Variable.STOP_FILE)):
+        return None
+    return StopFile(Path(path)).wait(EXPLANATION_SECONDS)

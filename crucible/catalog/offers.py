@@ -5,6 +5,7 @@ the values that are assumptions. Later tables override earlier ones, by pool and
 
     offers.csv                      shipped, in this package
     $CRUCIBLE_HOME/prices.csv       written by `crucible prices refresh`: prices only
+    $CRUCIBLE_HOME/clusters.csv     written by `crucible slurm setup`: your Slurm clusters
     $CRUCIBLE_HOME/offers.csv       your own, or the file given with --offers
 
 Your row needs `pool`, `instance` and `usd_per_hour`; what it leaves out comes from the shipped row of the same pool and
@@ -31,6 +32,9 @@ from crucible.settings import explain_validation_error
 STALE_AFTER_DAYS = 30
 OWN_POOLS = ("local", "docker-gpu")
 """Pools on your own machine: free, and described by inspecting the machine."""
+
+TRIED_ANYWAY = (*OWN_POOLS, "slurm")
+"""Pools that may be tried where nothing is known of their speed: they are free, or their price is yours to say."""
 
 Precision = Literal["float32", "float16", "bfloat16"]
 
@@ -119,7 +123,7 @@ def load_catalog(own_offers: Path | None = None) -> list[Offer]:
     """
     shipped = resources.files("crucible.catalog") / "offers.csv"
     offers = {offer.key: offer for offer in _read(shipped.read_text(encoding="utf-8"), "offers.csv", {})}
-    for file in (prices_file(), own_offers or crucible_home() / "offers.csv"):
+    for file in (prices_file(), cluster_offers_file(), own_offers or crucible_home() / "offers.csv"):
         try:
             text = file.read_text(encoding="utf-8-sig")
         except FileNotFoundError:
@@ -135,6 +139,11 @@ def load_catalog(own_offers: Path | None = None) -> list[Offer]:
 def prices_file() -> Path:
     """Where `crucible prices refresh` writes."""
     return crucible_home() / "prices.csv"
+
+
+def cluster_offers_file() -> Path:
+    """Where `crucible slurm setup` writes what it has found out."""
+    return crucible_home() / "clusters.csv"
 
 
 def add_prices(fresh: Iterable[Offer]) -> Path:

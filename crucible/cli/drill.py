@@ -25,7 +25,7 @@ def drill(
     kills: Annotated[int, typer.Option(min=1, help="How many times to interrupt the training.")] = 6,
     seed: Annotated[int, typer.Option(help="Decides which faults strike, in which order, at which steps.")] = 7,
     pool: Annotated[
-        str, typer.Option(help="Which pool to drill: local, docker-gpu, ec2-spot, ec2-on-demand or modal.")
+        str, typer.Option(help="Which pool to drill: local, docker-gpu, ec2-spot, ec2-on-demand, modal or slurm.")
     ] = "local",
     faults: Annotated[
         str, typer.Option(help="Only these faults, with commas, such as pause-agent,pause-in-start. Default: all.")
@@ -63,7 +63,7 @@ def drill(
     stage_of_pool = _stages().get(pool)
     if stage_of_pool is None:
         raise ConfigError(f"pool: {pool!r} cannot be drilled; choose {', '.join(_stages())}")
-    if s3 and pool not in ("local", "modal"):
+    if s3 and pool not in ("local", "modal", "slurm"):
         raise ConfigError(f"--s3: {pool} has a store of its own in the drill; leave the option out")
     if command and script is None:
         raise ConfigError("a command is only used with --script FOLDER")
@@ -117,12 +117,18 @@ def _stages() -> dict[str, Callable[[Path, bool], AbstractContextManager[Stage]]
 
         return modal_stage(folder, s3=s3)
 
+    def slurm(folder: Path, s3: bool) -> AbstractContextManager[Stage]:
+        from crucible.rehearsal.slurm.drill import slurm_stage
+
+        return slurm_stage(folder, s3=s3)
+
     return {
         "local": local,
         "docker-gpu": docker,
         "ec2-spot": ec2("ec2-spot"),
         "ec2-on-demand": ec2("ec2-on-demand"),
         "modal": modal,
+        "slurm": slurm,
     }
 
 

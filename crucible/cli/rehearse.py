@@ -1,4 +1,4 @@
-"""`crucible rehearse aws | fault`: the clouds on this laptop, left running for a person to try things on."""
+"""`crucible rehearse aws | slurm | fault`: the clouds on this laptop, left running for a person to try things on."""
 
 from __future__ import annotations
 
@@ -44,6 +44,35 @@ def aws(
                     typer.echo(f"{entry['seconds']:9.1f} s  {entry['message']}")
                 shown = len(timeline)
                 time.sleep(0.5)
+        except KeyboardInterrupt:
+            typer.echo("\nTaking it down.")
+
+
+@app.command()
+def slurm() -> None:
+    """Bring up a real Slurm of two nodes here, put its pool on your Prefect server, and run its worker.
+
+    Stays until Ctrl-C, and takes everything down again. Needs root, Debian's packages slurm-wlm and munge, and
+    `crucible up` before.
+    """
+    import signal
+
+    from crucible.rehearsal.slurm.cluster import PARTITION, URGENT
+    from crucible.rehearsal.slurm.session import rehearsed_slurm
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # taken down as by Ctrl-C, the worker included
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with rehearsed_slurm(typer.echo) as cluster:
+        typer.echo("\nIn another terminal:")
+        for name, value in cluster.environment.items():
+            typer.echo(f"  export {name}={value}")
+        typer.echo("  prefect deployment run train-nanogpt --param pool=slurm")
+        typer.echo("  squeue                                  # its batch job; scancel ID cancels it")
+        typer.echo(
+            f"  sbatch --partition={URGENT} --exclusive --nodes=2 --wrap 'sleep 5'   # preempts what {PARTITION} runs\n"
+        )
+        try:
+            signal.pause()
         except KeyboardInterrupt:
             typer.echo("\nTaking it down.")
 

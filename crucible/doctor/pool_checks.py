@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -85,6 +86,24 @@ def modal() -> Check:
     return _with_way_back(check, str(config.get("server_url"))) if check.ready else check
 
 
+def slurm() -> Check:
+    """Slurm's commands here; a pool with a login node has them there, which its worker checks."""
+    checked = _with_worker(Check("slurm", True, "Slurm's commands", local=False))
+    if not checked.ready or shutil.which("sbatch") or _setting("slurm", "login_node"):
+        return checked
+    fix = "run the worker where sbatch works, or: crucible slurm setup --login-node user@host"
+    return replace(checked, ready=False, found="sbatch is not on this machine", fix=fix)
+
+
+def _setting(pool: str, name: str) -> Any:
+    """A setting that the pool was given when it was made."""
+    from crucible.pools.common.offered import settings_of
+
+    with access.connect_here(seconds=ANSWER_SECONDS) as api:
+        found = api.get(f"/work_pools/{pool}").raise_for_status().json()
+    return settings_of(found["base_job_template"]).get(name)
+
+
 def _with_way_back(check: Check, modal_url: str) -> Check:
     """Add whether a sandbox can reach the API under the address that the pool gives it, and strangers cannot."""
     from crucible.pools.common.reach import FIX, is_here, obstacle
@@ -110,7 +129,7 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
 
 def pools() -> list[Callable[[], Check]]:
     """The checks of all pools except `local`, which is ready when the checks of this machine are."""
-    return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal]
+    return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal, slurm]
 
 
 def local(machine: list[Check]) -> Check:

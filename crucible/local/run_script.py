@@ -19,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from crucible.catalog.offers import OWN_POOLS
+from crucible.catalog.offers import TRIED_ANYWAY
 from crucible.code.command import check_command
 from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import Dependencies, find_dependencies
@@ -160,7 +160,7 @@ def open_store(api: httpx.Client, reference: str) -> Store:
 
 def require_reachable(store: Store, pool: str) -> None:
     """Raise `ConfigError` for a folder of this machine that a pool elsewhere cannot read."""
-    if pool not in OWN_POOLS and store.uri.startswith("file:"):
+    if pool not in TRIED_ANYWAY and store.uri.startswith("file:"):
         raise ConfigError(
             f"store: {store.uri} is a folder of this machine, which {pool} cannot reach; give an s3:// store, such as "
             "--store aws after crucible aws up"

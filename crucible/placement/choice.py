@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pydantic import BaseModel, ConfigDict, Field
 
 from crucible.billing.costs import skipping_damage
-from crucible.catalog.offers import OWN_POOLS
+from crucible.catalog.offers import OWN_POOLS, TRIED_ANYWAY, load_catalog
 from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
@@ -58,8 +58,10 @@ class PlacementRequest(BaseModel):
 
     @property
     def may_go_without_estimate(self) -> bool:
-        """Your own machine can be tried even if the catalog cannot judge it, unless limits need the estimate."""
-        return self.pool in OWN_POOLS and self.limits.max_cost_usd is None and self.finish_by is None
+        """Your own machine or cluster can be tried even if the catalog cannot judge it, unless limits need the
+        estimate."""
+        capped = self.limits.max_cost_usd is not None and self.pool in OWN_POOLS
+        return self.pool in TRIED_ANYWAY and not capped and self.finish_by is None
 
     def ranking_preferences(self) -> Preferences:
         """`preferences` with what pool, cap and deadline add to them."""
@@ -113,6 +115,20 @@ def placements(recommendation: Recommendation, per_pool: int = 2, most: int = 6)
         if sum(other.estimate.offer.pool == pool for other in chosen) < per_pool and len(chosen) < most:
             chosen.append(entry)
     return [_placement(entry, place) for place, entry in enumerate(chosen)]
+
+
+def without_estimate(pool: str) -> Placement:
+    """The pool as the only place, at the price that the catalog has for it; 0 where it has none."""
+    offer = next((offer for offer in load_catalog() if offer.pool == pool and not offer.own_machine), None)
+    if offer is None:
+        return Placement(pool)
+    return Placement(
+        pool=pool,
+        instance=offer.instance,
+        usd_per_hour=offer.usd_per_hour,
+        mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
+        startup_seconds=offer.startup_seconds,
+    )
 
 
 def planned_cost(recommendation: Recommendation) -> PlannedCost:

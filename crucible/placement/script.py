@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import difflib
 
-from crucible.catalog.offers import OWN_POOLS, load_catalog
+from crucible.catalog.offers import TRIED_ANYWAY, load_catalog
 from crucible.errors import ConfigError
-from crucible.placement.choice import AUTO, FALLBACK, Choice
+from crucible.placement.choice import AUTO, FALLBACK, Choice, without_estimate
 from crucible.resources import Resources
 from crucible.supervision.retry_policy import Placement
 
@@ -22,9 +22,9 @@ def place_script(pool: str, wanted: Resources) -> Choice:
             "--script FILE --hours 3 --measured-on g5.xlarge compares machines by the hours that you state"
         )
     wanted.job_variables(pool)  # refuses what the pool cannot choose
-    if pool in OWN_POOLS:
-        return Choice(placements=[Placement(pool)])
-    known = dict.fromkeys((*OWN_POOLS, *(offer.pool for offer in load_catalog())))
+    if pool in TRIED_ANYWAY:
+        return Choice(placements=[without_estimate(pool)])
+    known = dict.fromkeys((*TRIED_ANYWAY, *(offer.pool for offer in load_catalog())))
     if pool not in known:
         near = difflib.get_close_matches(pool, known, n=1)
         fix = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"

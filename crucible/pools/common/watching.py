@@ -43,6 +43,8 @@ _UNMARKED_SECONDS = 120.0
 _SUBMITTING_SECONDS = 120.0
 _PAUSES_SECONDS = (1, 2, 5, 10, 30)
 _PAGE = 200
+QUEUED = "Queued"
+"""Name of the state, of type PENDING, of a run that waits in its pool's own queue; its turn comes."""
 EXPECTED = (CrucibleError, PrefectHTTPStatusError, ObjectNotFound, httpx.HTTPError)
 """What may fail while the server or the cloud is away; the next heartbeat tries again."""
 
@@ -54,6 +56,8 @@ class PoolFailure(CrucibleError):
     """
 
     state_name: ClassVar[str] = "Crashed"
+    cancels: ClassVar[bool] = False
+    """Whether a person wanted this end: the run is then cancelled."""
 
 
 class NothingRuns(PoolFailure):
@@ -227,6 +231,9 @@ class WatchingWorker(EventDrivenWorker, abc.ABC):
 
     async def give_up(self, flow_run: FlowRun, failure: CrucibleError) -> None:
         """End a run that came to nothing, with the failure's own name and message."""
+        if isinstance(failure, PoolFailure) and failure.cancels:
+            await self.set_state(flow_run.id, Cancelled(message=str(failure)))
+            return
         self.get_flow_run_logger(flow_run).error("%s", failure)
         name = failure.state_name if isinstance(failure, PoolFailure) else "Crashed"
         await self.set_state(flow_run.id, Crashed(name=name, message=str(failure)))

@@ -16,7 +16,7 @@ from crucible.rehearsal.drill.faults import NOTICE_SECONDS
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.rehearsal.modal.fake import FakeModal
 from crucible.rehearsal.modal.faults import modal_faults
-from crucible.rehearsal.modal.worker_process import WorkerProcess
+from crucible.rehearsal.worker_process import WorkerProcess
 
 STORE_SECRET = "store"
 IMAGE = "this-machine"
@@ -56,7 +56,7 @@ def modal_stage(folder: Path, *, s3: bool = False) -> Iterator[ModalStage]:
         modal.add_secret(STORE_SECRET, {k: v for k, v in local.environment.items() if k.startswith("AWS_")})
         local.crucible("modal", "pool", "--gpu", "L4", "--image", IMAGE, "--secret", STORE_SECRET)
         environment = {**local.environment, **modal.env}
-        worker = WorkerProcess(POOL, environment, local.home.log("modal-worker"))
+        worker = WorkerProcess(POOL, "modal", environment, local.home.log("modal-worker"))
         worker.start()
         try:
             faults = modal_faults(modal, worker, lambda seconds: _let_live(local.home, seconds))

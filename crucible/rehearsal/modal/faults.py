@@ -16,7 +16,7 @@ from crucible.rehearsal.drill.pauses import Wake, pauses
 from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.modal.cloud import SandboxView
 from crucible.rehearsal.modal.fake import FakeModal
-from crucible.rehearsal.modal.worker_process import WorkerProcess
+from crucible.rehearsal.worker_process import WorkerProcess
 
 SHORT_LIFE = 1.5
 """From the start of a short-lived sandbox to its notice, in times of what the one before needed to get to a commit."""

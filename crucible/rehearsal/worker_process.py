@@ -1,4 +1,4 @@
-"""The real `modal` worker as a process of its own, to be killed and started again."""
+"""A pool's real worker as a process of its own, to be killed and started again."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ _TIMEOUT_SECONDS = 30.0
 
 
 class WorkerProcess:
-    """`prefect worker start --type modal`, always under the same name, so that a new one knows its sandboxes."""
+    """`prefect worker start`, always under the same name, so that a new one knows what the one before has started."""
 
-    def __init__(self, pool: str, environment: Mapping[str, str], log: Path) -> None:
-        self._pool, self._environment, self._log = pool, dict(environment), log
+    def __init__(self, pool: str, kind: str, environment: Mapping[str, str], log: Path) -> None:
+        """`kind`: the worker's type."""
+        self._pool, self._kind, self._environment, self._log = pool, kind, dict(environment), log
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the worker unless it runs."""
         if self._process is not None and self._process.poll() is None:
             return
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", "modal", "--pool", self._pool]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--type", self._kind, "--pool", self._pool]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*command, "--name", f"{self._pool}-1"], env=self._environment, stdout=log, stderr=subprocess.STDOUT

@@ -1,0 +1,242 @@
+"""A Prefect worker of type `slurm`: every attempt of a flow run is a batch job on a Slurm cluster.
+
+    crucible slurm setup
+    prefect worker start --pool slurm --type slurm --name slurm-1
+
+The worker runs where `sbatch` works, or reaches such a login node over ssh. It needs no rights but yours and keeps no
+state: a job carries its attempt's name, so the next worker finds the jobs of one that died. The end of a job does not
+decide what it means for its work: the run gets a state that says what happened, and its supervisor looks at what was
+saved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import InfrastructureNotFound
+from prefect.states import Pending
+from prefect.workers.base import BaseWorker
+
+from crucible.pools.common.machines import Machine, MachineWorker
+from crucible.pools.common.watching import QUEUED, WatchingResult, age_seconds
+from crucible.pools.slurm.cluster import Cluster, Submission
+from crucible.pools.slurm.configuration import SlurmJobConfiguration, SlurmVariables, job_id_of, pid_of
+from crucible.pools.slurm.failures import (
+    ClusterUnreachable,
+    JobForgotten,
+    JobView,
+    NeverStarts,
+    NodeLost,
+    Preempted,
+    SlurmFailure,
+    TimeLimitReached,
+    failure_of,
+    waiting,
+)
+from crucible.pools.slurm.shell import Shell
+
+_LONGEST_PAUSE_SECONDS = 60.0
+_LOOKS_AFTER_SILENCE = 5
+_LOOK_AGAIN_SECONDS = 5.0
+
+
+class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariables, WatchingResult]):
+    """Runs flow runs as jobs of a Slurm cluster."""
+
+    type = "slurm"
+    job_configuration = SlurmJobConfiguration
+    job_configuration_variables = SlurmVariables
+    _description = "Run each flow run as a batch job on a Slurm cluster, with your own account there."
+    _display_name = "Slurm"
+    _documentation_url = "https://slurm.schedmd.com/sbatch.html"
+    _logo_url = "https://slurm.schedmd.com/slurm_logo.png"
+
+    noun = "Slurm job"
+    restartable = (Preempted, NodeLost, TimeLimitReached)
+
+    # What Prefect calls.
+
+    async def kill_infrastructure(
+        self, infrastructure_pid: str, configuration: SlurmJobConfiguration, grace_seconds: int = 30
+    ) -> None:
+        """Cancel a job; Slurm gives it KillWait seconds."""
+        cluster, job_id = cluster_of(configuration), job_id_of(infrastructure_pid)
+        job = await cluster.show(job_id)
+        if job is None or job.over:
+            raise InfrastructureNotFound(f"Slurm has no running job {job_id}")
+        await cluster.cancel(job_id)
+
+    async def start_machine(self, flow_run: FlowRun, configuration: SlurmJobConfiguration) -> SlurmJob:
+        """Submit the attempt's job, unless a worker that died has done it.
+
+        Raises:
+            SlurmFailure: there is none.
+        """
+        cluster, comment = cluster_of(configuration), self._comment(flow_run.id, flow_run.run_count)
+        wanted = Submission(
+            name=configuration.job_name(flow_run),
+            comment=comment,
+            options=configuration.options(),
+            script=configuration.script(),
+            environment={name: value for name, value in configuration.env.items() if value is not None},
+            workdir=configuration.workdir,
+            log_folder=configuration.log_folder,
+        )
+        job_id = await cluster.find(wanted.name, comment)
+        if job_id is None:
+            job_id = await self._submit(cluster, wanted)
+            self.get_flow_run_logger(flow_run).info("Submitted Slurm job %s", job_id)
+        return SlurmJob(self, flow_run, configuration, cluster, job_id)
+
+    async def _submit(self, cluster: Cluster, wanted: Submission) -> str:
+        try:
+            return await cluster.submit(wanted)
+        except ClusterUnreachable:
+            # The controller may have taken the job before the answer got lost.
+            for _ in range(_LOOKS_AFTER_SILENCE):
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+                with contextlib.suppress(ClusterUnreachable):
+                    if job_id := await cluster.find(wanted.name, wanted.comment):
+                        return job_id
+                    break
+            raise
+
+    # Recovery of what another worker left.
+
+    async def take_over(self, run: FlowRun) -> None:
+        """Watch a run's job from here on. Raises `JobForgotten` if there is none, and none is on record."""
+        configuration = await self.configuration_of(run)
+        cluster = cluster_of(configuration)
+        job_id, attempt = await self._job_of(run, cluster)
+        self.get_flow_run_logger(run).info("Worker %r watches Slurm job %s now", self.name, job_id)
+        await self.watch(run, attempt, configuration, SlurmJob(self, run, configuration, cluster, job_id))
+
+    async def _job_of(self, run: FlowRun, cluster: Cluster) -> tuple[str, int]:
+        """The newest job of a run, and the attempt it was submitted for."""
+        parsed = [(self._parsed(job.comment), job.id) for job in await cluster.list()]
+        mine = [(found[1], job_id) for found, job_id in parsed if found is not None and found[0] == run.id]
+        if mine:
+            attempt, job_id = max(mine, key=lambda entry: entry[0])
+            if run.infrastructure_pid != pid_of(job_id):
+                await self.client.update_flow_run(run.id, infrastructure_pid=pid_of(job_id))
+            return job_id, attempt
+        if run.infrastructure_pid:
+            return job_id_of(run.infrastructure_pid), max(0, run.run_count - 1)
+        raise JobForgotten("The worker died before there was a job")
+
+    async def end_abandoned(self, alive: set[UUID]) -> None:
+        """Cancel jobs of this pool whose run is over or was deleted."""
+        configuration = await self.configuration_of_pool()
+        cluster = cluster_of(configuration)
+        try:
+            jobs = await cluster.list("--states=PENDING,RUNNING,SUSPENDED,CONFIGURING")
+        except SlurmFailure as failure:
+            self._logger.debug("Could not list jobs: %s", failure)
+            return
+        for job in jobs:
+            found = self._parsed(job.comment)
+            if found is None or found[0] in alive or self.has_in_hand(found[0]):
+                continue
+            run = await self.read(found[0])
+            waits = run is not None and run.state is not None and not run.state.is_final()
+            if waits or (run is not None and age_seconds(run) < configuration.grace_seconds):
+                continue
+            self._logger.warning("Cancelling Slurm job %s: its flow run %s is over", job.id, found[0])
+            await cluster.cancel(job.id)
+
+    def _comment(self, flow_run_id: UUID, attempt: int) -> str:
+        """By which a job is found again. The pool's id keeps the jobs of several Prefect servers apart."""
+        return f"{flow_run_id}:{attempt}:{self.work_pool.id}"
+
+    def _parsed(self, comment: str) -> tuple[UUID, int] | None:
+        """Flow run and attempt of a job of this pool; None for every other job."""
+        run, _, rest = comment.partition(":")
+        attempt, _, pool = rest.partition(":")
+        if pool != str(self.work_pool.id) or not attempt.isdigit():
+            return None
+        try:
+            return UUID(run), int(attempt)
+        except ValueError:
+            return None
+
+    async def show_queued(self, flow_run: FlowRun, words: str) -> None:
+        """Let the run's state say why its job waits; only as long as it waits."""
+        run = await self.read(flow_run.id)
+        if run is None or run.state is None or not run.state.is_pending() or run.state.message == words:
+            return
+        await self.set_state(run.id, Pending(name=QUEUED, message=words), force=True)
+
+
+class SlurmJob(Machine):
+    """One batch job, from the queue to its end."""
+
+    def __init__(
+        self,
+        worker: SlurmWorker,
+        flow_run: FlowRun,
+        configuration: SlurmJobConfiguration,
+        cluster: Cluster,
+        job_id: str,
+    ) -> None:
+        self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
+        self._cluster = cluster
+        self.name, self.pid = job_id, pid_of(job_id)
+
+    async def end(self) -> SlurmFailure:
+        reason = ""
+        while True:
+            job = await self._show()
+            if job.over:
+                # An agent that was preempted has saved and left by itself: the run has its own final state then.
+                return failure_of(job, await self._cluster.last_output(job))
+            if job.pending and job.reason != reason:
+                reason = job.reason
+                why = waiting(reason)
+                if why.hopeless:
+                    await self._persist(lambda: self._cluster.cancel(self.name))
+                    return NeverStarts(f"Slurm job {self.name} would never start: {why.words} ({reason})")
+                await self._worker.show_queued(self._flow_run, f"Slurm job {self.name} is in the queue: {why.words}")
+            await asyncio.sleep(self._configuration.poll_seconds)
+
+    async def ask_to_stop(self, *, cancelled: bool) -> None:
+        job = await self._cluster.show(self.name)
+        if job is not None and job.pending:
+            await self._cluster.cancel(self.name)
+        elif job is not None and not job.over:
+            await self._cluster.signal_batch(self.name, "USR1" if cancelled else "TERM")
+
+    async def terminate(self) -> None:
+        await self._cluster.cancel(self.name)
+
+    async def _show(self) -> JobView:
+        """The job as it is now. Raises `JobForgotten`."""
+        job: JobView | None = await self._persist(lambda: self._cluster.show(self.name))
+        if job is None:
+            raise JobForgotten(
+                f"Slurm knows no job {self.name} any more; what was saved stands in the attempt's own record"
+            )
+        return job
+
+    async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """Ask until the cluster answers: a job goes on while the controller, or the way to it, is away."""
+        pause = self._configuration.poll_seconds
+        asked_before = False
+        while True:
+            try:
+                return await call()
+            except SlurmFailure as failure:
+                if not asked_before:
+                    self._worker.get_flow_run_logger(self._flow_run).warning("%s; the job goes on", failure)
+                asked_before = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+
+def cluster_of(configuration: SlurmJobConfiguration) -> Cluster:
+    """The cluster that a configuration names."""
+    return Cluster(Shell(configuration.login_node))
