@@ -4,7 +4,8 @@
     run = crucible.workload.accelerate.resume_or_start(accelerator)
 
 The position in the data is saved if the loaders were prepared with
-`DataLoaderConfiguration(use_stateful_dataloader=True)`.
+`DataLoaderConfiguration(use_stateful_dataloader=True)`. With shuffling, give `prepare` torchdata's
+`StatefulDataLoader`: torch's own `DataLoader` keeps its sampler, whose order is drawn anew when a run resumes.
 """
 
 from __future__ import annotations

@@ -1,0 +1,130 @@
+"""`resume_or_start` under torch.distributed, with a StatefulDataLoader and with Accelerate: exact after a kill."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from crucible import workload
+from crucible.contract import EXIT_SAVED, Variable, finished_folders
+from crucible.workload.folders import MODEL
+
+STEPS = 10
+ALONE = [Variable.CHECKPOINT_DIR, Variable.RESUME_FROM, Variable.METRICS_FILE, Variable.CONTROL_FILE]
+
+
+def train_on_rank(rank: int, folder: Path, number: int, stop_rank: int | None) -> None:
+    """One of two processes that average their gradients; `stop_rank` gets SIGTERM in its fifth step."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{number}", rank=rank, world_size=2)
+    torch.manual_seed(rank)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Dropout(0.2), torch.nn.Linear(8, 1))
+    for parameter in model.parameters():
+        dist.broadcast(parameter.data, 0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    run = workload.resume_or_start(model, optimizer, every_seconds=3600)
+    for step in run.steps(STEPS):
+        if step == 5 and rank == stop_rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()  # other data and other dropout in each process
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad)
+        optimizer.step()
+        run.maybe_save(step)
+    dist.destroy_process_group()
+
+
+def start(folder: Path, number: int, stop_rank: int | None) -> list[int | None]:
+    """The exit codes of both processes."""
+    folder.mkdir(exist_ok=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["torch", "torch.distributed", "crucible.workload", "tests.workload.test_distributed"]
+    )
+    processes = [context.Process(target=train_on_rank, args=(rank, folder, number, stop_rank)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=240)
+    return [process.exitcode for process in processes]
+
+
+def newest(folder: Path) -> Path:
+    return finished_folders(folder / "checkpoints")[-1]
+
+
+@pytest.fixture(autouse=True)
+def _by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ALONE:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert start(whole, 0, stop_rank=None) == [0, 0]
+    assert start(part, 0, stop_rank=1) == [EXIT_SAVED, EXIT_SAVED], "a signal to one stops both"
+    assert newest(part).name == "step-00000005"
+    assert start(part, 1, stop_rank=None) == [0, 0]
+    assert newest(part).name == newest(whole).name == f"step-{STEPS:08d}"
+    assert (newest(part) / MODEL).read_bytes() == (newest(whole) / MODEL).read_bytes()
+
+
+class Killed(Exception):
+    """The process ends without another word."""
+
+
+def train_with_loader(folder: Path, accelerated: bool, kill_at: int | None = None) -> list[float]:
+    """Over two epochs of a shuffled loader; returns the sum of each batch's inputs, in their order."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    torch.manual_seed(0)
+    inputs = torch.arange(48.0)[:, None]
+    model, seen = torch.nn.Linear(1, 1), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
+    loader: Any = StatefulDataLoader(torch.utils.data.TensorDataset(inputs), batch_size=8, shuffle=True)
+    if accelerated:
+        accelerate = pytest.importorskip("accelerate", reason="pip install 'crucible[examples]'")
+        from crucible.workload.accelerate import resume_or_start
+
+        loading = accelerate.DataLoaderConfiguration(use_stateful_dataloader=True)
+        accelerator = accelerate.Accelerator(cpu=True, dataloader_config=loading)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+        run = resume_or_start(accelerator, folder=folder, every_seconds=1e-9)
+    else:
+        run = workload.resume_or_start(model, optimizer, loader, folder=folder, every_seconds=1e-9)
+    batches = iter(loader)
+    for step in run.steps(12):
+        batch = next(batches, None)
+        if batch is None:  # the next epoch
+            batches = iter(loader)
+            batch = next(batches)
+        seen.append(float(batch[0].sum()))
+        optimizer.zero_grad()
+        model(batch[0]).square().mean().backward()
+        optimizer.step()
+        run.maybe_save(step)
+        if step == kill_at:
+            run.close()
+            raise Killed(seen)
+    return seen
+
+
+@pytest.mark.parametrize("accelerated", [False, True], ids=["torchdata", "accelerate"])
+def test_the_position_in_the_data_is_saved(tmp_path: Path, accelerated: bool) -> None:
+    pytest.importorskip("torchdata", reason="pip install 'crucible[examples]'")
+    whole = train_with_loader(tmp_path / "whole", accelerated)
+    with pytest.raises(Killed) as killed:
+        train_with_loader(tmp_path / "part", accelerated, kill_at=4)
+    assert killed.value.args[0] + train_with_loader(tmp_path / "part", accelerated) == whole
+    ends = [finished_folders(tmp_path / name)[-1] / MODEL for name in ("whole", "part")]
+    assert ends[0].read_bytes() == ends[1].read_bytes()
