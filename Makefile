@@ -22,6 +22,32 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
 
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-slow: the soak tests and long drills
+# make bench        the figures of the README; make drill: prove recovery on this machine
+# make upgrade-check  try the newest Prefect 3 in a scratch environment, and print what breaks
+# make clean        remove what these made, the installed environment included
+
+VENV := .venv
+BIN := $(VENV)/bin
+# pip would compile what it installs on one core, and also what nobody imports. setuptools would warn of what an editable
+# installation always is.
+INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
+# Many of the long tests wait for other processes, so four at once pay even on two cores.
+PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
+
+# Set in many images of containers: each process would compile this project again.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: quickstart test test-slow lint style types bench drill upgrade-check clean
+
+quickstart: $(VENV)/installed
+	@$(BIN)/crucible quickstart
+
 # mypy takes one core for a minute or two, so the tests start beside it.
 test: style
 	$(BIN)/mypy & types=$$!; \

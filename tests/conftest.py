@@ -176,8 +176,17 @@ def _deliver_to(server: PrefectServer) -> None:
         APILogWorker.drain_all(timeout=20)
 
 
+@pytest.fixture(scope="module")
+def _events_of_this_file() -> None:
+    """Prefect's sender of events keeps the server that was set when it began: a file before this one may have had its
+    own. It is dropped, and the next event starts another one."""
+    from prefect.events.worker import EventsWorker
+
+    EventsWorker.drain_all(timeout=1)
+
+
 @pytest.fixture
-def prefect_api(prefect_server: PrefectServer) -> Iterator[str]:
+def prefect_api(prefect_server: PrefectServer, _events_of_this_file: None) -> Iterator[str]:
     """Point Prefect in this process (`get_client()`, flows called directly) at the shared server."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 

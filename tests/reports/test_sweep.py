@@ -38,7 +38,7 @@ def test_the_page_has_the_leaderboard_the_best_config_and_what_it_cost(sweep: Sw
 
 def test_a_sweep_that_measured_nothing_has_a_page_without_a_picture(store: Store) -> None:
     page = sweep_report(new_sweep(store, "new"), [])
-    assert "0 of 8 trials" in page
+    assert "0 of 4 trials" in page
     assert "data:image" not in page
 
 
