@@ -17,7 +17,7 @@ BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory est
 # Set in many images of containers: each process would compile this project again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow lint style types bench drill upgrade-check clean
+.PHONY: quickstart test test-slow lint bench drill upgrade-check clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
@@ -25,48 +25,14 @@ quickstart: $(VENV)/installed
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-slow: the soak tests and long drills
-# make bench        the figures of the README; make drill: prove recovery on this machine
-# make upgrade-check  try the newest Prefect 3 in a scratch environment, and print what breaks
-# make clean        remove what these made, the installed environment included
-
-VENV := .venv
-BIN := $(VENV)/bin
-# pip would compile what it installs on one core, and also what nobody imports. setuptools would warn of what an editable
-# installation always is.
-INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
-COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
-# Many of the long tests wait for other processes, so four at once pay even on two cores.
-PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
-BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory estimate_accuracy modal_first_step sweeps
-
-# Set in many images of containers: each process would compile this project again.
-unexport PYTHONDONTWRITEBYTECODE
-
-.PHONY: quickstart test test-slow lint style types bench drill upgrade-check clean
-
-quickstart: $(VENV)/installed
-	@$(BIN)/crucible quickstart
-
-# mypy takes one core for a minute or two, so the tests start beside it.
-test: style
-	$(BIN)/mypy & types=$$!; \
-	    $(PYTEST) -m "not slow"; tests=$$?; \
-	    wait $$types || { echo "error: mypy found something, see above" >&2; exit 1; }; \
-	    exit $$tests
-
 test-slow: $(VENV)/installed-dev
 	$(PYTEST) -m slow --timeout 3600
 
-lint: style types
-
-style: $(VENV)/installed-dev
+lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-logo
-
-types: $(VENV)/installed-dev
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/installed-dev
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
