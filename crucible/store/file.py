@@ -45,7 +45,8 @@ class FileStore(Store):
             try:
                 self._place(staged, key, os.link)
             except FileExistsError:
-                with self._open(key) as file:
+                same = False
+                with suppress(FileNotFoundError), self._open(key) as file:  # deleted since: it was there all the same
                     same = file.read() == data
                 if not same:
                     raise ObjectExists(f"{self.uri}/{key} already exists") from None

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
@@ -148,6 +149,22 @@ def test_create_is_refused_when_something_else_is_there(place: Store) -> None:
     with pytest.raises(ObjectExists, match=r"claim\.json already exists"):
         place.create("claim.json", b"yours")
     assert place.read("claim.json") == b"mine"
+
+
+def test_an_object_that_is_deleted_while_another_one_is_created_was_there_all_the_same(
+    place: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.create("number.json", b"first")
+    name = "_open" if hasattr(place, "_open") else "read"  # how each looks at what is there
+    look: Callable[[Store, str], Any] = getattr(type(place), name)
+
+    def after_the_delete(store: Store, key: str) -> Any:
+        store.delete(key)
+        return look(store, key)
+
+    monkeypatch.setattr(type(place), name, after_the_delete)
+    with pytest.raises(ObjectExists):
+        place.create("number.json", b"second")
 
 
 def test_create_has_exactly_one_winner(place: Store) -> None:
