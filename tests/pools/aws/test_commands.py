@@ -47,6 +47,7 @@ def test_a_stack_is_planned_made_looked_at_and_taken_down() -> None:
     made = run("up", *options, "--yes")
     assert made.exit_code == 0, made.output
     assert "CREATE_COMPLETE" in made.output
+    assert "crucible up" in made.output  # no Prefect server is selected here, and that is said
     again = run("up", "--stack", "typed", "--max-spot", "3", "--yes")
     assert "~ SpotGroup" in again.output
     assert "0 to add, 1 to change, 0 to remove" in again.output

@@ -120,7 +120,7 @@ def _of(run: FlowRun, views: list[SandboxView]) -> list[SandboxView]:
     return [view for view in views if view.tags.get("prefect-flow-run-id") == str(run.id)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its setting of Prefect's address must not reach other files of this process
 def modal_pool(prefect_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """One stand-in, one pool and one worker for all tests: each of them takes seconds to start."""
     name = "modal-tests"
