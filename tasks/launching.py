@@ -8,11 +8,9 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Cancelling
 
-from crucible.errors import ServiceError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
@@ -21,6 +19,7 @@ from crucible.pools.modal import failures as modal
 from crucible.pools.slurm import failures as slurm
 from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, PoolSays
+from tasks.deployment_runs import start_run
 from tasks.job_variables import given_for
 from tasks.queues import AttemptQueue
 
@@ -58,26 +57,19 @@ class PrefectLauncher:
             tags.append(f"instance:{launch.instance}")
         if self.owner:
             tags.append(f"owner:{self.owner}")
-        try:
-            run = run_deployment(
-                deployment,
-                parameters={"job": job.job_id, "attempt": launch.number, "store": self.store},
-                flow_run_name=f"{job.job_id}-attempt-{launch.number}",
-                tags=tags,
-                idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
-                job_variables=self._job_variables(job, launch),
-                timeout=0,
-                # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
-                as_subflow=False,
-            )
-        except ObjectNotFound as error:
-            raise ServiceError(
-                f"pool: there is no deployment {deployment!r} on this server; `crucible up` deploys the pools that are "
-                f"ready, `crucible doctor` says what the others need"
-            ) from error
-        except (httpx.HTTPError, PrefectException) as error:
-            raise ServiceError(f"the Prefect server did not start the attempt: {error}") from error
-        assert isinstance(run, FlowRun)
+        run = start_run(
+            deployment,
+            missing=f"pool: there is no deployment {deployment!r} on this server; `crucible up` deploys the pools that "
+            f"are ready, `crucible doctor` says what the others need",
+            what="the attempt",
+            parameters={"job": job.job_id, "attempt": launch.number, "store": self.store},
+            flow_run_name=f"{job.job_id}-attempt-{launch.number}",
+            tags=tags,
+            idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
+            job_variables=self._job_variables(job, launch),
+            # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
+            as_subflow=False,
+        )
         self._runs[launch.number] = run
         self._queue.keep_supervisors_out(run)
 

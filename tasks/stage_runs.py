@@ -8,14 +8,14 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.errors import ServiceError
 from crucible.jobs.records import JobSpec
 from crucible.resources import Resources
+from tasks.deployment_runs import start_run
 from tasks.observing import job_tags
 
 TRIES = 3
@@ -48,25 +48,17 @@ def run_stage(stage: str, pool: str, spec: JobSpec, parameters: dict[str, Any], 
 def _start(
     stage: str, pool: str, spec: JobSpec, parameters: dict[str, Any], wanted: Resources, attempt: int
 ) -> FlowRun:
-    try:
-        run = run_deployment(
-            f"{stage}/{pool}",
-            parameters=parameters,
-            flow_run_name=f"{spec.job_id}-{stage}",
-            tags=[*job_tags(spec), f"stage:{stage}", f"pool:{pool}"],
-            idempotency_key=f"{flow_run.id}/{stage}/{attempt}",
-            job_variables=wanted.job_variables(pool),
-            timeout=0,
-        )
-    except ObjectNotFound as error:
-        raise ServiceError(
-            f"{stage}_pool: there is no deployment {stage}/{pool} on this server; run `crucible up`, and the command "
-            f"that set the pool up again"
-        ) from error
-    except (httpx.HTTPError, PrefectException) as error:
-        raise ServiceError(f"the Prefect server did not start {stage} on {pool}: {error}") from error
-    assert isinstance(run, FlowRun)
-    return run
+    return start_run(
+        f"{stage}/{pool}",
+        missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; run `crucible up`, and the "
+        f"command that set the pool up again",
+        what=f"{stage} on {pool}",
+        parameters=parameters,
+        flow_run_name=f"{spec.job_id}-{stage}",
+        tags=[*job_tags(spec), f"stage:{stage}", f"pool:{pool}"],
+        idempotency_key=f"{flow_run.id}/{stage}/{attempt}",
+        job_variables=wanted.job_variables(pool),
+    )
 
 
 def _wait(run: FlowRun) -> State:

@@ -53,7 +53,7 @@ def run(
 ) -> None:
     """Run a training script of your own, in a copy of its folder, on any pool."""
     from crucible.local import access
-    from crucible.local.run_script import open_store, plan_run, require_ready, start_run
+    from crucible.local.run_script import plan_run
 
     given: dict[str, Any] = {
         "command": command,
@@ -79,10 +79,7 @@ def run(
             print_json({"job": planned.job, "code": planned.packed.record.digest, **planned.parameters()})
         return
     with access.connect_here() as api:
-        require_ready(api, planned)
-        flow_run = start_run(api, planned, lambda line: typer.echo(line, err=True))
-        opened = open_store(api, config.store)
-        typer.echo(f"started   {planned.job}, flow run {flow_run}{options.ui_page(api, flow_run)}", err=True)
+        flow_run, opened = options.start(api, planned, config.store)
         if not follow:
             typer.echo(f"detached  follow it: crucible jobs show {planned.job}", err=True)
             if as_json:

@@ -13,6 +13,7 @@ from crucible.formatting import counted, size
 if TYPE_CHECKING:
     from crucible.local.run_script import ScriptRun
     from crucible.run_config import RunConfig
+    from crucible.store import Store
 
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="-- COMMAND…", help="What to run; without it, crucible.yaml's command.")
@@ -167,6 +168,20 @@ def _saves(planned: ScriptRun) -> str:
         return f"nothing before its end, unless it uses crucible.workload (checkpoint: names what it saves){kept}"
     resume = f", restarted with {' '.join(planned.script.resume)}" if planned.script.resume else ""
     return f"{planned.script.checkpoint.path}{resume}"
+
+
+def start(api: Any, planned: ScriptRun, store: str) -> tuple[str, Store]:
+    """Start its flow run, and print where to watch it; returns the run's id and the opened store.
+
+    Raises `CrucibleError` where its pool, its secrets or the server are not ready.
+    """
+    from crucible.local.run_script import open_store, require_ready, start_run
+
+    require_ready(api, planned)
+    flow_run = start_run(api, planned, lambda line: typer.echo(line, err=True))
+    opened = open_store(api, store)
+    typer.echo(f"started   {planned.job}, flow run {flow_run}{ui_page(api, flow_run)}", err=True)
+    return flow_run, opened
 
 
 def ui_page(api: Any, flow_run: str) -> str:

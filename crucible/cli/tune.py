@@ -61,7 +61,6 @@ def tune(
 ) -> None:
     """Search for the best arguments of a training script: each {name} of the space in its command gets a value."""
     from crucible.local import access
-    from crucible.local.run_script import open_store, require_ready, start_run
     from crucible.local.tune_script import plan_sweep
 
     search = {
@@ -98,10 +97,7 @@ def tune(
             print_json({"sweep": planned.job, "code": planned.packed.record.digest, **planned.parameters()})
         return
     with access.connect_here() as api:
-        require_ready(api, planned)
-        flow_run = start_run(api, planned, lambda line: typer.echo(line, err=True))
-        opened = open_store(api, config.store)
-        typer.echo(f"started   {planned.job}, flow run {flow_run}{options.ui_page(api, flow_run)}", err=True)
+        flow_run, opened = options.start(api, planned, config.store)
         if not follow:
             typer.echo(f"detached  follow it: crucible sweeps show {planned.job}", err=True)
             if as_json:

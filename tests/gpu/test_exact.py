@@ -8,27 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.gpu import KILLED
 from benchmarks.killed_run import train
-from crucible.config import TrainConfig
 from crucible.training.data import Dataset
 from crucible.training.trainer import Trainer
 
-CONFIG = TrainConfig(
-    n_layer=4,
-    n_head=4,
-    n_embd=256,
-    block_size=1024,
-    max_iters=300,
-    warmup_iters=20,
-    eval_interval=100,
-    eval_iters=2,
-    log_interval=1,
-    checkpoint_interval_seconds=1.0,
-    compile=True,
-    device="cuda",
-    exact="required",
-    chunked_loss="on",
-)
+CONFIG = KILLED.with_overrides({"eval_interval": 100, "eval_iters": 2})
 
 
 @pytest.mark.parametrize("rows", [8, 48])

@@ -16,7 +16,7 @@ from prefect.states import Completed, Crashed, Failed
 from crucible.errors import ServiceError
 from crucible.jobs.records import JobSpec
 from crucible.resources import Resources
-from tasks import stage_runs
+from tasks import deployment_runs, stage_runs
 from tests.supervision.deployed import deployed_run
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -34,7 +34,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]
             with get_client(sync_client=True) as client:
                 return client.read_flow_run(uuid.UUID(deployed_run(left.pop(0))))
 
-        monkeypatch.setattr(stage_runs, "run_deployment", start)
+        monkeypatch.setattr(deployment_runs, "run_deployment", start)
         return asked
 
     monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(info=print, warning=print))
