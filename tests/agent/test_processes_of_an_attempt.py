@@ -23,15 +23,9 @@ from crucible.jobs.records import EndReason
 from tests.agent.harness import scripted
 from tests.agent.runner import PROJECT, alive, python
 from tests.faults.small_jobs import launched
+from tests.waiting import until
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to its parent")
-
-
-def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 @pytest.fixture

@@ -16,21 +16,22 @@ from crucible.rehearsal.drill.pauses import pauses
 from crucible.rehearsal.drill.scene import Scene
 from crucible.store import Store
 from tests.faults.small_jobs import claimed, new_job, running
+from tests.waiting import until
 
 
 def test_a_frozen_container_stands_still_as_a_whole_and_goes_on(tmp_path: Path) -> None:
-    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
-    container = Container("c", [sys.executable, "-c", script], {}, tmp_path, tmp_path / "log")
+    child = "import time; print(flush=True); time.sleep(600)"
+    script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    container = Container("c", [sys.executable, "-c", script], {}, tmp_path, log := tmp_path / "log")
     try:
         first = psutil.Process(container.pid)
-        while not (children := first.children()):
-            pass
+        until(lambda: log.exists() and log.read_bytes())  # before it, the first process waits for its child in vfork
+        everything = [first, *first.children()]
+        assert len(everything) == 2
         container.freeze()
-        while not all(process.status() == psutil.STATUS_STOPPED for process in (first, *children)):
-            pass
+        until(lambda: all(process.status() == psutil.STATUS_STOPPED for process in everything))
         container.thaw()
-        while any(process.status() == psutil.STATUS_STOPPED for process in (first, *children)):
-            pass
+        until(lambda: not any(process.status() == psutil.STATUS_STOPPED for process in everything))
     finally:
         container.kill()
 

@@ -6,8 +6,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tests.agent.harness import newest
 from tests.agent.runner import QUICK, ProcessPool, Silent, alive, python
 from tests.agent.scripted import weights_after
 from tests.faults.small_jobs import new_job
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -35,14 +35,6 @@ def scratch(tmp_path: Path) -> Path:
     folder = tmp_path / "pool"
     folder.mkdir()
     return folder
-
-
-def until(holds: Callable[[], object], seconds: float = 120.0) -> None:
-    """Wait until it holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def commits_of(job: Job) -> int:

@@ -95,13 +95,17 @@ write_stop() {{  # source, reason, seconds until SIGKILL
     mv "$work/stop.partial" "${stop_file}"
 }}
 explain() {{
-  case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) in
-  *PreemptTime=[0-9]*) write_stop slurm "Slurm preempts job $SLURM_JOB_ID" {preemption} ;;
-  *Reason=TimeLimit*|*JobState=TIMEOUT*) write_stop slurm "Slurm job $SLURM_JOB_ID reached its time limit" {kill} ;;
-  *JobState=COMPLETING*|*JobState=CANCELLED*)
-    write_stop person "Slurm job $SLURM_JOB_ID was cancelled with scancel" {kill} ;;
-  *) write_stop slurm "Slurm job $SLURM_JOB_ID was asked to stop" {grace} ;;
-  esac
+  for pause in 0 1 1; do  # a busy controller answers late, or not at once
+    sleep $pause
+    case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) in
+    *PreemptTime=[0-9]*) write_stop slurm "Slurm preempts job $SLURM_JOB_ID" {preemption}; return ;;
+    *Reason=TimeLimit*|*JobState=TIMEOUT*)
+      write_stop slurm "Slurm job $SLURM_JOB_ID reached its time limit" {kill}; return ;;
+    *JobState=COMPLETING*|*JobState=CANCELLED*)
+      write_stop person "Slurm job $SLURM_JOB_ID was cancelled with scancel" {kill}; return ;;
+    esac
+  done
+  write_stop slurm "Slurm job $SLURM_JOB_ID was asked to stop" {grace}
 }}
 trap explain TERM
 trap 'write_stop person "cancelled in Prefect" {grace}' USR1
