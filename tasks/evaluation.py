@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
 
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import Checkpoints
@@ -27,10 +26,11 @@ from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import CheckpointError, ConfigError, CrucibleError
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
+from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports import Metrics, loss_curve, summarise
 from crucible.reports.evaluation import EVALUATION, evaluation_page
 from crucible.reports.picture import data_uri
-from tasks.reporting import artifact_key, publish_report
+from tasks.reporting import JobReport, artifact_key
 from tasks.retries import NETWORK_RETRIES, quoted
 
 PARALLEL_UPLOADS = 4
@@ -64,12 +64,9 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
         data = fetch_data(quoted(job))
         out = measure(quoted(job), folders, data, work, wanted)
         evaluation = publish_model(quoted(job), out)
-    create_markdown_artifact(
-        evaluation_page(evaluation, data_uri(_curve(job))),
-        key=artifact_key("evaluation", job.job_id),
-        description=f"Evaluation of job {job.job_id}",
-    )
-    publish_report(job)
+    page = LiveArtifact(artifact_key("evaluation", job.job_id), "markdown")
+    page.publish(evaluation_page(evaluation, data_uri(_curve(job))), f"Evaluation of job {job.job_id}")
+    JobReport(job, moves=False).publish()
     return evaluation
 
 

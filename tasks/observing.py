@@ -15,7 +15,6 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException
@@ -27,8 +26,8 @@ from crucible.errors import RecordDamaged, StoreError
 from crucible.formatting import counted, money
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Heartbeat, JobSpec
-from crucible.reports import Metrics
-from tasks.reporting import artifact_key, publish_report
+from crucible.prefect_compat.live_artifacts import LiveArtifact
+from tasks.reporting import JobReport, artifact_key
 
 BURST_LINES = 60
 LINES_PER_SECOND = 0.5
@@ -128,7 +127,7 @@ class AttemptObserver:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
         self._limit = LineLimit()
         self._progress_due = Throttle(PROGRESS_SECONDS)
-        self._progress_id: UUID | None = None
+        self._progress = LiveArtifact(artifact_key("progress", job.job_id), "progress")
         self._spent_before: float | None = None
         self._first_beat: Heartbeat | None = None
 
@@ -165,12 +164,7 @@ class AttemptObserver:
         if "train_loss" in heartbeat.metrics:
             text += f", loss {heartbeat.metrics['train_loss']:.4f}"
         text += self._money(heartbeat)
-        if self._progress_id is None:
-            key = artifact_key("progress", self.job.job_id)
-            created = create_progress_artifact(percent, key=key, description=text)
-            self._progress_id = created if isinstance(created, UUID) else None
-        else:
-            update_progress_artifact(self._progress_id, percent, description=text)
+        self._progress.publish(percent, text)
 
     def _money(self, heartbeat: Heartbeat) -> str:
         """The job's cost so far, and to the end at this attempt's price and speed; nothing where it is free."""
@@ -216,7 +210,7 @@ class JobListener:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
         self._report_due = Throttle(REPORT_SECONDS, clock)
-        self._metrics: dict[str, Metrics] = {}
+        self._reports: dict[str, JobReport] = {}
 
     def changed(self, job: Job, message: str) -> None:
         self._logger.info(message)
@@ -235,4 +229,4 @@ class JobListener:
 
     def _publish(self, job: Job) -> None:
         with suppress(*UNAVAILABLE):
-            publish_report(job, self._metrics.setdefault(job.job_id, Metrics(job)))
+            self._reports.setdefault(job.job_id, JobReport(job)).publish()

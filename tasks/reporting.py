@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from prefect.artifacts import create_markdown_artifact
-
 from crucible.jobs.job import Job
+from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports import Metrics, job_report
 
 
@@ -15,12 +14,13 @@ def artifact_key(kind: str, job_id: str) -> str:
     return f"{kind}-{job_id}".lower().replace("_", "-").replace(".", "-")
 
 
-def publish_report(job: Job, metrics: Metrics | None = None) -> UUID | None:
-    """Publish the report under the job's constant key, whose history keeps the earlier ones.
+class JobReport:
+    """A job's report under the job's constant key; kept for the life of a process, it reads again only what is new."""
 
-    One `metrics` for the life of a process spares reading again what was read before.
-    """
-    created = create_markdown_artifact(
-        job_report(job, metrics), key=artifact_key("job", job.job_id), description=f"Report of job {job.job_id}"
-    )
-    return created if isinstance(created, UUID) else None
+    def __init__(self, job: Job, moves: bool = True) -> None:
+        self._job, self._metrics = job, Metrics(job)
+        self._artifact = LiveArtifact(artifact_key("job", job.job_id), "markdown", moves)
+
+    def publish(self) -> UUID:
+        """Show the job as it is now; returns the artifact's id. Raises what store and Prefect client raise."""
+        return self._artifact.publish(job_report(self._job, self._metrics), f"Report of job {self._job.job_id}")

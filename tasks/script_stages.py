@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from prefect.artifacts import create_table_artifact
 from prefect.exceptions import TerminationSignal
 
 from crucible.jobs.job import Job
@@ -20,6 +19,7 @@ from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
+from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.resources import Resources
 from crucible.script_config import Stage
 from crucible.supervision.supervisor import Supervision
@@ -149,6 +149,5 @@ def _publish_comparison(trained: Job, evaluations: Sequence[Job]) -> None:
             }
         )
     with suppress(*UNAVAILABLE):
-        create_table_artifact(
-            rows, artifact_key("evaluations", trained.job_id), f"Evaluations of {trained.job_id}, side by side"
-        )
+        table = LiveArtifact(artifact_key("evaluations", trained.job_id), "table")
+        table.publish(rows, f"Evaluations of {trained.job_id}, side by side")

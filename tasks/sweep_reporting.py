@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from uuid import UUID
-
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
-from prefect.client.orchestration import get_client
-from prefect.client.schemas.actions import ArtifactUpdate
 
 from crucible.errors import StoreError
+from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports.sweep import MOST_ROWS, Curves, sweep_report
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial
@@ -25,14 +20,14 @@ SHARE = 0.05
 
 
 class SweepBoard:
-    """Publishes a sweep under two constant keys; each artifact is made once and then updated."""
+    """Publishes a sweep under two constant keys; of each artifact there is one version."""
 
     def __init__(self, sweep: Sweep, clock: Callable[[], float] = time.monotonic) -> None:
         self._sweep, self._clock = sweep, clock
         self._curves = Curves(sweep)
         self._began, self._next = clock(), 0.0
-        self._table: UUID | None = None
-        self._page: UUID | None = None
+        self._table = LiveArtifact(artifact_key("leaderboard", sweep.sweep_id), "table")
+        self._page = LiveArtifact(artifact_key("sweep", sweep.sweep_id), "markdown")
 
     @property
     def due(self) -> bool:
@@ -48,19 +43,6 @@ class SweepBoard:
         self._next = self._clock() + max(LEAST_SECONDS, SHARE * (self._clock() - self._began))
 
     def _show(self, ranked: Sequence[Trial]) -> None:
-        name = self._sweep.sweep_id
-        table = self._sweep.leaderboard(ranked[:MOST_ROWS])
+        self._table.publish(self._sweep.leaderboard(ranked[:MOST_ROWS]), f"Leaderboard of sweep {self._sweep.sweep_id}")
         page = sweep_report(self._sweep, ranked, self._curves)
-        if self._table is None or self._page is None:
-            self._table = _made(
-                create_table_artifact(table, artifact_key("leaderboard", name), f"Leaderboard of sweep {name}")
-            )
-            self._page = _made(create_markdown_artifact(page, artifact_key("sweep", name), f"Report of sweep {name}"))
-            return
-        with get_client(sync_client=True) as client:
-            client.update_artifact(self._table, ArtifactUpdate(data=json.dumps(table)))
-            client.update_artifact(self._page, ArtifactUpdate(data=page))
-
-
-def _made(created: object) -> UUID | None:
-    return created if isinstance(created, UUID) else None
+        self._page.publish(page, f"Report of sweep {self._sweep.sweep_id}")

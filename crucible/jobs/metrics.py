@@ -31,10 +31,17 @@ class Metrics:
     job: Job
     _pieces: MutableMapping[str, list[Row]] = field(default_factory=dict, repr=False)
 
-    def of_attempt(self, attempt: Attempt, pieces: int | None = None) -> list[Row]:
-        """What one attempt reported, or the last `pieces` of it: a row for each step, in the order of the steps."""
+    def of_attempt(self, attempt: Attempt, pieces: int | None = None, about: int | None = None) -> list[Row]:
+        """What one attempt reported: a row for each step, in the order of the steps.
+
+        `pieces`: only the last so many pieces; `about`: only so many pieces, or up to twice as many, spread over all.
+        """
         keys = [info.key for info in self.job.store.list(f"attempts/{attempt.number:04d}/metrics")]
         keys = keys[-pieces:] if pieces else keys
+        if about and len(keys) > about:
+            # Powers of two: most of the pieces that are chosen now are chosen again when there are more.
+            stride = 1 << (len(keys) // about).bit_length() - 1
+            keys = [*keys[:-1:stride], keys[-1]]
         missing = [key for key in keys if key not in self._pieces]
         if missing:
             with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="metrics") as pool:

@@ -110,8 +110,8 @@ def worker(home: Home, api_url: str) -> Service:
 
 
 def watchdog() -> Service:
-    """The process that restarts supervisors without a heartbeat."""
-    command = (sys.executable, "-m", "crucible.supervision.watchdog")
+    """The process that restarts supervisors without a heartbeat and keeps the overview up to date."""
+    command = (sys.executable, "-m", "crucible.supervision.watchdog", "crucible.local.overview")
     return Service("watchdog", "Watchdog", command, lambda record: record.find() is not None)
 
 

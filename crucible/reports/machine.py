@@ -1,14 +1,12 @@
-"""How busy a job's machines were: a curve, and a hint where a GPU waits."""
+"""How busy a job's machines were, in words, and a hint where a GPU waits; `picture.panels` has the curves."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 from crucible.formatting import duration
 from crucible.jobs.metrics import Row
-from crucible.reports.picture import data_uri, drawing, png
 
 GPU, CPU = "gpu_utilisation_percent", "cpu_utilisation_percent"
 GOOD_PERCENT = 80.0
@@ -21,8 +19,7 @@ def machine_section(rows: Sequence[Row]) -> list[str]:
     samples = [row for row in rows if GPU in row or CPU in row]
     if len(samples) < 2:
         return []
-    picture = f"![utilisation of the machine over steps]({data_uri(utilisation_curve(samples))})"
-    return ["## Machine", *filter(None, [_summary(samples), low_utilisation(rows)]), picture]
+    return ["## Machine", *filter(None, [_summary(samples), low_utilisation(rows)])]
 
 
 def low_utilisation(rows: Sequence[Row]) -> str:
@@ -58,25 +55,3 @@ def _summary(samples: Sequence[Row]) -> str:
     slowed = sum(row.get("gpu_slowed_down", 0.0) > 0 for row in samples)
     words += [f"slowed down in {slowed} of {len(samples)} samples"] if slowed else []
     return "At last: " + ", ".join(words) + "."
-
-
-def utilisation_curve(samples: Sequence[Row]) -> bytes:
-    """A PNG of the utilisation over steps."""
-    with drawing:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(8, 1.8), dpi=80, layout="constrained")
-        axes = figure.add_subplot()
-        for name, colour, label in ((GPU, "#4d8c57", "GPU"), (CPU, "#8a8a8a", "CPU")):
-            points = [(row["step"], row[name]) for row in samples if name in row]
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=label)
-        axes.set_ylim(0, 105)
-        axes.set_xlabel("step")
-        axes.set_ylabel("busy (%)")
-        axes.legend(frameon=False, loc="lower right")
-        axes.spines[["top", "right"]].set_visible(False)
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        return png(canvas)

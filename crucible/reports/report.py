@@ -26,7 +26,7 @@ from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.interval import interval_in_words
 from crucible.reports.machine import machine_section
-from crucible.reports.picture import data_uri, loss_curve
+from crucible.reports.picture import data_uri, loss_curve, panels
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 
 _STATES = {
@@ -58,6 +58,8 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts.append("\n".join(f"- Left out: {warning}" for warning in summary.warnings))
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
+        if (others := panels(history)) is not None:
+            parts.append(f"![learning rate, speed, utilisation and memory over steps]({data_uri(others)})")
     parts += machine_section(history)
     evaluation = read_evaluation(job)
     if evaluation is not None:
@@ -180,9 +182,10 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
                 size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
                 ", ".join(marks),
+                f"`crucible checkpoints get {checkpoint.job_id} --step {checkpoint.step}`",
             ]
         )
-    headings = ["step", "attempt", "validation loss", "size", "committed", ""]
+    headings = ["step", "attempt", "validation loss", "size", "committed", "", "fetch it"]
     return markdown_table(headings, rows, numbers=(0, 1, 2, 3))
 
 

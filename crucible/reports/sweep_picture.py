@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from crucible.reports.picture import drawing, png
+from crucible.reports.picture import INK, blank_figure, drawing, plain_axes, png
 from crucible.sweeps.searchable import Value
 from crucible.sweeps.space import Dimension
 from crucible.sweeps.trials import Trial
@@ -23,10 +23,7 @@ BEST = "#c8431f"
 def sweep_picture(ranked: Sequence[Trial], dimensions: Sequence[Dimension], curves: Mapping[int, Curve]) -> bytes:
     """Parallel coordinates of the trials (best first in `ranked`) beside their learning curves, as PNG."""
     with drawing:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(11, 4), dpi=80, layout="constrained")
+        figure = blank_figure(8.8, 3.2)
         left, right = figure.subplots(1, 2, width_ratios=(3, 2))
         shown = [trial for trial in ranked if trial.loss is not None][:MOST_LINES]
         if shown:
@@ -35,11 +32,9 @@ def sweep_picture(ranked: Sequence[Trial], dimensions: Sequence[Dimension], curv
             _learning(right, shown, curves, colours)
         else:
             for axes in (left, right):
-                axes.text(0.5, 0.5, "no trial was measured yet", ha="center", color="#666666")
+                axes.text(0.5, 0.5, "no trial was measured yet", ha="center", color=INK)
                 axes.set_axis_off()
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        return png(canvas)
+        return png(figure)
 
 
 def _colours(shown: Sequence[Trial]) -> dict[int, Any]:
@@ -57,7 +52,7 @@ def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension]
     reached = [trial.value for trial in shown if trial.value is not None]
     low, high = min(reached), max(reached)
     for place in range(len(places) + 1):
-        axes.axvline(place, color="#999999", linewidth=0.8)
+        axes.axvline(place, color=INK, linewidth=0.8)
     for trial in reversed(shown):  # the best one last, on top of the others
         heights = [axis.height(trial.values.get(axis.name)) for axis in places]
         assert trial.value is not None
@@ -74,10 +69,18 @@ def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension]
         )
     for place, axis in enumerate(places):
         for height, label in axis.marks():
-            axes.annotate(label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center")
+            axes.annotate(
+                label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", color=INK
+            )
     for height, value in ((0.0, low), (1.0, high)):
         axes.annotate(
-            f"{value:.3f}", (len(places), height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center"
+            f"{value:.3f}",
+            (len(places), height),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=7,
+            va="center",
+            color=INK,
         )
     axes.set_xticks(
         range(len(places) + 1),
@@ -87,7 +90,16 @@ def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension]
     axes.set_xlim(-0.1, len(places) + 0.35)
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    axes.set_title(f"settings and {shown[0].objective.label} (red: best)", fontsize=9)
+    axes.set_title(f"settings and {shown[0].objective.label} (red: best)", fontsize=9, color=INK)
+    axes.set_facecolor("none")
+    axes.tick_params(colors=INK)
+
+
+def _label(axes: Any, text: str, place: tuple[float, float]) -> None:
+    """A number beside its place on an upright axis."""
+    axes.annotate(
+        text, place, xytext=(4, 0), textcoords="offset points", fontsize=7, verticalalignment="center", color=INK
+    )
 
 
 def _learning(axes: Any, shown: Sequence[Trial], curves: Mapping[int, Curve], colours: Mapping[int, Any]) -> None:
@@ -104,9 +116,8 @@ def _learning(axes: Any, shown: Sequence[Trial], curves: Mapping[int, Curve], co
         axes.plot(trial.shown_step, trial.value, marker="o", markersize=3.5, color=colours[trial.number])
     axes.set_xlabel("step")
     axes.set_ylabel(shown[0].objective.label)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#e6e6e6", linewidth=0.7)
-    axes.set_title("learning curves", fontsize=9)
+    plain_axes(axes)
+    axes.set_title("learning curves", fontsize=9, color=INK)
 
 
 class _Axis:

@@ -21,7 +21,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Notification, Outcome
 from crucible.reports import job_report
 from crucible.store import Store
-from tasks.reporting import publish_report
+from tasks.reporting import JobReport
 
 MODAL = next(offer for offer in load_catalog() if offer.key == "modal/L4").usd_per_hour
 # The cents of each, rounded for themselves, are short of the whole; and no binary fraction is exact.
@@ -96,7 +96,7 @@ def test_every_rendering_of_the_bill_has_the_same_sum(store: Store, job: Job) ->
     (written,) = store.list("reports/costs")
     assert of_job(list(csv.DictReader(io.StringIO(store.read(written.key).decode())))) == MICRO
 
-    publish_report(job)
+    JobReport(job).publish()
     report = str(artifact("job-moved"))
     lines = re.findall(r"^\| (\d|total) \|.* (\d+\.\d{6}) \|$", report, re.MULTILINE)
     assert [micro(usd) for name, usd in lines if name != "total"] == MICRO

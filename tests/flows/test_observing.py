@@ -21,7 +21,7 @@ def test_a_report_that_takes_long_to_draw_is_drawn_rarely(store: Store, monkeypa
             pass
 
     clock = [1000.0]
-    monkeypatch.setattr(observing, "publish_report", draw)
+    monkeypatch.setattr(observing.JobReport, "publish", draw)
     listener = observing.JobListener(clock=lambda: clock[0])
     job = Job.create(store, JobSpec(job_id="a"))
     beat = Heartbeat(sequence=1, phase="training", step=1)

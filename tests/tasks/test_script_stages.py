@@ -13,6 +13,7 @@ from crucible.jobs.records import JobSpec, Limits
 from crucible.jobs.status import JobState
 from crucible.placement.choice import Choice
 from crucible.placement.script import place_script
+from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.resources import Resources
 from crucible.store import Store
 from crucible.supervision.placement_policy import PlacementPolicy
@@ -54,7 +55,7 @@ class Here(SupervisedJob):
 def test_the_chain_of_a_script(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
     tables: list[list[dict[str, Any]]] = []
-    monkeypatch.setattr(script_stages, "create_table_artifact", lambda rows, *_: tables.append(rows))
+    monkeypatch.setattr(LiveArtifact, "publish", lambda _, rows, __: tables.append(rows))
     folder = tmp_path / "project"
     folder.mkdir()
     for name, text in FILES.items():

@@ -1,0 +1,157 @@
+"""The overview says of every job and sweep where it stands and what it needs, and reads what has ended once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, now
+from crucible.jobs.status import JobState, JobStatus
+from crucible.reports.curve import POINTS, SmallCurve, sparkline
+from crucible.reports.overview import Overview, OverviewReader
+from crucible.reports.overview_page import overview_page
+from crucible.store import FileStore, Store
+from crucible.supervision.heartbeat import FOLDER, SupervisorHeartbeat
+from tests.reports.history import Past, interrupted_twice
+
+
+def supervised(store: Store, subject: str) -> None:
+    store.write_model(f"{FOLDER}/{subject}.json", SupervisorHeartbeat(flow_run_id=subject, subject=subject))
+
+
+def stopped(store: Store, name: str, state: JobState, days_ago: float = 0.0) -> None:
+    job = Job.create(store, JobSpec(job_id=name))
+    at = now() - timedelta(days=days_ago)
+    job.store.write_model("status.json", JobStatus(state=state, reason="because", supervisor=1, at=at))
+
+
+def running(store: Store, folder: Path, name: str = "running") -> Past:
+    past = Past(store, folder, name)
+    past.attempt(0, 600, [500])
+    past.status(JobState.RUNNING)
+    supervised(store, name)
+    return past
+
+
+def test_a_running_job_shows_progress_loss_cost_and_time_left(store: Store, tmp_path: Path) -> None:
+    running(store, tmp_path)
+    (line,) = OverviewReader(store).read().jobs
+    assert (line.activity, line.pool, line.instance, line.step) == ("running (training)", "ec2-spot", "g5.xlarge", 600)
+    assert line.share == 0.3
+    assert line.needs == ""
+    assert line.why == "first attempt"
+    assert line.seconds_left == pytest.approx(140)
+    assert line.cost_left_usd == pytest.approx(140 / 3600 * 0.36)
+    assert 1 < len(line.curve) <= 2 * POINTS
+    page = overview_page(OverviewReader(store).read())
+    assert "**1 job running**" in page
+    assert "███░░░░░░░ 30%<br>600 of 2,000<br>2 min 20 s left" in page
+    assert len(page) < 3000
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (JobState.BUDGET_STOP, "`crucible jobs continue a --max-cost-usd …`"),
+        (JobState.FAILED, "fix the cause"),
+        (JobState.STOPPED, "given up"),
+        (JobState.PAUSED, "Resume"),
+        (JobState.RUNNING, "nothing supervises it"),
+        (JobState.COMPLETED, ""),
+        (JobState.CANCELLED, ""),
+    ],
+)
+def test_what_a_person_has_to_do(store: Store, state: JobState, words: str) -> None:
+    stopped(store, "a", state)
+    found = OverviewReader(store).read()
+    assert words in found.jobs[0].needs
+    assert bool(words) == ("## Needs you" in overview_page(found))
+
+
+class Counting(FileStore):
+    """Counts what is read of each job."""
+
+    reads: list[str]
+
+    def read(self, key: str) -> bytes:
+        type(self).reads.append(f"{self.uri}/{key}")
+        return super().read(key)
+
+    def child(self, prefix: str) -> Counting:
+        return Counting(self._path(prefix), self._store)
+
+
+def test_what_has_ended_is_read_once_until_somebody_supervises_it_again(tmp_path: Path) -> None:
+    Counting.reads = []
+    store = Counting(tmp_path / "store")
+    interrupted_twice(store, tmp_path / "work")
+    stopped(store, "ancient", JobState.COMPLETED, days_ago=30)
+    running(store, tmp_path / "work")
+    reader = OverviewReader(store)
+
+    def reads() -> Callable[[str], int]:
+        Counting.reads.clear()
+        overviews.append(reader.read())
+        return lambda name: sum(f"/jobs/{name}/" in read for read in Counting.reads)
+
+    overviews: list[Overview] = []
+    first, second = reads(), reads()
+    assert first("ancient") == 0 == second("ancient")
+    assert second("shakespeare") == 0 < second("running")
+    assert [line.job for line in overviews[1].jobs] == ["running", "shakespeare"]
+    assert overviews[1].older == 1
+    supervised(store, "shakespeare")
+    assert reads()("shakespeare") > 0
+    assert overviews[-1].jobs[1:] == overviews[0].jobs[1:]
+
+
+def test_a_damaged_job_hides_no_other_and_is_looked_at_again(store: Store) -> None:
+    stopped(store, "whole", JobState.COMPLETED)
+    store.write("jobs/broken/job.json", b"{")
+    reader = OverviewReader(store)
+    assert "jobs/broken/job.json is damaged" in reader.read().damaged[0]
+    again = reader.read()
+    assert len(again.damaged) == 1
+    assert [line.job for line in again.jobs] == ["whole"]
+
+
+def test_the_curve_of_a_long_job_takes_few_reads(tmp_path: Path) -> None:
+    Counting.reads = []
+    store = Counting(tmp_path)
+    past = Past(store, tmp_path / "work")
+    attempt = past.attempt(0, 10, [])
+    for number in range(400):
+        attempt.append_metrics(number, b'{"step": %d, "train_loss": %f, "time": 1}\n' % (number, 5 - number / 500))
+    Counting.reads.clear()
+    curve = SmallCurve(past.job)
+    points = curve.read()
+    assert len(Counting.reads) < 3 * POINTS
+    assert len(points) <= POINTS
+    assert points[-1][0] == 399
+    attempt.append_metrics(400, b'{"step": 400, "train_loss": 2.9, "time": 1}\n')
+    Counting.reads.clear()
+    assert curve.read()[-1][0] == 400
+    assert len(Counting.reads) < 10
+    assert sparkline([(0, 4.0), (1, 3.0), (2, 2.0)]) == "█▅▁"
+
+
+def test_trials_are_shown_by_their_sweep_alone(store: Store) -> None:
+    stopped(store, "rates-0001", JobState.PAUSED)
+    store.write("sweeps/rates/sweep.json", b"{}")
+    found = OverviewReader(store).read()
+    assert [line.job for line in found.jobs] == []
+    assert found.damaged[0].startswith("rates: ")
+
+
+def test_an_interrupted_job_says_why_it_is_where_it_is(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.end(past.attempt(0, 300, [300]), EndReason.INTERRUPTED, "interrupted")
+    past.attempt(300, 400, [], pool="modal", reason="no spot capacity: modal is the cheapest that is ready")
+    past.status(JobState.RUNNING)
+    (line,) = OverviewReader(store).read().jobs
+    assert (line.pool, line.attempts) == ("modal", 2)
+    assert line.why == "no spot capacity: modal is the cheapest that is ready"
