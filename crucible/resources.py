@@ -21,8 +21,9 @@ class Resources(Settings):
     gpus: int | None = Field(None, ge=0, le=64, description="How many GPUs. 0: none. Empty: as the pool gives them.")
     instance: str = Field(
         "",
-        max_length=64,
-        description="Machine or GPU type, by its name in `crucible prices ls`, such as g5.xlarge or H100.",
+        max_length=128,
+        description="Machine or GPU type, by its name in `crucible prices ls`, such as g5.xlarge, H100 or "
+        "gcp/us-central1/g2-standard-4+L4:1/spot.",
     )
     memory_gib: float | None = Field(None, gt=0, le=100_000, description="Memory of the container, in GiB.")
     image: str = Field("", max_length=512, description="Container image instead of the pool's; it must hold Crucible.")
@@ -97,6 +98,11 @@ def _slurm(wanted: Resources) -> dict[str, Any]:
     )
 
 
+def _skypilot(wanted: Resources) -> dict[str, Any]:
+    """The machine itself is the launch's instance, whose name says all of it."""
+    return _given(memory=None if wanted.memory_gib is None else f"{wanted.memory_gib:g}+")
+
+
 def _given(**variables: Any) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if value is not None}
 
@@ -108,5 +114,13 @@ _KNOWN = {
     "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
     "slurm": frozenset({"gpus", "memory_gib", "timeout_hours"}),
+    "skypilot": frozenset({"gpus", "instance", "memory_gib"}),
 }
-_VARIABLES = {"docker-gpu": _docker, "ec2-spot": _ecs, "ec2-on-demand": _ecs, "modal": _modal, "slurm": _slurm}
+_VARIABLES = {
+    "docker-gpu": _docker,
+    "ec2-spot": _ecs,
+    "ec2-on-demand": _ecs,
+    "modal": _modal,
+    "slurm": _slurm,
+    "skypilot": _skypilot,
+}

@@ -64,7 +64,9 @@ class RunConfig(ScriptSettings):
         default_factory=list,
         description="Files and folders that the script reads: carried by content, uploaded once whatever their size.",
     )
-    pool: str = Field("local", description="Where it runs: local, docker-gpu, ec2-spot, ec2-on-demand, modal or slurm.")
+    pool: str = Field(
+        "local", description="Where it runs: local, docker-gpu, ec2-spot, ec2-on-demand, modal, slurm or skypilot."
+    )
     dockerfile: str = Field(
         "",
         description="The Dockerfile that docker-gpu and EC2 build the script's image from. Empty: the folder's own, if "

@@ -45,7 +45,7 @@ from prefect.plugins import load_prefect_collections
 failed = [f"{name}: {found!r}" for name, found in load_prefect_collections().items() if isinstance(found, Exception)]
 assert not failed, failed
 import crucible.pools.aws.worker, crucible.pools.docker.worker, crucible.pools.local.worker, crucible.pools.modal.worker
-import crucible.pools.slurm.worker
+import crucible.pools.skypilot.worker, crucible.pools.slurm.worker
 from crucible.pools.aws.observer import REPLACED, make_observer
 from prefect_aws.observers.ecs import ecs_observer
 names = [entry.handler.__name__ for entry in ecs_observer.event_handlers["task"]]

@@ -16,6 +16,8 @@ from crucible.jobs.records import Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.common.watching import QUEUED
 from crucible.pools.modal import failures as modal
+from crucible.pools.skypilot import failures as skypilot
+from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.pools.slurm import failures as slurm
 from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, PoolSays
@@ -25,7 +27,7 @@ from tasks.queues import AttemptQueue
 
 FLOW = "train"
 EC2_POOLS = ("ec2-spot", "ec2-on-demand")
-PERMANENT = modal.PERMANENT | slurm.PERMANENT
+PERMANENT = modal.PERMANENT | slurm.PERMANENT | skypilot.PERMANENT
 """Names of states of a run that another attempt on the same pool would only repeat."""
 
 _ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CANCELLED}
@@ -78,6 +80,8 @@ class PrefectLauncher:
         chosen: dict[str, Any] = {}
         if launch.pool == "modal" and launch.instance:
             chosen = {"gpu": [launch.instance], "usd_per_hour": launch.usd_per_hour}
+        if launch.pool == "skypilot" and launch.instance:
+            chosen = skypilot_offers.job_variables(launch.instance)
         if launch.pool in EC2_POOLS:
             tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
             chosen = {name: value for name, value in tags.items() if value}

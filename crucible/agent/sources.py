@@ -1,4 +1,4 @@
-"""Where notices come from on this machine: the container's stop signal, EC2's metadata, the machine's lifetime."""
+"""Where notices come from on this machine: the container's stop signal, its cloud's metadata, its lifetime."""
 
 from __future__ import annotations
 
@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from crucible.agent.notices import Notice, NoticeSource
+from crucible.agent.notices_azure import AzureMetadataNotices
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
+from crucible.agent.notices_gcp import GcpMetadataNotices
 from crucible.contract import DEFAULT_STOP_GRACE_SECONDS, StopReason, Variable
 from crucible.jobs.records import EndReason
 
 LIFETIME_MARGIN_SECONDS = 120.0
 EXPLANATION_SECONDS = 3.0
+FIRMWARE = Path("/sys/class/dmi/id")
+GCP_PRODUCT = "Google Compute Engine"
+AZURE_CHASSIS = "7783-7084-3265-9085-8269-3286-77"
+"""What the firmware of these clouds' machines says, as cloud-init knows them; on others nothing is asked over the
+network."""
 PERSON = "person"
 """The source of stop requests after which there is to be no further attempt."""
 
@@ -61,15 +68,29 @@ class MachineLifetime:
         return Notice(source="lifetime", reason="the pool's lifetime limit is near", deadline=self.ends_at)
 
 
-def sources_of_this_machine(environment: Mapping[str, str] = os.environ) -> list[NoticeSource]:
-    """The sources that exist here: EC2's metadata always (it finds out by itself), the others where configured."""
+def sources_of_this_machine(
+    environment: Mapping[str, str] = os.environ, firmware: Path = FIRMWARE
+) -> list[NoticeSource]:
+    """The sources that exist here: EC2's metadata always (it finds out by itself), those of Google Cloud and Azure on
+    their machines, the others where configured."""
     sources: list[NoticeSource] = [Ec2MetadataNotices()]
+    if environment.get("GCE_METADATA_HOST") or _says(firmware / "product_name", GCP_PRODUCT):
+        sources.append(GcpMetadataNotices())
+    if _says(firmware / "chassis_asset_tag", AZURE_CHASSIS):
+        sources.append(AzureMetadataNotices())
     if path := environment.get(Variable.STOP_FILE):
         sources.append(StopFile(Path(path)))
     if ends_at := environment.get(Variable.MACHINE_ENDS_AT):
         margin = environment.get(Variable.LIFETIME_MARGIN_SECONDS) or LIFETIME_MARGIN_SECONDS
         sources.append(MachineLifetime(float(ends_at), float(margin)))
     return sources
+
+
+def _says(file: Path, words: str) -> bool:
+    try:
+        return file.read_text(errors="replace").strip() == words
+    except OSError:
+        return False
 
 
 def why_signalled(environment: Mapping[str, str] = os.environ) -> Notice | None:

@@ -4,7 +4,7 @@
 the values that are assumptions. Later tables override earlier ones, by pool and type:
 
     offers.csv                      shipped, in this package
-    $CRUCIBLE_HOME/prices.csv       written by `crucible prices refresh`: prices only
+    $CRUCIBLE_HOME/prices.csv       written by `crucible prices refresh` and `crucible prices import`
     $CRUCIBLE_HOME/clusters.csv     written by `crucible slurm setup`: your Slurm clusters
     $CRUCIBLE_HOME/offers.csv       your own, or the file given with --offers
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -146,12 +146,16 @@ def cluster_offers_file() -> Path:
     return crucible_home() / "clusters.csv"
 
 
-def add_prices(fresh: Iterable[Offer]) -> Path:
-    """Add refreshed offers to `prices_file`, replacing earlier prices of the same offers; returns the file."""
+def add_prices(fresh: Iterable[Offer], instead_of: Sequence[str] = ()) -> Path:
+    """Add refreshed offers to `prices_file`, replacing earlier prices of the same offers; returns the file.
+
+    `instead_of`: all earlier offers whose keys begin so are dropped.
+    """
     file = prices_file()
     known = {offer.key: offer for offer in load_catalog()}
     earlier = _read(file.read_text(encoding="utf-8"), str(file), known) if file.is_file() else []
-    write_table({offer.key: offer for offer in (*earlier, *fresh)}.values(), file)
+    kept = [offer for offer in earlier if not offer.key.startswith(tuple(instead_of))]
+    write_table({offer.key: offer for offer in (*kept, *fresh)}.values(), file)
     return file
 
 
@@ -163,7 +167,7 @@ def stale_warning(offers: Iterable[Offer], today: date) -> str | None:
     oldest = max(offer.age_days(today) or 0 for offer in old)
     return (
         f"{len(old)} prices are older than {STALE_AFTER_DAYS} days (the oldest {oldest}); "
-        "`crucible prices refresh` updates them from AWS and Modal"
+        "`crucible prices refresh` updates them from AWS and Modal, `crucible prices import` from SkyPilot"
     )
 
 

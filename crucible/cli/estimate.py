@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     prices = typer.Typer(help="What machines cost: the catalog, and today's prices.", no_args_is_help=True)
     prices.command("ls")(list_prices)
     prices.command("refresh")(refresh_prices)
+    prices.command("import")(import_prices)
     app.add_typer(prices, name="prices")
 
 
@@ -119,6 +120,33 @@ def refresh_prices(
     if not refreshed.offers:
         raise ConfigError("no price could be refreshed; set up AWS or Modal credentials, or write your own offers file")
     typer.echo(f"{len(refreshed.offers)} prices written to {add_prices(refreshed.offers)}")
+
+
+def import_prices(
+    cloud: Annotated[
+        list[str] | None, typer.Option("--cloud", help="Cloud, such as gcp; repeat it. Default: all that are there.")
+    ] = None,
+    region: Annotated[
+        list[str] | None,
+        typer.Option("--region", help="Only this region; repeat it. Default: each machine's cheapest."),
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="SkyPilot's catalogs; default: where it keeps them.")] = None,
+) -> None:
+    """Take machines and prices from SkyPilot's catalogs on this machine, for the pool skypilot."""
+    from crucible.catalog.offers import add_prices, load_catalog
+    from crucible.catalog.skypilot import POOL, catalog_folder, clouds_there, read_offers
+
+    where = folder or catalog_folder()
+    there = clouds_there(where)
+    found = read_offers(where, cloud or there, load_catalog(), region or ())
+    for name, offers in found.items():
+        dated = f", of {offers[0].as_of}" if offers else ""
+        typer.echo(f"{name}: {len(offers)} offers with GPUs that estimates know{dated}", err=True)
+    fresh = [offer for offers in found.values() for offer in offers]
+    if not fresh:
+        raise ConfigError("no offer could be taken; check --cloud and --region against SkyPilot's catalogs")
+    file = add_prices(fresh, instead_of=[f"{POOL}/{name}/" for name in found])
+    typer.echo(f"{len(fresh)} offers written to {file}")
 
 
 def simulate(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Command = Annotated[
     list[str] | None, typer.Argument(metavar="-- COMMAND…", help="What to run; without it, crucible.yaml's command.")
 ]
-Pool = Annotated[str | None, typer.Option(help="local, docker-gpu, ec2-spot, ec2-on-demand, modal or slurm.")]
+Pool = Annotated[str | None, typer.Option(help="local, docker-gpu, ec2-spot, ec2-on-demand, modal, slurm or skypilot.")]
 MaxCost = Annotated[float | None, typer.Option(help="Stop, saved, before it costs more.")]
 MaxHours = Annotated[float | None, typer.Option(help="Stop, saved, after so many hours.")]
 FinishBy = Annotated[str | None, typer.Option(help="Stop, saved, at this time, with its zone.")]

@@ -95,6 +95,28 @@ def slurm() -> Check:
     return replace(checked, ready=False, found="sbatch is not on this machine", fix=fix)
 
 
+def skypilot() -> Check:
+    """SkyPilot's environment, its API server where one is named, and the pool's worker."""
+    from crucible.pools.skypilot.environment import python_of, sky_command
+    from crucible.pools.skypilot.failures import SkyMissing
+
+    try:
+        python_of()
+    except SkyMissing as missing:
+        found, _, fix = str(missing).rpartition("; run: ")
+        return Check("skypilot", False, found, fix, local=False)
+    checked = _with_worker(Check("skypilot", True, f"SkyPilot in {sky_command().parent.parent}", local=False))
+    address = _setting("skypilot", "api_server") if checked.ready else None
+    if not address:
+        return checked
+    try:
+        version = httpx.get(f"{address}/api/health", timeout=ANSWER_SECONDS).raise_for_status().json().get("version")
+    except (httpx.HTTPError, ValueError) as error:
+        fix = "start it, or name another with: crucible sky pool --set api_server=…"
+        return replace(checked, ready=False, found=f"SkyPilot's API server {address} does not answer: {error}", fix=fix)
+    return replace(checked, found=f"{checked.found}, API server {address} of version {version}")
+
+
 def _setting(pool: str, name: str) -> Any:
     """A setting that the pool was given when it was made."""
     from crucible.pools.common.offered import settings_of
@@ -129,7 +151,7 @@ def _with_way_back(check: Check, modal_url: str) -> Check:
 
 def pools() -> list[Callable[[], Check]]:
     """The checks of all pools except `local`, which is ready when the checks of this machine are."""
-    return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal, slurm]
+    return [docker_gpu, partial(ec2, "ec2-spot"), partial(ec2, "ec2-on-demand"), modal, slurm, skypilot]
 
 
 def local(machine: list[Check]) -> Check:

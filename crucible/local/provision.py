@@ -18,6 +18,7 @@ from crucible.local.state import Home
 from crucible.pools.aws import pools as aws
 from crucible.pools.docker import pool as docker
 from crucible.pools.modal import pool as modal
+from crucible.pools.skypilot import pool as skypilot
 from crucible.pools.slurm import pool as slurm
 from crucible.store import default_store_uri
 
@@ -27,7 +28,7 @@ DIGEST_VARIABLE = "crucible_deployed_digest"
 TIMEOUT_SECONDS = 180.0
 _FOR_ATTEMPTS = {
     name: {"title": name.replace("_", " "), "description": "For a job's attempts on a pool that has this variable."}
-    for name in sorted({*docker.OFFERED, *aws.OFFERED, *modal.OFFERED, *slurm.OFFERED})
+    for name in sorted({*docker.OFFERED, *aws.OFFERED, *modal.OFFERED, *slurm.OFFERED, *skypilot.OFFERED})
 }
 POOL_TEMPLATE = {
     "job_configuration": {"stream_output": True},

@@ -58,10 +58,11 @@ class PlacementRequest(BaseModel):
 
     @property
     def may_go_without_estimate(self) -> bool:
-        """Your own machine or cluster can be tried even if the catalog cannot judge it, unless limits need the
-        estimate."""
+        """Your own machine or cluster can be tried even if the catalog cannot judge it, and so can a machine of
+        SkyPilot's that you name, unless limits need the estimate."""
         capped = self.limits.max_cost_usd is not None and self.pool in OWN_POOLS
-        return self.pool in TRIED_ANYWAY and not capped and self.finish_by is None
+        tried = self.pool in TRIED_ANYWAY or (self.pool == "skypilot" and bool(self.preferences.instance))
+        return tried and not capped and self.finish_by is None
 
     def ranking_preferences(self) -> Preferences:
         """`preferences` with what pool, cap and deadline add to them."""
@@ -117,9 +118,18 @@ def placements(recommendation: Recommendation, per_pool: int = 2, most: int = 6)
     return [_placement(entry, place) for place, entry in enumerate(chosen)]
 
 
-def without_estimate(pool: str) -> Placement:
-    """The pool as the only place, at the price that the catalog has for it; 0 where it has none."""
-    offer = next((offer for offer in load_catalog() if offer.pool == pool and not offer.own_machine), None)
+def without_estimate(pool: str, instance: str = "") -> Placement:
+    """The pool as the only place, at the price that the catalog has for it; 0 where it has none.
+
+    Raises `ConfigError` when the named machine is not in the catalog: nobody would know what it costs.
+    """
+    offers = [offer for offer in load_catalog() if offer.pool == pool and not offer.own_machine]
+    offer = next((offer for offer in offers if not instance or offer.instance == instance), None)
+    if offer is None and instance:
+        raise ConfigError(
+            f"resources.instance: {instance!r} of {pool} has no price; `crucible prices import` reads SkyPilot's, and "
+            "offers.csv takes your own"
+        )
     if offer is None:
         return Placement(pool)
     return Placement(

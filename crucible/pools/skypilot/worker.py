@@ -1,0 +1,367 @@
+"""A Prefect worker of type `skypilot`: every attempt of a flow run is a cluster of one machine, brought up by SkyPilot.
+
+    crucible sky setup --cloud gcp
+    crucible sky pool --infra gcp/us-central1
+    prefect worker start --pool skypilot --type skypilot --name skypilot-1
+
+SkyPilot finds the machine, prepares it, and takes it down. It decides nothing else: where, which machine and whether
+spot are named, its managed jobs are not used, and what the end of a machine means is decided by the attempt's own
+records. A cluster has its attempt's name, so the next worker finds those of one that died. A machine that nobody needs
+costs money: it takes itself down when it is idle, and the worker takes down those whose run is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import InfrastructureNotFound, ObjectNotFound
+from prefect.workers.base import BaseWorker
+
+from crucible.errors import ConfigError, CrucibleError, RecordDamaged
+from crucible.home import crucible_home
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, StopRequest
+from crucible.pools.common.build_context import IGNORE_FILE, staged_context
+from crucible.pools.common.machines import Machine, MachineWorker
+from crucible.pools.common.reach import is_here
+from crucible.pools.common.watching import WatchingResult, age_seconds
+from crucible.pools.skypilot.client import Cluster, Sky
+from crucible.pools.skypilot.configuration import (
+    SkyJobConfiguration,
+    SkyVariables,
+    cluster_name,
+    name_of,
+    pid_of,
+    prefix_of,
+)
+from crucible.pools.skypilot.environment import python_of
+from crucible.pools.skypilot.failures import (
+    ApiServerUnreachable,
+    ClusterLost,
+    OutOfReach,
+    RequestRefused,
+    SkyFailure,
+    end_of_task,
+)
+from crucible.pools.skypilot.offers import OWN_MACHINES
+from crucible.store import Store, store_at, store_of_block
+
+T = TypeVar("T")
+_LONGEST_PAUSE_SECONDS = 120.0
+_STORE_BLOCK = "crucible-store"
+_OVER = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED")
+
+
+class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, WatchingResult]):
+    """Runs flow runs on machines that SkyPilot brings up."""
+
+    type = "skypilot"
+    job_configuration = SkyJobConfiguration
+    job_configuration_variables = SkyVariables
+    _description = "Run each flow run on a machine of its own, on any cloud that SkyPilot reaches."
+    _display_name = "SkyPilot"
+    _documentation_url = "https://docs.skypilot.co"
+    _logo_url = "https://docs.skypilot.co/en/latest/_static/favicon.ico"
+
+    noun = "cluster"
+    restartable = (ClusterLost,)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._skies: dict[tuple[Path, str], Sky] = {}
+
+    async def __aexit__(self, *exc_info: Any) -> None:
+        await super().__aexit__(*exc_info)
+        for sky in self._skies.values():
+            await sky.close()
+
+    def sky(self, configuration: SkyJobConfiguration) -> Sky:
+        """SkyPilot as this configuration reaches it. Raises `SkyMissing`."""
+        key = python_of(configuration.sky_python), configuration.api_server
+        return self._skies.setdefault(key, Sky(*key))
+
+    # What Prefect calls.
+
+    async def kill_infrastructure(
+        self, infrastructure_pid: str, configuration: SkyJobConfiguration, grace_seconds: int = 30
+    ) -> None:
+        """Take a cluster down."""
+        sky, name = self.sky(configuration), name_of(infrastructure_pid)
+        if not await sky.clusters([name]):
+            raise InfrastructureNotFound(f"SkyPilot has no cluster {name}")
+        await sky.down(name)
+
+    async def start_machine(self, flow_run: FlowRun, configuration: SkyJobConfiguration) -> SkyMachine:
+        """Begin to bring up the attempt's cluster, unless a worker that died has done it.
+
+        Raises:
+            SkyFailure: there is none.
+        """
+        if problem := configuration.problem():
+            raise RequestRefused(problem)
+        await self._require_reach(flow_run, configuration)
+        sky, name = self.sky(configuration), cluster_name(str(self.work_pool.id), flow_run)
+        machine = SkyMachine(self, flow_run, configuration, sky, name)
+        if not await machine.exists():
+            task = configuration.task(_copied(configuration.workdir))
+            machine.request = await sky.launch(name, task, configuration.autostop_minutes)
+            where = "/".join(
+                part for part in (configuration.infra, configuration.instance_type, configuration.accelerators) if part
+            )
+            spot = ", spot" if configuration.use_spot else ""
+            self.get_flow_run_logger(flow_run).info("SkyPilot brings up cluster %s (%s%s)", name, where, spot)
+        return machine
+
+    async def _require_reach(self, flow_run: FlowRun, configuration: SkyJobConfiguration) -> None:
+        """The machine will have to find server and store. Raises `OutOfReach`."""
+        if configuration.cloud in OWN_MACHINES:
+            return
+        api_url = configuration.env.get("PREFECT_API_URL") or ""
+        if is_here(api_url):
+            raise OutOfReach(
+                f"PREFECT_API_URL: a machine on {configuration.cloud} cannot reach {api_url or 'no address'}, "
+                "which is the worker's own machine; `crucible sky pool --env PREFECT_API_URL=https://…`"
+            )
+        try:
+            store = await self.store_of(flow_run, configuration)
+        except (CrucibleError, ObjectNotFound):
+            return  # the attempt itself reports a store that it cannot open
+        if store is not None and store.uri.startswith("file:"):
+            raise OutOfReach(
+                f"store: a machine on {configuration.cloud} cannot reach {store.uri}, a folder of this machine; use "
+                "s3://bucket/prefix"
+            )
+
+    # Recovery of what another worker left.
+
+    async def take_over(self, run: FlowRun) -> None:
+        """Watch a run's cluster from here on. Raises `ClusterLost` if there is none."""
+        configuration = await self.configuration_of(run)
+        sky = self.sky(configuration)
+        name, attempt = await self._cluster_of(run, sky)
+        machine = SkyMachine(self, run, configuration, sky, name)
+        if not await machine.exists():
+            raise ClusterLost(f"SkyPilot knows no cluster {name} any more")
+        if run.infrastructure_pid != machine.pid:
+            await self.client.update_flow_run(run.id, infrastructure_pid=machine.pid)
+        self.get_flow_run_logger(run).info("Worker %r watches cluster %s now", self.name, name)
+        await self.watch(run, attempt, configuration, machine)
+
+    async def _cluster_of(self, run: FlowRun, sky: Sky) -> tuple[str, int]:
+        """The newest cluster of a run, and the attempt it was brought up for."""
+        found = [(parsed[1], one.name) for one in await sky.clusters() if (parsed := self.parsed(one.name))]
+        mine = [(attempt, name) for attempt, name in found if run.id.hex in name]
+        if mine:
+            attempt, name = max(mine)
+            return name, attempt
+        if run.infrastructure_pid:
+            name = name_of(run.infrastructure_pid)
+            parsed = self.parsed(name)
+            return name, parsed[1] if parsed else max(0, run.run_count - 1)
+        return cluster_name(str(self.work_pool.id), run), run.run_count
+
+    async def end_abandoned(self, alive: set[UUID]) -> None:
+        """Take down clusters of this pool whose run is over or was deleted: each of them costs money."""
+        configuration = await self.configuration_of_pool()
+        try:
+            sky = self.sky(configuration)
+            clusters = await sky.clusters()
+        except SkyFailure as failure:
+            self._logger.debug("Could not list clusters: %s", failure)
+            return
+        for cluster in clusters:
+            found = self.parsed(cluster.name)
+            if found is None or found[0] in alive or self.has_in_hand(found[0]):
+                continue
+            run = await self.read(found[0])
+            waits = run is not None and run.state is not None and not run.state.is_final()
+            if waits or (run is not None and age_seconds(run) < configuration.grace_seconds):
+                continue
+            self._logger.warning(
+                "Taking down cluster %s (%s), which costs money: its flow run is over", cluster.name, cluster.resources
+            )
+            try:
+                await sky.down(cluster.name)
+            except SkyFailure as failure:
+                self._logger.error("Cluster %s could not be taken down and costs money: %s", cluster.name, failure)
+
+    def parsed(self, name: str) -> tuple[UUID, int] | None:
+        """Flow run and attempt of a cluster of this pool; None for every other cluster."""
+        prefix = prefix_of(str(self.work_pool.id))
+        run, _, attempt = name.removeprefix(prefix).partition("-")
+        if not name.startswith(prefix) or not attempt.isdigit():
+            return None
+        try:
+            return UUID(hex=run), int(attempt)
+        except ValueError:
+            return None
+
+    # The store: a request to stop goes there, since a signal would end the machine.
+
+    async def store_of(self, flow_run: FlowRun, configuration: SkyJobConfiguration) -> Store | None:
+        """The store of an attempt's job; None for a flow run that is no attempt."""
+        reference = flow_run.parameters.get("store", "default" if "job" in flow_run.parameters else None)
+        if reference is None:
+            return None
+        if "://" in reference or reference.startswith("/"):
+            return store_at(reference)
+        if reference == "default" and (address := configuration.env.get("CRUCIBLE_STORE")):
+            return store_at(address)
+        document = await self.client.read_block_document_by_name(reference, _STORE_BLOCK, include_secrets=True)
+        return store_of_block(document.data)
+
+    async def request_stop(self, flow_run: FlowRun, configuration: SkyJobConfiguration, *, cancelled: bool) -> None:
+        """Ask the attempt to save and leave. Raises `SkyFailure` if that cannot be put on record."""
+        given = flow_run.parameters
+        try:
+            store = await self.store_of(flow_run, configuration)
+            if store is None:
+                return
+            attempt = Job.open(store, str(given["job"])).attempt(int(given["attempt"]))
+            request = StopRequest(
+                end_reason=EndReason.CANCELLED if cancelled else EndReason.INTERRUPTED,
+                reason="cancelled in Prefect" if cancelled else "the flow run has no more use for this machine",
+            )
+            await asyncio.to_thread(attempt.request_stop, request)
+        except (CrucibleError, ObjectNotFound, KeyError, ValueError, RecordDamaged) as error:
+            raise RequestRefused(f"no request to stop could be written: {error}") from error
+
+
+class SkyMachine(Machine):
+    """One cluster, from the request to its end."""
+
+    def __init__(
+        self, worker: SkyWorker, flow_run: FlowRun, configuration: SkyJobConfiguration, sky: Sky, name: str
+    ) -> None:
+        self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
+        self._sky = sky
+        self._up = False
+        self.name, self.pid = name, pid_of(name)
+        self.request: str | None = None
+        """Of the launch, while it may still be under way."""
+
+    async def exists(self) -> bool:
+        """Whether the cluster is there, or on its way."""
+        if (requests := await self._sky.launching(self.name)) and self.request is None:
+            self.request = requests[0]
+        return self.request is not None or bool(await self._sky.clusters([self.name]))
+
+    async def end(self) -> SkyFailure:
+        try:
+            return await self._end()
+        except ClusterLost:
+            raise
+        except SkyFailure as failure:
+            await self._take_down()  # what came up halfway costs money, too
+            return failure
+
+    async def _end(self) -> SkyFailure:
+        if self.request is not None:
+            await self._come_up(self.request)
+        while True:
+            cluster = await self._persist(self._look)
+            if cluster is None:
+                raise ClusterLost(
+                    f"cluster {self.name} is gone: its cloud reclaimed it, or somebody took it down. What was saved "
+                    "stands in the attempt's own record"
+                )
+            if cluster.up:
+                self._up = True
+                state = await self._state()
+                if state in _OVER:
+                    printed = await self._last_lines()
+                    await self._take_down()
+                    return end_of_task(state, self.name, printed)
+            await asyncio.sleep(self._configuration.poll_seconds)
+
+    async def ask_to_stop(self, *, cancelled: bool) -> None:
+        if not self._up:
+            await self.terminate()  # nothing runs there yet that could be saved
+            return
+        await self._worker.request_stop(self._flow_run, self._configuration, cancelled=cancelled)
+
+    async def terminate(self) -> None:
+        if self.request is not None and not self._up:
+            with contextlib.suppress(SkyFailure):
+                await self._sky.cancel(self.request)
+        with contextlib.suppress(ClusterLost):
+            await self._sky.down(self.name)
+
+    async def _come_up(self, request: str) -> None:
+        """Until SkyPilot has the cluster up and its task submitted. Raises what stood in its way."""
+        while True:
+            try:
+                await self._sky.wait(request)
+                self.request = None
+                return
+            except ApiServerUnreachable as away:
+                if not await self._goes_on(away):
+                    raise
+
+    async def _goes_on(self, away: ApiServerUnreachable) -> bool:
+        """Whether the launch is still under way, or done, once the API server answers again."""
+        self._log.warning("%s; looking again for cluster %s", away, self.name)
+        await asyncio.sleep(self._configuration.poll_seconds)
+        return bool(await self._persist(lambda: self._sky.launching(self.name)))
+
+    async def _look(self) -> Cluster | None:
+        found = await self._sky.clusters([self.name], refresh=True)
+        return next(iter(found), None)
+
+    async def _state(self) -> str | None:
+        """Of the task; None where SkyPilot cannot say now: the next look shows whether the cluster is there."""
+        try:
+            return await self._sky.job(self.name)
+        except SkyFailure as failure:
+            self._log.debug("The task of cluster %s cannot be looked at: %s", self.name, failure)
+            return None
+
+    async def _last_lines(self) -> str:
+        try:
+            return await self._sky.last_lines(self.name)
+        except SkyFailure:
+            return ""
+
+    async def _take_down(self) -> None:
+        try:
+            await self.terminate()
+        except SkyFailure as failure:
+            self._log.error("Cluster %s could not be taken down yet and costs money: %s", self.name, failure)
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask until the API server answers: a machine goes on while it is away."""
+        pause, asked_before = self._configuration.poll_seconds, False
+        while True:
+            try:
+                return await call()
+            except ClusterLost:
+                raise
+            except SkyFailure as failure:
+                if not asked_before:
+                    self._log.warning("%s; the machine goes on", failure)
+                asked_before = True
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    @property
+    def _log(self) -> Any:
+        return self._worker.get_flow_run_logger(self._flow_run)
+
+
+def _copied(workdir: str) -> str:
+    """The folder that SkyPilot copies: of a project with rules for images, only what images get."""
+    if not workdir:
+        return ""
+    folder = Path(workdir).expanduser().absolute()
+    if not (folder / IGNORE_FILE).is_file():
+        return str(folder)
+    try:
+        return str(staged_context(folder, crucible_home() / "cache" / "skypilot"))
+    except ConfigError:
+        return str(folder)

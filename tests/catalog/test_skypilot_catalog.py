@@ -1,0 +1,104 @@
+"""SkyPilot's catalogs as offers; the rows are real ones of its v8 tables, 2025."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from crucible.catalog.offers import add_prices, load_catalog, stale_warning
+from crucible.catalog.skypilot import clouds_there, read_offers
+from crucible.errors import ConfigError
+from crucible.pools.skypilot.offers import job_variables
+
+TABLES = {
+    "gcp": """\
+InstanceType,vCPUs,MemoryGiB,AcceleratorName,AcceleratorCount,GpuInfo,Region,AvailabilityZone,Price,SpotPrice
+a2-highgpu-1g,12.0,85.0,,,,europe-west4,europe-west4-a,0.81406,0.31824
+a2-highgpu-1g,12.0,85.0,,,,us-central1,us-central1-a,0.73948,0.36975
+a2-highgpu-1g,12.0,85.0,,,,us-central1,us-central1-b,0.73948,0.36975
+n2-standard-4,4.0,16.0,,,,us-central1,us-central1-a,0.19424,0.05
+,,,A100,1.0,,europe-west4,europe-west4-a,2.933908,1.15
+,,,A100,1.0,,us-central1,us-central1-a,2.933908,1.46695
+,,,A100,1.0,,us-central1,us-central1-b,2.933908,1.46695
+,,,tpu-v3-8,1.0,,us-central1,us-central1-a,8.0,2.4
+""",
+    "lambda": """\
+InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuInfo,SpotPrice
+gpu_1x_a10,A10,1.0,30.0,200.0,0.75,us-west-1,,
+gpu_1x_a100_sxm4,A100,1.0,30.0,200.0,1.29,us-west-1,,
+gpu_1x_strange,Strange9000,1.0,30.0,200.0,0.01,us-west-1,,
+""",
+    "runpod": """\
+InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Region,SpotPrice,Price,AvailabilityZone,GpuInfo
+1x_A100-80GB_SECURE,A100-80GB,1.0,8.0,117.0,CA,1.39,1.39,CA-MTL-1,"{'TotalGpuMemoryInMiB': 80}"
+1x_A100-80GB_SECURE,A100-80GB,1.0,8.0,117.0,US,1.49,1.49,US-CA-1,"{'TotalGpuMemoryInMiB': 80}"
+""",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
+    at = datetime(2025, 9, 1, tzinfo=UTC).timestamp()
+    for cloud, text in TABLES.items():
+        (tmp_path / "v8" / cloud).mkdir(parents=True)
+        file = tmp_path / "v8" / cloud / "vms.csv"
+        file.write_text(text)
+        os.utime(file, (at, at))
+    return tmp_path / "v8"
+
+
+def test_each_machine_is_one_offer_in_its_cheapest_region_with_the_quirks_of_its_cloud(folder: Path) -> None:
+    found = read_offers(folder, clouds_there(folder), load_catalog())
+    prices = {offer.instance: offer.usd_per_hour for offers in found.values() for offer in offers}
+    assert prices == {
+        "gcp/us-central1/a2-highgpu-1g+A100:1": pytest.approx(0.73948 + 2.933908, abs=1e-4),
+        "gcp/europe-west4/a2-highgpu-1g+A100:1/spot": pytest.approx(0.31824 + 1.15),
+        "lambda/us-west-1/gpu_1x_a10": 0.75,
+        "lambda/us-west-1/gpu_1x_a100_sxm4": 1.29,
+        "runpod/CA/1x_A100-80GB_SECURE": 1.39,
+    }
+    (spot,) = [offer for offer in found["gcp"] if offer.interruptible]
+    assert (spot.gpu, spot.gpus, spot.vcpus, spot.memory_gib, spot.as_of) == (
+        "A100-40GB",
+        1,
+        12,
+        85.0,
+        date(2025, 9, 1),
+    )
+    assert spot.peak_flops("bfloat16") == 312e12
+    assert {"startup_seconds", "mtbf_hours"} <= set(spot.assumed)
+    for name in prices:
+        assert job_variables(name)["infra"].split("/") == name.split("/")[:2]
+
+
+def test_regions_that_are_named_are_kept_apart(folder: Path) -> None:
+    found = read_offers(folder, ["gcp"], load_catalog(), ["us-central1", "europe-west4"])
+    assert len([offer for offer in found["gcp"] if not offer.interruptible]) == 2
+
+
+def test_imported_offers_stand_beside_the_others_and_say_how_old_they_are(folder: Path) -> None:
+    found = read_offers(folder, ["lambda"], load_catalog())
+    add_prices(found["lambda"])
+    add_prices(found["lambda"][:1], instead_of=["skypilot/lambda/"])
+    known = [offer for offer in load_catalog() if offer.pool == "skypilot"]
+    assert [offer.instance for offer in known] == ["lambda/us-west-1/gpu_1x_a10"]
+    warning = stale_warning(known, date(2025, 12, 1))
+    assert warning is not None
+    assert "(the oldest 91)" in warning
+    assert "`crucible prices import` from SkyPilot" in warning
+
+
+def test_what_is_not_there_or_no_catalog_is_told_in_one_message(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no catalog of SkyPilot's below"):
+        clouds_there(tmp_path / "nothing")
+    with pytest.raises(
+        ConfigError, match=r"--cloud 'azure': SkyPilot has no catalog of it in .*; it has gcp, lambda, r"
+    ):
+        read_offers(folder, ["azure"], load_catalog())
+    (folder / "gcp" / "vms.csv").write_text("name,price\nx,1\n")
+    with pytest.raises(ConfigError, match="is no catalog of SkyPilot's"):
+        read_offers(folder, ["gcp"], load_catalog())
