@@ -100,8 +100,9 @@ def cancel(request: str) -> None:
 def facts() -> dict[str, Any]:
     """SkyPilot's version, and the clouds that it has access to."""
     import sky
+    from sky.client import sdk
 
-    clouds = sky.get(sky.enabled_clouds())
+    clouds = sky.get(sdk.enabled_clouds())
     return {"version": sky.__version__, "clouds": sorted(str(cloud).lower() for cloud in clouds)}
 
 

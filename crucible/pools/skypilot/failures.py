@@ -99,6 +99,11 @@ _BY_TYPE: dict[str, tuple[type[SkyFailure], str]] = {
 }
 _BY_TEXT: tuple[tuple[str, type[SkyFailure], str], ...] = (
     (
+        r"failed to start skypilot api server|could not connect to skypilot api server",
+        ApiServerUnreachable,
+        "SkyPilot's API server does not come up; a busy machine needs minutes for it; see ~/.sky/api_server/server.log",
+    ),
+    (
         r"failed to fetch .*catalog|skypilot-catalog|raw\.githubusercontent\.com|sky-catalog",
         CatalogMissing,
         "SkyPilot could not download its catalog; connect the API server's machine to the internet, or put the files "

@@ -1,9 +1,9 @@
 """SkyPilot's own Slurm cloud on this machine: a real Slurm, reached over ssh through a real sshd, as a user of its own.
 
 Needs root, Debian's packages slurm-wlm, munge, openssh-server and rsync, a Python 3.10 (which SkyPilot puts its
-runtime on), and SkyPilot in an environment of its own (`crucible sky setup`). SkyPilot writes to the user's home, so the
-user is made for this alone. What SkyPilot's own script would download (uv) is put in its place: the machine may be
-offline.
+runtime on), and SkyPilot in an environment of its own (`crucible sky setup`). SkyPilot writes to the user's home, so
+the user is made for this alone. What SkyPilot's own script would download (uv) is put in its place: the machine may
+be offline.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def slurm_cloud(root: Path) -> Iterator[SlurmCloud]:
         cloud = SlurmCloud(root, cluster)
         user_home = root / "user"
         subprocess.run(
-            ["useradd", "--create-home", "--home-dir", str(user_home), "--shell", "/bin/bash", USER], check=True
+            ["useradd", "--password", "*", "--create-home", "--home-dir", str(user_home), "--shell", "/bin/bash", USER],
+            check=True,
         )
         hosts = _HOSTS.read_text()
         sshd = None
@@ -94,9 +95,12 @@ def slurm_cloud(root: Path) -> Iterator[SlurmCloud]:
 
 
 def _python310() -> str:
+    """One that works: a version manager's placeholder may be first on the path."""
     for known in (shutil.which("python3.10"), *map(str, Path("/root/.pyenv/versions").glob("3.10.*/bin/python3.10"))):
         if known is not None:
-            return known
+            done = subprocess.run([known, "-c", "import sys; print(sys.executable)"], capture_output=True, text=True)
+            if done.returncode == 0:
+                return done.stdout.strip()
     raise ServiceError("no python3.10: SkyPilot puts its runtime on it")
 
 
@@ -112,6 +116,9 @@ def _put_programs(folder: Path, python: str) -> None:
     )
     (folder / "curl").chmod(0o755)
     (folder / "python3.10").symlink_to(python)
+    for folder_above in Path(python).parents:  # the user that is made for this must find the way there
+        if not folder_above.stat().st_mode & 0o001:
+            raise ServiceError(f"{python} is out of other users' reach: chmod o+x {folder_above}")
 
 
 def _authorize(cloud: SlurmCloud, user_home: Path) -> int:

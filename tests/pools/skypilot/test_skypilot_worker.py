@@ -14,6 +14,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelling, Pending, Running
 
+from crucible.cli.sky import status
 from crucible.config import TrainConfig
 from crucible.errors import CrucibleError
 from crucible.jobs.job import Job
@@ -218,6 +219,20 @@ def _with_defaults(template: dict[str, Any], **values: Any) -> Any:
     return WorkPoolUpdate(base_job_template=template)
 
 
+def test_a_person_sees_which_clouds_there_are_and_which_machines_are_kept(
+    sky: FakeSky, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("crucible.pools.skypilot.environment.python_of", lambda: sky.python)
+    sky.set("crucible-1-2-0", launched_at=1)
+    sky.set("mine")
+    status(api_server="")
+    shown = capsys.readouterr().out
+    assert "SkyPilot 0.14.1 has access to gcp, lambda" in shown
+    assert "crucible-1-2-0  UP  1x(gpus=L4:1" in shown
+    assert "1 machines of Crucible's are kept; each costs money" in shown
+    assert "mine" not in shown
+
+
 # What cannot work is said in one message, and nothing is launched
 
 WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
@@ -317,6 +332,13 @@ TROUBLE: list[tuple[str, str, str, str, str]] = [
         "Could not connect to SkyPilot API server at https://sky.example.org.",
         "ApiServerUnreachable",
         "API server does not answer",
+    ),
+    (
+        "launch",
+        "RuntimeError",
+        "Failed to start SkyPilot API server at http://127.0.0.1:46580",
+        "ApiServerUnreachable",
+        "does not come up",
     ),
     ("launch", "ApiServerAuthenticationError", "Authentication required", "ApiServerRefused", "sky api login"),
     ("launch", "APIVersionMismatchError", "client is newer", "ApiServerRefused", "crucible sky setup --version"),

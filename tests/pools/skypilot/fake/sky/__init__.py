@@ -124,8 +124,3 @@ def down(name: str) -> None:
     (ROOT / "clusters" / f"{name}.json").unlink(missing_ok=True)
     with (ROOT / "downed").open("a") as log:
         log.write(name + "\n")
-
-
-def enabled_clouds() -> list[str]:
-    _trouble("facts")
-    return ["GCP", "Lambda"]
