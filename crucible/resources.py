@@ -103,6 +103,11 @@ def _skypilot(wanted: Resources) -> dict[str, Any]:
     return _given(memory=None if wanted.memory_gib is None else f"{wanted.memory_gib:g}+")
 
 
+def _kubernetes(wanted: Resources) -> dict[str, Any]:
+    memory = None if wanted.memory_gib is None else f"{round(wanted.memory_gib * 1024)}Mi"
+    return _given(gpus=wanted.gpus, memory_request=memory, memory_limit=memory)
+
+
 def _given(**variables: Any) -> dict[str, Any]:
     return {name: value for name, value in variables.items() if value is not None}
 
@@ -115,6 +120,7 @@ _KNOWN = {
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
     "slurm": frozenset({"gpus", "memory_gib", "timeout_hours"}),
     "skypilot": frozenset({"gpus", "instance", "memory_gib"}),
+    "kubernetes": frozenset({"gpus", "memory_gib"}),
 }
 _VARIABLES = {
     "docker-gpu": _docker,
@@ -123,4 +129,5 @@ _VARIABLES = {
     "modal": _modal,
     "slurm": _slurm,
     "skypilot": _skypilot,
+    "kubernetes": _kubernetes,
 }

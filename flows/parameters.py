@@ -21,7 +21,7 @@ from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.tune_config import SearchSettings, TuneSettings
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
-Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "slurm", "skypilot", "auto"]
+Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "slurm", "skypilot", "kubernetes", "auto"]
 StagePool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal"]
 Goal = Literal["cost", "time", "balanced"]
 

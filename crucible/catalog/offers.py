@@ -33,7 +33,7 @@ STALE_AFTER_DAYS = 30
 OWN_POOLS = ("local", "docker-gpu")
 """Pools on your own machine: free, and described by inspecting the machine."""
 
-TRIED_ANYWAY = (*OWN_POOLS, "slurm")
+TRIED_ANYWAY = (*OWN_POOLS, "slurm", "kubernetes")
 """Pools that may be tried where nothing is known of their speed: they are free, or their price is yours to say."""
 
 Precision = Literal["float32", "float16", "bfloat16"]

@@ -15,6 +15,7 @@ from crucible.catalog.this_machine import cpu_count
 from crucible.errors import ServiceError
 from crucible.local.services import POOL, POOL_TYPE, last_line, service_environment
 from crucible.local.state import Home
+from crucible.pools import kubernetes
 from crucible.pools.aws import pools as aws
 from crucible.pools.docker import pool as docker
 from crucible.pools.modal import pool as modal
@@ -28,7 +29,7 @@ DIGEST_VARIABLE = "crucible_deployed_digest"
 TIMEOUT_SECONDS = 180.0
 _FOR_ATTEMPTS = {
     name: {"title": name.replace("_", " "), "description": "For a job's attempts on a pool that has this variable."}
-    for name in sorted({*docker.OFFERED, *aws.OFFERED, *modal.OFFERED, *slurm.OFFERED, *skypilot.OFFERED})
+    for name in sorted({name for pool in (docker, aws, modal, slurm, skypilot, kubernetes) for name in pool.OFFERED})
 }
 POOL_TEMPLATE = {
     "job_configuration": {"stream_output": True},

@@ -51,6 +51,10 @@ class OutOfReach(SkyFailure):
     """The machine could not reach the Prefect server or the store under the addresses that it would be given."""
 
 
+class NotPrepared(SkyFailure):
+    """The machine came up, and SkyPilot could not get it ready: its own runtime, the project's files."""
+
+
 class SetupFailed(SkyFailure):
     """The machine came up, and the commands that get it ready failed."""
 
@@ -92,7 +96,8 @@ _BY_TYPE: dict[str, tuple[type[SkyFailure], str]] = {
         "the cloud does not accept the credentials; renew them, then: sky check",
     ),
     "CloudUserIdentityError": (NoCredentials, "the cloud does not accept the credentials; renew them, then: sky check"),
-    "ClusterSetUpError": (SetupFailed, "the machine could not be prepared"),
+    "ClusterSetUpError": (NotPrepared, "SkyPilot could not prepare the machine"),
+    "CommandError": (NotPrepared, "SkyPilot could not prepare the machine"),
     "ModuleNotFoundError": (SkyMissing, "SkyPilot is not in that environment; run: crucible sky setup"),
     "ClusterDoesNotExist": (ClusterLost, "SkyPilot knows no such cluster any more"),
     "ClusterNotUpError": (ClusterLost, "the cluster is not up any more"),

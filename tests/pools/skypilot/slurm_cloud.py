@@ -73,12 +73,9 @@ def slurm_cloud(root: Path) -> Iterator[SlurmCloud]:
             added = "".join(f"127.0.0.{number} {node}\n" for number, node in enumerate(cluster.nodes, 1))
             _HOSTS.write_text(hosts.rstrip("\n") + "\n" + added)
             _put_programs(root / "bin", python)
-            _PROFILE.write_text(
-                f'if [ "$(id -un)" = {USER} ]; then PATH={root}/bin:$PATH; '
-                f"export SLURM_CONF={cluster.environment['SLURM_CONF']}; fi\n"
-            )
+            _PROFILE.write_text(f'if [ "$(id -un)" = {USER} ]; then PATH={root}/bin:$PATH; fi\n')
             port = _authorize(cloud, user_home)
-            sshd = _start_sshd(root, port)
+            sshd = _start_sshd(root, port, cluster.environment["SLURM_CONF"])
             yield cloud
         finally:
             if sshd is not None:
@@ -143,7 +140,7 @@ def _authorize(cloud: SlurmCloud, user_home: Path) -> int:
     return port
 
 
-def _start_sshd(root: Path, port: int) -> subprocess.Popen[bytes]:
+def _start_sshd(root: Path, port: int, slurm_conf: str) -> subprocess.Popen[bytes]:
     host_key = root / "host_key"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key)], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)  # its empty folder for privilege separation
@@ -151,6 +148,7 @@ def _start_sshd(root: Path, port: int) -> subprocess.Popen[bytes]:
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nPidFile {root}/sshd.pid\n"
         f"AllowUsers {USER}\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nMaxStartups 100\nMaxSessions 100\n"
-        "Subsystem sftp internal-sftp\n"
+        # SkyPilot runs srun in shells that read no profile.
+        f"SetEnv SLURM_CONF={slurm_conf}\nSubsystem sftp internal-sftp\n"
     )
     return subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=(root / "sshd.log").open("wb"))

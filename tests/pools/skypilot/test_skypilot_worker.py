@@ -342,7 +342,7 @@ TROUBLE: list[tuple[str, str, str, str, str]] = [
     ),
     ("launch", "ApiServerAuthenticationError", "Authentication required", "ApiServerRefused", "sky api login"),
     ("launch", "APIVersionMismatchError", "client is newer", "ApiServerRefused", "crucible sky setup --version"),
-    ("up", "ClusterSetUpError", "rsync failed", "SetupFailed", "could not be prepared"),
+    ("up", "ClusterSetUpError", "rsync failed", "NotPrepared", "could not prepare the machine"),
 ]
 
 
