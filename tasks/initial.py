@@ -12,7 +12,7 @@ from crucible.checkpoints.initial import carry_in
 from crucible.config import ConfigDraft, TrainConfig
 from crucible.datasets.disk import work_folder
 from crucible.store import Store
-from crucible.training.initial import Source, settled
+from crucible.training.initial_source import Source, settled
 
 
 @dataclass(frozen=True)

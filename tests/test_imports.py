@@ -1,6 +1,8 @@
 """No circle of imports, of files or of packages; imports inside functions and under TYPE_CHECKING count."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -68,3 +70,12 @@ def test_what_is_known_to_close_a_circle_is_still_there() -> None:
 
 def test_a_circle_is_found_and_named() -> None:
     assert set(circle({("a", "b"), ("b", "c"), ("c", "a"), ("d", "a")})) == {"a", "b", "c"}
+
+
+def test_a_flow_run_that_only_waits_holds_no_torch() -> None:
+    """A supervisor and an agent live as long as their job; torch would take 150 MB of each, and seconds to start."""
+    flows = "flows.train_nanogpt, flows.train_script, flows.tune, flows.train"
+    heavy = "{'torch', 'pandas', 'matplotlib'} & sys.modules.keys()"
+    script = f"import sys, {flows}; sys.exit(', '.join({heavy}) or None)"
+    found = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert (found.returncode, found.stderr) == (0, "")

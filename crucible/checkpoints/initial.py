@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import choose_checkpoint, fetch
@@ -18,8 +19,10 @@ from crucible.errors import CheckpointError
 from crucible.home import local_path
 from crucible.jobs.job import Job
 from crucible.store import Store
-from crucible.training.initial import Initial, Source
-from crucible.training.initial_files import checkpoint_files, find_locally, read_initial
+from crucible.training.initial_source import Source
+
+if TYPE_CHECKING:
+    from crucible.training.initial import Initial
 
 WEIGHTS = "weights"
 
@@ -32,6 +35,11 @@ def carry_in(
     `work`: a scratch folder. Raises `ConfigError` for what cannot be started from, `CheckpointError` for a damaged
     checkpoint of a job.
     """
+    from crucible.training.initial_files import (  # torch, for who starts from weights only
+        checkpoint_files,
+        read_initial,
+    )
+
     source = Source.parse(init_from)
     if source.place.startswith(f"{WEIGHTS}:"):
         return init_from, read_initial(
@@ -57,6 +65,8 @@ def place_weights(store: Store, init_from: str, folder: Path, cache: Path) -> Pa
 
 def _bring(store: Store, place: str, work: Path) -> Path:
     if place.startswith("hf:"):
+        from crucible.training.initial_files import find_locally
+
         return find_locally(place)
     if not place.startswith("job:"):
         return local_path(place, "init_from")

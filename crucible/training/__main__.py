@@ -157,8 +157,8 @@ def _start(draft: ConfigDraft, weights: Path | None, resume_from: Path | None) -
     """The complete configuration, and the weights to start from unless a checkpoint of this run is there."""
     if (text := draft.init_from) is None:
         return draft.config(), None
-    from crucible.training.initial import Source, settled
     from crucible.training.initial_files import find_locally, read_initial
+    from crucible.training.initial_source import Source, settled
 
     source = Source.parse(text)
     if resume_from is not None:

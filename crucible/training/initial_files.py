@@ -16,7 +16,8 @@ from torch import Tensor
 
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.training.initial import EMBEDDING, Initial, OptimizerState, Shape
+from crucible.training.initial import Initial, OptimizerState
+from crucible.training.initial_source import EMBEDDING, Shape
 from crucible.workload.folders import MODEL, STATE
 
 __all__ = ["checkpoint_files", "find_locally", "hub_folder", "read_initial"]

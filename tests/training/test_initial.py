@@ -17,8 +17,8 @@ from torch import Tensor
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.training.__main__ import main
-from crucible.training.initial import Source
 from crucible.training.initial_files import read_initial
+from crucible.training.initial_source import Source
 from crucible.training.model import GPT, load_model
 from crucible.training.optimizer import FlatAdamW
 from crucible.workload.folders import MODEL
