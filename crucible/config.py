@@ -196,6 +196,30 @@ class TrainConfig(Settings):
         """How many of the GPUs train: the most that share a step's micro-batches evenly, 1 or more."""
         return max(n for n in range(1, max(gpus, 1) + 1) if self.gradient_accumulation_steps % n == 0)
 
+    @property
+    def rows_per_step(self) -> int:
+        """Sequences in a step: what nodes and processes share."""
+        return self.gradient_accumulation_steps * self.batch_size
+
+    def nodes_on(self, nodes: int) -> int:
+        """How many of the machines train: the most that share a step's rows evenly, 1 or more."""
+        return max(n for n in range(1, nodes + 1) if self.rows_per_step % n == 0)
+
+    def processes_on_each(self, nodes: int, gpus: int) -> int:
+        """How many GPUs of each of so many machines train: the most that share a step's rows evenly, 1 or more."""
+        return max(n for n in range(1, max(gpus, 1) + 1) if self.rows_per_step % (nodes * n) == 0)
+
+    def require_nodes(self, least: int) -> None:
+        """Raises `ConfigError` unless so many machines can share a step's rows evenly."""
+        rows = self.rows_per_step
+        if rows % least:
+            fits = sorted({self.nodes_on(least), next((n for n in range(least, rows) if rows % n == 0), rows)})
+            raise ConfigError(
+                f"resources: nodes = {least}: the {rows} rows of a step (gradient_accumulation_steps = "
+                f"{self.gradient_accumulation_steps} times batch_size = {self.batch_size}) cannot be divided among "
+                f"{least} nodes; use {' or '.join(map(str, fits))}, which trains the same"
+            )
+
     def multiples_near(self, processes: int) -> str:
         """The gradient_accumulation_steps below and above that this many processes share evenly: "36 or 42"."""
         below = self.gradient_accumulation_steps - self.gradient_accumulation_steps % processes

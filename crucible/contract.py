@@ -47,6 +47,18 @@ class Variable(StrEnum):
     SWEEP = "CRUCIBLE_SWEEP"
     """The sweep that the workload is a trial of; not set elsewhere."""
 
+    # Between the agents of an attempt's nodes and the workload's launcher (`crucible.agent.torchrun`)
+    NODES = "CRUCIBLE_NODES"
+    """How many machines train together; a pool sets what it has started, the agent what is used. Not set: one."""
+    NODE_RANK = "CRUCIBLE_NODE_RANK"
+    """Which of them this one is, from 0; the first one owns the attempt."""
+    NODE_ADDRESS = "CRUCIBLE_NODE_ADDRESS"
+    """Where the other nodes reach this one. Not set: the address of the interface that leads to the network."""
+    NODE_PROCESSES = "CRUCIBLE_NODE_PROCESSES"
+    """How many processes of the workload each node runs: one per GPU."""
+    RENDEZVOUS = "CRUCIBLE_RENDEZVOUS"
+    """HOST:PORT/ID where the nodes' launchers meet."""
+
     # Between a pool, the container's entrypoint and the agent
     STOP_FILE = "CRUCIBLE_STOP_FILE"
     """Where the container's entrypoint passes a stop signal on to the agent (`StopReason`)."""

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 from pydantic import ConfigDict, Field, field_validator
 
 from crucible.errors import ConfigError
 from crucible.script_config import variable_name
-from crucible.settings import Settings
+from crucible.settings import Settings, invalid
 
-__all__ = ["Resources"]
+__all__ = ["MOST_NODES", "NodeRange", "Resources"]
+
+MOST_NODES = 64
+
+
+class NodeRange(NamedTuple):
+    """How many machines train together: as many as there are, between these two."""
+
+    least: int
+    most: int
+
+    def __str__(self) -> str:
+        return str(self.most) if self.least == self.most else f"{self.least}..{self.most}"
 
 
 class Resources(Settings):
@@ -18,7 +31,14 @@ class Resources(Settings):
 
     model_config = ConfigDict(title="Resources")
 
-    gpus: int | None = Field(None, ge=0, le=64, description="How many GPUs. 0: none. Empty: as the pool gives them.")
+    gpus: int | None = Field(
+        None, ge=0, le=64, description="How many GPUs, of each node. 0: none. Empty: as the pool gives them."
+    )
+    nodes: str = Field(
+        "",
+        max_length=10,
+        description="How many machines train together, such as 2, or 2..4 for as many of them as there are. Empty: 1.",
+    )
     instance: str = Field(
         "",
         max_length=128,
@@ -38,6 +58,17 @@ class Resources(Settings):
         default_factory=dict, description="Environment variables of each attempt; kept in the job's record."
     )
 
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _range(cls, value: Any) -> Any:
+        text = "" if value is None else str(value).strip()
+        match = re.fullmatch(r"([0-9]{1,3})(?:\.\.([0-9]{1,3}))?", text)
+        if text and (match is None or not 1 <= int(match[1]) <= int(match[2] or match[1]) <= MOST_NODES):
+            raise invalid(
+                f"nodes = {value!r} must be how many machines train together, 1 to {MOST_NODES}, or a range: 2, 2..4"
+            )
+        return text
+
     @field_validator("environment")
     @classmethod
     def _names(cls, value: dict[str, str]) -> dict[str, str]:
@@ -45,10 +76,25 @@ class Resources(Settings):
             variable_name("environment", name)
         return value
 
+    @property
+    def node_range(self) -> NodeRange:
+        """How many machines an attempt gets, at least and at most."""
+        least, _, most = (self.nodes or "1").partition("..")
+        return NodeRange(int(least), int(most or least))
+
+    def on_one_node(self) -> Resources:
+        """The same for work that gains nothing from several machines."""
+        return self.model_copy(update={"nodes": ""})
+
     def job_variables(self, pool: str) -> dict[str, Any]:
         """The pool's job variables. Raises `ConfigError` naming what the pool cannot give."""
         known = _KNOWN.get(pool, frozenset())
-        asked = self.model_dump(exclude_defaults=True, exclude={"environment"})  # the agent gives it to the workload
+        if self.node_range.most > 1 and "nodes" not in known:
+            able = ", ".join(name for name, fields in _KNOWN.items() if "nodes" in fields)
+            raise ConfigError(
+                f"resources: nodes = {self.nodes}: the pool {pool} runs an attempt on one machine; {able} take several"
+            )
+        asked = self.model_dump(exclude_defaults=True, exclude={"environment", "nodes"})  # environment: by the agent
         if refused := sorted(set(asked) - known):
             raise ConfigError(
                 f"resources: {', '.join(refused)}: the pool {pool} cannot choose that; it can choose "
@@ -113,7 +159,7 @@ def _given(**variables: Any) -> dict[str, Any]:
 
 
 _KNOWN = {
-    "local": frozenset({"gpus"}),
+    "local": frozenset({"gpus", "nodes"}),
     "docker-gpu": frozenset({"gpus", "memory_gib", "image"}),
     "ec2-spot": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),

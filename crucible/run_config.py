@@ -133,7 +133,14 @@ class RunConfig(ScriptSettings):
             raise ConfigError(
                 f"command: there is none; write it after --, as in crucible run -- python train.py, or in {FILE}"
             )
-        return ScriptConfig.model_validate({name: getattr(self, name) for name in ScriptConfig.model_fields})
+        script = ScriptConfig.model_validate({name: getattr(self, name) for name in ScriptConfig.model_fields})
+        if self.resources.node_range.most > 1 and script.starts_processes:
+            raise ConfigError(
+                f"command: {script.command[0]} starts the processes itself and would not find the other nodes; with "
+                f"resources: {{nodes: {self.resources.nodes}}} write the plain command, such as python train.py, which "
+                f"torchrun starts on each of them"
+            )
+        return script
 
 
 def _merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

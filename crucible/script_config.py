@@ -162,6 +162,11 @@ class ScriptSettings(Settings):
     total_steps: int | None = Field(
         None, ge=1, le=MOST, description="How many steps the whole training has, for progress and time left."
     )
+    torchrun: bool | None = Field(
+        None,
+        description="Whether torchrun starts the command, once for each GPU and node that resources ask for. Empty: "
+        "yes where they ask for more than one, unless the command itself starts its processes.",
+    )
     keep_checkpoints: int = Field(
         3, ge=1, le=100_000, description="How many of the newest checkpoints are kept, besides the best one."
     )
@@ -234,6 +239,19 @@ class ScriptConfig(ScriptSettings):
     model_config = ConfigDict(title="Script")
 
     command: Words = Field(min_length=1, description="The command line, program first.")
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether the command starts the processes of a training itself, so that torchrun is not put in front."""
+        if self.torchrun is not None:
+            return not self.torchrun
+        first = self.command[0].rpartition("/")[2]
+        module = self.command[2] if self.command[1:2] == ["-m"] and len(self.command) > 2 else ""
+        return first in _LAUNCHERS or module.startswith(_LAUNCHER_MODULES)
+
+
+_LAUNCHERS = {"torchrun", "accelerate", "deepspeed", "colossalai", "horovodrun", "mpirun", "mpiexec", "srun"}
+_LAUNCHER_MODULES = ("torch.distributed.", "accelerate.", "deepspeed.")
 
 
 class Stage(Settings):

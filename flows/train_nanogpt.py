@@ -19,6 +19,7 @@ from prefect.runtime import flow_run
 from crucible.config import TrainConfig
 from crucible.datasets.build import DatasetInfo, resolve_dataset
 from crucible.datasets.meta import DatasetMeta, require_block_size
+from crucible.errors import ConfigError
 from crucible.estimate.for_job import remember_job
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
@@ -61,8 +62,14 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     deadline = request.deadline(after=None if choice else now())
     start = _settled(request, run)
     config = start.config
+    nodes = request.resources.node_range
     if request.pool != AUTO:
         request.resources.job_variables(request.pool)  # refuses what the pool cannot choose
+    elif nodes.most > 1:
+        raise ConfigError(
+            f"resources: nodes = {nodes}: auto compares single machines; name the pool that several are to run on"
+        )
+    config.require_nodes(nodes.least)
     forked = run.read_forked()
     data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run)
     start.require_vocabulary(data.meta.vocab_size)
@@ -115,7 +122,10 @@ def _placement_request(
         pool=request.pool,
         limits=request.limits(),
         preferences=Preferences(
-            optimize_for=request.optimize_for, instance=request.resources.instance, gpus=request.resources.gpus
+            optimize_for=request.optimize_for,
+            instance=request.resources.instance,
+            gpus=request.resources.gpus,
+            nodes=config.nodes_on(request.resources.node_range.most),
         ),
         project=request.project,
         owner=request.owner,

@@ -83,7 +83,7 @@ def _stage(
     made = {
         "job_id": name,
         "script": stage.script(spec.script),
-        "resources": spec.resources if pool == trained_on else Resources(),
+        "resources": spec.resources.on_one_node() if pool == trained_on else Resources(),
         "preprocess": None,
         "evaluate": None,
         "forked_from": None,

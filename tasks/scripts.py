@@ -13,13 +13,13 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.logging import get_logger, get_run_logger
 from prefect.runtime import flow_run
 from pydantic import ValidationError
 
 from crucible.adapter.copying import copy
 from crucible.adapter.restoring import OUTPUT
 from crucible.adapter.restoring import restore as put_back
+from crucible.agent.nodes import Nodes
 from crucible.agent.plan import Scratch, WorkloadCommand
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
@@ -38,6 +38,7 @@ from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig, secret_block
 from crucible.settings import explain_validation_error
 from crucible.store import Store
+from tasks.nodes import run_logger, torchrun
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -95,15 +96,20 @@ def resolve(
         raise ConfigError(
             f"code: {folder} has a {built}: start it with crucible run, which builds it, or name an image"
         )
-    log = _logger().info
+    log = run_logger().info
     if left_out := packed.selection.describe_left_out():
         log("left out, because git or .crucibleignore says so: %s", left_out)
     return script, packed.upload(store, log)
 
 
-def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch) -> WorkloadCommand:
-    """Unpack the code, put its data in place, install its dependencies, and return the adapter that starts it."""
-    logger = _logger()
+def prepare_script(
+    job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scratch, nodes: Nodes | None = None
+) -> WorkloadCommand:
+    """Unpack the code, put its data in place, install its dependencies, and return the adapter that starts it.
+
+    torchrun starts the script once for each process where `nodes` has several.
+    """
+    logger = run_logger()
     environment = {
         **spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES")),
         **spec.resources.environment,
@@ -111,7 +117,7 @@ def prepare_script(job: Job, spec: JobSpec, script: ScriptConfig, scratch: Scrat
         **read_secrets(script.secrets, os.environ),
     }
     config = scratch.root / "script.json"
-    config.write_text(script.model_dump_json(), encoding="utf-8")
+    config.write_text(_launched(script, nodes or Nodes()).model_dump_json(), encoding="utf-8")
     # -P: a module in the script's own folder must not stand in for one of the adapter's.
     command = [sys.executable, "-P", "-m", "crucible.adapter", "--script", str(config)]
     if spec.sweep:
@@ -143,8 +149,11 @@ def _over(installed: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str
     return merged
 
 
-def _logger() -> Any:
-    return get_run_logger() if flow_run.id else get_logger("crucible")
+def _launched(script: ScriptConfig, nodes: Nodes) -> ScriptConfig:
+    """The script, started by torchrun where there are several processes and it does not start them itself."""
+    if nodes.count * nodes.processes == 1 or script.starts_processes:
+        return script
+    return script.model_copy(update={"command": torchrun(script.command)})
 
 
 def _place_checkpoint(trained: Job, scratch: Scratch, work: Path) -> Path:

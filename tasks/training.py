@@ -7,17 +7,17 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from prefect.exceptions import TerminationSignal
-from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
 from crucible.agent.health import machine_problem, torch_cuda_version
 from crucible.agent.machine_metrics import machine_sampler
+from crucible.agent.nodes import Nodes
 from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
@@ -26,7 +26,7 @@ from crucible.agent.sources import sources_of_this_machine, why_signalled
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
-from crucible.catalog.this_machine import cpu_count, nvidia_gpus
+from crucible.catalog.this_machine import cpu_count
 from crucible.checkpoints.initial import place_weights
 from crucible.config import TrainConfig
 from crucible.contract import finished_folders
@@ -36,6 +36,7 @@ from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
 from crucible.store import Store
+from tasks.nodes import first_node, local_nodes, run_logger, threads_of_a_node, torchrun, usable_gpus
 from tasks.observing import AttemptObserver
 from tasks.scripts import prepare_script
 from tasks.stopping import being_cancelled
@@ -53,25 +54,37 @@ def train_attempt(job: Job, number: int) -> Outcome:
     launch = job.attempt(number).read_launch()
     if launch is None:
         raise ConfigError(f"attempt: {number} of {job.job_id} was never decided on; start the job with train-nanogpt")
+    nodes = first_node(spec, launch.pool)
     machine = _Machine.here()
-    plan = AttemptPlan(
-        prepare=lambda scratch: prepare(job, spec, scratch),
+    plan = replace(
+        attempt_plan(job, spec, launch, nodes),
+        claim=lambda: machine.claim(number, launch, nodes.count),
+        current_price=(lambda: machine.current_price(nodes.count)) if launch.pool in EC2_POOLS else None,
+        sample_machine=machine_sampler("-1" if _only_cpus(spec) else None),
+        interrupts=(TerminationSignal, KeyboardInterrupt),
+        on_interrupt=_stop_notice,
+        explain=why_signalled,
+    )
+    others = range(1, nodes.count) if launch.pool == "local" else range(0)
+    with local_nodes(job, number, others):
+        return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
+
+
+def attempt_plan(job: Job, spec: JobSpec, launch: Launch, nodes: Nodes) -> AttemptPlan:
+    """How to run a node of the attempt here, as far as it is the same for all of them."""
+    return AttemptPlan(
+        prepare=lambda scratch: prepare(job, spec, scratch, nodes=nodes),
         scratch=crucible_home() / "scratch",
         launch=launch,
         save=save_policy(spec, launch),
         sources=sources_of_this_machine(),
-        claim=lambda: machine.claim(number, launch),
-        current_price=machine.current_price if launch.pool in EC2_POOLS else None,
         machine_problem=lambda: machine_problem(uses_gpus=_uses_gpus(spec, launch.pool)),
-        sample_machine=machine_sampler("-1" if _only_cpus(spec) else None),
         total_steps=spec.total_steps,
         cwd=Path.cwd(),
-        interrupts=(TerminationSignal, KeyboardInterrupt),
-        on_interrupt=_stop_notice,
-        explain=why_signalled,
+        environment={**os.environ, **threads_of_a_node(launch.pool, nodes)},
         heartbeat_seconds=heartbeat_seconds(job.root),
+        nodes=nodes,
     )
-    return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
 
 
 def _uses_gpus(spec: JobSpec, pool: str) -> bool:
@@ -86,13 +99,17 @@ def _only_cpus(spec: JobSpec) -> bool:
     return spec.resources.gpus == 0 or (spec.config is not None and spec.config.device in ("cpu", "mps"))
 
 
-def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) -> WorkloadCommand:
+def prepare(
+    job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None, nodes: Nodes | None = None
+) -> WorkloadCommand:
     """Bring the dataset here (once per machine), write the config, and return what to start.
 
-    `gpus`: how many the training may use; None: all that this machine has.
+    `gpus`: how many the training may use; None: all that this machine has. `nodes`: the machines that train together;
+    None: this one.
     """
+    nodes = nodes or Nodes()
     if spec.script is not None:
-        return prepare_script(job, spec, spec.script, scratch)
+        return prepare_script(job, spec, spec.script, scratch, nodes)
     if spec.config is None:
         raise ConfigError(f"job: {job.job_id} has neither a configuration nor a script; start a new job")
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
@@ -103,12 +120,14 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
         weights = place_weights(job.root, spec.config.init_from, scratch.root, crucible_home() / "cache" / "data")
         command += ["--weights", str(weights)]
     shown = spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    environment = {**spec.resources.environment, **shown}
+    if nodes.count > 1:
+        return WorkloadCommand(torchrun(command), environment=environment)
     if gpus is None:
-        here = len(nvidia_gpus())
-        gpus = here if spec.resources.gpus is None else min(here, spec.resources.gpus)
+        gpus = usable_gpus(spec)
     processes = spec.config.processes_on(gpus)
     if processes < gpus:
-        get_run_logger().warning(
+        run_logger().warning(
             "%d of %d GPUs are used: gradient_accumulation_steps = %d cannot be divided among more. %s would use all, "
             "with another batch size",
             processes,
@@ -117,7 +136,7 @@ def prepare(job: Job, spec: JobSpec, scratch: Scratch, gpus: int | None = None) 
             spec.config.multiples_near(gpus),
         )
     several = ["--processes", str(processes)] if processes > 1 else []
-    return WorkloadCommand([*command, *several], environment={**spec.resources.environment, **shown})
+    return WorkloadCommand([*command, *several], environment=environment)
 
 
 def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
@@ -148,13 +167,14 @@ class _Machine:
             raise PriceUnavailable("the machine is not on the spot market")
         return spot_price(self.identity["instance_type"], self.identity["zone"])
 
-    def current_price(self) -> float | None:
+    def current_price(self, nodes: int) -> float | None:
+        """USD per hour of so many of this machine now; None where it has no spot price."""
         with suppress(PriceUnavailable):
-            return self.read_spot_price()
+            return nodes * self.read_spot_price()
         return None
 
-    def claim(self, number: int, launch: Launch) -> Claim:
-        """Claim the attempt for this machine, at this machine's price."""
+    def claim(self, number: int, launch: Launch, nodes: int) -> Claim:
+        """Claim the attempt for this machine and those that train with it, at the price of this one for each."""
         facts: dict[str, Any] = dict(self.identity)
         instance = self.identity.get("instance_type") or launch.instance
         lifecycle, spot_usd_per_hour = self.identity.get("lifecycle", ""), None
@@ -169,7 +189,8 @@ class _Machine:
             number=number,
             flow_run_id=str(flow_run.id or ""),
             instance=instance,
-            usd_per_hour=price.usd_per_hour,
+            nodes=nodes,
+            usd_per_hour=nodes * price.usd_per_hour,
             price_remark=price.remark,
             environment={"python": sys.version.split()[0], "cpus": cpu_count(), **_image(), **facts},
         )

@@ -23,6 +23,7 @@ from pathlib import Path
 from crucible.agent.cost_meter import CostMeter
 from crucible.agent.exit_classification import classify_exit, unexplained, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, numbers
+from crucible.agent.nodes import NodeWatch
 from crucible.agent.notices import Notice
 from crucible.agent.observer import Guarded, Journal, Observer, Trouble
 from crucible.agent.output import OutputLog
@@ -51,7 +52,7 @@ from crucible.agent.watching import LimitsRead, SpentRead, Status, Watching
 from crucible.agent.workload import Workload
 from crucible.errors import FencedOut, MachineUnfit, StoreError
 from crucible.jobs.job import Attempt
-from crucible.jobs.records import Claim, EndReason, Limits, Outcome
+from crucible.jobs.records import Claim, EndReason, Limits, Outcome, Rendezvous
 from crucible.store.retry import persist, wait_at_most
 
 FINAL_UPLOAD_SECONDS = 300.0
@@ -90,6 +91,9 @@ class _AttemptRun:
         self.status = Status()
         """What the other threads may read: replaced, never changed."""
         self._entered = threading.Lock()
+        self._nodes = NodeWatch(attempt, plan.nodes.count) if plan.nodes.count > 1 else None
+        self._rendezvous: Rendezvous | None = None
+        """Where the other nodes meet this one; set while restoring, read once the workload is started."""
         self._over = threading.Event()
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
@@ -157,7 +161,14 @@ class _AttemptRun:
                 "claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here{remark}"
             )
             self._watching = Watching(
-                self.attempt, self.plan, self.meter, self.observer, self._relay, lambda: self.status, self._items.put
+                self.attempt,
+                self.plan,
+                self.meter,
+                self.observer,
+                self._relay,
+                lambda: self.status,
+                self._items.put,
+                self._nodes,
             )
             self._folder.enter_context(self.scratch.own())
             self._handle(Claimed())
@@ -257,6 +268,9 @@ class _AttemptRun:
         self._items.put(LimitsRead(persist(self.attempt.job.read_limits, pause)))
         self._items.put(SpentRead(spent))
         restored = restore_newest(self.attempt, self.scratch.resume, self.observer, RESTORE_SECONDS, self._given_up)
+        if self._nodes is not None:  # they restore what is on record as this attempt's start
+            meeting = self._rendezvous = self.plan.nodes.rendezvous()
+            persist(lambda: self.attempt.publish_rendezvous(meeting), pause)
         return Restored(restored[0].step, restored[1]) if restored else Restored(0, None)
 
     def _prepare(self) -> Prepared:
@@ -286,7 +300,9 @@ class _AttemptRun:
             self.attempt, self.scratch.checkpoints, self.state.start_step, self.plan.save.keep_last, self._items.put
         )
         command, job_id = self._command, self.attempt.job.job_id
-        environment = self.plan.workload_environment(job_id, self.scratch, self._resume_from, command.environment)
+        environment = self.plan.workload_environment(
+            job_id, self.scratch, self._resume_from, command.environment, self._rendezvous
+        )
         output = self._output = OutputLog(self.attempt, self._items.put)
 
         def handle_line(line: str) -> None:
@@ -340,6 +356,7 @@ class _AttemptRun:
         if unexplained(self.state, self.plan.launch.stop_at_step) and (notice := self.plan.explain()) is not None:
             self.state = replace(self.state, notice=notice)
             self.journal.notice(notice)
+        self._explain_by_other_nodes()
         reason, message = classify_exit(self.state, self.plan.launch.stop_at_step)
         if self.state.uncommitted is not None:
             self.journal.trouble("store", f"the last checkpoint could not be committed: {self.state.uncommitted}")
@@ -348,6 +365,20 @@ class _AttemptRun:
         if self.state.failure is not None and self.state.fenced is None and not unfit:
             raise self.state.failure
         return outcome
+
+    def _explain_by_other_nodes(self) -> None:
+        """A workload whose peer is gone fails, too: what counts is why the peer went."""
+        end = self.state.end
+        failed = end is not None and end.end_reason in (EndReason.FAILED, EndReason.KILLED)
+        if self._nodes is None or end is None or not failed or self.state.fenced or self.state.failure:
+            return
+        if self.state.notice is not None:  # the processes are killed, or lose each other, one after the other
+            self.state = replace(self.state, end=replace(end, end_reason=EndReason.KILLED))
+            return
+        explained, notice = self._nodes.explain(end)
+        self.state = replace(self.state, end=explained, notice=notice)
+        if notice is not None:
+            self.journal.notice(notice)
 
     def _record(self, reason: EndReason, message: str) -> Outcome:
         while not self._items.empty():

@@ -11,11 +11,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crucible.agent.nodes import Nodes
 from crucible.agent.notices import Notice, NoticeSource
 from crucible.agent.saving import SavePolicy
 from crucible.contract import METRICS_FILE, StopReason, Variable
 from crucible.jobs.job import Attempt
-from crucible.jobs.records import Claim, Launch
+from crucible.jobs.records import Claim, Launch, Rendezvous
 from crucible.store.base import local_disk
 
 
@@ -124,9 +125,16 @@ class AttemptPlan:
     """Why the attempt was stopped, where only a signal has said so; asked once, at its end. May take some seconds."""
     heartbeat_seconds: float = 5.0
     look_seconds: float = 1.0
+    nodes: Nodes = field(default_factory=Nodes)
+    """The machines and processes that train together."""
 
     def workload_environment(
-        self, job_id: str, scratch: Scratch, resume_from: Path | None, own: Mapping[str, str]
+        self,
+        job_id: str,
+        scratch: Scratch,
+        resume_from: Path | None,
+        own: Mapping[str, str],
+        rendezvous: Rendezvous | None = None,
     ) -> dict[str, str]:
         """Everything the contract between agent and workload says about files and names, besides the machine's
         variables and the workload's `own`."""
@@ -142,6 +150,7 @@ class AttemptPlan:
             contract[Variable.RESUME_FROM] = str(resume_from)
         if self.launch.stop_at_step is not None:
             contract[Variable.STOP_AT_STEP] = str(self.launch.stop_at_step)
+        contract |= self.nodes.environment(rendezvous)
         machine = {key: value for key, value in self.environment.items() if key != Variable.RESUME_FROM}
         return {**machine, **own, **contract}
 

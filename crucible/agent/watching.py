@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from crucible.agent.cost_meter import CostMeter
 from crucible.agent.metrics import MetricsRelay
+from crucible.agent.nodes import LOOK_SECONDS, NodeWatch
 from crucible.agent.notices import Notice, limit_reached
 from crucible.agent.observer import Guarded, Trouble
 from crucible.agent.plan import AttemptPlan
@@ -67,13 +68,16 @@ class Watching:
         relay: MetricsRelay,
         read_status: Callable[[], Status],
         post: Post,
+        nodes: NodeWatch | None = None,
     ) -> None:
         self._attempt, self._plan, self._meter = attempt, plan, meter
         self._observer, self._relay, self._read_status, self._post = observer, relay, read_status, post
+        self._nodes = nodes
         self._over = threading.Event()
         # Observers are called from these threads, too: the caller's context variables (whose run?) hold in all.
         sampling = (self._sample_machine,) if plan.sample_machine else ()
-        for work in (self._poll_sources, self._write_heartbeats, *sampling):
+        others = (self._watch_nodes,) if nodes is not None else ()
+        for work in (self._poll_sources, self._write_heartbeats, *sampling, *others):
             context = contextvars.copy_context()
             threading.Thread(target=context.run, args=(work,), name=work.__name__, daemon=True).start()
 
@@ -89,6 +93,21 @@ class Watching:
                 except Exception as error:  # noqa: BLE001 - one broken source must not silence the others
                     self._post(Trouble(type(source).__name__, f"a source of notices does not work: {error!r}"))
             self._over.wait(self._plan.look_seconds)
+
+    def _watch_nodes(self) -> None:
+        assert self._nodes is not None
+        posted: set[str] = set()
+        while not self._over.wait(LOOK_SECONDS):
+            if self._read_status().state.phase is not Phase.TRAINING:  # the first node may take its time to prepare
+                continue
+            try:
+                notice = self._nodes.look()
+            except (StoreError, RecordDamaged) as error:
+                self._post(Trouble("nodes", f"the other nodes' reports cannot be read: {error}"))
+                continue
+            if notice is not None and notice.source not in posted:
+                posted.add(notice.source)
+                self._post(notice)
 
     def _write_heartbeats(self) -> None:
         posted: set[Notice] = set()

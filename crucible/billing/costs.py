@@ -303,6 +303,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         return None
     instance = claim.instance or launch.instance  # a pool may choose another machine than the planned one
     offer = offers.get(f"{launch.pool}/{instance}")
+    offer = offer and offer.on_nodes(claim.nodes)
     micro = round(record.cost_usd * MICRO)
     gpus = offer.gpus if offer is not None else 0
     first_step = outcome.first_step_after_seconds if outcome is not None else None

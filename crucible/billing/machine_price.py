@@ -26,13 +26,14 @@ def machine_price(
     spot_usd_per_hour: float | None,
     offers: Mapping[str, Offer],
 ) -> MachinePrice:
-    """The price of `instance`, which claimed the attempt that `launch` planned.
+    """The price of one `instance`, which claimed the attempt that `launch` planned.
 
     In this order: the spot market's price of its zone, the planned price if it is the planned machine, the catalog's
     price (on-demand for a machine that EC2 says is on-demand), the planned price as a guess. `lifecycle` is `spot` or
     `on-demand`, as EC2's metadata name it; `offers` are by `pool/instance`.
     """
-    planned = MachinePrice(launch.usd_per_hour)
+    planned_price = launch.usd_per_hour / launch.nodes
+    planned = MachinePrice(planned_price)
     if launch.pool not in EC2_POOLS or not instance:
         return planned
     pool = {"spot": "ec2-spot", "on-demand": "ec2-on-demand"}.get(lifecycle, launch.pool)
@@ -44,9 +45,9 @@ def machine_price(
     elif (offer := offers.get(f"{pool}/{instance}")) is not None:
         price = offer.usd_per_hour
     else:
-        guess = f"no price is known for {pool}/{instance}: the bill assumes the planned ${launch.usd_per_hour:.4g}/h"
-        return MachinePrice(launch.usd_per_hour, guess)
-    if price == launch.usd_per_hour:
+        guess = f"no price is known for {pool}/{instance}: the bill assumes the planned ${planned_price:.4g}/h"
+        return MachinePrice(planned_price, guess)
+    if price == planned_price:
         return MachinePrice(price)
-    plan = f"{launch.instance or launch.pool} at ${launch.usd_per_hour:.4g}/h"
+    plan = f"{launch.instance or launch.pool} at ${planned_price:.4g}/h"
     return MachinePrice(price, f"the machine is {instance} at ${price:.4g}/h; planned was {plan}")

@@ -78,6 +78,21 @@ class Offer:
     """Why this offer is not available on this machine, such as no GPU; empty if it is."""
     hardware: str = ""
     """The hardware of your own machine, so that a store shared by several machines keeps their speeds apart."""
+    nodes: Annotated[int, Field(gt=0)] = 1
+    """How many of these machines together; prices and interruptions are those of all of them."""
+
+    def on_nodes(self, nodes: int) -> Offer:
+        """So many of this machine: the price of all, and the first one that goes interrupts all."""
+        if nodes == 1:
+            return self
+        on_demand = self.on_demand_usd_per_hour
+        return dataclasses.replace(
+            self,
+            nodes=nodes,
+            usd_per_hour=self.usd_per_hour * nodes,
+            on_demand_usd_per_hour=None if on_demand is None else on_demand * nodes,
+            mtbf_hours=None if self.mtbf_hours is None else self.mtbf_hours / nodes,
+        )
 
     @property
     def key(self) -> str:
@@ -86,7 +101,8 @@ class Offer:
     @property
     def speed_key(self) -> str:
         """The name under which speeds of past runs are kept."""
-        return f"{self.pool}/{self.hardware}" if self.own_machine else self.key
+        machine = f"{self.pool}/{self.hardware}" if self.own_machine else self.key
+        return machine if self.nodes == 1 else f"{machine} x {self.nodes}"
 
     @property
     def interruptible(self) -> bool:
@@ -111,7 +127,7 @@ class Offer:
         return not self.own_machine and age is not None and age > STALE_AFTER_DAYS
 
 
-_FIELDS = [field.name for field in dataclasses.fields(Offer) if field.name not in ("missing", "hardware")]
+_FIELDS = [field.name for field in dataclasses.fields(Offer) if field.name not in ("missing", "hardware", "nodes")]
 _GPU_FIELDS = [name for name in _FIELDS if name.startswith("peak_")] + ["gpu_memory_gib", "memory_gb_per_second"]
 
 

@@ -33,6 +33,7 @@ def run(
     finish_by: options.FinishBy = None,
     project: options.Project = None,
     gpus: options.Gpus = None,
+    nodes: options.Nodes = None,
     env: options.Env = None,
     secret: options.Secret = None,
     include: options.Include = None,
@@ -68,7 +69,7 @@ def run(
         "output": output,
         "store": store,
     }
-    added = options.Added(env, secret, include, data, gpus)
+    added = options.Added(env, secret, include, data, gpus, nodes)
     config = options.read_config(folder, config_file, given, added, ask=not as_json and not dry_run)
     planned = plan_run(config, folder, name or "")
     options.print_plan(planned, folder)

@@ -24,6 +24,9 @@ MaxHours = Annotated[float | None, typer.Option(help="Stop, saved, after so many
 FinishBy = Annotated[str | None, typer.Option(help="Stop, saved, at this time, with its zone.")]
 Project = Annotated[str | None, typer.Option(help="Whose money it is.")]
 Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of each attempt; 0: none.")]
+Nodes = Annotated[
+    str | None, typer.Option(help="Machines that train together: 2, or 2..4 for as many of them as there are.")
+]
 Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME for the value in this shell.")]
 Secret = Annotated[list[str] | None, typer.Option(help="NAME of a variable with a secret; see crucible secret.")]
 Include = Annotated[list[str] | None, typer.Option(help="An ignored file that belongs to the code.")]
@@ -51,6 +54,7 @@ class Added:
     include: list[str] | None
     data: list[str] | None
     gpus: int | None
+    nodes: str | None = None
 
 
 def read_config(folder: Path, file: Path | None, given: dict[str, Any], added: Added, ask: bool) -> RunConfig:
@@ -59,6 +63,7 @@ def read_config(folder: Path, file: Path | None, given: dict[str, Any], added: A
     Raises `ConfigError` with one message for all that is wrong.
     """
     from crucible.errors import ConfigError
+    from crucible.resources import Resources
     from crucible.run_config import FILE, RunConfig
 
     if (folder / "flows").is_dir() and (folder / "crucible").is_dir() and (folder / "prefect.yaml").is_file():
@@ -69,8 +74,10 @@ def read_config(folder: Path, file: Path | None, given: dict[str, Any], added: A
         file or folder / FILE, {key: value for key, value in given.items() if value not in (None, [])}
     )
     config = _extended(config, added)
-    if added.gpus is not None:
-        config = config.model_copy(update={"resources": config.resources.model_copy(update={"gpus": added.gpus})})
+    asked = {name: value for name, value in (("gpus", added.gpus), ("nodes", added.nodes)) if value is not None}
+    if asked:
+        resources = Resources.parse({**config.resources.model_dump(exclude_unset=True), **asked})
+        config = config.model_copy(update={"resources": resources})
     return ask_about_left_out(config, folder, ask)
 
 

@@ -86,7 +86,7 @@ def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
     offer = next(found, None)
     if offer is not None and offer.own_machine and claim.host != socket.gethostname():
         return None  # another machine, whose hardware is not on record
-    return offer
+    return offer.on_nodes(claim.nodes) if offer is not None else None
 
 
 def _speed(attempt: Attempt) -> tuple[float | None, int]:

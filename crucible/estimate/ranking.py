@@ -36,6 +36,7 @@ class Preferences(BaseModel):
     pools: tuple[str, ...] | None = Field(None, description="Allowed work pools. Empty: all.")
     instance: str = Field("", description="Only this machine type. Empty: all.")
     gpus: int | None = Field(None, ge=0, description="Only machines with so many GPUs, yours excepted. Empty: all.")
+    nodes: int = Field(1, ge=1, description="How many machines train together; their prices are counted together.")
     privacy: Literal["any", "dedicated"] = Field(
         "any", description="dedicated: no host that other customers' work shares."
     )
@@ -140,7 +141,7 @@ def recommend(
     """
     fitting: list[Estimate] = []
     rejected: list[Rejected] = []
-    for offer in offers:
+    for offer in (offer.on_nodes(preferences.nodes) for offer in offers):
         state = None if pools is None else _state(pools, offer)
         measured = (probed or {}).get(offer.key)
         found = _estimate_or_reason(needs, offer, preferences, records, measured, state, only_ready)

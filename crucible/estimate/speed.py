@@ -29,6 +29,7 @@ Source = Literal["history", "probe", "history of other configurations", "measure
 _OPTIMIZER_BYTES = 40  # per parameter: gradients zeroed, read, clipped; weights and two moments read and written
 _A100_FLOPS = 312e12
 _NEWEST = 20  # newest runs count: older ones used older software
+_NODES_SCALING = 0.8  # speed per machine of several, compared with one alone (assumed: 10 Gbit/s or more between them)
 _SCALING = 0.9  # speed per GPU of several, compared with one alone (assumed: one machine, NVLink or PCIe)
 
 
@@ -150,9 +151,10 @@ def idle_gpus(needs: Needs, offer: Offer) -> str | None:
 
 
 def parallel_speedup(needs: Needs, offer: Offer) -> float:
-    """Speed on all usable GPUs over that on one."""
+    """Speed on all usable GPUs of all machines over that on one."""
     used = gpus_used(needs, offer)
-    return used * (_SCALING if used > 1 else 1.0)
+    one_machine = used * (_SCALING if used > 1 else 1.0)
+    return one_machine * (offer.nodes * _NODES_SCALING if offer.nodes > 1 else 1.0)
 
 
 def speed_on(offer: Offer, needs: Needs, records: Sequence[SpeedRecord], probed: Speed | None = None) -> Speed | None:

@@ -14,6 +14,8 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
                              start.json         what it resumed from; create-only
                              heartbeat.json     sign of life, progress and cost so far; written by its owner only
                              stop.json          a request to save and stop
+                             nodes/             of several machines: rendezvous.json where they meet, and a report
+                                                of each but the first, 0001.json …
                              metrics/*.jsonl    what the workload reported, in order
                              output/*.log       everything the workload printed, in order
                              outcome.json       how it ended; create-only: the first one stands
@@ -42,8 +44,10 @@ from crucible.jobs.records import (
     JobVariables,
     Launch,
     Limits,
+    NodeReport,
     Outcome,
     Record,
+    Rendezvous,
     Start,
     StopRequest,
     Supervisor,
@@ -145,6 +149,20 @@ class Attempt:
             self._create("stop", request)
         except ObjectExists:
             return
+
+    def publish_rendezvous(self, rendezvous: Rendezvous) -> None:
+        """Say where the attempt's nodes meet. Only its owner does."""
+        self.job.store.write_model(f"{self._prefix}/nodes/rendezvous.json", rendezvous)
+
+    def read_rendezvous(self) -> Rendezvous | None:
+        return self._read("nodes/rendezvous", Rendezvous)
+
+    def write_node_report(self, node: int, report: NodeReport) -> None:
+        """Replace the report of node 1 or a later one. Only that node does."""
+        self.job.store.write_model(f"{self._prefix}/nodes/{node:04d}.json", report)
+
+    def read_node_report(self, node: int) -> NodeReport | None:
+        return self._read(f"nodes/{node:04d}", NodeReport)
 
     def end(self, outcome: Outcome) -> Outcome:
         """Record how the attempt ended, unless that is already on record; returns the outcome that stands."""

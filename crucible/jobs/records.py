@@ -192,7 +192,10 @@ class Launch(Record):
     pool: ShownText
     reason: ShownText
     instance: ShownText = ""
+    nodes: int = 1
+    """How many machines it is to have at most; `Claim.nodes` is how many there were."""
     usd_per_hour: float = 0.0
+    """Of all its machines together."""
     mtbf_seconds: float | None = None
     """Mean time between interruptions expected of the offer; None when it is not interruptible."""
     stop_at_step: int | None = None
@@ -213,12 +216,58 @@ class Claim(Record):
     """`local.processes.process_start`: with the pid, it identifies the process for others on its machine."""
     flow_run_id: str = ""
     instance: ShownText = ""
+    nodes: int = 1
+    """How many machines train together."""
     usd_per_hour: float | None = None
-    """What this machine costs, which may be another than the planned one; None in records of earlier versions."""
+    """What all of them cost together, maybe another price than planned; None in records of earlier versions."""
     price_remark: ShownText = ""
     """How the price differs from the plan, or that it is a guess."""
     environment: dict[str, Any] = Field(default_factory=dict)
     claimed_at: datetime = Field(default_factory=now)
+
+
+class Notification(Record):
+    """Something the agent noticed: a notice, a store that does not answer, a save slower than its interval."""
+
+    source: str
+    reason: ShownText
+    deadline: datetime | None = None
+    at: datetime = Field(default_factory=now)
+
+
+class Rendezvous(Record):
+    """Where the nodes of an attempt meet; written by the first one, which owns the attempt."""
+
+    fix = "delete the attempt's nodes folder if its processes are gone"
+
+    host: str
+    port: int
+    token: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    nodes: int
+    """How many of the machines are used; the others leave."""
+    processes: int
+    """On each of them."""
+    at: datetime = Field(default_factory=now)
+
+
+class NodeReport(Record):
+    """Of a node that is not the attempt's first: sign of life, what its machine announces, how its workload ended."""
+
+    fix = "delete it: the node writes it again if it is alive"
+
+    sequence: int
+    phase: str
+    host: ShownText = Field(default_factory=socket.gethostname)
+    pid: int = Field(default_factory=os.getpid)
+    notice: Notification | None = None
+    """The first request to stop that this machine has received."""
+    notice_end_reason: EndReason = EndReason.INTERRUPTED
+    end_reason: EndReason | None = None
+    """How its workload ended; None while it runs."""
+    message: ShownText = ""
+    exit_code: int | None = None
+    last_lines: list[ShownText] = Field(default_factory=list)
+    at: datetime = Field(default_factory=now)
 
 
 NO_STEP = 2**53
@@ -259,15 +308,6 @@ class Heartbeat(Record):
     metrics: dict[str, float] = Field(default_factory=dict)
     saving: dict[str, float] = Field(default_factory=dict)
     """Checkpoint figures so far, as in `Outcome.saving`."""
-    at: datetime = Field(default_factory=now)
-
-
-class Notification(Record):
-    """Something the agent noticed: a notice, a store that does not answer, a save slower than its interval."""
-
-    source: str
-    reason: ShownText
-    deadline: datetime | None = None
     at: datetime = Field(default_factory=now)
 
 

@@ -118,24 +118,25 @@ def placements(recommendation: Recommendation, per_pool: int = 2, most: int = 6)
     return [_placement(entry, place) for place, entry in enumerate(chosen)]
 
 
-def without_estimate(pool: str, instance: str = "") -> Placement:
-    """The pool as the only place, at the price that the catalog has for it; 0 where it has none.
+def without_estimate(pool: str, instance: str = "", nodes: int = 1) -> Placement:
+    """The pool as the only place, at the price that the catalog has for so many machines; 0 where it has none.
 
     Raises `ConfigError` when the named machine is not in the catalog: nobody would know what it costs.
     """
     offers = [offer for offer in load_catalog() if offer.pool == pool and not offer.own_machine]
-    offer = next((offer for offer in offers if not instance or offer.instance == instance), None)
+    offer = next((offer.on_nodes(nodes) for offer in offers if not instance or offer.instance == instance), None)
     if offer is None and instance:
         raise ConfigError(
             f"resources.instance: {instance!r} of {pool} has no price; `crucible prices import` reads SkyPilot's, and "
             "offers.csv takes your own"
         )
     if offer is None:
-        return Placement(pool)
+        return Placement(pool, nodes=nodes)
     return Placement(
         pool=pool,
         instance=offer.instance,
         usd_per_hour=offer.usd_per_hour,
+        nodes=offer.nodes,
         mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
         startup_seconds=offer.startup_seconds,
     )
@@ -212,6 +213,7 @@ def _placement(entry: Ranked, place: int) -> Placement:
         pool=offer.pool,
         instance="" if offer.own_machine else offer.instance,
         usd_per_hour=offer.usd_per_hour,
+        nodes=offer.nodes,
         mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
         reason=reason,
         startup_seconds=round(estimate.breakdown.startup, 1),

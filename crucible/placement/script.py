@@ -23,7 +23,7 @@ def place_script(pool: str, wanted: Resources) -> Choice:
         )
     wanted.job_variables(pool)  # refuses what the pool cannot choose
     if pool in TRIED_ANYWAY:
-        return Choice(placements=[without_estimate(pool)])
+        return Choice(placements=[without_estimate(pool, wanted.node_range.most)])
     known = dict.fromkeys((*TRIED_ANYWAY, *(offer.pool for offer in load_catalog())))
     if pool not in known:
         near = difflib.get_close_matches(pool, known, n=1)
@@ -51,11 +51,12 @@ def _cheapest(pool: str, wanted: Resources, asked: str) -> Placement | None:
         offers = [offer for offer in offers if offer.gpus * many == gpus]
     if not offers:
         return None
-    offer = min(offers, key=lambda offer: offer.usd_per_hour)
+    offer = min(offers, key=lambda offer: offer.usd_per_hour).on_nodes(wanted.node_range.most)
     return Placement(
         pool=pool,
         instance=f"{offer.instance}:{many}" if many > 1 else offer.instance,
         usd_per_hour=offer.usd_per_hour * many,
+        nodes=offer.nodes,
         mtbf_seconds=None if offer.mtbf_hours is None else offer.mtbf_hours * 3600,
         reason="as asked" if pool == asked else f"where {asked} has no machine",
         startup_seconds=offer.startup_seconds,

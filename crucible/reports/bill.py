@@ -21,9 +21,11 @@ def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
     for attempt in summary.attempts:
         micro = round(attempt.cost_usd * MICRO)
         paid += micro
-        on_demand += on_demand_micro_usd(attempt.seconds, micro, known.get(f"{attempt.pool}/{attempt.instance}"))
+        offer = known.get(f"{attempt.pool}/{attempt.instance}")
+        on_demand += on_demand_micro_usd(attempt.seconds, micro, offer and offer.on_nodes(attempt.nodes))
         seconds += attempt.seconds
-        where = [str(attempt.number), attempt.pool or UNKNOWN, attempt.instance or UNKNOWN]
+        machine = (attempt.instance or UNKNOWN) + (f" x {attempt.nodes}" if attempt.nodes > 1 else "")
+        where = [str(attempt.number), attempt.pool or UNKNOWN, machine]
         rows.append([*where, duration(attempt.seconds), f"{attempt.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
     rows.append(["total", "", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
     table = markdown_table(["attempt", "pool", "instance", "time", "USD/h", "USD"], rows, numbers=(0, 3, 4, 5))

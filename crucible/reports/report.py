@@ -75,6 +75,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts += ["## Checkpoints"]
         parts += [f"Made {interval}."] if interval else []
         parts += [inexact] if (inexact := inexact_resume(summary) or inexact_kernels(checkpoints)) else []
+        parts += [changed] if (changed := changed_nodes(summary)) else []
         parts += [checkpoints_table(checkpoints)] if checkpoints else []
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
@@ -101,6 +102,18 @@ def inexact_kernels(checkpoints: Sequence[Checkpoint]) -> str:
         return ""
     reason = printable(str(environment.get("not_exact_because") or "a kernel is not deterministic"))
     return f"**This run is not exact**: {reason}. A resumed run is exact in state, but not in bits."
+
+
+def changed_nodes(summary: JobSummary) -> str:
+    """That the number of machines was not the same throughout; empty if it was, or nothing was trained."""
+    counts = [a.nodes for a in summary.attempts if a.from_step is not None and (a.to_step or 0) > a.from_step]
+    if len(set(counts)) < 2:
+        return ""
+    shown = ", then ".join(str(count) for place, count in enumerate(counts) if place == 0 or counts[place - 1] != count)
+    return (
+        f"**This run is exact in data, not in bits**: it trained on {shown} nodes. The rows of every step are those of "
+        f"an undisturbed run; sums of gradients round differently on another number of nodes."
+    )
 
 
 def _settings(spec: JobSpec) -> dict[str, Any]:

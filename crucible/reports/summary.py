@@ -49,6 +49,7 @@ class AttemptSummary:
     mtbf_seconds: float | None
     price_remark: str = ""
     """How the machine and its price differ from the plan."""
+    nodes: int = 1
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def _attempt_summary(attempts: Sequence[AttemptRecords], place: int) -> AttemptS
         saving=last.saving if last else {},
         mtbf_seconds=launch.mtbf_seconds if launch else None,
         price_remark=claim.price_remark if claim else "",
+        nodes=claim.nodes if claim else launch.nodes if launch else 1,
     )
 
 

@@ -41,7 +41,11 @@ class Placement:
     pool: str
     instance: str = ""
     usd_per_hour: float = 0.0
+    """Of all nodes together."""
+    nodes: int = 1
+    """How many machines, at most."""
     mtbf_seconds: float | None = None
+    """Of all nodes together: the first of them that goes ends the attempt."""
     reason: str = "as asked"
     startup_seconds: float = 0.0
     """From the request to the first step, as far as is known."""

@@ -134,6 +134,7 @@ class Supervision(SupervisionContext):
             number=number,
             pool=placement.pool,
             instance=placement.instance,
+            nodes=placement.nodes,
             usd_per_hour=placement.usd_per_hour,
             mtbf_seconds=placement.mtbf_seconds,
             reason=decision.reason,

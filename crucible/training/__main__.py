@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, cast
 
 from crucible.config import ConfigDraft, TrainConfig, preset_names
 from crucible.contract import EXIT_DONE, EXIT_SAVED, EXIT_UNFIT, METRICS_FILE, Variable
-from crucible.errors import ConfigError, CrucibleError, DataError, MachineUnfit
+from crucible.errors import CheckpointError, ConfigError, CrucibleError, DataError, MachineUnfit
 from crucible.training.hardware import may_compute_on_cpu
 from crucible.training.launch import launch
 from crucible.workload.folders import STATE, TRAINER_FILES, newest_sound
@@ -98,7 +98,10 @@ def _train(options: argparse.Namespace, stop: StopRequest) -> int:
         from crucible.workload.metrics import Metrics
 
         processes = Processes()
-        resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
+        if contract is None:
+            resume_from = processes.gather(resume_from)[0]  # the first one holds the lock, so it knows
+        elif len(begins := {path and path.name for path in processes.gather(resume_from)}) > 1:
+            raise CheckpointError(f"the processes would begin at different checkpoints: {', '.join(map(str, begins))}")
         log = _log if processes.first else _silent
         config, initial = _start(draft, options.weights, resume_from)
         require_fit_gpu(config, processes.local_rank, log)

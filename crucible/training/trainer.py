@@ -81,7 +81,7 @@ class Trainer:
         self.config, self.dataset, self.log = config, dataset, log
         self.processes = processes or Processes()
         dataset.require_block_size(config.block_size)
-        self.rows = self.processes.share(config) * config.batch_size
+        self.rows = self.processes.share(config)
         """Of each step, in this process."""
         self.tokens_per_step = config.gradient_accumulation_steps * config.batch_size * config.block_size
 
@@ -400,7 +400,8 @@ class Trainer:
         self.losses.best, self.losses.estimated_val_loss = state["best"], state.get("estimated_val_loss")
         self.log(f"resumed at step {self.step} from {folder}")
         if changed := changes(state["environment"], self.environment):
-            self.log(f"exact in state but not in bits, since this is another environment: {', '.join(changed)}")
+            kind = "data" if [change.split()[0] for change in changed] == ["processes"] else "state"
+            self.log(f"exact in {kind} but not in bits, since this is another environment: {', '.join(changed)}")
 
 
 def _torch_generators(device: torch.device) -> list[Tensor]:

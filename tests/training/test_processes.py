@@ -98,7 +98,7 @@ def test_accumulation_must_divide_among_the_processes(
 
     group = Processes()
     monkeypatch.setattr(group, "count", processes)
-    config = TINY.with_overrides({"gradient_accumulation_steps": micro_batches})
+    config = TINY.with_overrides({"gradient_accumulation_steps": micro_batches, "batch_size": 1})
     with pytest.raises(ConfigError, match=f"{micro_batches} cannot be divided among {processes} processes; {advice}"):
         Trainer(config, dataset, processes=group)
 
