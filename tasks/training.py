@@ -167,13 +167,13 @@ class _Machine:
             raise PriceUnavailable("the machine is not on the spot market")
         return spot_price(self.identity["instance_type"], self.identity["zone"])
 
-    def current_price(self, nodes: int) -> float | None:
+    def current_price(self, nodes: int = 1) -> float | None:
         """USD per hour of so many of this machine now; None where it has no spot price."""
         with suppress(PriceUnavailable):
             return nodes * self.read_spot_price()
         return None
 
-    def claim(self, number: int, launch: Launch, nodes: int) -> Claim:
+    def claim(self, number: int, launch: Launch, nodes: int = 1) -> Claim:
         """Claim the attempt for this machine and those that train with it, at the price of this one for each."""
         facts: dict[str, Any] = dict(self.identity)
         instance = self.identity.get("instance_type") or launch.instance

@@ -1,0 +1,51 @@
+"""Two nodes of this machine train with Crucible's trainer under torchrun: real processes, real gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
+from crucible.jobs.records import EndReason
+from tests.tasks.training_on_nodes import STEPS, new_job, rows_of_steps, run
+
+pytestmark = pytest.mark.slow
+
+
+def weights(checkpoint: Checkpoint) -> str:
+    return next(file.sha256 for file in checkpoint.files if file.name == "model.safetensors")
+
+
+def test_a_node_that_dies_costs_time_and_no_bit(tmp_path: Path) -> None:
+    undisturbed = new_job(tmp_path / "undisturbed")
+    assert run(undisturbed, 1, 2, tmp_path / "undisturbed").end_reason is EndReason.COMPLETED
+
+    killed = new_job(tmp_path / "killed")
+    first = run(killed, 1, 2, tmp_path / "killed", kill_at=17)
+    assert first.end_reason is EndReason.INTERRUPTED
+    assert "node 1" in first.message
+    assert run(killed, 2, 2, tmp_path / "killed").end_reason is EndReason.COMPLETED
+
+    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
+    assert (one.step, other.step) == (STEPS, STEPS)
+    assert weights(one) == weights(other)
+
+
+def test_from_two_nodes_to_one_and_back_the_data_stays(tmp_path: Path) -> None:
+    # Dropout is drawn in each process: without it only rounding differs.
+    undisturbed = new_job(tmp_path / "undisturbed", dropout=0.0)
+    assert run(undisturbed, 1, 2, tmp_path / "undisturbed").end_reason is EndReason.COMPLETED
+
+    changing = new_job(tmp_path / "changing", dropout=0.0)
+    for number, (nodes, stop_at, end) in enumerate(
+        [(2, 13, EndReason.PAUSED), (1, 26, EndReason.PAUSED), (2, None, EndReason.COMPLETED)], 1
+    ):
+        assert run(changing, number, nodes, tmp_path / "changing", stop_at=stop_at).end_reason is end
+
+    rows = rows_of_steps(tmp_path / "undisturbed")
+    assert sorted(rows) == list(range(STEPS))
+    assert rows_of_steps(tmp_path / "changing") == rows
+    losses = [Checkpoints(job).list()[0].state["val_loss"] for job in (undisturbed, changing)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
