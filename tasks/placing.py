@@ -53,7 +53,9 @@ def choose(store: Store, request: PlacementRequest) -> Choice:
     except ConfigError as error:
         if not request.may_go_without_estimate:
             raise ConfigError(f"pool: {error}") from error
-        return Choice(placements=[without_estimate(request.pool, request.preferences.instance)])
+        return Choice(
+            placements=[without_estimate(request.pool, request.preferences.instance, request.preferences.nodes)]
+        )
     _require_budget(store, found, request)
     places = placements(found, per_pool=1)  # a pool chooses its machine itself: its sizes are not separate places
     if pools is not None:

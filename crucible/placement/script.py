@@ -23,7 +23,7 @@ def place_script(pool: str, wanted: Resources) -> Choice:
         )
     wanted.job_variables(pool)  # refuses what the pool cannot choose
     if pool in TRIED_ANYWAY:
-        return Choice(placements=[without_estimate(pool, wanted.node_range.most)])
+        return Choice(placements=[without_estimate(pool, nodes=wanted.node_range.most)])
     known = dict.fromkeys((*TRIED_ANYWAY, *(offer.pool for offer in load_catalog())))
     if pool not in known:
         near = difflib.get_close_matches(pool, known, n=1)
