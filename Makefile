@@ -25,7 +25,7 @@ quickstart: $(VENV)/installed
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-slow: $(VENV)/installed-dev
+test-slow: $(VENV)/installed-slow
 	$(PYTEST) -m slow --timeout 3600
 
 lint: $(VENV)/installed-dev
@@ -64,6 +64,11 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 	@$(INSTALL) --editable '.[dev]'
 	@$(COMPILE) || true
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-slow: $(VENV)/installed-dev
+	@echo "Installing what only slow tests use ..."
+	@$(INSTALL) --editable '.[dev,slow]'
+	@touch $@
 
 # The first of these that is a Python this project runs on makes the environment; PYTHON=… puts another one first.
 $(VENV)/made:

@@ -40,7 +40,10 @@ class Store(Block):
 
     def open(self) -> crucible.store.Store:
         """The store, ready to use. Raises `ConfigError` if the root is not an address that Crucible knows."""
+        return crucible.store.store_of_block(self.settings())
+
+    def settings(self) -> dict[str, str | None]:
+        """The fields, secrets in plain text, as `store_of_block` takes them."""
         fields = {name: getattr(self, name) for name in ("root", "access_key_id", "endpoint_url", "region")}
         secrets = {"secret_access_key": self.secret_access_key, "session_token": self.session_token}
-        shown = {name: value.get_secret_value() if value else None for name, value in secrets.items()}
-        return crucible.store.store_of_block({**fields, **shown})
+        return {**fields, **{name: value.get_secret_value() if value else None for name, value in secrets.items()}}

@@ -15,6 +15,10 @@ _EXTRA_OF = {
     "pynvml": "gpu",
     "pyarrow": "data",
     "zstandard": "data",
+    "tensorboard": "tensorboard",
+    "mlflow": "mlflow",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 
 

@@ -22,6 +22,7 @@ from crucible.script_config import (
     PreprocessStage,
     ScriptConfig,
     ScriptSettings,
+    Several,
     Words,
 )
 from crucible.script_presets import with_preset
@@ -77,6 +78,10 @@ class RunConfig(ScriptSettings):
     max_hours: Hours | None = Field(None, description="Stop, saved, so many hours after the start. Empty: no cap.")
     max_attempts: Count = Field(50, description="Stop after so many attempts.")
     finish_by: str = Field("", description="Stop, saved, at this time, such as 2026-05-07T18:00+02:00.")
+    tracker: Several = Field(
+        default_factory=list,
+        description="Where curves are shown, too: tensorboard, mlflow, wandb, trackio, or names of Tracker blocks.",
+    )
     store: str = Field("default", min_length=1, description="Name of a Store block, or an address (file://…, s3://…).")
     project: str = Field("default", description="Whose money it is: shown in cost reports.")
     owner: str = Field("", description="Who started it: shown in cost reports.")
@@ -98,7 +103,7 @@ class RunConfig(ScriptSettings):
         """The file's JSON schema, with the short forms that it accepts: a text for a list, a name for a section."""
         schema = cls.model_json_schema()
         text = {"type": "string"}
-        for name in ("command", "resume", "include", "data", "output", "secrets", "checkpoint", "metrics"):
+        for name in ("command", "resume", "include", "data", "output", "secrets", "checkpoint", "metrics", "tracker"):
             entry = schema["properties"][name]
             kept = {key: entry.pop(key) for key in list(entry) if key not in ("title", "description", "default")}
             entry["anyOf"] = [*kept.pop("anyOf", [kept]), text]

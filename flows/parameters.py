@@ -40,6 +40,13 @@ ResourcesWanted = Annotated[
 ]
 Project = Annotated[str, Field(description="Whose money it is: shown in cost reports.")]
 Owner = Annotated[str, Field(description="Who started it: shown in cost reports.")]
+TrackerNames = Annotated[
+    str,
+    Field(
+        description="Where curves are shown, too: tensorboard, mlflow, wandb, trackio, or names of Tracker blocks; "
+        "several with commas. Empty: nowhere."
+    ),
+]
 
 
 def _overrides(
@@ -117,6 +124,7 @@ class TrainRequest(Request):
     preprocess_pool: StagePool = Field("local", description="Where the text becomes tokens. local: in this flow.")
     run_evaluation: bool = Field(True, description="Evaluate and export the model at the end.")
     evaluate_pool: StagePool = Field("local", description="Where the model is evaluated. local: in this flow.")
+    tracker: TrackerNames = ""
     project: Project = "default"
     owner: Owner = ""
     store: StoreName = "default"
@@ -178,6 +186,11 @@ class ScriptSpending(Request):
         "",
         description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: as crucible.yaml "
         "says, or no deadline.",
+    )
+    tracker: str = Field(
+        "",
+        description="Where curves are shown, too: tensorboard, mlflow, wandb, trackio, or names of Tracker blocks; "
+        "several with commas. Empty: as crucible.yaml says, else nowhere.",
     )
     project: str = Field("", description="Whose money it is: shown in cost reports. Empty: as crucible.yaml says.")
     owner: str = Field("", description="Who started it: shown in cost reports. Empty: as crucible.yaml says.")
@@ -273,6 +286,7 @@ class TuneRequest(SweepFields, TrainedTrials, SearchSettings):
         "", description="Stop, saved, at this time, with its zone, such as 2026-05-07T18:00+02:00. Empty: no deadline."
     )
     run_evaluation: bool = Field(True, description="Evaluate and export the best model at the end.")
+    tracker: TrackerNames = ""
     project: Project = "default"
     owner: Owner = ""
     store: StoreName = "default"

@@ -60,6 +60,7 @@ def train_nanogpt(**given: Any) -> State:
 def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     job, choice = run.job, run.read_choice()
     deadline = request.deadline(after=None if choice else now())
+    run.track(request.tracker)
     start = _settled(request, run)
     config = start.config
     nodes = request.resources.node_range

@@ -50,6 +50,7 @@ def _supervise(request: TrainScriptRequest) -> State:
 
 def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> JobStatus:
     choice = run.read_choice()
+    run.track(config.tracker)
     if choice is None:
         choice = place_script(config.pool, config.resources)
         spec = run.read_forked() or _spec(request, config, run)

@@ -64,6 +64,7 @@ def tune_nanogpt(**given: Any) -> State:
 
 
 def _tune(request: TuneRequest, run: SupervisedSweep) -> SweepStatus:
+    run.track(request.tracker)
     if request.space or request.space_file or not run.sweep.exists():
         _record(request, run)
     run.set_limits(request.given_limits())

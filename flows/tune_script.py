@@ -52,6 +52,7 @@ def _supervise(request: TuneScriptRequest) -> State:
 
 def _tune(request: TuneScriptRequest, config: RunConfig, run: SupervisedSweep) -> SweepStatus:
     sweep, search = run.sweep, config.tune or TuneSettings()
+    run.track(config.tracker)
     if not sweep.exists() or (request.names_a_search and not sweep.was_started_by(flow_run.id or "")):
         _record(request, config, search, run)
     run.set_limits(sweep_limits(search.max_trials, config.max_cost_usd, config.max_hours, config.finish_by))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from blocks.store import Store as StoreBlock
 from crucible.errors import ConfigError
-from crucible.store import Store, store_at
+from crucible.store import Store, store_of_block
 
 
 def open_store(reference: str = "default") -> Store:
@@ -12,8 +14,16 @@ def open_store(reference: str = "default") -> Store:
 
     Raises `ConfigError` when there is no such block.
     """
+    return store_of_block(store_settings(reference))
+
+
+def store_settings(reference: str) -> dict[str, Any]:
+    """The fields of the store's block, secrets in plain text, for a process that opens it with `store_of_block`.
+
+    Raises `ConfigError` when there is no such block.
+    """
     if "://" in reference or reference.startswith("/"):
-        return store_at(reference)
+        return {"root": reference}
     try:
         block = StoreBlock.load(reference)
     except ValueError as error:
@@ -22,4 +32,4 @@ def open_store(reference: str = "default") -> Store:
             f"such as file:///folder or s3://bucket/prefix"
         ) from error
     assert isinstance(block, StoreBlock)
-    return block.open()
+    return block.settings()

@@ -9,7 +9,7 @@ def train_something(**given):
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prefect import tags
@@ -37,6 +37,7 @@ from tasks.launching import PrefectLauncher
 from tasks.observing import JobListener, add_tags, job_tags
 from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
+from tasks.tracking import Tracking
 from tasks.training import heartbeat_seconds
 
 SAVE_SECONDS = 20.0
@@ -53,6 +54,7 @@ class SupervisedJob:
     store: str
     """The name or address of the job's store, as attempts get it."""
     watch: StopWatch
+    tracking: Tracking
 
     def read_choice(self) -> Choice | None:
         """What this flow run chose when it first started; its deadline may have passed since."""
@@ -75,6 +77,13 @@ class SupervisedJob:
             remember_choice(self.job, flow_run.id or "", choice)
         if choice.planned:
             remember_plan(self.job, choice.planned)
+
+    def track(self, trackers: Sequence[str] | str) -> None:
+        """Show the job in these trackers as well, until this flow run ends.
+
+        Raises `ConfigError` for one that there is not, unless the job has begun.
+        """
+        self.tracking.start(trackers, begun=bool(self.job.attempts()))
 
     def run_attempts(self, choice: Choice, policy: PlacementPolicy) -> JobStatus:
         """Launch attempts, one after another, until the job has ended or a person stops it."""
@@ -121,10 +130,11 @@ def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobSta
             tags(*marks),
             StopWatch(job) as watch,
             HeartbeatWriter(placed, flow_run.id or "", spec.job_id, server_id()) as heartbeat,
+            Tracking(store, {"job": spec.job_id}) as tracking,
         ):
             add_tags(*marks, "stage:pipeline")
             try:
-                status = work(SupervisedJob(job, spec, store, watch))
+                status = work(SupervisedJob(job, spec, store, watch, tracking))
                 if status.state is JobState.PAUSED and watch.paused:
                     return stay_paused(status.reason)
                 return as_prefect_state(status.state, status.reason)

@@ -41,6 +41,7 @@ from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
 from tasks.sweep_reporting import SweepBoard
 from tasks.sweeping import SweepRun
+from tasks.tracking import Tracking
 from tasks.training import heartbeat_seconds
 from tasks.trials import HereLauncher, Machine, threads_per_trial
 
@@ -70,6 +71,7 @@ class SupervisedSweep:
     watch: StopWatch
     heartbeat: HeartbeatWriter
     board: SweepBoard
+    tracking: Tracking
 
     @property
     def root(self) -> Store:
@@ -89,6 +91,13 @@ class SupervisedSweep:
         if known is not None:
             return parallelism, known.threads
         return parallelism, threads_per_trial(parallelism) if here and threads is None else None
+
+    def track(self, trackers: Sequence[str] | str) -> None:
+        """Show every trial in these trackers as well, until this flow run ends.
+
+        Raises `ConfigError` for one that there is not, unless the sweep has begun.
+        """
+        self.tracking.start(trackers, begun=bool(self.sweep.read_trial_records()))
 
     def set_limits(self, given: Mapping[str, Any]) -> None:
         """Set the limits of this request, once: a flow run that is restarted keeps what a person has set since."""
@@ -160,9 +169,10 @@ def supervised_sweep(request: SweepRequest, work: Callable[[SupervisedSweep], Sw
             tags(*marks),
             StopWatch() as watch,
             HeartbeatWriter(placed, flow_run.id or "", request.name, server_id()) as heartbeat,
+            Tracking(request.store, {"sweep": request.name}) as tracking,
         ):
             add_tags(*marks, "stage:tune")
-            status = work(SupervisedSweep(sweep, request, watch, heartbeat, SweepBoard(sweep)))
+            status = work(SupervisedSweep(sweep, request, watch, heartbeat, SweepBoard(sweep), tracking))
     except FencedOut as error:
         if (newest := sweep.read_status()) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set

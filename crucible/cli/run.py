@@ -42,6 +42,7 @@ def run(
     checkpoint: options.CheckpointPath = None,
     metrics: options.Metrics = None,
     output: options.Output = None,
+    tracker: options.Tracker = None,
     store: options.StoreName = None,
     folder: options.Folder = Path(),
     config_file: options.ConfigFile = None,
@@ -67,6 +68,7 @@ def run(
         "checkpoint": checkpoint,
         "metrics": options.metrics_source(metrics),
         "output": output,
+        "tracker": tracker,
         "store": store,
     }
     added = options.Added(env, secret, include, data, gpus, nodes)

@@ -38,6 +38,10 @@ Metrics = Annotated[
     typer.Option(help="nanogpt, huggingface, lightning, or a regular expression with (?P<step>…); see the docs."),
 ]
 Output = Annotated[list[str] | None, typer.Option(help="What to keep when the script is done.")]
+Tracker = Annotated[
+    list[str] | None,
+    typer.Option(help="Show the curves there, too: tensorboard, mlflow, wandb, trackio, or a Tracker block."),
+]
 StoreName = Annotated[str | None, typer.Option(help="Store block or address.")]
 Folder = Annotated[Path, typer.Option(help="The folder of the script.", file_okay=False, exists=True)]
 ConfigFile = Annotated[

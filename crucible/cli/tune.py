@@ -52,6 +52,7 @@ def tune(
     checkpoint: options.CheckpointPath = None,
     metrics: options.Metrics = None,
     output: options.Output = None,
+    tracker: options.Tracker = None,
     store: options.StoreName = None,
     folder: options.Folder = Path(),
     config_file: options.ConfigFile = None,
@@ -85,6 +86,7 @@ def tune(
         "metrics": options.metrics_source(metrics),
         "total_steps": total_steps,
         "output": output,
+        "tracker": tracker,
         "store": store,
         "tune": {**{key: value for key, value in search.items() if value is not None}, **_space(space)},
     }

@@ -80,6 +80,7 @@ class ScriptRun:
             "max_cost_usd": config.max_cost_usd,
             "max_hours": config.max_hours,
             "finish_by": config.finish_by,
+            "tracker": ",".join(config.tracker),
             "project": config.project,
             "owner": config.owner,
             "store": config.store,

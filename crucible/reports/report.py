@@ -28,6 +28,7 @@ from crucible.reports.interval import interval_in_words
 from crucible.reports.machine import machine_section
 from crucible.reports.picture import data_uri, loss_curve, panels
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
+from crucible.trackers.records import TrackerRecord, read_records
 
 _STATES = {
     None: "Not started",
@@ -54,6 +55,8 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts.append(f"Forked from `{parent.job}` at step {parent.step:,}; what came before is in that job's report.")
     if summary.reason:
         parts.append(summary.reason)
+    if trackers := read_records(job):
+        parts.append("Also in " + ", ".join(map(_tracker, trackers)))
     if summary.warnings:
         parts.append("\n".join(f"- Left out: {warning}" for warning in summary.warnings))
     if history:
@@ -80,6 +83,13 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
     return "\n\n".join(parts) + "\n"
+
+
+def _tracker(record: TrackerRecord) -> str:
+    """A link to the tracker's page of the job, or the command that shows it."""
+    if record.url.startswith(("http://", "https://")):
+        return f"[{record.name}]({record.url})"
+    return f"{record.name} (`{record.url}`)" if record.url else record.name
 
 
 def inexact_resume(summary: JobSummary) -> str:

@@ -203,6 +203,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"config": {"max_iters": 10**8}, "pool": "auto", "finish_by": IN_AN_HOUR},
         ["no offer fits"],
     ),
+    "no-such-tracker": ({"tracker": "tensorboard,nowhere"}, ["no Tracker block", "nowhere", "mlflow"]),
 }
 
 
