@@ -12,7 +12,7 @@ from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Cancelling
 
 from crucible.jobs.job import Job
-from crucible.jobs.records import Launch, Outcome
+from crucible.jobs.records import EndReason, Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.common.watching import QUEUED
 from crucible.pools.modal import failures as modal
@@ -23,6 +23,7 @@ from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, PoolSays
 from tasks.deployment_runs import start_run
 from tasks.job_variables import given_for
+from tasks.observing import emit
 from tasks.queues import AttemptQueue
 
 FLOW = "train"
@@ -110,6 +111,8 @@ class PrefectLauncher:
 
     def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
         """A run that still believes in itself is cancelled, so that its worker ends what is left of it."""
+        if outcome.end_reason is EndReason.LOST:
+            emit("lost", job.job_id, f"attempt {launch.number} on {launch.pool}: {outcome.message}")
         if outcome.decided_by == "agent":
             return
         run = self._read(launch)

@@ -30,7 +30,7 @@ def set_(
 
     from crucible.errors import ConfigError
     from crucible.local.access import connect_here
-    from crucible.local.secrets import save_secret
+    from crucible.local.block_documents import save_secret
     from crucible.script_config import ScriptSettings, secret_block
 
     ScriptSettings.parse({"secrets": [name]})

@@ -1,12 +1,15 @@
 """The local Prefect server: `python -m crucible.local.server --port 4200`.
 
 What `prefect server start` runs, from the same public parts, with Crucible's own SQLAlchemy dialect for SQLite, with a
-limit on requests that leaves WebSockets out, and with `crucible.local.guard` in front.
+limit on requests that leaves WebSockets out, and with `crucible.local.guard` in front. `--no-services` starts one of
+several replicas of the API; scheduler and automations then run in `prefect server services start`. With
+`CRUCIBLE_ACCESS_LOG=1` it prints every request (`crucible.local.access_log`).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import uvicorn
 from prefect.server.api.server import create_app
@@ -21,6 +24,8 @@ from prefect.settings import (
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import make_url
 
+from crucible.local import access_log
+from crucible.local.access_log import AccessLog
 from crucible.local.guard import Guard
 from crucible.prefect_compat.request_limit import let_websockets_pass
 
@@ -32,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4200)
+    parser.add_argument("--no-services", action="store_true", help="only the API and the UI: one of several replicas")
     options = parser.parse_args()
     settings = {
         PREFECT_SERVER_DATABASE_CONNECTION_URL: connection_url(),
@@ -39,11 +45,15 @@ def main() -> None:
         PREFECT_SERVER_CORS_ALLOWED_ORIGINS: f"http://127.0.0.1:{options.port}",
     }
     with temporary_settings(settings):
-        prefect = create_app(final=True)
+        prefect = create_app(webserver_only=options.no_services, final=True)
         let_websockets_pass(prefect)
         app = Guard(prefect, PREFECT_SERVER_API_AUTH_STRING.value(), PREFECT_UI_URL.value())
         uvicorn.run(
-            app, host=options.host, port=options.port, log_level="warning", timeout_keep_alive=KEEP_ALIVE_SECONDS
+            AccessLog(app) if os.environ.get(access_log.SETTING) else app,
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from crucible.errors import ServiceError
-from crucible.local import access, database, profile, provision, services
+from crucible.local import access, database, notifications, profile, provision, services
 from crucible.local.processes import stop_tree
 from crucible.local.services import HOST, Service
 from crucible.local.state import PROJECT, Home, State
@@ -105,6 +105,7 @@ def _ensure_the_rest(api: httpx.Client, home: Home, project: Path, state: State,
     finally:
         if deploying:
             deploying.finish(api)
+            notifications.keep_budget_checks(api)
     report("Deployments", "deployed" if deploying else "unchanged")
 
 

@@ -3,7 +3,8 @@
 If a supervisor heartbeat (`crucible.supervision.heartbeat`) stops, the same flow run is scheduled again, whatever
 Prefect believes of it (Crashed, or still running): the worker starts it anew, and it finds its job. Records are watched
 because Prefect's own heartbeat automations fire for healthy runs after the server was away. A person who cancels or
-pauses a run whose process is dead gets what that process would have done: its attempt saves and stops.
+pauses a run whose process is dead gets what that process would have done: its attempt saves and stops. It also watches
+for long queues (`crucible.supervision.queue_watch`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import AwaitingRetry
 
@@ -27,6 +29,7 @@ from crucible.jobs.records import EndReason, StopRequest
 from crucible.store import Store, default_store_uri, store_at
 from crucible.supervision.heartbeat import SupervisorHeartbeat, remove_heartbeat, supervisor_heartbeats
 from crucible.supervision.prefect_server import server_id
+from crucible.supervision.queue_watch import QueueWatch
 from crucible.supervision.stop_job import stop_job
 
 LOOK_SECONDS = 5.0
@@ -113,6 +116,7 @@ class Restarter:
             logger.warning("%s (Prefect said: %s)", reason, run.state.name)
             self._watched[record.flow_run_id].restarts += 1
             _reschedule(client, run, reason)
+        emit_lost(record.subject, reason)
         return True
 
     def _stop(self, record: SupervisorHeartbeat, reason: EndReason) -> None:
@@ -131,6 +135,12 @@ class Restarter:
             logger.warning("%s: its attempt could not be asked to stop: %s", record.subject, error)
 
 
+def emit_lost(job: str, message: str) -> None:
+    """The event `crucible.lost`: an attempt of the job, or its supervising process, died."""
+    resource = {"prefect.resource.id": f"crucible.job.{job}", "prefect.resource.name": job}
+    emit_event("crucible.lost", resource=resource, payload={"message": message})
+
+
 def _reschedule(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
     # Without this a worker never picks the run up again: `in_process` is what Prefect notes for retries that the
     # same process was to make.
@@ -142,13 +152,15 @@ def _reschedule(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
 def main() -> None:
     """Look every few seconds, for ever."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    store, restarter = store_at(default_store_uri()), None
+    store, restarter, queues = store_at(default_store_uri()), None, QueueWatch()
     while True:
         try:
             if restarter is None and (server := server_id()):
                 restarter = Restarter(store, server)
             if restarter is not None:
                 restarter.look()
+                for message in queues.look():
+                    logger.warning("%s", message)
         except (httpx.HTTPError, PrefectException, StoreError) as error:
             logger.warning("cannot look: %s", error)
             if restarter is not None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import typer.main
+import yaml
 from pydantic import BaseModel
 from typer.exceptions import TyperException
 from typer.testing import CliRunner
@@ -27,6 +28,7 @@ from crucible.local.state import PROJECT
 from crucible.pools.aws.pools import OFFERED as ON_ECS
 from crucible.pools.docker.pool import OFFERED as ON_DOCKER
 from crucible.pools.modal.pool import OFFERED as ON_MODAL
+from crucible.run_config import RunConfig
 from flows.parameters import TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
 
 PROGRAMS = ("crucible", "prefect", "python", "make", "pip")
@@ -51,6 +53,8 @@ PREFECT = {
     ("deploy",),
     ("config", "set"),
     ("server", "start"),
+    ("server", "services", "start"),
+    ("server", "database", "upgrade"),
     ("flow-run", "execute"),
     ("flow-run", "cancel"),
     ("flow-run", "ls"),
@@ -195,6 +199,74 @@ DOCUMENTED = list(dict.fromkeys(documented()))
 PRINTED = list(dict.fromkeys(printed()))
 
 
+EXECUTED = {
+    "crucible aws down": "tests/pools/aws/test_stack.py",
+    "crucible aws pools": "crucible/rehearsal/aws/session.py",
+    "crucible aws status": "tests/cli/test_base_install.py",
+    "crucible aws up": "tests/pools/aws/test_commands.py",
+    "crucible aws worker": "tests/local/test_pool_checks.py",
+    "crucible checkpoints ls": "tests/cli/test_jobs.py",
+    "crucible cost": "tests/test_api.py",
+    "crucible data export-nanogpt": "tests/datasets/test_cli.py",
+    "crucible data ls": "tests/datasets/test_cli.py",
+    "crucible data prepare": "tests/datasets/test_cli.py",
+    "crucible data show": "tests/datasets/test_cli.py",
+    "crucible doctor": "tests/local/test_command_line.py",
+    "crucible down": "tests/local/test_up.py",
+    "crucible drill": "tests/test_soak.py",
+    "crucible estimate": "tests/estimate/test_estimate_command.py",
+    "crucible images build": "tests/pools/docker/test_on_engine.py",
+    "crucible init": "tests/cli/test_run.py",
+    "crucible jobs continue": "tests/flows/test_cap.py",
+    "crucible jobs fork": "tests/local/test_forking.py",
+    "crucible jobs limits": "tests/flows/test_cap.py",
+    "crucible jobs ls": "tests/cli/test_bad_input.py",
+    "crucible jobs metrics": "tests/cli/test_jobs.py",
+    "crucible jobs report": "tests/cli/test_jobs.py",
+    "crucible jobs show": "tests/flows/test_pipeline.py",
+    "crucible jobs stop": "tests/cli/test_jobs.py",
+    "crucible modal pool": "tests/cli/test_base_install.py",
+    "crucible notify ls": "tests/local/test_notifications.py",
+    "crucible notify off": "tests/local/test_notifications.py",
+    "crucible notify on": "tests/local/test_notifications.py",
+    "crucible notify test": "tests/local/test_notifications.py",
+    "crucible rehearse aws": "tests/pools/aws/test_commands.py",
+    "crucible rehearse fault": "tests/pools/aws/test_commands.py",
+    "crucible run": "tests/cli/test_run.py",
+    "crucible secret set": "crucible/rehearsal/drill/script.py",
+    "crucible simulate": "tests/placement/test_simulate_command.py",
+    "crucible slurm setup": "crucible/rehearsal/slurm/session.py",
+    "crucible sweeps continue": "tests/cli/test_sweeps.py",
+    "crucible sweeps show": "tests/cli/test_sweeps.py",
+    "crucible tune": "tests/cli/test_run.py",
+    "crucible ui": "tests/local/test_access.py",
+    "crucible up": "tests/local/test_up.py",
+}
+"""Commands of blocks in the documentation, and where each is really executed: by a test, or by a drill or a rehearsal
+that tests start."""
+IN_OTHER_WORDS = {
+    "crucible data": 'run("{}"',  # `run` there adds what comes before
+    "crucible drill": "Drill(",
+}
+"""How those tests start these commands, where they do not write them out."""
+NOT_EXECUTED = {
+    "crucible aws plan": "needs an AWS account, or `crucible rehearse aws`",
+    "crucible aws stop-all": "needs an AWS account; it stops whatever runs there",
+    "crucible images ls": "needs a Docker engine with images",
+    "crucible images push": "needs an account at a registry",
+    "crucible modal cost": "needs a Modal account",
+}
+OTHER_PROGRAMS = {
+    "docs/docker.md": ("sudo", "cat", "docker", "chmod", "END", "CRUCIBLE_", "DOCKER_GID"),  # a machine for a team
+    "docs/modal.md": ("modal token",),  # needs an account
+    "docs/slurm.md": ("git clone",),  # needs an account on a cluster
+    "docs/team.md": ("export",),
+    "docs/from-colab.md": ("jupyter",),
+    "docs/from-shell-script.md": ("#!/bin/sh", "export", "while", "echo", "done", "cp"),  # what people have already
+}
+"""Lines in blocks of commands that are no commands of this project, by page."""
+
+
 def test_there_are_commands_to_look_at() -> None:
     assert len(DOCUMENTED) > 80
     assert len(PRINTED) > 60
@@ -204,6 +276,67 @@ def test_there_are_commands_to_look_at() -> None:
 def test_every_command_exists_with_these_options(commands: list[tuple[str, str, bool]]) -> None:
     wrong = [f"{where}: {line}: {why}" for where, line, whole in commands if (why := problem_with(line, whole))]
     assert wrong == []
+
+
+def _name(line: str) -> str:
+    """The command of a line: `crucible jobs ls` of `crucible jobs ls --json`."""
+    names, command = ["crucible"], ROOT
+    for word in words_of(line)[1:]:
+        if word not in getattr(command, "commands", {}):
+            break
+        command = command.commands[word]  # type: ignore[attr-defined]
+        names.append(word)
+    return " ".join(names)
+
+
+def test_every_command_is_executed_somewhere_or_marked() -> None:
+    named = {
+        _name(part) for _, line, whole in DOCUMENTED if whole for part in line.split(" && ") if "crucible " in part
+    }
+    assert named - EXECUTED.keys() - NOT_EXECUTED.keys() == set()
+    not_there = []
+    for name, where in EXECUTED.items():
+        text, words = (PROJECT / where).read_text(encoding="utf-8"), name.split()[1:]
+        other = IN_OTHER_WORDS.get(f"crucible {words[0]}", "").format(words[-1])
+        written = '"' + r'",\s*"'.join(map(re.escape, words)) + r""""|["'`](crucible )?""" + " ".join(words)
+        if not (re.search(written, text) or (other and other in text)):
+            not_there.append(f"{where} does not run {name}")
+    assert not_there == []
+
+
+def test_every_line_in_a_block_of_commands_is_one_that_is_checked() -> None:
+    unknown = []
+    for path in [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]:
+        page, kind, goes_on = str(path.relative_to(PROJECT)), None, False
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if line.startswith("```"):
+                kind, goes_on = line[3:].strip() if kind is None else None, False
+            elif kind in ("bash", "sh") or (kind == "console" and (line.startswith("$ ") or goes_on)):
+                text = line.removeprefix("$ ").strip()
+                known = (*PROGRAMS, "#", *OTHER_PROGRAMS.get(page, ()))
+                if text and not goes_on and not text.startswith(known):
+                    unknown.append(f"{page}:{number}: {line}")
+                goes_on = text.endswith("\\") or (goes_on and kind != "console")
+    assert unknown == []
+
+
+def test_every_settings_file_in_the_documentation_is_valid() -> None:
+    found = 0
+    for path in sorted((PROJECT / "docs").rglob("*.md")):
+        for block in re.findall(r"^```yaml\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S):
+            if block.startswith("command:"):
+                RunConfig.parse(yaml.safe_load(block), str(path))
+                found += 1
+    assert found > 3
+
+
+def test_the_workflow_has_the_commands_of_its_page() -> None:
+    workflow = yaml.safe_load((PROJECT / "examples/github_actions/train.yml").read_text())
+    steps = [step["run"].partition(" |")[0] for step in workflow["jobs"]["train"]["steps"] if "run" in step]
+    ours = [step for step in steps if step.startswith("crucible ")]
+    page = [line for where, line, whole in DOCUMENTED if whole and where.startswith("docs/ci.md")]
+    assert ours == page[: len(ours)]
+    assert [problem for step in ours if (problem := problem_with(step))] == []
 
 
 QUICK = (

@@ -15,14 +15,14 @@ def pretends() -> None:
     """Never run."""
 
 
-def deployed_run(state: State | None) -> str:
-    """A flow run of a deployment, in that state."""
+def deployed_run(state: State | None, **deployment: str) -> str:
+    """A flow run of a deployment, in that state; `deployment` says more of it, such as its work pool."""
 
     async def create() -> str:
         async with get_client() as client:
             flow_id = await client.create_flow(pretends)
-            deployment = await client.create_deployment(flow_id, f"d-{uuid.uuid4().hex[:8]}")
-            run = await client.create_flow_run_from_deployment(deployment)
+            made = await client.create_deployment(flow_id, f"d-{uuid.uuid4().hex[:8]}", **deployment)  # type: ignore[arg-type]
+            run = await client.create_flow_run_from_deployment(made)
             if state is not None:
                 await client.set_flow_run_state(run.id, state, force=True)
             return str(run.id)

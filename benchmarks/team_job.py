@@ -1,0 +1,249 @@
+"""What one job asks of the Prefect server, without the job: the requests of a worker, a supervisor and an attempt.
+
+The rates are those of a real training on the `local` pool, counted with the server's access log
+(`crucible.local.access_log`); tests/local/test_team_size.py compares the kinds of requests with those of a real job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import websockets
+
+SECONDS_BETWEEN = {
+    "logs": 60 / 26.7,  # a line twice a second at most, sent every two seconds
+    "look": 60 / 14.1,  # cancelled? still the newest supervisor?
+    "progress": 60 / 9.9,
+    "report": 60 / 2.1,
+    "commit": 60 / 2.6,
+    "heartbeat": 60.0,  # of each flow run's engine
+}
+WORKER_SECONDS_BETWEEN = {"poll": 60 / 6.6, "cancelled": 60 / 11.8, "heartbeat": 30.0}
+REPORT_BYTES = 20_000
+MOST_TRIES = 40
+
+
+@dataclass
+class Seen:
+    """What the clients met."""
+
+    seconds: list[float] = field(default_factory=list)
+    """Of each answered request."""
+    kinds: Counter[str] = field(default_factory=Counter)
+    problems: Counter[str] = field(default_factory=Counter)
+    """Statuses and errors of what had to be asked again."""
+    longest_seconds: float = 0.0
+    """Until a request was answered, with all its tries."""
+    events: int = 0
+
+
+class Client:
+    """Asks one replica, and another one when that fails, as a proxy in front of them makes it; repeats what failed."""
+
+    def __init__(self, urls: list[str], seen: Seen, first: int = 0) -> None:
+        self._urls, self._seen, self._at = urls, seen, first
+        self._http = httpx.AsyncClient(timeout=30, trust_env=False, limits=httpx.Limits(max_connections=100))
+        self._sockets: dict[str, Any] = {}
+
+    @property
+    def _url(self) -> str:
+        return self._urls[self._at % len(self._urls)]
+
+    async def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """The answer. Raises `RuntimeError` when there is none after many tries."""
+        began = time.monotonic()
+        for number in range(MOST_TRIES):
+            sent = time.monotonic()
+            try:
+                answer = await self._http.request(method, self._url + path, json=body)
+            except httpx.HTTPError as error:
+                problem = type(error).__name__
+            else:
+                if answer.is_success:
+                    now = time.monotonic()
+                    self._seen.seconds.append(now - sent)
+                    self._seen.kinds[f"{method} {kind_of(path)}"] += 1
+                    self._seen.longest_seconds = max(self._seen.longest_seconds, now - began)
+                    return answer.json() if answer.content else None
+                problem = str(answer.status_code)
+                if answer.status_code < 500 and answer.status_code != 429:
+                    raise RuntimeError(f"{method} {path}: {answer.status_code} {answer.text[:300]}")
+            self._seen.problems[problem] += 1
+            self._at += 1
+            await asyncio.sleep(min(5.0, 0.25 * 2**number) * random.uniform(0.5, 1.5))
+        raise RuntimeError(f"{method} {path}: no answer after {MOST_TRIES} tries")
+
+    async def emit(self, run: str, event: str, resource: str) -> None:
+        """An event through the WebSocket of that flow run's process."""
+        message = {
+            "id": str(uuid.uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": event,
+            "resource": {"prefect.resource.id": resource, "prefect.resource.name": "simulated"},
+            "related": [{"prefect.resource.id": f"prefect.flow-run.{run}", "prefect.resource.role": "flow-run"}],
+            "payload": {"message": "simulated"},
+        }
+        for number in range(MOST_TRIES):
+            try:
+                if run not in self._sockets:
+                    address = self._url.replace("http://", "ws://") + "/events/in"
+                    self._sockets[run] = await websockets.connect(address, open_timeout=30)
+                await self._sockets[run].send(json.dumps(message))
+                self._seen.events += 1
+                self._seen.kinds[f"EVENT {event}"] += 1
+                return
+            except (OSError, websockets.WebSocketException, TimeoutError):
+                self._sockets.pop(run, None)
+                self._at += 1
+                await asyncio.sleep(min(5.0, 0.25 * 2**number))
+
+    async def close(self) -> None:
+        for socket in self._sockets.values():
+            with suppress(OSError, websockets.WebSocketException):
+                await socket.close()
+        await self._http.aclose()
+
+
+@dataclass
+class SimulatedJob:
+    """One job: a supervising flow run and its attempt, from the start to the end."""
+
+    client: Client
+    deployment: dict[str, Any]
+    number: int
+    runs: list[str] = field(default_factory=list)
+    progress: str = ""
+    states: int = 0
+    """Changes of state that the server acknowledged."""
+    lines: int = 0
+    """Log lines that it acknowledged."""
+    percent: float = 0.0
+    """The progress that it acknowledged last."""
+
+    async def run(self, seconds: float) -> None:
+        """As a real one: created, picked up, running for so long, completed."""
+        for name in (f"simulated-{self.number}", f"simulated-{self.number}-attempt-1"):
+            await self._start(name)
+        created = {"key": f"progress-simulated-{self.number}", "type": "progress", "data": 0.0}
+        made = await self.client.ask("POST", "/artifacts/", created | {"flow_run_id": self.runs[1]})
+        self.progress = made["id"]
+        await self._everything_for(seconds)
+        for run in reversed(self.runs):
+            await self._set_state(run, "COMPLETED")
+
+    async def _start(self, name: str) -> None:
+        deployment = self.deployment["id"]
+        created = {"parameters": {}, "name": name, "tags": ["simulated"], "state": {"type": "SCHEDULED"}}
+        made = await self.client.ask("POST", f"/deployments/{deployment}/create_flow_run", created)
+        run = made["id"]
+        self.runs.append(run)
+        await self.client.ask("GET", f"/deployments/{deployment}")
+        await self._set_state(run, "PENDING")
+        await self.client.ask("GET", f"/flows/{self.deployment['flow_id']}")
+        await self.client.ask("PATCH", f"/flow_runs/{run}/labels", {"prefect.worker.name": "simulated"})
+        await self._set_state(run, "PENDING", "Submitting")
+        await self.client.ask("PATCH", f"/flow_runs/{run}", {"infrastructure_pid": "1"})
+        for _ in range(5):
+            await self.client.ask("GET", f"/flow_runs/{run}")
+        await self._set_state(run, "RUNNING")
+        await self.client.emit(run, "prefect.flow-run.heartbeat", f"prefect.flow-run.{run}")
+
+    async def _set_state(self, run: str, kind: str, name: str | None = None) -> None:
+        state = {"type": kind, **({"name": name} if name else {})}
+        await self.client.ask("POST", f"/flow_runs/{run}/set_state", {"state": state, "force": True})
+        self.states += 1
+
+    async def _everything_for(self, seconds: float) -> None:
+        supervisor, attempt = self.runs
+        actions: dict[str, Callable[[], Awaitable[Any]]] = {
+            "logs": self._log,
+            "look": lambda: self.client.ask("GET", f"/flow_runs/{supervisor}"),
+            "progress": self._show_progress,
+            "report": self._report,
+            "commit": lambda: self.client.emit(attempt, "crucible.commit", f"crucible.job.simulated-{self.number}"),
+            "heartbeat": self._beat,
+        }
+        await repeat(actions, SECONDS_BETWEEN, seconds)
+
+    async def _log(self) -> None:
+        now = datetime.now(UTC).isoformat()
+        line = {"name": "prefect.flow_runs", "level": 20, "message": f"step {self.lines}: loss 3.1416, 12.3 ms"}
+        await self.client.ask("POST", "/logs/", [line | {"timestamp": now, "flow_run_id": self.runs[1]}])
+        self.lines += 1
+
+    async def _show_progress(self) -> None:
+        percent = min(99.0, self.percent + 0.1)
+        await self.client.ask("PATCH", f"/artifacts/{self.progress}", {"data": percent})
+        self.percent = percent
+        await self.client.emit(self.runs[1], "prefect.artifact.updated", f"prefect.artifact.{self.progress}")
+
+    async def _report(self) -> None:
+        report = {"key": f"report-simulated-{self.number}", "type": "markdown", "data": "x" * REPORT_BYTES}
+        made = await self.client.ask("POST", "/artifacts/", report | {"flow_run_id": self.runs[0]})
+        await self.client.emit(self.runs[0], "prefect.artifact.created", f"prefect.artifact.{made['id']}")
+
+    async def _beat(self) -> None:
+        for run in self.runs:
+            await self.client.emit(run, "prefect.flow-run.heartbeat", f"prefect.flow-run.{run}")
+
+
+async def worker(client: Client, pool: str, name: str, seconds: float) -> None:
+    """What a worker asks for, whatever it runs."""
+    cancelled = {"flow_runs": {"state": {"type": {"any_": ["CANCELLING"]}}}, "work_pools": {"name": {"any_": [pool]}}}
+    actions: dict[str, Callable[[], Awaitable[Any]]] = {
+        "poll": lambda: client.ask("POST", f"/work_pools/{pool}/get_scheduled_flow_runs", {}),
+        "cancelled": lambda: client.ask("POST", "/flow_runs/filter", cancelled),
+        "heartbeat": lambda: client.ask("POST", f"/work_pools/{pool}/workers/heartbeat", {"name": name}),
+    }
+    await repeat(actions, WORKER_SECONDS_BETWEEN, seconds)
+
+
+async def repeat(
+    actions: dict[str, Callable[[], Awaitable[Any]]], seconds_between: dict[str, float], seconds: float
+) -> None:
+    """Each action at its own pace, for so long. One that takes longer than its pace is not started twice at once."""
+    end = time.monotonic() + seconds
+
+    async def one(name: str, action: Callable[[], Awaitable[Any]]) -> None:
+        at = time.monotonic() + random.uniform(0, seconds_between[name])
+        while at < end:
+            await asyncio.sleep(max(0.0, at - time.monotonic()))
+            await action()
+            at = max(at + seconds_between[name], time.monotonic())
+
+    async with asyncio.TaskGroup() as group:
+        for name, action in actions.items():
+            group.create_task(one(name, action))
+
+
+def kind_of(path: str) -> str:
+    """A path without ids and names: what is asked, not of which object."""
+    parts = path.removeprefix("/api").strip("/").split("/")
+    named = {"work_pools", "variables", "name", "slug", "checksum", "queues"}
+    kept = [
+        "{}" if _is_id(part) or (number and parts[number - 1] in named and part not in _VERBS) else part
+        for number, part in enumerate(parts)
+    ]
+    return "/" + "/".join(kept)
+
+
+_VERBS = {"filter", "name", "count"}
+
+
+def _is_id(part: str) -> bool:
+    try:
+        uuid.UUID(part)
+    except ValueError:
+        return False
+    return True
