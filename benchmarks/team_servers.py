@@ -52,10 +52,13 @@ class TeamServers:
         self._start("redis", [str(word) for word in command])
         prefect = [sys.executable, "-m", "prefect", "server"]
         self._run([*prefect, "database", "upgrade", "-y"])
-        for number in range(len(self.ports)):
+        self.start_replica(
+            0
+        )  # alone: on an empty database each would register Prefect's own blocks, and all but one fail
+        for number in range(1, len(self.ports)):
             self.start_replica(number, wait=False)
         self._start("services", [*prefect, "services", "start"])
-        for number in range(len(self.ports)):
+        for number in range(1, len(self.ports)):
             self.wait_for(number)
         return self
 

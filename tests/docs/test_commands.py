@@ -252,6 +252,10 @@ IN_OTHER_WORDS = {
 NOT_EXECUTED = {
     "crucible aws plan": "needs an AWS account, or `crucible rehearse aws`",
     "crucible aws stop-all": "needs an AWS account; it stops whatever runs there",
+    "crucible kubernetes pool": "needs a cluster",
+    "crucible prices import": "needs SkyPilot's tables of prices",
+    "crucible sky pool": "needs SkyPilot in an environment of its own",
+    "crucible sky setup": "downloads SkyPilot",
     "crucible images ls": "needs a Docker engine with images",
     "crucible images push": "needs an account at a registry",
     "crucible modal cost": "needs a Modal account",
@@ -259,6 +263,7 @@ NOT_EXECUTED = {
 OTHER_PROGRAMS = {
     "docs/docker.md": ("sudo", "cat", "docker", "chmod", "END", "CRUCIBLE_", "DOCKER_GID"),  # a machine for a team
     "docs/modal.md": ("modal token",),  # needs an account
+    "docs/skypilot.md": ("~/.crucible/skypilot/bin/sky",),  # needs an account
     "docs/slurm.md": ("git clone",),  # needs an account on a cluster
     "docs/team.md": ("export",),
     "docs/from-colab.md": ("jupyter",),
