@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 from crucible.errors import ConfigError
 
-_DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(h|min|d)"
-_HOURS = {"h": 1.0, "min": 1 / 60, "d": 24.0}
+_DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(h|min|m|d)"
+_HOURS = {"h": 1.0, "min": 1 / 60, "m": 1 / 60, "d": 24.0}
 _LONGEST_HOURS = 100 * 366 * 24.0
 """A century: anything longer is a typing mistake, and would leave the calendar."""
 
@@ -46,7 +46,7 @@ def moment_ago(text: str, now: datetime) -> datetime:
     """The moment `7d`, `24h` or `90min` before `now`, or a date or time (UTC if it names no zone)."""
     if (hours := _hours(text, "since")) is not None:
         return now - timedelta(hours=hours)
-    return _moment(text, "since", "7d, 24h, 90min or a date such as 2026-05-01")
+    return _moment(text, "since", "7d, 24h, 90min, 10m or a date such as 2026-05-01")
 
 
 def _hours(text: str, field: str) -> float | None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -29,8 +30,22 @@ from crucible.jobs.records import Heartbeat, JobSpec
 from crucible.prefect_compat.live_artifacts import LiveArtifact
 from tasks.reporting import JobReport, artifact_key
 
-BURST_LINES = 60
-LINES_PER_SECOND = 0.5
+
+@dataclass(frozen=True)
+class Rates:
+    """How many of something the server gets."""
+
+    burst: float
+    per_second: float
+    lively_seconds: float
+    """As long as somebody may sit and watch."""
+    later_per_second: float
+
+
+LINES = Rates(burst=60, per_second=0.5, lively_seconds=600, later_per_second=1 / 120)
+"""Of the workload, in the flow run's log; `crucible logs` has all."""
+REPEATED = Rates(burst=10, per_second=1 / 60, lively_seconds=600, later_per_second=1 / 7200)
+"""Of events that come again and again, commits above all: with flow run, deployment and tags, each takes 13 kB."""
 PROGRESS_SECONDS = 5.0
 REPORT_SECONDS = 15.0
 REPORT_SHARE = 0.01
@@ -91,12 +106,32 @@ class Throttle:
         self._next = max(self._next, self._clock() + seconds)
 
 
-class LineLimit:
-    """Lets a burst of lines through, then so many a second, and says how many it left out."""
+class Allowance:
+    """A burst, then so many a second, after a while fewer: a training of days must not fill the server's database."""
 
-    def __init__(self, burst: int = BURST_LINES, per_second: float = LINES_PER_SECOND) -> None:
-        self._capacity, self._per_second = float(burst), per_second
-        self._tokens, self._at, self._left_out = float(burst), time.monotonic(), 0
+    def __init__(self, rates: Rates, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rates, self._clock = rates, clock
+        self._left, self._began = rates.burst, clock()
+        self._at = self._began
+
+    def take(self) -> bool:
+        """Whether one more may pass now."""
+        now = self._clock()
+        later = now - self._began > self._rates.lively_seconds
+        per_second = self._rates.later_per_second if later else self._rates.per_second
+        self._left = min(self._rates.burst, self._left + (now - self._at) * per_second)
+        self._at = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class LineLimit:
+    """Lets some of the workload's lines through, and says how many it left out; the store has all of them."""
+
+    def __init__(self, rates: Rates | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._allowance, self._left_out = Allowance(rates or LINES, clock), 0
         self._lately: deque[bool] = deque(maxlen=KEPT_LINES)
         self.left_out_in_all = 0
 
@@ -105,16 +140,13 @@ class LineLimit:
         return not all(list(self._lately)[-lines:])
 
     def pass_on(self, line: str) -> str | None:
-        """The line to show, with a word on those left out before it; None to leave this one out, too."""
-        now = time.monotonic()
-        self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        self._lately.append(self._tokens >= 1)
-        if self._tokens < 1:
+        """The line to show, with the number of those left out before it; None to leave this one out, too."""
+        shown = self._allowance.take()
+        self._lately.append(shown)
+        if not shown:
             self._left_out += 1
             self.left_out_in_all += 1
             return None
-        self._tokens -= 1
         left_out, self._left_out = self._left_out, 0
         return f"{line}   [{counted(left_out, 'line')} before this one left out]" if left_out else line
 
@@ -122,11 +154,12 @@ class LineLimit:
 class AttemptObserver:
     """Shows one attempt in its flow run: the workload's lines, a progress artifact, events."""
 
-    def __init__(self, job: Job, number: int) -> None:
+    def __init__(self, job: Job, number: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.job, self.number = job, number
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
-        self._limit = LineLimit()
-        self._progress_due = Throttle(PROGRESS_SECONDS)
+        self._limit = LineLimit(clock=clock)
+        self._repeated = {kind: Allowance(REPEATED, clock) for kind in ("commit", "trouble", "price")}
+        self._progress_due = Throttle(PROGRESS_SECONDS, clock)
         self._progress = LiveArtifact(artifact_key("progress", job.job_id), "progress")
         self._spent_before: float | None = None
         self._first_beat: Heartbeat | None = None
@@ -149,12 +182,14 @@ class AttemptObserver:
             if self._limit.left_out_lately(len(message.splitlines())):
                 self._logger.error("the last lines of the workload:\n%s", message)
             return
+        if kind in self._repeated and not self._repeated[kind].take():
+            return  # the records have it
         level = self._logger.warning if kind in ("notice", "damaged", "trouble") else self._logger.info
         level(message)
         if kind == "ended":
             if self._limit.left_out_in_all:
-                kept = f"{self.job.store.uri}/attempts/{self.number:04d}/output"
-                self._logger.info(f"{self._limit.left_out_in_all} lines were left out here; all are in {kept}")
+                shows = f"crucible logs {self.job.job_id} --attempt {self.number}"
+                self._logger.info(f"{self._limit.left_out_in_all} lines were left out here; `{shows}` shows all")
             self._tag_cost()
         details = {name: value for name, value in details.items() if value is not None}
         emit(kind, self.job.job_id, message, attempt=self.number, **details)

@@ -1,34 +1,47 @@
 """Everything the workload prints, kept in the attempt's records: `attempts/0001/output/000000.log`, `000001.log`, …
 
-Whatever its rate: people see a readable share of the lines while it runs, and these objects have all of them. An object
-cannot be appended to, so there are several, as with metrics: a few requests a minute, and nothing is sent twice.
+Whatever its rate: people see a readable share of the lines in the Prefect UI, and these objects have all of them. An
+object cannot be appended to. So that a line can be read seconds after it was printed and a training of days does not
+leave a hundred thousand objects, the newest object is written again, with more in it, until it is large or old enough.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from crucible.agent.observer import Trouble
 from crucible.errors import StoreError
 from crucible.jobs.job import Attempt
 
-PART_SECONDS = 10.0
-PART_BYTES = 1_000_000
 MOST_UNSENT = 16_000_000
 """Bytes that wait for the store at most; what is printed beyond is counted."""
 MOST_KEPT = 1_000_000_000
 """Bytes of one attempt's output that are kept."""
 
 
+@dataclass(frozen=True)
+class Rhythm:
+    """When output is sent. On S3, four days of it cost half a dollar of requests at these figures."""
+
+    send_seconds: float = 3.0
+    """From a line to the store."""
+    part_seconds: float = 60.0
+    part_bytes: int = 256_000
+    """An object that is as old or as large as this is finished; the next line begins another one."""
+
+
 class OutputLog:
     """Collects lines from the thread that reads them, and sends them in a thread of its own."""
 
-    def __init__(self, attempt: Attempt, post: Callable[[Trouble], None], part_seconds: float = PART_SECONDS) -> None:
-        self._attempt, self._post, self._part_seconds = attempt, post, part_seconds
+    def __init__(self, attempt: Attempt, post: Callable[[Trouble], None], rhythm: Rhythm | None = None) -> None:
+        self._attempt, self._post, self._rhythm = attempt, post, rhythm or Rhythm()
         self._lock = threading.Condition()
         self._unsent: list[bytes] = []
-        self._size = self._kept = self._left_out = self._sequence = 0
+        self._size = self._kept = self._left_out = 0
+        self._sequence, self._part, self._part_began = 0, b"", 0.0
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
@@ -45,7 +58,7 @@ class OutputLog:
                 self._left_out = 0
             self._unsent.append(data)
             self._size += len(data)
-            if self._size >= PART_BYTES:
+            if self._size >= self._rhythm.part_bytes:
                 self._lock.notify()
 
     def close(self, timeout_seconds: float) -> None:
@@ -58,27 +71,34 @@ class OutputLog:
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._closing and self._size < PART_BYTES:
-                    self._lock.wait(self._part_seconds)
-                closing, part = self._closing, b"".join(self._unsent)
+                if not self._closing and self._size < self._rhythm.part_bytes:
+                    self._lock.wait(self._rhythm.send_seconds)
+                closing, new = self._closing, b"".join(self._unsent)
                 count = len(self._unsent)
-            if part and not self._send(part):
+            if new and not self._send(new):
                 if closing:
                     return
                 threading.Event().wait(1.0)
                 continue
             with self._lock:
                 del self._unsent[:count]
-                self._size -= len(part)
-                self._kept += len(part)
+                self._size -= len(new)
+                self._kept += len(new)
                 if closing and not self._unsent:
                     return
 
-    def _send(self, part: bytes) -> bool:
+    def _send(self, new: bytes) -> bool:
+        """Write the newest object again with `new` at its end, or begin the next one."""
+        rhythm, now = self._rhythm, time.monotonic()
+        full = len(self._part) >= rhythm.part_bytes or now - self._part_began >= rhythm.part_seconds
+        begins = full or not self._part
+        sequence = self._sequence + 1 if full and self._part else self._sequence
+        part = new if begins else self._part + new
         try:
-            self._attempt.append_output(self._sequence, part)
+            self._attempt.write_output(sequence, part)
         except StoreError as error:
             self._post(Trouble("store", f"the workload's output could not be kept: {error}"))
             return False
-        self._sequence += 1
+        self._sequence, self._part = sequence, part
+        self._part_began = now if begins else self._part_began
         return True

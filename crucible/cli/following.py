@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
-if TYPE_CHECKING:
-    import httpx
+from crucible.formatting import printable
 
+if TYPE_CHECKING:
     from crucible.local.follow import Standing
+    from crucible.store import Store
 
 LINES = 8
 LOG_SECONDS = 1.0
@@ -22,16 +23,17 @@ LOG_SECONDS = 1.0
 class Screen:
     """A bar with log lines under it on a terminal; elsewhere the stages and the lines, one after another."""
 
-    def __init__(self, api: httpx.Client, job: str) -> None:
+    def __init__(self, store: Store, job: str) -> None:
         from rich.console import Console, Group
         from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-        from crucible.local.log_lines import LogLines
+        from crucible.jobs.job import Job
+        from crucible.jobs.printed import PrintedLines
 
         self._console = Console(stderr=True, markup=False, highlight=False)
         self._lines: deque[str] = deque(maxlen=LINES)
-        self._log, self._looked, self._stage = LogLines(api, job), 0.0, ""
+        self._log, self._looked, self._stage = PrintedLines(Job(store, job)), 0.0, ""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task("waiting for the worker", total=None, figures="")
@@ -56,10 +58,8 @@ class Screen:
         from crucible.local.follow import FINAL
 
         new: list[str] = []
-        if standing.state in FINAL and standing.summary is not None and standing.summary.attempts:
-            new = self._log.read_rest()
-        elif time.monotonic() - self._looked > LOG_SECONDS:
-            new, self._looked = self._log.read_new(), time.monotonic()
+        if standing.state in FINAL or time.monotonic() - self._looked > LOG_SECONDS:
+            new, self._looked = [printable(line.text) for line in self._log.read_new()], time.monotonic()
         if self._console.is_terminal:
             self._lines.extend(new)
             show(self._bar, self._task, standing)

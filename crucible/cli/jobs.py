@@ -19,6 +19,7 @@ from crucible.cli.job_tables import (
     summary_or_damage,
     unless_damaged,
 )
+from crucible.cli.logs import logs
 from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job, open_store, print_facts, print_json
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
@@ -33,7 +34,7 @@ def register(app: typer.Typer) -> None:
     group.command("ls")(list_)
     group.command()(show)
     group.command()(metrics)
-    group.command()(logs)
+    group.command(hidden=True)(logs)  # as `crucible logs`
     group.command()(report)
     group.command()(stop)
     group.command()(limits)
@@ -144,25 +145,6 @@ def metrics(
     names = first + [name for name in names if name not in first]
     table = [[figure_text(row.get(name)) for name in names] for row in shown]
     print_table([name.replace("_", " ") for name in names], table, numbers=range(len(names)))
-
-
-def logs(
-    job: JobArgument,
-    attempt: Annotated[int | None, typer.Option(min=1, help="Of this attempt; default: the newest.")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the attempt ends.")] = False,
-    store: StoreOption = None,
-) -> None:
-    """Print everything that a job's workload printed."""
-    from crucible.jobs.printed import printed_pieces
-
-    found = open_job(open_store(store), job)
-    attempts = found.attempts()
-    if not attempts:
-        typer.echo(f"job {job} has no attempt yet", err=True)
-        return
-    source = found.attempt(attempt) if attempt else attempts[-1]
-    for _, part in printed_pieces(found, lambda: not follow or source.read_outcome() is not None, source.number):
-        typer.echo(part, nl=False)
 
 
 def report(

@@ -129,7 +129,7 @@ def _follow(flow_run: str, store: Store, job: str) -> Standing:
     from crucible.local.follow import follow
 
     stopping = False
-    with access.connect_here(seconds=10) as api, Screen(api, job) as screen:
+    with access.connect_here(seconds=10) as api, Screen(store, job) as screen:
         while True:
             try:
                 for standing in follow(api, flow_run, store, job):

@@ -33,6 +33,8 @@ import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Self, TypeVar
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
@@ -55,6 +57,16 @@ from crucible.jobs.records import (
 from crucible.store import Store
 
 R = TypeVar("R", bound=Record)
+
+
+@dataclass(frozen=True)
+class OutputPart:
+    """One object of an attempt's output."""
+
+    number: int
+    size: int
+    at: datetime
+    """When it was last written."""
 
 
 class Attempt:
@@ -181,16 +193,36 @@ class Attempt:
         for info in self.job.store.list(f"{self._prefix}/metrics"):
             yield from self.job.store.read(info.key).splitlines()
 
-    def append_output(self, sequence: int, text: bytes) -> None:
-        """Put one more piece of what the workload printed (whole lines) after those before it."""
-        self.job.store.write(f"{self._prefix}/output/{sequence:06d}.log", text)
+    def write_output(self, number: int, text: bytes) -> None:
+        """Put a part of what the workload printed (whole lines) after those before it; the newest one may grow."""
+        self.job.store.write(self._output_key(number), text)
 
-    def read_output(self, after: int = -1) -> Iterator[tuple[int, bytes]]:
-        """The pieces of what the workload printed, in order, each with its number; those after piece `after`."""
+    def list_output(self) -> list[OutputPart]:
+        """The parts of what the workload printed, in order."""
+        found = []
         for info in self.job.store.list(f"{self._prefix}/output"):
             number = info.key.rpartition("/")[2].removesuffix(".log")
-            if number.isdigit() and int(number) > after:
-                yield int(number), self.job.store.read(info.key)
+            if number.isdigit():
+                found.append(OutputPart(int(number), info.size, info.modified))
+        return found
+
+    def output_size(self, number: int) -> int | None:
+        """Bytes of that part; None before there is one."""
+        try:
+            return self.job.store.size(self._output_key(number))
+        except ObjectMissing:
+            return None
+
+    def read_output_part(self, number: int) -> bytes:
+        """That part. Raises `ObjectMissing`."""
+        return self.job.store.read(self._output_key(number))
+
+    def read_output(self) -> bytes:
+        """Everything that the workload printed."""
+        return b"".join(self.read_output_part(part.number) for part in self.list_output())
+
+    def _output_key(self, number: int) -> str:
+        return f"{self._prefix}/output/{number:06d}.log"
 
     def _create(self, name: str, record: Record) -> None:
         self.job.store.create_model(f"{self._prefix}/{name}.json", record)

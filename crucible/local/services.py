@@ -155,6 +155,8 @@ def client_settings(home: Home, api_url: str) -> dict[str, str]:
         access.CLIENT_SETTING: access.auth_string(home),
         # Without /v2 the links that Prefect prints open its older UI.
         "PREFECT_UI_URL": ui_url(api_url),
+        # A heartbeat of a flow run is an event of 13 kB that stays for a week. Crucible asks the records in the store.
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "14400",
         "PREFECT_PLUGINS_ENABLED": "true",
         "PREFECT_PLUGINS_ALLOW": "crucible",
     }

@@ -313,7 +313,7 @@ def _needs(summary: JobSummary, last: AttemptSummary | None, supervised: bool, a
         case JobState.BUDGET_STOP:
             return f"stopped at its limits; to go on: `crucible jobs continue {name} --max-cost-usd …`"
         case JobState.FAILED:
-            return f"failed: fix the cause, then `crucible jobs continue {name}`; `crucible jobs logs {name}` shows it"
+            return f"failed: fix the cause, then `crucible jobs continue {name}`; `crucible logs {name}` shows it"
         case JobState.STOPPED:
             return f"given up; look at `crucible jobs show {name}`, then `crucible jobs continue {name}`"
         case JobState.PAUSED:

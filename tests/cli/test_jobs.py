@@ -95,14 +95,6 @@ def test_metrics_prints_the_merged_history(run: Run, store: Store, tmp_path: Pat
     assert "1.6175" in run("jobs", "metrics", "shakespeare")
 
 
-def test_logs_prints_all_that_the_newest_attempt_printed(run: Run, store: Store, tmp_path: Path) -> None:
-    past = Past(store, tmp_path)
-    attempt = past.attempt(0, 0, [])
-    attempt.append_output(0, b"first\n")
-    attempt.append_output(1, b"second\n")
-    assert run("jobs", "logs", past.job_id).splitlines() == ["first", "second"]
-
-
 def test_a_loss_that_is_not_a_number_is_null_in_json(run: Run, store: Store, tmp_path: Path) -> None:
     past = Past(store, tmp_path)
     past.attempt(0, 0, []).append_metrics(0, b'{"step": 1, "train_loss": NaN}\n')

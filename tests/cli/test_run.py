@@ -23,7 +23,6 @@ from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, Launch
 from crucible.local.follow import Standing
-from crucible.local.log_lines import LogLines
 from crucible.local.run_script import plan_run, require_reachable, require_ready, start_run
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
@@ -284,42 +283,3 @@ def test_ctrl_c_asks_whether_to_detach_or_to_stop(
         request = job.attempt(1).read_stop_request()
         assert request is not None
         assert request.reason == "stopped by a person"
-
-
-def test_log_lines_are_read_once_only_the_flows_own_and_to_the_last_one() -> None:
-    entries = [
-        {
-            "id": str(n),
-            "flow_run_id": "a",
-            "name": name,
-            "message": message,
-            "timestamp": f"2026-01-01T00:00:0{n // 2}Z",
-        }
-        for n, (name, message) in enumerate(
-            [
-                ("prefect.worker", "submitting"),
-                ("prefect.flow_runs", "one\ntwo"),
-                ("prefect.flow_runs", "Beginning flow run 'mine-attempt-1' for flow 'train'"),
-                ("prefect.flow_runs", "three"),
-            ]
-        )
-    ]
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        if request.url.path.endswith("flow_runs/filter"):
-            return httpx.Response(200, json=[{"id": "a", "start_time": "2026-01-01T00:00:00Z"}])
-        arrived.append(request)
-        if len(arrived) == 5:  # as its process delivers it: after the job has ended
-            entries.append({**entries[-1], "id": "newest", "message": "five"})
-            entries.append({**entries[-1], "id": "last", "message": "Finished in state Completed()"})
-        after = json.loads(request.content)["logs"]["timestamp"]["after_"]
-        return httpx.Response(200, json=[entry for entry in entries if entry["timestamp"] >= after])
-
-    arrived: list[httpx.Request] = []
-    with httpx.Client(base_url="http://test/api", transport=httpx.MockTransport(answer)) as api:
-        lines = LogLines(api, "mine")
-        assert lines.read_new() == ["one", "two", "three"]
-        assert lines.read_new() == []
-        entries.append({**entries[-1], "id": "late", "message": "four"})
-        assert lines.read_new() == ["four"]
-        assert lines.read_rest() == ["five"]

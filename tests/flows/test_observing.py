@@ -10,6 +10,7 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import Heartbeat, JobSpec
 from crucible.store import Store
 from tasks import observing
+from tasks.reporting import JobReport
 
 
 def test_a_report_that_takes_long_to_draw_is_drawn_rarely(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +22,7 @@ def test_a_report_that_takes_long_to_draw_is_drawn_rarely(store: Store, monkeypa
             pass
 
     clock = [1000.0]
-    monkeypatch.setattr(observing.JobReport, "publish", draw)
+    monkeypatch.setattr(JobReport, "publish", draw)
     listener = observing.JobListener(clock=lambda: clock[0])
     job = Job.create(store, JobSpec(job_id="a"))
     beat = Heartbeat(sequence=1, phase="training", step=1)

@@ -9,7 +9,7 @@ import pytest
 from crucible.jobs.job import Job
 from crucible.store import Store
 from tasks import observing
-from tasks.observing import AttemptObserver, LineLimit
+from tasks.observing import AttemptObserver, LineLimit, Rates
 from tests.faults.small_jobs import new_job
 
 
@@ -21,7 +21,7 @@ def test_the_last_lines_of_a_failed_workload_arrive_once(
     monkeypatch.setattr(observing, "get_logger", lambda _: logging.getLogger("test"))
     monkeypatch.setattr(observing, "emit", lambda *_, **__: None)
     observer = AttemptObserver(job, 1)
-    observer._limit = LineLimit(burst=60, per_second=0.0)
+    observer._limit = LineLimit(Rates(60, 0.0, 0.0, 0.0))
     printed = [f"line {number}" for number in range(lines)]
     with caplog.at_level(logging.INFO, "test"):
         for line in printed:
@@ -31,4 +31,4 @@ def test_the_last_lines_of_a_failed_workload_arrive_once(
     shown = "\n".join(record.getMessage() for record in caplog.records)
     assert shown.count(printed[-1]) == 1
     assert ("the last lines of the workload:" in shown) is repeated
-    assert (f"{lines - 60} lines were left out here; all are in" in shown) is repeated
+    assert (f"{lines - 60} lines were left out here; `crucible logs" in shown) is repeated
