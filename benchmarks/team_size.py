@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import statistics
 import sys
 import tempfile
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--ramp", type=float, default=60.0, help="seconds over which they start (default 60)")
     parser.add_argument("--calm", action="store_true", help="kill nothing")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped and removed then, too
     with tempfile.TemporaryDirectory(prefix="crucible-team-", ignore_cleanup_errors=True) as folder:
         say("starting PostgreSQL, Redis, the replicas and the services")
         with TeamServers(Path(folder), options.replicas) as servers:
