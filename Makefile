@@ -1,6 +1,7 @@
 # make quickstart   set everything up here and watch a GPT learn
 # make test         lint, types and all quick tests; make test-slow: the soak tests and long drills
 # make bench        the figures of the README; make drill: prove recovery on this machine
+# make docs         the documentation as a site, in site/; broken links are errors
 # make upgrade-check  try the newest Prefect 3 in a scratch environment, and print what breaks
 # make clean        remove what these made, the installed environment included
 
@@ -17,7 +18,7 @@ BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory est
 # Set in many images of containers: each process would compile this project again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow lint bench drill upgrade-check clean
+.PHONY: quickstart test test-slow lint bench drill docs upgrade-check clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
@@ -40,11 +41,15 @@ bench: $(VENV)/installed-dev
 drill: $(VENV)/installed-dev
 	$(BIN)/crucible drill
 
+docs: $(VENV)/installed
+	@$(INSTALL) --editable '.[docs]'
+	$(BIN)/zensical build --clean --strict
+
 upgrade-check: $(VENV)/installed-dev
 	$(BIN)/python -m scripts.upgrade_check
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .cache *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 # Torch comes first and alone: it is by far the largest download, and stays installed when a later step fails.
 $(VENV)/torch: constraints.txt | $(VENV)/made
