@@ -9,12 +9,15 @@ from random import Random
 
 import psutil
 
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.retention import retain
 from crucible.jobs.records import Heartbeat, Start
 from crucible.local.state import Home
 from crucible.rehearsal.aws.containers import Container
 from crucible.rehearsal.drill.pauses import pauses
 from crucible.rehearsal.drill.scene import Scene
 from crucible.store import Store
+from tests.checkpoints.committing import commit
 from tests.faults.small_jobs import claimed, new_job, running
 from tests.waiting import until
 
@@ -58,3 +61,17 @@ def test_an_attempt_is_paused_at_a_drawn_moment_of_its_start_until_its_successor
     assert not woken.wait(0.5)
     claimed(job, 3).begin(Start(step=0))
     assert woken.wait(120)
+
+
+def test_the_first_commit_counts_though_retention_has_deleted_it(store: Store, tmp_path: Path) -> None:
+    """A machine so slow that a commit comes every few steps was never struck."""
+    job = new_job(store)
+    attempt = running(job, 1)
+    scene = Scene(job, Home(tmp_path), Random(1), lambda: None, lambda seconds: None, steps_to_wait=50)
+    for step in range(10, 60, 10):
+        attempt.write_heartbeat(Heartbeat(sequence=step, phase="training", step=step))
+        commit(attempt, tmp_path, step)
+        assert not scene.training()
+        retain(Checkpoints(job), keep_last=1)
+    attempt.write_heartbeat(Heartbeat(sequence=60, phase="training", step=60))
+    assert scene.training()

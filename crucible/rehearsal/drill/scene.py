@@ -37,8 +37,8 @@ class Scene:
     """The same in seconds, instead: heartbeats, which report steps, come more seldom than some scripts save."""
     reached_step: int = 0
     """The step at which the current attempt was struck, where the drill could see it."""
-    _committed_at: dict[int, float] = field(default_factory=dict)
-    """When the first commit of an attempt was seen, by its number; monotonic seconds."""
+    _first_commits: dict[int, tuple[int, float]] = field(default_factory=dict)
+    """Step of an attempt's first commit and when it was seen, by its number; retention deletes the commit later."""
 
     @property
     def attempt(self) -> Attempt | None:
@@ -54,11 +54,10 @@ class Scene:
         own = [c.step for c in Checkpoints(self.job).list() if c.attempt == attempt.number and c.step > start.step]
         if not own:
             return False
+        step, seen = self._first_commits.setdefault(attempt.number, (min(own), time.monotonic()))
         if self.seconds_to_wait is None:
-            return beat.step >= min(own) + self.steps_to_wait
-        return (
-            time.monotonic() >= self._committed_at.setdefault(attempt.number, time.monotonic()) + self.seconds_to_wait
-        )
+            return beat.step >= step + self.steps_to_wait
+        return time.monotonic() >= seen + self.seconds_to_wait
 
     def moment_of_starting(self) -> float:
         """Seconds from a claim to a moment before the first step, drawn; the early ones, of restoring, are likelier."""
