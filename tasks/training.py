@@ -20,6 +20,7 @@ from crucible.agent.machine_metrics import machine_sampler
 from crucible.agent.nodes import Nodes
 from crucible.agent.notices import Notice
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
+from crucible.agent.observer import Observer
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.saving import SavePolicy
 from crucible.agent.sources import sources_of_this_machine, why_signalled
@@ -45,10 +46,11 @@ WORKER_GRACE_SECONDS = 25.0
 """Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
 
 
-def train_attempt(job: Job, number: int) -> Outcome:
+def train_attempt(job: Job, number: int, observer: Observer | None = None) -> Outcome:
     """Run attempt `number` of `job` on this machine to its outcome.
 
-    Must be called in the main thread: Prefect raises a stop request there as an exception.
+    `observer`: who is shown what happens; None: the flow run. Must be called in the main thread: Prefect raises a stop
+    request there as an exception.
     """
     spec = job.read_spec()
     launch = job.attempt(number).read_launch()
@@ -67,7 +69,7 @@ def train_attempt(job: Job, number: int) -> Outcome:
     )
     others = range(1, nodes.count) if launch.pool == "local" else range(0)
     with local_nodes(job, number, others):
-        return run_attempt(job.attempt(number), plan, AttemptObserver(job, number))
+        return run_attempt(job.attempt(number), plan, observer or AttemptObserver(job, number))
 
 
 def attempt_plan(job: Job, spec: JobSpec, launch: Launch, nodes: Nodes) -> AttemptPlan:

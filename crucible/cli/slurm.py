@@ -58,6 +58,7 @@ def setup(
     import sys
 
     from crucible.cli.inputs import named_values
+    from crucible.formatting import duration
     from crucible.local.state import PROJECT
     from crucible.pools.common.offered import parse_settings
     from crucible.pools.slurm.setup import SlurmSetup, set_up
@@ -82,7 +83,7 @@ def setup(
     ready = asyncio.run(set_up(wanted, here))
     typer.echo(f"Cluster {ready.inventory.name}, Slurm {ready.inventory.version}:")
     for part in ready.inventory.partitions:
-        hours = "no limit" if part.longest_seconds is None else f"{part.longest_seconds / 3600:g} h at most"
+        hours = "no limit" if part.longest_seconds is None else f"{duration(part.longest_seconds)} at most"
         gpus_here = ", ".join(f"{most} {kind}".strip() for kind, most in part.gpus.items()) or "none"
         marks = [*(["preemptible"] if part.preemptible else []), *([] if part.up else ["closed now"])]
         chosen = "*" if part == ready.partition else " "
@@ -90,3 +91,33 @@ def setup(
     typer.echo(f"Pool {name} uses {ready.partition.name} and the store {ready.environment['CRUCIBLE_STORE']}.")
     typer.echo("Start its worker where this command ran:")
     typer.echo(f"  prefect worker start --pool {name} --type slurm --name {name}-1")
+
+
+@app.command()
+def hours(
+    allocation: Annotated[
+        float | None, typer.Option(help="GPU hours that you have; shows how many are left.", min=0)
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="Count from then on: 30d, or a date.")] = None,
+    store: Annotated[str | None, typer.Option(help="The store with the jobs; default: CRUCIBLE_STORE.")] = None,
+    name: Annotated[str, typer.Option(help="Name of the pool.")] = "slurm",
+) -> None:
+    """GPU hours that attempts on the cluster have used, by project; CPU-only attempts count as none."""
+    from datetime import UTC, datetime
+
+    from crucible.billing.costs import attempt_costs
+    from crucible.catalog.offers import load_catalog
+    from crucible.moments import moment_ago
+    from crucible.store import existing_store
+
+    start = None if since is None else moment_ago(since, datetime.now(UTC))
+    offers = {offer.key: offer for offer in load_catalog()}
+    found = [cost for cost in attempt_costs(existing_store(store), offers, since=start) if cost.pool == name]
+    used: dict[str, float] = {}
+    for cost in found:
+        used[cost.project] = used.get(cost.project, 0.0) + cost.gpus * cost.seconds / 3600
+    for project, gpu_hours in sorted(used.items(), key=lambda item: -item[1]):
+        typer.echo(f"{gpu_hours:10.2f}  {project}")
+    total = sum(used.values())
+    left = "" if allocation is None else f"; {allocation - total:.2f} left of {allocation:g}"
+    typer.echo(f"{total:10.2f}  GPU hours in {len(found)} attempts{left}")

@@ -125,7 +125,7 @@ def store() -> Check:
         prove_guarantees(store_at(uri))
     except CrucibleError as error:
         return Check("store", False, str(error), "make it writable, or set CRUCIBLE_STORE to another address")
-    return Check("store", True, f"{uri} is writable; create-only writes and listings hold")
+    return Check("store", True, f"{uri} is writable; create-only writes, renames and listings hold")
 
 
 def service(name: str, label: str, answers: Callable[[State], bool]) -> Check:

@@ -23,7 +23,11 @@ COPY_CHUNK_BYTES = 8 << 20
 
 
 class FileStore(Store):
-    """Objects as files below a folder. A file is written beside its place, fsynced, then renamed or linked in."""
+    """Objects as files below a folder. A file is written beside its place, fsynced, then renamed or linked in.
+
+    Where the file system has no hard links (exFAT, some FUSE ones), create-only writes use O_EXCL instead: still one
+    winner, but a reader may see such an object before its bytes are there, so one that is empty is looked at again.
+    """
 
     def __init__(self, root: Path, within: Path | None = None) -> None:
         self.root = root
@@ -31,8 +35,13 @@ class FileStore(Store):
         self._store = within or root
 
     def read(self, key: str) -> bytes:
-        with self._failures(key), self._open(key) as file:
-            return file.read()
+        for pause in (*_EMPTY_PAUSES_SECONDS, None):
+            with self._failures(key), self._open(key) as file:
+                data = file.read()
+            if data or pause is None:
+                break
+            time.sleep(pause)  # it is perhaps just being created without a hard link
+        return data
 
     def write(self, key: str, data: bytes) -> None:
         with self._failures(key, writing=True), self._staged() as staged:
@@ -43,7 +52,7 @@ class FileStore(Store):
         with self._failures(key, writing=True), self._staged() as staged:
             staged.write_bytes(data)
             try:
-                self._place(staged, key, os.link)
+                self._place(staged, key, _create_from)
             except FileExistsError:
                 same = False
                 with suppress(FileNotFoundError), self._open(key) as file:  # deleted since: it was there all the same
@@ -196,8 +205,31 @@ class FileStore(Store):
 
 
 _STAGING = ".partial"
+_EMPTY_PAUSES_SECONDS = (0.01, 0.05, 0.2)
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _ABANDONED_SECONDS = 6 * 3600
 _PLACE_TRIES = 100
+
+
+def _create_from(staged: Path, target: Path) -> None:
+    """Put the staged file where none may be yet. Raises `FileExistsError`."""
+    try:
+        os.link(staged, target)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        data = staged.read_bytes()
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+            os.fsync(handle)
+        except OSError:
+            with suppress(OSError):  # half an object would be taken for a damaged one
+                target.unlink()
+            raise
+        finally:
+            os.close(handle)
 
 
 def _make_folder(path: Path) -> None:

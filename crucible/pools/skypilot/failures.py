@@ -104,6 +104,11 @@ _BY_TYPE: dict[str, tuple[type[SkyFailure], str]] = {
 }
 _BY_TEXT: tuple[tuple[str, type[SkyFailure], str], ...] = (
     (
+        r"failed to run setup commands on an instance|failed to (rsync|set up|initialize)|runtime setup",
+        NotPrepared,
+        "SkyPilot could not prepare the machine",
+    ),
+    (
         r"failed to start skypilot api server|could not connect to skypilot api server",
         ApiServerUnreachable,
         "SkyPilot's API server does not come up; a busy machine needs minutes for it; see ~/.sky/api_server/server.log",

@@ -10,6 +10,7 @@ from prefect.workers.base import BaseVariables
 from pydantic import BaseModel, Field, field_validator
 
 from crucible.pools.common.configuration import Names, OfferedJobConfiguration
+from crucible.pools.common.unconnected import COMMAND, attempt_of
 from crucible.pools.slurm.script import BatchScript, container_command
 
 PID_PREFIX = "slurm:"
@@ -149,7 +150,12 @@ class SlurmJobConfiguration(_SlurmFields, OfferedJobConfiguration):
     @staticmethod
     def _base_flow_run_command() -> str:
         # Without Prefect's runner in front: Slurm signals every process of a job, and the runner would end at once.
-        return "python -m prefect.engine"
+        return COMMAND
+
+    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
+        """As every pool does it; the node also learns which attempt it is for, should it reach no server."""
+        super().prepare_for_flow_run(flow_run, *args, **kwargs)
+        self.env |= attempt_of(flow_run)
 
     def job_name(self, flow_run: FlowRun) -> str:
         """Jobs of one name never run side by side: those of one job of Crucible's, else those of one flow run."""

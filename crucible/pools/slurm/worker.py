@@ -22,8 +22,10 @@ from prefect.exceptions import InfrastructureNotFound
 from prefect.states import Pending
 from prefect.workers.base import BaseWorker
 
+from crucible.errors import CrucibleError
 from crucible.pools.common.machines import Machine, MachineWorker
-from crucible.pools.common.watching import QUEUED, WatchingResult, age_seconds
+from crucible.pools.common.unconnected import recorded_end
+from crucible.pools.common.watching import QUEUED, WatchingResult, age_seconds, has_moved_on
 from crucible.pools.slurm.cluster import Cluster, Submission
 from crucible.pools.slurm.configuration import SlurmJobConfiguration, SlurmVariables, job_id_of, pid_of
 from crucible.pools.slurm.failures import (
@@ -163,6 +165,23 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
             return UUID(run), int(attempt)
         except ValueError:
             return None
+
+    async def settle(
+        self,
+        flow_run: FlowRun,
+        attempt: int,
+        configuration: SlurmJobConfiguration,
+        machine: Machine | None,
+        failure: CrucibleError,
+    ) -> None:
+        """As every worker with machines does it, unless the attempt ended well on a node that reaches no server."""
+        run = await self.read(flow_run.id) if machine is not None else None
+        if machine is not None and run is not None and run.state is not None and not run.state.is_final():
+            ended = await asyncio.to_thread(recorded_end, run, configuration.env)
+            if ended is not None and not has_moved_on(run, attempt, machine.pid):
+                await self.set_state(run.id, ended, force=True)
+                return
+        await super().settle(flow_run, attempt, configuration, machine, failure)
 
     async def show_queued(self, flow_run: FlowRun, words: str) -> None:
         """Let the run's state say why its job waits; only as long as it waits."""

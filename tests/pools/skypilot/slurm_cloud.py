@@ -145,10 +145,12 @@ def _start_sshd(root: Path, port: int, slurm_conf: str) -> subprocess.Popen[byte
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(host_key)], check=True)
     Path("/run/sshd").mkdir(exist_ok=True)  # its empty folder for privilege separation
     config = root / "sshd_config"
+    # SkyPilot runs srun, and uv, in shells that read no profile.
+    given = [f"SLURM_CONF={slurm_conf}"]
+    given += [f"{name}={value}" for name, value in os.environ.items() if name.startswith(("SSL_CERT_", "UV_"))]
     config.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {host_key}\nPidFile {root}/sshd.pid\n"
         f"AllowUsers {USER}\nPasswordAuthentication no\nUsePAM no\nStrictModes no\nMaxStartups 100\nMaxSessions 100\n"
-        # SkyPilot runs srun in shells that read no profile.
-        f"SetEnv SLURM_CONF={slurm_conf}\nSubsystem sftp internal-sftp\n"
+        f"SetEnv {' '.join(given)}\nSubsystem sftp internal-sftp\n"
     )
     return subprocess.Popen(["/usr/sbin/sshd", "-D", "-e", "-f", str(config)], stderr=(root / "sshd.log").open("wb"))
