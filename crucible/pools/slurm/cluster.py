@@ -14,6 +14,7 @@ from crucible.pools.slurm.shell import Done, Shell
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _NO_FOLDER = 91
 _UNKNOWN_JOB = "Invalid job id"
+_OVER_ALREADY = r"invalid job id|already (completing|completed|finished)"
 _LAST_LINES = 20
 
 
@@ -101,8 +102,10 @@ class Cluster:
         return parse_job(done.output)
 
     async def signal_batch(self, job_id: str, signal: str) -> None:
-        """A signal to the batch script alone; nothing kills the job after it."""
-        await self._checked(shlex.join(["scancel", "--batch", f"--signal={signal}", job_id]))
+        """A signal to the batch script alone; nothing kills the job after it. An ended one is no error."""
+        done = await self.shell.run(shlex.join(["scancel", "--batch", f"--signal={signal}", job_id]))
+        if done.code and not re.search(_OVER_ALREADY, done.errors, re.I):
+            raise self._refusal(done)
 
     async def cancel(self, job_id: str) -> None:
         """SIGTERM to all of a job's processes, SIGKILL after the cluster's KillWait. An ended one is no error."""

@@ -137,7 +137,7 @@ def _write_offer(wanted: SlurmSetup, partition: Partition, settings: Mapping[str
     offer = Offer(
         pool=wanted.name,
         instance=partition.name,
-        usd_per_hour=wanted.usd_per_gpu_hour * max(gpus, 1),
+        usd_per_hour=wanted.usd_per_gpu_hour * gpus,
         gpu=like.gpu if like else kind.upper() if gpus else "",
         gpus=gpus,
         gpu_memory_gib=like.gpu_memory_gib if like else None,

@@ -37,7 +37,7 @@ class SlurmCloud:
         self.root, self.cluster = root, cluster
         self.home = root / "home"
         """Of SkyPilot's API server and clients: their `~/.sky`, `~/.ssh` and `~/.slurm`."""
-        self.port = free_port(46_581)
+        self.port = free_port(26_580)
         """Of an API server of its own: a person's stays as it is."""
 
     @property

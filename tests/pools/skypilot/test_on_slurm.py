@@ -1,6 +1,6 @@
 """SkyPilot itself: the whole pool on SkyPilot's Slurm cloud, over ssh to a real Slurm on this machine.
 
-    CRUCIBLE_SKY_PYTHON=$CRUCIBLE_HOME/skypilot/bin/python pytest -m slow -s tests/pools/skypilot/test_on_slurm.py
+    SKYPILOT_PYTHON=$CRUCIBLE_HOME/skypilot/bin/python pytest -m slow -s tests/pools/skypilot/test_on_slurm.py
 
 Takes about 15 minutes on an idle machine with two cores: a cluster takes minutes to come up.
 """
@@ -29,7 +29,7 @@ from tests.pools.skypilot.slurm_cloud import INFRA, SlurmCloud, slurm_cloud
 from tests.waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-PYTHON = Path(os.environ.get("CRUCIBLE_SKY_PYTHON") or folder() / "bin" / "python")
+PYTHON = Path(os.environ.get("SKYPILOT_PYTHON") or folder() / "bin" / "python")
 LONG_SECONDS = 1500.0
 MODEL = {"n_layer": 1, "n_head": 1, "n_embd": 32, "block_size": 32, "batch_size": 4}
 SMALL = {**MODEL, "eval_iters": 2, "log_interval": 5, "warmup_iters": 5}
