@@ -112,6 +112,7 @@ class Resources(Settings):
 
 def _docker(wanted: Resources) -> dict[str, Any]:
     return _given(
+        nodes=wanted.nodes or None,
         gpus=None if wanted.gpus is None else str(wanted.gpus),
         memory=None if wanted.memory_gib is None else f"{round(wanted.memory_gib * 1024)}m",
         image=wanted.image or None,
@@ -138,6 +139,7 @@ def _modal(wanted: Resources) -> dict[str, Any]:
 
 def _slurm(wanted: Resources) -> dict[str, Any]:
     return _given(
+        nodes=wanted.nodes or None,
         gpus=None if wanted.gpus is None else str(wanted.gpus),
         memory_mib=None if wanted.memory_gib is None else round(wanted.memory_gib * 1024),
         time_limit_minutes=None if wanted.timeout_hours is None else max(1, round(wanted.timeout_hours * 60)),
@@ -160,11 +162,11 @@ def _given(**variables: Any) -> dict[str, Any]:
 
 _KNOWN = {
     "local": frozenset({"gpus", "nodes"}),
-    "docker-gpu": frozenset({"gpus", "memory_gib", "image"}),
+    "docker-gpu": frozenset({"nodes", "gpus", "memory_gib", "image"}),
     "ec2-spot": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
-    "slurm": frozenset({"gpus", "memory_gib", "timeout_hours"}),
+    "slurm": frozenset({"nodes", "gpus", "memory_gib", "timeout_hours"}),
     "skypilot": frozenset({"gpus", "instance", "memory_gib"}),
     "kubernetes": frozenset({"gpus", "memory_gib"}),
 }

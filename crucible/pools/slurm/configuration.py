@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, field_validator
 from crucible.pools.common.configuration import Names, OfferedJobConfiguration
 from crucible.pools.common.unconnected import COMMAND, attempt_of
 from crucible.pools.slurm.script import BatchScript, container_command
+from crucible.resources import Resources
 
 PID_PREFIX = "slurm:"
 _NAME = re.compile(r"[\w.,:@+-]+")
@@ -41,6 +42,10 @@ class _SlurmFields(BaseModel):
     partition: str | None = Field(default=None, description="Partition. Empty: the cluster's default.")
     account: str | None = Field(default=None, description="Account whose hours are used. Empty: your default.")
     qos: str | None = Field(default=None, title="QOS", description="Quality of service. Empty: your default.")
+    nodes: str = Field(
+        default="",
+        description="Nodes that train together, such as 2, or 2..4 for as many of them as there are. Empty: 1.",
+    )
     gpus: str = Field(default="", title="GPUs", description="GPUs of one node, like 2 or a100:1. Empty or 0: none.")
     cpus: int | None = Field(default=None, gt=0, title="CPUs", description="CPUs of the job's task.")
     memory_mib: int | None = Field(default=None, gt=0, title="Memory", description="MiB of the node's memory.")
@@ -119,6 +124,11 @@ class _SlurmFields(BaseModel):
             raise ValueError("write a number, or a type and a number: 2, a100:1")
         return text
 
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes(cls, value: Any) -> str:
+        return Resources(nodes=value).nodes
+
     @field_validator("extra_flags")
     @classmethod
     def _allowed(cls, value: list[str]) -> list[str]:
@@ -178,7 +188,10 @@ class SlurmJobConfiguration(_SlurmFields, OfferedJobConfiguration):
             "reservation": self.reservation,
         }
         own = [f"--{name}={value}" for name, value in named.items() if value]
-        return ["--nodes=1", "--ntasks=1", *own, *self.extra_flags]
+        nodes = Resources(nodes=self.nodes).node_range
+        if nodes.most == 1:
+            return ["--nodes=1", "--ntasks=1", *own, *self.extra_flags]
+        return [f"--nodes={nodes.least}-{nodes.most}", "--ntasks-per-node=1", *own, *self.extra_flags]
 
     def script(self) -> str:
         """The batch script."""

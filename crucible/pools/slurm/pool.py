@@ -13,7 +13,7 @@ from crucible.pools.common.offered import offer_only, with_environment
 
 POOL = "slurm"
 OFFERED = (
-    *("partition", "account", "qos", "gpus", "cpus", "memory_mib", "time_limit_minutes", "constraint"),
+    *("partition", "account", "qos", "nodes", "gpus", "cpus", "memory_mib", "time_limit_minutes", "constraint"),
     *("reservation", "extra_flags", "grace_seconds", "max_restarts"),
 )
 """What a run may choose. What runs on the cluster, from which folder, image and login node, it may not."""

@@ -5,6 +5,9 @@ end. So the script starts a step that does nothing but listen and passes the sig
 Slurm why, and writes the stop file that the agent watches. This works whatever the cluster's administrators have set.
 
 The end of the job by its time limit is known from the start, and the agent leaves before it.
+
+The first of several nodes runs this script and with it the attempt; one `srun` starts a further node's agent on each of
+the others, which Slurm signals directly.
 """
 
 from __future__ import annotations
@@ -17,6 +20,11 @@ from crucible.pools.slurm.cluster import path_in_shell
 
 LONGEST_MARGIN_SECONDS = 120
 """How long before its end a job stops to save; a fifth of the time limit where that is less."""
+
+
+LEAVE_SECONDS = 20
+"""How long the further nodes have to leave once the attempt is over."""
+FURTHER_NODE = "python -m tasks.node"
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,22 @@ class BatchScript:
             preemption=self.preemption_seconds,
             kill=self.kill_seconds,
             grace=self.grace_seconds,
+            others=self._others(),
             margin=LONGEST_MARGIN_SECONDS,
+            leave=LEAVE_SECONDS,
             stop_file=Variable.STOP_FILE.value,
             ends_at=Variable.MACHINE_ENDS_AT.value,
             margin_variable=Variable.LIFETIME_MARGIN_SECONDS.value,
+        )
+
+    def _others(self) -> str:
+        """What a node but the first one runs, as one word of the shell."""
+        folder = 'work=$work-$SLURM_PROCID; mkdir -p -m 700 "$work"\n' if self.container else ""
+        return shlex.quote(
+            f"{folder}{Variable.NODE_RANK}=$((SLURM_PROCID + 1)); export {Variable.NODE_RANK}\n"
+            f"unset {Variable.STOP_FILE}\n"
+            f'mkdir -p -m 700 "$CRUCIBLE_HOME"\n'
+            f"exec {self.container} {FURTHER_NODE}"
         )
 
 
@@ -115,6 +135,16 @@ srun --overlap --nodes=1 --ntasks=1 --gres=none --quiet --nodelist="$SLURMD_NODE
   while :; do sleep 3600 & wait $!; done' listen $$ >/dev/null 2>&1 &
 listener=$!
 
+others=
+if [ "${{SLURM_JOB_NUM_NODES:-1}}" -gt 1 ]; then
+  CRUCIBLE_NODES=$SLURM_JOB_NUM_NODES
+  export CRUCIBLE_NODES work
+  further=$((CRUCIBLE_NODES - 1))
+  srun --relative=1 --nodes=$further --ntasks=$further --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 --quiet \
+    ${{SLURM_CPUS_PER_TASK:+--cpus-per-task=$SLURM_CPUS_PER_TASK}} sh -c {others} </dev/null &
+  others=$!
+fi
+
 {command} &
 child=$!
 while :; do
@@ -122,6 +152,10 @@ while :; do
   code=$?
   kill -0 "$child" 2>/dev/null || break  # a signal ends the wait, not the attempt
 done
+if [ -n "$others" ]; then  # they leave when they see that the attempt is over
+  (sleep {leave}; kill "$others") 2>/dev/null &
+  wait "$others"
+fi
 kill "$listener" 2>/dev/null
 rm -rf "$work"
 exit "$code"

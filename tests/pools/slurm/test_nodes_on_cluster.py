@@ -1,0 +1,84 @@
+"""Two nodes of a real Slurm train one attempt; one of them dies in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from crucible.checkpoints.commits import Checkpoints
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, Launch, Outcome
+from crucible.pools.slurm import script
+from crucible.rehearsal.slurm.cluster import LocalCluster
+from tests.pools.slurm.test_on_cluster import Jobs
+from tests.tasks.test_training_on_nodes import weights
+from tests.tasks.training_on_nodes import PROJECT, ROWS, STEPS, new_job
+from tests.waiting import until
+
+pytestmark = pytest.mark.slow
+KILL_AT = 17
+
+
+@pytest.fixture
+def jobs(cluster: LocalCluster, tmp_path: Path) -> Jobs:
+    return Jobs(cluster, tmp_path / "logs")
+
+
+def submit(jobs: Jobs, job: Job, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One batch job of two nodes, which runs the attempt as a flow run would."""
+    (folder / "rows").mkdir(exist_ok=True)
+    job.decide(Launch(number=number, pool="slurm", reason="test", nodes=2))
+    program = "python -m tests.tasks.training_on_nodes"
+    further = f"{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK"
+    monkeypatch.setattr(script, "FURTHER_NODE", further)
+    return asyncio.run(
+        jobs.submit(
+            f"{program} first slurm {job.root.uri} {number}",
+            name=f"nodes-{folder.name}",
+            env={ROWS: str(folder / "rows"), "CRUCIBLE_HOME": str(folder / "home")},
+            nodes="2",
+            venv=sys.prefix,
+            workdir=str(PROJECT),
+        )
+    )
+
+
+def outcome(job: Job, number: int) -> Outcome:
+    until(lambda: job.attempt(number).read_outcome(), 300)
+    found = job.attempt(number).read_outcome()
+    assert found is not None
+    return found
+
+
+def test_a_node_that_dies_costs_time_and_no_bit(
+    cluster: LocalCluster, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = new_job(tmp_path / "undisturbed")
+    job_id = submit(jobs, undisturbed, 1, tmp_path / "undisturbed", monkeypatch)
+    assert outcome(undisturbed, 1).end_reason is EndReason.COMPLETED, jobs.output(job_id)
+    assert jobs.end(job_id).state == "COMPLETED", jobs.output(job_id)
+    claim = undisturbed.attempt(1).read_node_report(1)
+    assert claim is not None
+
+    killed = new_job(tmp_path / "killed")
+    job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch)
+    until(lambda: (beat := killed.attempt(1).read_heartbeat()) and beat.step >= KILL_AT, 300)
+    _, second = cluster.nodes
+    cluster.kill_node(second)
+    try:
+        ended = outcome(killed, 1)
+        assert ended.end_reason is EndReason.INTERRUPTED, (ended, jobs.output(job_id))
+        assert "node 1" in ended.message
+    finally:
+        cluster.start_node(second)
+    jobs.end(job_id)
+    cluster.wait_until_idle()
+    job_id = submit(jobs, killed, 2, tmp_path / "killed", monkeypatch)
+    assert outcome(killed, 2).end_reason is EndReason.COMPLETED, jobs.output(job_id)
+
+    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
+    assert (one.step, other.step) == (STEPS, STEPS)
+    assert weights(one) == weights(other)
