@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         rank = int(os.environ.get(Variable.NODE_RANK) or 0)
         if rank < 1:
             raise ConfigError(f"{Variable.NODE_RANK} = {rank}: a further node has a number of 1 or more")
-        store, name, number = (given.store, given.job, given.attempt) if given.job else _of_flow_run()
+        store, name, number = (given.store, given.job, given.attempt) if given.job else attempt_of_flow_run()
         job = Job.open(open_store(store), name)
         launch = job.attempt(number).read_launch()
         if launch is None:
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _of_flow_run() -> tuple[str, str, int]:
+def attempt_of_flow_run() -> tuple[str, str, int]:
     """Store, job and attempt of the flow run that this node belongs to. Raises `ConfigError`."""
     run_id = os.environ.get("PREFECT__FLOW_RUN_ID")
     if not run_id:

@@ -19,6 +19,7 @@ from crucible.errors import ConfigError
 from crucible.home import crucible_home
 from crucible.pools.common.environment import passing
 from crucible.pools.common.offered import require_offered
+from crucible.resources import Resources
 
 INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STATE_FOLDER = "/var/lib/crucible"
@@ -53,6 +54,10 @@ class _Fields(BaseModel):
         title="GPUs",
         description="As for `docker run --gpus`: all, how many, or device=0,2. 0: none, the run goes to the CPU.",
     )
+    nodes: str = Field(
+        default="",
+        description="Containers that train together as if each were a machine, to try that out. Empty: 1.",
+    )
     memory: str | None = Field(
         default=None,
         description="Memory limit such as 24g, without swap; the container is killed when it needs more. Empty: none.",
@@ -82,6 +87,11 @@ class _Fields(BaseModel):
     keep_container: bool = Field(
         default=False, description="Leave the container behind when it has ended; its log is kept in any case."
     )
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes(cls, value: Any) -> str:
+        return Resources(nodes=value).nodes
 
     @field_validator("gpus", mode="before")
     @classmethod
@@ -148,11 +158,17 @@ class DockerGpuJobConfiguration(_Fields, DockerWorkerJobConfiguration):  # type:
         self._folders = folders
 
     def _own_environment(self) -> dict[str, str]:
-        return {
+        several = {Variable.NODES.value: str(self.node_count)} if self.node_count > 1 else {}
+        return several | {
             "CRUCIBLE_HOME": STATE_FOLDER,
             Variable.STOP_GRACE_SECONDS: str(self.stop_timeout_seconds - GRACE_MARGIN_SECONDS),
             "CRUCIBLE_IMAGE": self.image,
         }
+
+    @property
+    def node_count(self) -> int:
+        """How many containers train together."""
+        return Resources(nodes=self.nodes).node_range.most
 
     @property
     def job(self) -> str | None:

@@ -13,7 +13,7 @@ from crucible.pools.common.offered import offer_only, with_environment
 
 POOL = "docker-gpu"
 OFFERED = (
-    *("image", "image_pull_policy", "gpus", "memory", "shm_size", "tmp_size"),
+    *("image", "image_pull_policy", "nodes", "gpus", "memory", "shm_size", "tmp_size"),
     *("stop_timeout_seconds", "keep_container"),
 )
 """What a run may choose. What reaches beyond the container (folders, users, networks, the worker's variables) it may

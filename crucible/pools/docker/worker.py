@@ -26,6 +26,7 @@ from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration, Do
 from requests.exceptions import RequestException
 from urllib3.exceptions import HTTPError as Urllib3Error
 
+from crucible.contract import Variable
 from crucible.errors import ConfigError, ServiceError
 from crucible.home import crucible_home
 from crucible.pools.common.event_driven import EventDrivenWorker
@@ -38,6 +39,11 @@ ENGINE_TIMEOUT_SECONDS = 180.0
 """How long a run waits for the engine: a restart takes seconds, an upgrade of the engine a minute or two."""
 STORE_BLOCK = "crucible-store"
 JOB_LABEL = "crucible.job"
+NODE_LABEL = "crucible.node"
+"""On the containers of nodes after an attempt's first."""
+FURTHER_NODE = ["python", "-m", "tasks.node"]
+LEAVE_SECONDS = 20
+"""How long the further nodes have to leave once the attempt is over."""
 POOL_LABEL = "io.prefect.work-pool-name"
 
 
@@ -152,7 +158,36 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
         except APIError as error:
             self._remove_unstarted(configuration)
             raise _in_words(error, configuration) from error
+        try:
+            self._start_further_nodes(configuration)
+        except APIError as error:  # all or none
+            started[0].stop(timeout=configuration.stop_timeout_seconds)
+            raise _in_words(error, configuration) from error
         return started
+
+    def _start_further_nodes(self, configuration: DockerGpuJobConfiguration) -> None:
+        """A container for each node after the first one, which has started; none is left if one does not start."""
+        client = self._get_client()
+        try:
+            settings = self._build_container_settings(client, configuration)
+            for rank in range(1, configuration.node_count):
+                environment = {**settings["environment"], Variable.NODE_RANK: str(rank)}
+                labels = {**settings["labels"], NODE_LABEL: str(rank)}
+                own = {"command": FURTHER_NODE, "environment": environment, "labels": labels}
+                own["name"] = f"{settings['name'] or 'crucible'}-node-{rank}"
+                self._create_container(client, **{**settings, **own}).start()
+        except APIError:
+            for container in self._further_nodes(client, configuration):
+                container.remove(force=True)
+            raise
+        finally:
+            client.close()
+
+    def _further_nodes(self, client: docker.DockerClient, configuration: DockerGpuJobConfiguration) -> list[Container]:
+        run = configuration.labels.get("io.prefect.flow-run-id")
+        labels = [f"io.prefect.flow-run-id={run}", NODE_LABEL]
+        found: list[Container] = client.containers.list(all=True, filters={"label": labels})
+        return found
 
     def _create_container(self, docker_client: docker.DockerClient, **settings: Any) -> Container:
         # docker-py's containers.create does not take a stop timeout, though the call below it does.
@@ -195,8 +230,15 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
                 logger.error("The container ended with exit code %s %s", state["ExitCode"], state.get("Error", ""))
             kept = keep_log(container)
             logger.info("The container's log is kept in %s", kept)
+            further = self._further_nodes(client, configuration) if configuration.node_count > 1 else []
+            for other in further:  # they leave when they see that the attempt is over
+                with suppress(RequestException):
+                    other.wait(timeout=LEAVE_SECONDS)
+                other.stop(timeout=1)
+                keep_log(other)
             if not configuration.keep_container:
-                container.remove(force=True)
+                for each in (container, *further):
+                    each.remove(force=True)
         except NotFound:
             logger.warning("The container was removed before its log could be kept")
         finally:

@@ -39,6 +39,7 @@ from crucible.rehearsal.docker_engine import OwnEngine
 from crucible.rehearsal.drill.docker_stage import docker_stage
 from crucible.rehearsal.drill.drill import Drill
 from crucible.rehearsal.drill.script import OwnScript
+from crucible.resources import Resources
 from crucible.store import Store
 from tasks.launching import PrefectLauncher
 from tests.conftest import PrefectServer
@@ -231,6 +232,47 @@ def test_training_goes_on_in_the_next_container_after_docker_stop(
     log = (prefect_server.home.root / "logs" / "docker" / f"{name}-attempt-1.log").read_text()
     assert "asked to stop" in log
     assert "Traceback" not in log
+
+
+@pytest.mark.slow
+def test_two_containers_train_together_and_one_that_is_killed_costs_no_bit(
+    image: str, client: docker.DockerClient, prefect_server: PrefectServer, prefect_api: str, store: Store
+) -> None:
+    with get_client(sync_client=True) as prefect:
+        flow = prefect.create_flow_from_name("train")
+        prefect.create_deployment(flow_id=flow, name="local", entrypoint="flows/train.py:train")
+    bring_up(prefect_server.home, lambda part, status: None, gpus="0", image=image)
+    info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=20_000), store)
+    config = TrainConfig.preset("debug", max_iters=60, checkpoint_interval_seconds=0.2, **KERNELS, **SMALL)
+    two = Resources(nodes="2", gpus=0)
+    launcher = PrefectLauncher(store.uri, "test", "", two)
+    weights = []
+    for kill in (False, True):
+        name = f"two-{uuid4().hex[:6]}"
+        spec = JobSpec(job_id=name, config=config, dataset=info.digest, resources=two)
+        job = Job.create(store, spec)
+        launcher._runs.clear()
+        attempt_of(job, launcher, 1, nodes=2)
+        if kill:
+            committed(job.attempt(1))
+            client.containers.get(f"{name}-attempt-1-node-1").kill()
+            outcome = eventually(lambda job=job: job.attempt(1).read_outcome())
+            assert outcome.end_reason is EndReason.INTERRUPTED, outcome
+            assert "node 1" in outcome.message
+            attempt_of(job, launcher, 2, nodes=2)
+        last = job.attempt(2 if kill else 1)
+        outcome = eventually(last.read_outcome)
+        assert outcome.end_reason is EndReason.COMPLETED, outcome
+        claim = last.read_claim()
+        assert claim is not None
+        assert claim.nodes == 2
+        newest = Checkpoints(job).list()[0]
+        weights += [next(file.sha256 for file in newest.files if file.name == "model.safetensors")]
+        gone = eventually(
+            lambda name=name: not client.containers.list(all=True, filters={"label": f"crucible.job={name}"})
+        )
+        assert gone
+    assert weights[0] == weights[1]
 
 
 def attempt_of(job: Job, launcher: PrefectLauncher, number: int, **more: Any) -> UUID:

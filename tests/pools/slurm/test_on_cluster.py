@@ -29,6 +29,7 @@ from crucible.pools.slurm.setup import SlurmSetup, pool_settings
 from crucible.pools.slurm.shell import Shell
 from crucible.pools.slurm.worker import SlurmJob, SlurmWorker
 from crucible.rehearsal.slurm.cluster import PREEMPTION_GRACE_SECONDS, LocalCluster
+from tasks.node import attempt_of_flow_run
 from tests.pools.slurm.conftest import KILL_WAIT_SECONDS
 
 WAIT_SECONDS = 120.0
@@ -280,6 +281,17 @@ def test_every_end_of_a_job_is_a_state_of_its_run_with_words(runs: Runs) -> None
         assert runs.state(run).startswith(expected[run.id].format(runs.job_of(run)))
     assert "trouble" in runs.state(found[0])
     assert not [job for job in runs.jobs.cluster.jobs() if job[0] in map(runs.job_of, found)]
+
+
+def test_a_further_node_finds_its_attempt_by_its_flow_run(
+    client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = client.create_flow_from_name("train")
+    run = client._client.post(  # a run without a deployment, whose code nobody needs
+        "/flow_runs/", json={"flow_id": str(flow), "parameters": {"job": "j", "attempt": 3, "store": "file:///s"}}
+    )
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", run.json()["id"])
+    assert attempt_of_flow_run() == ("file:///s", "j", 3)
 
 
 def test_submitting_twice_gives_one_job_which_the_next_worker_finds(runs: Runs) -> None:
