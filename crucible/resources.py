@@ -121,6 +121,7 @@ def _docker(wanted: Resources) -> dict[str, Any]:
 
 def _ecs(wanted: Resources) -> dict[str, Any]:
     return _given(
+        nodes=wanted.nodes or None,
         gpus=None if wanted.gpus is None else str(wanted.gpus),
         memory=None if wanted.memory_gib is None else round(wanted.memory_gib * 1024),
         image=wanted.image or None,
@@ -163,8 +164,8 @@ def _given(**variables: Any) -> dict[str, Any]:
 _KNOWN = {
     "local": frozenset({"gpus", "nodes"}),
     "docker-gpu": frozenset({"nodes", "gpus", "memory_gib", "image"}),
-    "ec2-spot": frozenset({"gpus", "instance", "memory_gib", "image"}),
-    "ec2-on-demand": frozenset({"gpus", "instance", "memory_gib", "image"}),
+    "ec2-spot": frozenset({"nodes", "gpus", "instance", "memory_gib", "image"}),
+    "ec2-on-demand": frozenset({"nodes", "gpus", "instance", "memory_gib", "image"}),
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
     "slurm": frozenset({"nodes", "gpus", "memory_gib", "timeout_hours"}),
     "skypilot": frozenset({"gpus", "instance", "memory_gib"}),

@@ -14,7 +14,8 @@ from typing import Any
 from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger, get_run_logger
 
-from crucible.agent.nodes import Nodes, own_address
+from crucible.agent.nodes import JOIN_SECONDS, Nodes, own_address
+from crucible.billing.machine_price import EC2_POOLS
 from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.contract import Variable
 from crucible.errors import ConfigError
@@ -22,6 +23,8 @@ from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.parent_death_guard import guarded
 
+EC2_JOIN_SECONDS = 900.0
+"""How long the machines of one attempt may come apart: each is a request of its own for capacity."""
 LEAVE_SECONDS = 10.0
 """How long the further nodes of this machine have to leave once the attempt is over."""
 
@@ -45,7 +48,8 @@ def first_node(spec: JobSpec, pool: str) -> Nodes:
     else:
         processes = max(1, gpus if spec.resources.gpus is not None or used > 1 else 1)
     address = os.environ.get(Variable.NODE_ADDRESS) or ("127.0.0.1" if pool == "local" else own_address())
-    return Nodes(used, processes, address)
+    join = EC2_JOIN_SECONDS if pool in EC2_POOLS else JOIN_SECONDS
+    return Nodes(used, processes, address, join_seconds=join)
 
 
 def further_node(rank: int) -> Nodes:

@@ -91,7 +91,9 @@ class _AttemptRun:
         self.status = Status()
         """What the other threads may read: replaced, never changed."""
         self._entered = threading.Lock()
-        self._nodes = NodeWatch(attempt, plan.nodes.count) if plan.nodes.count > 1 else None
+        self._nodes: NodeWatch | None = None
+        if plan.nodes.count > 1:
+            self._nodes = NodeWatch(attempt, plan.nodes.count, plan.nodes.join_seconds)
         self._rendezvous: Rendezvous | None = None
         """Where the other nodes meet this one; set while restoring, read once the workload is started."""
         self._over = threading.Event()

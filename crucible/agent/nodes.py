@@ -52,6 +52,8 @@ class Nodes:
     address: str = "127.0.0.1"
     """Of this node, for the others."""
     rank: int = 0
+    join_seconds: float = JOIN_SECONDS
+    """How long the others may take to send their first report."""
 
     def environment(self, rendezvous: Rendezvous | None) -> dict[str, str]:
         """What the launcher (`crucible.agent.torchrun`) needs to know."""
@@ -98,6 +100,7 @@ class NodeWatch:
 
     attempt: Attempt
     count: int
+    join_seconds: float = JOIN_SECONDS
     clock: Callable[[], float] = time.monotonic
     wait: Callable[[float], None] = time.sleep
     _seen: dict[int, _Seen] = field(default_factory=dict, init=False)
@@ -142,9 +145,9 @@ class NodeWatch:
     def _notice(self, node: int, seen: _Seen) -> Notice | None:
         report = seen.report
         if report is None:
-            if seen.silent_seconds < JOIN_SECONDS:
+            if seen.silent_seconds < self.join_seconds:
                 return None
-            return _gone(f"node {node} did not start within {JOIN_SECONDS:.0f} s")
+            return _gone(f"node {node} did not start within {self.join_seconds:.0f} s")
         if report.notice is not None:
             deadline = report.notice.deadline.timestamp() if report.notice.deadline else None
             reason = f"node {node}: {report.notice.reason}"

@@ -31,8 +31,8 @@ from crucible.parent_death_guard import guarded
 
 STOPPED = 128 + signal.SIGTERM
 """Of a node that was asked to stop before its processes had started."""
-JOIN_SECONDS = 300
-"""How long a node's launcher waits for those of the others."""
+JOIN_SECONDS = 1800
+"""How long a node's launcher waits for those of the others; the first node's agent gives up before."""
 _KILL_AFTER_SECONDS = 24 * 3600
 """torchrun's own limit, far beyond: the agent knows how long the processes may take to save."""
 _FOLDER = "CRUCIBLE_LAUNCH_FOLDER"
@@ -164,7 +164,7 @@ def torchrun_command(command: Sequence[str], environment: Mapping[str, str]) -> 
         torchrun = [sys.executable, "-m", "torch.distributed.run"]
     nodes, rank = int(environment.get(Variable.NODES, "1")), int(environment.get(Variable.NODE_RANK, "0"))
     endpoint, _, meeting = environment.get(Variable.RENDEZVOUS, "localhost:0/alone").rpartition("/")
-    conf = f"join_timeout={JOIN_SECONDS},read_timeout={JOIN_SECONDS},is_host={'1' if rank == 0 else '0'}"
+    conf = f"join_timeout={JOIN_SECONDS},read_timeout=300,is_host={'1' if rank == 0 else '0'}"
     return [
         *torchrun,
         f"--nnodes={nodes}",

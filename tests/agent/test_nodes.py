@@ -176,7 +176,7 @@ def test_a_lost_connection_is_explained_by_the_other_node(
     attempt, clock = running(job, 1), Clock()
     if report is not None:
         attempt.write_node_report(1, report)
-    end, notice = NodeWatch(attempt, 2, clock, clock.wait).explain(RESET)
+    end, notice = NodeWatch(attempt, 2, clock=clock, wait=clock.wait).explain(RESET)
     assert (notice.end_reason if notice else end.end_reason) is end_reason
     assert (notice.reason if notice else end.message).startswith(message)
     assert clock.now < 40, "with the next launch it has to be within a minute"
@@ -185,7 +185,7 @@ def test_a_lost_connection_is_explained_by_the_other_node(
 def test_a_store_that_is_away_does_not_make_a_node_silent(job: Job) -> None:
     attempt, clock = running(job, 1), Clock()
     attempt.write_node_report(1, REPORT)
-    watch = NodeWatch(attempt, 2, clock, clock.wait)
+    watch = NodeWatch(attempt, 2, clock=clock, wait=clock.wait)
     assert watch.look() is None
     clock.now += 600.0  # nobody could read or write
     assert watch.look() is None

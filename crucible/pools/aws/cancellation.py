@@ -29,9 +29,13 @@ from prefect.exceptions import InfrastructureNotFound
 from prefect.states import Cancelled
 from prefect.workers.base import BaseWorker
 
+from crucible.pools.aws.nodes import stop_further_tasks
+
 POLL_SECONDS = 3.0
 LOOK_BACK = timedelta(hours=1)
 """ECS gives up on a task after half an hour by itself."""
+LEAVE_SECONDS = 60.0
+"""How long the nodes of a run that is over have to leave by themselves."""
 logger = logging.getLogger("prefect.workers.ecs.cancellation")
 
 Worker = BaseWorker[Any, Any, Any]
@@ -51,18 +55,20 @@ async def stopping_waiting_tasks(worker: Worker) -> AsyncIterator[None]:
 
 async def _watch(worker: Worker) -> None:
     stopped: set[UUID] = set()
+    nodes_stopped: set[UUID] = set()
     while True:
         try:
-            await stop_waiting_tasks(worker, stopped)
+            await stop_waiting_tasks(worker, stopped, nodes_stopped)
         except Exception as error:  # noqa: BLE001 - the server or AWS is away: tried again in the next round
             logger.warning("could not look for cancelled runs: %s", error)
         await asyncio.sleep(POLL_SECONDS)
 
 
-async def stop_waiting_tasks(worker: Worker, stopped: set[UUID]) -> None:
-    """One round: stop the task of every cancelled run of the worker's pool that never started.
+async def stop_waiting_tasks(worker: Worker, stopped: set[UUID], nodes_stopped: set[UUID] | None = None) -> None:
+    """One round: stop the task of every cancelled run of the worker's pool that never started, and the tasks of further
+    nodes of every one that is over.
 
-    `stopped` remembers the runs that need no further look.
+    `stopped` and `nodes_stopped` remember the runs that need no further look.
     """
     runs = await worker.client.read_flow_runs(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[worker.work_pool.name])),
@@ -72,6 +78,8 @@ async def stop_waiting_tasks(worker: Worker, stopped: set[UUID]) -> None:
         ),
     )
     for run in runs:
+        if nodes_stopped is not None and run.id not in nodes_stopped:
+            await _stop_further_nodes(worker, run, nodes_stopped)
         # Of a run that goes straight from Pending to Cancelled, Prefect says that it started at that moment.
         started = run.start_time is not None and run.start_time != run.end_time
         if run.id in stopped or started:
@@ -85,18 +93,39 @@ async def stop_waiting_tasks(worker: Worker, stopped: set[UUID]) -> None:
             stopped.add(run.id)
 
 
+async def _stop_further_nodes(worker: Worker, run: FlowRun, stopped: set[UUID]) -> None:
+    """Stop what is left of the nodes of a run that is over: each that still waits would bring up a machine."""
+    if run.state_type != StateType.CANCELLED or (run.job_variables or {}).get("nodes") in (None, "", "1"):
+        return
+    age = (datetime.now(UTC) - run.end_time).total_seconds() if run.end_time else LEAVE_SECONDS
+    if age < LEAVE_SECONDS:
+        return
+    try:
+        configuration = await _configuration(worker, run)
+        client = await asyncio.to_thread(configuration.aws_credentials.get_client, "ecs")
+        await asyncio.to_thread(stop_further_tasks, client, configuration.cluster, run)
+    except Exception as error:  # noqa: BLE001 - tried again in the next round
+        logger.warning("the nodes of flow run %s are not stopped yet: %s", run.id, error)
+    else:
+        stopped.add(run.id)
+
+
 async def _stop_task(worker: Worker, run: FlowRun) -> None:
     if run.infrastructure_pid:
-        configuration = await worker.job_configuration.resolve_for_flow_run(
-            run,
-            client=worker.client,
-            work_pool=worker.work_pool.model_copy(deep=True),
-            worker_name=worker.name,
-            worker_id=worker.backend_id,
-        )
+        configuration = await _configuration(worker, run)
         with contextlib.suppress(InfrastructureNotFound):  # ECS forgets a task an hour after its end
             await worker.kill_infrastructure(run.infrastructure_pid, configuration)
         logger.info("stopped the task of flow run %s, which was cancelled before it started", run.id)
     if run.state_type == StateType.CANCELLING:
         state: State[Any] = Cancelled(message="Cancelled before it had a machine")
         await worker.client.set_flow_run_state(run.id, state, force=True)
+
+
+async def _configuration(worker: Worker, run: FlowRun) -> Any:
+    return await worker.job_configuration.resolve_for_flow_run(
+        run,
+        client=worker.client,
+        work_pool=worker.work_pool.model_copy(deep=True),
+        worker_name=worker.name,
+        worker_id=worker.backend_id,
+    )

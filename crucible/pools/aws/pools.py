@@ -27,7 +27,7 @@ INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
 STORE_BLOCK = "crucible-store"
 OFFERED = (
-    *("image", "gpus", "cpu", "memory", "shared_memory", "stop_timeout"),
+    *("image", "nodes", "gpus", "cpu", "memory", "shared_memory", "stop_timeout"),
     *("project", "owner", "job", "stage", "labels"),
 )
 """What a run may choose. Roles, credentials, networks, the command and its environment it may not."""
@@ -84,6 +84,13 @@ def pool_template(pool: str, outputs: Mapping[str, str], options: PoolOptions) -
         variables[name] = {"type": "string", "title": title, "description": description}
         if default is not None:
             variables[name]["default"] = default
+    job["nodes"] = "{{ nodes }}"
+    variables["nodes"] = {
+        "type": "string",
+        "title": "Nodes",
+        "description": "Tasks that train together, each on a machine: 2. Empty: 1.",
+        "default": "",
+    }
     variables["stop_timeout"] = {
         "type": "integer",
         "title": "Stop timeout",

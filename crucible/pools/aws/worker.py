@@ -15,20 +15,31 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.settings import get_current_settings
 from prefect_aws.workers import ECSWorker
 from prefect_aws.workers.ecs_worker import ECSJobConfiguration
+from pydantic import Field, field_validator
 
+from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.pools.aws.cancellation import stopping_waiting_tasks
 from crucible.pools.aws.limits import problems
+from crucible.pools.aws.nodes import create_tasks
 from crucible.pools.aws.observer import observing
 from crucible.pools.aws.pools import WORKER_TYPE as TYPE
 from crucible.pools.aws.stack import StackState
 from crucible.pools.common.environment import CREDENTIALS, passing, revealing
 from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.common.offered import require_offered
+from crucible.resources import Resources
 
 
 class EcsJobConfiguration(ECSJobConfiguration):
-    """How one flow run is to be run as an ECS task."""
+    """How one flow run is to be run as an ECS task, or as one for each of its nodes."""
+
+    nodes: str = Field(default="", description="Tasks that train together. Empty: 1.")
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes(cls, value: Any) -> str:
+        return Resources(nodes=value).nodes
 
     @classmethod
     async def from_template_and_values(
@@ -60,6 +71,8 @@ class EcsJobConfiguration(ECSJobConfiguration):
         self.env = passing(self.env, asked_for - set(CREDENTIALS))
         for name in CREDENTIALS:
             self.env.pop(name, None)
+        if (count := Resources(nodes=self.nodes).node_range.most) > 1:
+            self.env[Variable.NODES.value] = str(count)
         if given_away := revealing(self.env, asked_for):
             raise ConfigError(given_away)
         found = list(problems(self.task_definition, self.task_run_request, self.command, self.env, self.labels))
@@ -82,6 +95,10 @@ class EcsWorker(EventDrivenWorker, ECSWorker):
         await self._background.enter_async_context(observing())
         await self._background.enter_async_context(stopping_waiting_tasks(self))
         return self
+
+    def _create_task_run(self, ecs_client: Any, task_run_request: dict[str, Any]) -> Any:
+        """Start the flow run's task, and those of its further nodes: all, or none."""
+        return create_tasks(super()._create_task_run, ecs_client, task_run_request)
 
     async def __aexit__(self, *exc_info: Any) -> None:
         await self._background.aclose()
