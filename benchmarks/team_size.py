@@ -109,17 +109,25 @@ async def measure(servers: TeamServers, options: argparse.Namespace) -> dict[str
 
 
 async def disturb(servers: TeamServers, seconds: float) -> None:
-    """Kill a replica, start it again; later the same with the database."""
-    await asyncio.sleep(seconds / 3)
-    say("killing a replica")
-    await asyncio.to_thread(servers.kill_replica, len(servers.urls) - 1)
-    await asyncio.sleep(5)
-    await asyncio.to_thread(servers.start_replica, len(servers.urls) - 1)
-    say("it is back")
-    await asyncio.sleep(max(0.0, seconds / 3 - 10))
-    say("killing the database")
-    await asyncio.to_thread(servers.kill_database)
-    say("it is back")
+    """Kill a replica after a third of the time and start it again, and the database after two thirds."""
+
+    async def replica() -> None:
+        await asyncio.sleep(seconds / 3)
+        say("killing a replica")
+        await asyncio.to_thread(servers.kill_replica, len(servers.urls) - 1)
+        await asyncio.sleep(5)
+        await asyncio.to_thread(servers.start_replica, len(servers.urls) - 1)
+        say("the replica is back")
+
+    async def database() -> None:
+        await asyncio.sleep(seconds * 2 / 3)
+        say("killing the database")
+        await asyncio.to_thread(servers.kill_database)
+        say("the database is back")
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(replica())
+        group.create_task(database())
 
 
 async def table_sizes(servers: TeamServers) -> dict[str, int]:

@@ -46,7 +46,8 @@ LINES = Rates(burst=60, per_second=0.5, lively_seconds=600, later_per_second=1 /
 """Of the workload, in the flow run's log; `crucible logs` has all."""
 REPEATED = Rates(burst=10, per_second=1 / 60, lively_seconds=600, later_per_second=1 / 7200)
 """Of events that come again and again, commits above all: with flow run, deployment and tags, each takes 13 kB."""
-PROGRESS_SECONDS = 5.0
+PROGRESS_SECONDS = 15.0
+"""Each is a request and an event; nobody sees it sooner, as Prefect's pages do not follow an artifact."""
 REPORT_SECONDS = 15.0
 REPORT_SHARE = 0.01
 """Of one core, at most: drawing the curve anew takes its time from a training on the same machine."""

@@ -28,7 +28,8 @@ from crucible.errors import RecordDamaged, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
 
-LOOK_SECONDS = 4.0
+LOOK_SECONDS = 10.0
+"""The worker's signal comes at once, so this is for when it does not come; each look is a request to the server."""
 
 
 class StopWatch:

@@ -9,6 +9,7 @@ import sys
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo, TyperInfo
 
 import crucible.cli
 from crucible import __version__
@@ -17,6 +18,17 @@ from crucible.errors import CrucibleError
 from crucible.extras import how_to_install
 from crucible.formatting import printable
 from crucible.loopback import bypass_proxies
+
+PANELS = {
+    "Start": ("quickstart", "up", "down", "ui", "env", "doctor"),
+    "Train": ("run", "tune", "init", "estimate", "data", "secret"),
+    "Watch": ("overview", "jobs", "logs", "sweeps", "compare", "tensorboard", "track"),
+    "Models": ("checkpoints", "serve", "share"),
+    "Cost and care": ("cost", "prices", "notify", "prune", "cleanup", "simulate"),
+    "Rehearse": ("drill", "rehearse"),
+    "Machines": ("docker", "aws", "modal", "slurm", "kubernetes", "sky", "images"),
+}
+"""How `crucible --help` groups the commands, and in which order."""
 
 
 def print_version(wanted: bool) -> None:
@@ -48,8 +60,24 @@ def build_app() -> typer.Typer:
             register = getattr(importlib.import_module(f"crucible.cli.{module.name}"), "register", None)
             if register is not None:  # the others are what commands share
                 register(app)
+    _arrange(app)
     check_all(app)
     return app
+
+
+def _arrange(app: typer.Typer) -> None:
+    """Put the commands into the panels of the help, in the order of `PANELS`; one that is not there keeps its own."""
+    panels = {name: panel for panel, names in PANELS.items() for name in names}
+    order = list(panels)
+    every: list[CommandInfo | TyperInfo] = [*app.registered_commands, *app.registered_groups]
+    for info in every:
+        info.rich_help_panel = panels.get(_name(info), info.rich_help_panel)
+    for registered in (app.registered_commands, app.registered_groups):
+        registered.sort(key=lambda info: order.index(_name(info)) if _name(info) in panels else len(order))
+
+
+def _name(info: CommandInfo | TyperInfo) -> str:
+    return str(info.name or getattr(info.callback, "__name__", ""))
 
 
 def main() -> None:

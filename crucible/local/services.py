@@ -29,7 +29,7 @@ POOL_TYPE = "crucible-local"
 """The worker's type. It also serves pools of the type `process`, which earlier versions made."""
 WORKER_NAME = "crucible-local"
 DOCKER_WORKER = "docker-worker"
-
+BATCH_SETTING = "PREFECT_LOGGING_TO_API_BATCH_INTERVAL"
 
 _LOOP_SECONDS = {
     f"PREFECT_SERVER_SERVICES_{name}_SECONDS": seconds
@@ -135,6 +135,8 @@ def service_environment(home: Home, api_url: str) -> dict[str, str]:
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             **_LOOP_SECONDS,
+            # Lines wait for each other: at Prefect's two seconds, nearly each would be a request of its own.
+            BATCH_SETTING: os.environ.get(BATCH_SETTING, "5"),
             # Flow runs import `flows`, `tasks` and `blocks`, which are not in the installed package.
             "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
