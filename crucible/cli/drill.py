@@ -50,6 +50,7 @@ def drill(
     resumes less exactly than Crucible's trainer; the result says so.
     """
     import json
+    import signal
     import tempfile
 
     from rich.console import Console
@@ -69,6 +70,7 @@ def drill(
         raise ConfigError("a command is only used with --script FOLDER")
     own = OwnScript(script, command or []) if script else None
     console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # its set-up is taken down as by Ctrl-C
     with tempfile.TemporaryDirectory(prefix="crucible-drill-", ignore_cleanup_errors=True) as temporary:
         place = (folder or Path(temporary)).absolute()
         console.print(f"seed {seed}, {kills} faults, in {place}")
