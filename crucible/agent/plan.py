@@ -43,9 +43,7 @@ class Scratch:
         with _locked(self._lock):
             for folder in self.root.parent.glob("attempt-*"):
                 if folder.is_dir() and folder != self.root:
-                    with _locked(Scratch(folder)._lock) as free:
-                        if free:
-                            _remove(folder)
+                    Scratch(folder).remove_if_abandoned()
             _remove(self.root)
             try:
                 with local_disk(self.root):
@@ -53,6 +51,18 @@ class Scratch:
                 yield
             finally:
                 _remove(self.root)
+
+    def is_abandoned(self) -> bool:
+        """Whether the process of the attempt is gone. Raises `LocalDiskError`."""
+        with _locked(self._lock) as free:
+            return free
+
+    def remove_if_abandoned(self) -> bool:
+        """Remove the folder unless its process lives; whether that was done. Raises `LocalDiskError`."""
+        with _locked(self._lock) as free:
+            if free:
+                _remove(self.root)
+            return free
 
     @property
     def _lock(self) -> Path:

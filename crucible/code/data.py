@@ -83,7 +83,7 @@ def upload(
     store: Store, folder: Path, entry: str, found: DataSet, report: Callable[[str], None] = lambda _: None
 ) -> None:
     """Put into the store what it does not have yet. Raises `ConfigError` for a file that has changed since the scan."""
-    store.write_model(set_key(found.digest), found)  # first, and also where it is there: `crucible prune` looks at it
+    store.write_model(set_key(found.digest), found)  # first, and also where it is there: `crucible cleanup` looks at it
     for file in found.files:
         key, path = file_key(file.sha256), folder / entry / file.path
         if store.exists(key):

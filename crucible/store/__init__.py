@@ -9,7 +9,16 @@ address.py   from `file://…` or `s3://bucket/prefix` to one of them
 """
 
 from crucible.store.address import default_store_uri, existing_store, store_at, store_of_block
-from crucible.store.base import ObjectInfo, Store
+from crucible.store.base import ObjectInfo, Store, UnfinishedUpload
 from crucible.store.file import FileStore
 
-__all__ = ["FileStore", "ObjectInfo", "Store", "default_store_uri", "existing_store", "store_at", "store_of_block"]
+__all__ = [
+    "FileStore",
+    "ObjectInfo",
+    "Store",
+    "UnfinishedUpload",
+    "default_store_uri",
+    "existing_store",
+    "store_at",
+    "store_of_block",
+]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -44,6 +44,16 @@ class ObjectInfo:
     size: int
     modified: datetime = field(default_factory=_now, compare=False)
     """Now, for a store that does not say."""
+
+
+@dataclass(frozen=True)
+class UnfinishedUpload:
+    """Bytes that a killed process left on the way to an object; no listing shows them."""
+
+    name: str
+    bytes: int
+    """0 where the store does not say."""
+    began: datetime
 
 
 class Store(ABC):
@@ -102,6 +112,13 @@ class Store(ABC):
 
     def require_guarantees(self) -> None:  # noqa: B027 - most stores keep them by construction
         """Raise `StoreRefused` if the store does not keep the promises that the fence between attempts rests on."""
+
+    def unfinished_uploads(self) -> Sequence[UnfinishedUpload]:
+        """Uploads under way or abandoned: only their age tells which."""
+        return []
+
+    def abort_upload(self, name: str) -> None:  # noqa: B027 - a store without them has none to abort
+        """Remove what an unfinished upload left; one that is gone is no error."""
 
     def exists(self, key: str) -> bool:
         try:

@@ -8,7 +8,7 @@ import shlex
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 from crucible.errors import ObjectExists, ObjectMissing, RecordDamaged, StoreAccessDenied, StoreError, StoreUnavailable
 from crucible.home import crucible_home
-from crucible.store.base import ObjectInfo, Store, checked_key, local_disk, whole_file
+from crucible.store.base import ObjectInfo, Store, UnfinishedUpload, checked_key, local_disk, whole_file
 
 COPY_CHUNK_BYTES = 8 << 20
 """Read size of file transfers: memory stays bounded whatever the file's size."""
@@ -116,6 +116,24 @@ class FileStore(Store):
         with source, whole_file(path) as partial, local_disk(path), partial.open("wb") as target:
             while chunk := _next_chunk(source, self._failures(key)):
                 target.write(chunk)
+
+    def unfinished_uploads(self) -> Sequence[UnfinishedUpload]:
+        found = []
+        with self._failures(""):
+            for folder in sorted(self.root.rglob(_STAGING)):
+                for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+                    with _nothing_there():
+                        status = path.stat()
+                        began = datetime.fromtimestamp(status.st_mtime, UTC)
+                        name = path.relative_to(self.root).as_posix()
+                        found.append(UnfinishedUpload(name, status.st_size, began))
+        return found
+
+    def abort_upload(self, name: str) -> None:
+        if Path(name).parent.name != _STAGING:
+            raise ValueError(f"{name} is no unfinished upload")
+        with self._failures(name, writing=True):
+            self._path(name).unlink(missing_ok=True)
 
     def child(self, prefix: str) -> FileStore:
         return FileStore(self._path(prefix), self._store)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from crucible.errors import (
     StoreRefused,
     StoreUnavailable,
 )
-from crucible.store.base import ObjectInfo, Store, checked_key, local_disk, whole_file
+from crucible.store.base import ObjectInfo, Store, UnfinishedUpload, checked_key, local_disk, whole_file
 from crucible.store.guarantees import prove_guarantees
 
 CHECKSUMS_OFF = "AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
@@ -106,6 +107,24 @@ class S3Store(Store):
             with local_disk(path):
                 partial.touch()  # a disk that takes no file is a different error from a store that does not answer
             self._call(key, lambda: self._s3.get_file(self._path(key), str(partial)))
+
+    def unfinished_uploads(self) -> Sequence[UnfinishedUpload]:
+        prefix = f"{self.prefix}/" if self.prefix else ""
+        found, wanted = [], {"Bucket": self.bucket, "Prefix": prefix}
+        while True:
+            page = self._call("", partial(self._s3.call_s3, "list_multipart_uploads", **wanted))
+            for upload in page.get("Uploads", []):
+                name = f"{upload['UploadId']}:{upload['Key'].removeprefix(prefix)}"
+                found.append(UnfinishedUpload(name, 0, upload["Initiated"]))
+            if not page.get("IsTruncated"):
+                return found
+            wanted |= {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+
+    def abort_upload(self, name: str) -> None:
+        upload, _, key = name.partition(":")
+        where = {"Bucket": self.bucket, "Key": self._path(key).removeprefix(f"{self.bucket}/"), "UploadId": upload}
+        with suppress(ObjectMissing):
+            self._call(key, lambda: self._s3.call_s3("abort_multipart_upload", **where))
 
     def child(self, prefix: str) -> S3Store:
         return S3Store(self.bucket, "/".join(filter(None, (self.prefix, checked_key(prefix)))), self._options)

@@ -1,4 +1,4 @@
-"""What `crucible prune` removes: packages and data that no record names, and nothing else."""
+"""What `crucible cleanup` removes of packages: packages and data that no record names, and nothing else."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def test_only_what_no_record_names_and_nobody_used_for_a_week_goes(store: Store,
     found = {entry.name for entry in find_unused(store, WEEK)}
     assert f"code/{unnamed.digest}" in found
     assert not [name for name in found if named.digest in name or of_sweep.digest in name or young.digest in name]
-    done = CliRunner().invoke(build_app(), ["prune", "--dry-run", "--store", store.uri])
+    done = CliRunner().invoke(build_app(), ["cleanup", "--only", "packages", "--store", store.uri])
     assert "would be removed" in done.output
     assert {entry.name for entry in find_unused(store, WEEK)} == found, "a dry run removes nothing"
-    done = CliRunner().invoke(build_app(), ["prune", "--store", store.uri])
+    done = CliRunner().invoke(build_app(), ["cleanup", "--only", "packages", "--apply", "--store", store.uri])
     assert done.exit_code == 0, done.output
     assert not store.exists(archive_key(unnamed.digest))
     assert find_unused(store, WEEK) == []
