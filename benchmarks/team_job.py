@@ -1,13 +1,14 @@
 """What one job asks of the Prefect server, without the job: the requests of a worker, a supervisor and an attempt.
 
-The rates are those of a real training on the `local` pool, counted with the server's access log
-(`crucible.local.access_log`); tests/local/test_team_size.py compares the kinds of requests with those of a real job.
+How often is taken from the code of the real ones. What they ask for was read from the server's access log
+(`crucible.local.access_log`) of real trainings; tests/local/test_team_size.py compares it with one again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 import uuid
@@ -21,15 +22,49 @@ from typing import Any
 import httpx
 import websockets
 
-SECONDS_BETWEEN = {
-    "logs": 60 / 26.7,  # a line twice a second at most, sent every two seconds
-    "look": 60 / 14.1,  # cancelled? still the newest supervisor?
-    "progress": 60 / 9.9,
-    "report": 60 / 2.1,
-    "commit": 60 / 2.6,
-    "heartbeat": 60.0,  # of each flow run's engine
+from crucible.local.services import BATCH_SETTING
+from tasks.observing import LINES, PROGRESS_SECONDS, REPEATED, REPORT_SECONDS
+from tasks.stopping import LOOK_SECONDS
+
+LOG_SECONDS = float(os.environ.get(BATCH_SETTING, "5"))
+"""Log lines are sent together, this often."""
+
+
+def seconds_between(lively: bool) -> dict[str, float]:
+    """How often one job does what: in its first ten minutes (`lively`), or later, which is most of a long training."""
+    lines, repeated = (
+        (LINES.per_second, REPEATED.per_second) if lively else (LINES.later_per_second, REPEATED.later_per_second)
+    )
+    return {
+        "logs": max(LOG_SECONDS, 1 / lines),
+        "look": LOOK_SECONDS,
+        "progress": PROGRESS_SECONDS,
+        "report": REPORT_SECONDS,
+        "commit": 1 / repeated,
+    }
+
+
+WORKER_SECONDS_BETWEEN = {"poll": 9.0, "cancelled": 5.0, "heartbeat": 30.0}
+"""Counted in the access log, for one worker of Prefect 3.8 with work in progress."""
+SIMULATED = {
+    "POST /deployments/{}/create_flow_run",
+    "POST /flow_runs/{}/set_state",
+    "GET /flow_runs/{}",
+    "PATCH /flow_runs/{}",
+    "PATCH /flow_runs/{}/labels",
+    "POST /flow_runs/filter",
+    "GET /deployments/{}",
+    "GET /flows/{}",
+    "POST /logs",
+    "POST /artifacts",
+    "PATCH /artifacts/{}",
+    "POST /work_pools/{}/get_scheduled_flow_runs",
+    "POST /work_pools/{}/workers/heartbeat",
+    "EVENT prefect.artifact.created",
+    "EVENT prefect.artifact.updated",
+    "EVENT crucible.commit",
 }
-WORKER_SECONDS_BETWEEN = {"poll": 60 / 6.6, "cancelled": 60 / 11.8, "heartbeat": 30.0}
+"""The kinds of requests and events that the simulation makes."""
 REPORT_BYTES = 20_000
 MOST_TRIES = 40
 
@@ -130,6 +165,8 @@ class SimulatedJob:
     """Log lines that it acknowledged."""
     percent: float = 0.0
     """The progress that it acknowledged last."""
+    lively: bool = True
+    report: str = ""
 
     async def run(self, seconds: float) -> None:
         """As a real one: created, picked up, running for so long, completed."""
@@ -138,6 +175,11 @@ class SimulatedJob:
         created = {"key": f"progress-simulated-{self.number}", "type": "progress", "data": 0.0}
         made = await self.client.ask("POST", "/artifacts/", created | {"flow_run_id": self.runs[1]})
         self.progress = made["id"]
+        await self.client.emit(self.runs[1], "prefect.artifact.created", f"prefect.artifact.{self.progress}")
+        report = {"key": f"job-simulated-{self.number}", "type": "markdown", "data": "x" * REPORT_BYTES}
+        self.report = (await self.client.ask("POST", "/artifacts/", report | {"flow_run_id": self.runs[0]}))["id"]
+        await self.client.emit(self.runs[0], "prefect.artifact.created", f"prefect.artifact.{self.report}")
+        await self._commit()
         await self._everything_for(seconds)
         for run in reversed(self.runs):
             await self._set_state(run, "COMPLETED")
@@ -157,7 +199,6 @@ class SimulatedJob:
         for _ in range(5):
             await self.client.ask("GET", f"/flow_runs/{run}")
         await self._set_state(run, "RUNNING")
-        await self.client.emit(run, "prefect.flow-run.heartbeat", f"prefect.flow-run.{run}")
 
     async def _set_state(self, run: str, kind: str, name: str | None = None) -> None:
         state = {"type": kind, **({"name": name} if name else {})}
@@ -165,22 +206,21 @@ class SimulatedJob:
         self.states += 1
 
     async def _everything_for(self, seconds: float) -> None:
-        supervisor, attempt = self.runs
         actions: dict[str, Callable[[], Awaitable[Any]]] = {
             "logs": self._log,
-            "look": lambda: self.client.ask("GET", f"/flow_runs/{supervisor}"),
+            "look": lambda: self.client.ask("GET", f"/flow_runs/{self.runs[0]}"),
             "progress": self._show_progress,
             "report": self._report,
-            "commit": lambda: self.client.emit(attempt, "crucible.commit", f"crucible.job.simulated-{self.number}"),
-            "heartbeat": self._beat,
+            "commit": self._commit,
         }
-        await repeat(actions, SECONDS_BETWEEN, seconds)
+        await repeat(actions, seconds_between(self.lively), seconds)
 
     async def _log(self) -> None:
         now = datetime.now(UTC).isoformat()
         line = {"name": "prefect.flow_runs", "level": 20, "message": f"step {self.lines}: loss 3.1416, 12.3 ms"}
-        await self.client.ask("POST", "/logs/", [line | {"timestamp": now, "flow_run_id": self.runs[1]}])
-        self.lines += 1
+        count = max(1, round(LOG_SECONDS * LINES.per_second)) if self.lively else 1
+        await self.client.ask("POST", "/logs/", [line | {"timestamp": now, "flow_run_id": self.runs[1]}] * count)
+        self.lines += count
 
     async def _show_progress(self) -> None:
         percent = min(99.0, self.percent + 0.1)
@@ -189,13 +229,11 @@ class SimulatedJob:
         await self.client.emit(self.runs[1], "prefect.artifact.updated", f"prefect.artifact.{self.progress}")
 
     async def _report(self) -> None:
-        report = {"key": f"report-simulated-{self.number}", "type": "markdown", "data": "x" * REPORT_BYTES}
-        made = await self.client.ask("POST", "/artifacts/", report | {"flow_run_id": self.runs[0]})
-        await self.client.emit(self.runs[0], "prefect.artifact.created", f"prefect.artifact.{made['id']}")
+        await self.client.ask("PATCH", f"/artifacts/{self.report}", {"data": "x" * REPORT_BYTES})
+        await self.client.emit(self.runs[0], "prefect.artifact.updated", f"prefect.artifact.{self.report}")
 
-    async def _beat(self) -> None:
-        for run in self.runs:
-            await self.client.emit(run, "prefect.flow-run.heartbeat", f"prefect.flow-run.{run}")
+    async def _commit(self) -> None:
+        await self.client.emit(self.runs[1], "crucible.commit", f"crucible.job.simulated-{self.number}")
 
 
 async def worker(client: Client, pool: str, name: str, seconds: float) -> None:

@@ -1,9 +1,11 @@
 """How many jobs can one Prefect set-up take? `python -m benchmarks.team_size [--jobs 200] [--minutes 5]`
 
 Starts PostgreSQL, Redis, two replicas of the server and one process with its services in a temporary folder, and lets
-simulated jobs (`benchmarks.team_job`) ask for what real ones ask for. After a third of the time a replica is killed,
-after two thirds the database. At the end everything that the server acknowledged is compared with what the database
-holds. Needs `apt install postgresql redis-server` and the extra `team`; stops everything and leaves nothing behind.
+simulated jobs (`benchmarks.team_job`) ask for what real ones ask for: as often as after their first ten minutes, which
+is most of a long training, or with `--lively` as often as at their beginning. After a third of the time a replica is
+killed, after two thirds the database. At the end everything that the server acknowledged is compared with what the
+database holds. Needs `apt install postgresql redis-server` and the extra `team`; stops everything and leaves nothing
+behind.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long each one runs (default 5)")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--ramp", type=float, default=60.0, help="seconds over which they start (default 60)")
+    parser.add_argument("--lively", action="store_true", help="as in a job's first ten minutes, not as later")
     parser.add_argument("--calm", action="store_true", help="kill nothing")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything is stopped and removed then, too
@@ -46,7 +49,7 @@ def main() -> None:
             figures = asyncio.run(measure(servers, options))
     print(json.dumps(figures, indent=2))
     if options.jobs >= 200 and options.minutes >= 5:
-        write_result("team_size", figures)
+        write_result("team_size_lively" if options.lively else "team_size", figures)
     if figures["lost"]:
         sys.exit("state was lost")
 
@@ -60,7 +63,7 @@ async def measure(servers: TeamServers, options: argparse.Namespace) -> dict[str
     # Without a schedule and with nobody who takes its runs: each job sets its states itself.
     deployment = await setup.ask("POST", "/deployments/", {"name": "simulated", "flow_id": flow["id"]})
     clients = [Client(servers.urls, seen, first=number) for number in range(options.jobs)]
-    jobs = [SimulatedJob(client, deployment, number) for number, client in enumerate(clients)]
+    jobs = [SimulatedJob(client, deployment, number, lively=options.lively) for number, client in enumerate(clients)]
     seconds = options.minutes * 60
     size, cpu, began = await table_sizes(servers), servers.cpu_seconds(), time.monotonic()
 
@@ -86,6 +89,7 @@ async def measure(servers: TeamServers, options: argparse.Namespace) -> dict[str
     return {
         "jobs": options.jobs,
         "minutes": options.minutes,
+        "rates": "first ten minutes of a job" if options.lively else "after a job's first ten minutes",
         "replicas": options.replicas,
         "killed": [] if options.calm else ["a replica", "the database"],
         "lost": lost,
