@@ -61,7 +61,6 @@ SIMULATED = {
     "POST /work_pools/{}/get_scheduled_flow_runs",
     "POST /work_pools/{}/workers/heartbeat",
     "EVENT prefect.artifact.created",
-    "EVENT prefect.artifact.updated",
     "EVENT crucible.commit",
 }
 """The kinds of requests and events that the simulation makes."""
@@ -226,11 +225,9 @@ class SimulatedJob:
         percent = min(99.0, self.percent + 0.1)
         await self.client.ask("PATCH", f"/artifacts/{self.progress}", {"data": percent})
         self.percent = percent
-        await self.client.emit(self.runs[1], "prefect.artifact.updated", f"prefect.artifact.{self.progress}")
 
     async def _report(self) -> None:
         await self.client.ask("PATCH", f"/artifacts/{self.report}", {"data": "x" * REPORT_BYTES})
-        await self.client.emit(self.runs[0], "prefect.artifact.updated", f"prefect.artifact.{self.report}")
 
     async def _commit(self) -> None:
         await self.client.emit(self.runs[1], "crucible.commit", f"crucible.job.simulated-{self.number}")

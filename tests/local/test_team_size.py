@@ -35,6 +35,7 @@ ONCE = (
     "POST /work_pools/",
     "POST /automations/",
     "PATCH /deployments/",
+    "DELETE /artifacts/",
     "DELETE /automations/",
     "EVENT prefect.block.",
     "EVENT prefect.worker.",
