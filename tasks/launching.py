@@ -11,6 +11,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import PrefectException
 from prefect.states import Cancelled, Cancelling
 
+from crucible.agent.nodes import MISSING_NODE
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
@@ -32,6 +33,19 @@ PERMANENT = modal.PERMANENT | slurm.PERMANENT | skypilot.PERMANENT
 """Names of states of a run that another attempt on the same pool would only repeat."""
 
 _ENDED = {StateType.CRASHED, StateType.FAILED, StateType.COMPLETED, StateType.CANCELLED}
+
+
+def fewer_nodes(job: Job, launch: Launch, wanted: Resources) -> dict[str, Any]:
+    """The least of a range of nodes, where the attempt before waited in vain for one of more of them.
+
+    Slurm starts as many of a range as are free; on EC2 each machine is a request of its own, which may not be granted.
+    """
+    least, most = wanted.node_range
+    if least == most or launch.pool not in EC2_POOLS or launch.number == 1:
+        return {}
+    outcome = job.attempt(launch.number - 1).read_outcome()
+    missing = outcome is not None and any(n.source == MISSING_NODE for n in outcome.notifications)
+    return {"nodes": str(least)} if missing else {}
 
 
 class PrefectLauncher:
@@ -86,7 +100,11 @@ class PrefectLauncher:
         if launch.pool in EC2_POOLS:
             tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
             chosen = {name: value for name, value in tags.items() if value}
-        return self.resources.job_variables(launch.pool) | given_for(job, launch.pool) | chosen
+        return (
+            self.resources.job_variables(launch.pool)
+            | fewer_nodes(job, launch, self.resources)
+            | (given_for(job, launch.pool) | chosen)
+        )
 
     def hint(self, job: Job, launch: Launch) -> Hint:
         run = self._read(launch)

@@ -243,3 +243,13 @@ def test_warm_up_is_not_judged_where_the_rate_does_not_decay() -> None:
 
 def test_every_preset_trains_on_whatever_device_there_is() -> None:
     assert {TrainConfig.preset(name).device for name in preset_names()} == {"auto"}
+
+
+def test_the_rows_of_a_step_are_shared_by_nodes_or_refused_before_the_start() -> None:
+    config = TrainConfig(batch_size=12, gradient_accumulation_steps=1)
+    config.require_nodes(3)
+    assert (config.nodes_on(5), config.processes_on_each(3, 8)) == (4, 4)
+    with pytest.raises(
+        ConfigError, match=r"nodes = 5: the 12 rows of a step .* cannot be divided among 5 nodes; use 4 or 6"
+    ):
+        config.require_nodes(5)

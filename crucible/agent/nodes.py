@@ -33,7 +33,8 @@ FOLLOW_SECONDS = 10.0
 KILL_SECONDS = 5.0
 """From the notice that a node is gone to SIGKILL: the processes left wait for it, and cannot save."""
 LOOK_SECONDS = 2.0
-SOURCE = "node"
+SOURCE, MISSING_NODE = "node", "missing-node"
+"""Sources of notices: a node is gone, or never came."""
 
 _LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused)|broken pipe|gloo|nccl|DistBackendError|DistNetworkError|timed out",
@@ -147,7 +148,7 @@ class NodeWatch:
         if report is None:
             if seen.silent_seconds < self.join_seconds:
                 return None
-            return _gone(f"node {node} did not start within {self.join_seconds:.0f} s")
+            return replace(_gone(f"node {node} did not start within {self.join_seconds:.0f} s"), source=MISSING_NODE)
         if report.notice is not None:
             deadline = report.notice.deadline.timestamp() if report.notice.deadline else None
             reason = f"node {node}: {report.notice.reason}"

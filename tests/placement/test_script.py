@@ -47,6 +47,10 @@ def test_auto_is_refused_because_there_is_no_estimate() -> None:
         ("ec2-spot", {"gpus": 4, "memory_gib": 30, "instance": "g5.12xlarge"}, {"gpus": "4", "memory": 30720}),
         ("modal", {"memory_gib": 8, "timeout_hours": 2}, {"memory_mib": 8192, "timeout_seconds": 7200}),
         ("modal", {"gpus": 0}, {"gpu": []}),
+        ("slurm", {"nodes": 2, "gpus": 1}, {"nodes": "2", "gpus": "1"}),
+        ("slurm", {"nodes": "2..4"}, {"nodes": "2..4"}),
+        ("ec2-spot", {"nodes": 2}, {"nodes": "2"}),
+        ("local", {"nodes": 2}, {}),
     ],
 )
 def test_resources_become_job_variables(pool: str, asked: dict[str, Any], variables: dict[str, Any]) -> None:
@@ -59,6 +63,27 @@ def test_what_a_pool_cannot_choose_is_refused_by_name(pool: str, asked: str) -> 
         ConfigError, match=f"resources: {asked}: the pool {pool} cannot choose that; it can choose gpus"
     ):
         Resources.model_validate({asked: 4}).job_variables(pool)
+
+
+@pytest.mark.parametrize("pool", ["modal", "skypilot", "kubernetes"])
+def test_a_pool_of_single_machines_refuses_nodes(pool: str) -> None:
+    with pytest.raises(ConfigError, match=f"nodes = 2: the pool {pool} runs an attempt on one machine; .*slurm"):
+        Resources(nodes="2").job_variables(pool)
+    Resources(nodes="1").job_variables(pool)
+
+
+@pytest.mark.parametrize("wrong", ["0", "65", "4..2", "two", "2..", "2-4", "-1", "2.5", "1..100"])
+def test_how_many_nodes_is_a_number_or_a_range(wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"must be how many machines train together, 1 to 64, or a range: 2, 2\.\.4"):
+        Resources.parse({"nodes": wrong})
+
+
+def test_several_nodes_cost_and_break_as_many_times() -> None:
+    one, three = (place_script("ec2-spot", Resources(nodes=nodes)).placements[0] for nodes in ("", "2..3"))
+    assert (three.instance, three.nodes) == (one.instance, 3)
+    assert three.usd_per_hour == pytest.approx(3 * one.usd_per_hour)
+    assert one.mtbf_seconds is not None
+    assert three.mtbf_seconds == pytest.approx(one.mtbf_seconds / 3)
 
 
 def test_a_process_sees_so_many_of_the_gpus_that_it_may_use() -> None:

@@ -10,15 +10,17 @@ from typing import Any
 import pytest
 
 from crucible.agent.attempt import run_attempt
+from crucible.agent.nodes import Nodes
 from crucible.agent.plan import Scratch
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import CodePackage, EndReason, JobSpec, Launch, Outcome
 from crucible.resources import Resources
+from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
-from tasks.scripts import prepare_script, read_config
+from tasks.scripts import _launched, prepare_script, read_config
 from tasks.scripts import resolve as resolve_config
 from tasks.training import save_policy
 from tests.agent.harness import Recorder, plan
@@ -153,3 +155,29 @@ def test_what_cannot_start_is_refused_before_there_is_a_job(folder: Path, store:
     with pytest.raises(ConfigError, match="has a Dockerfile: start it with crucible run"):
         resolve(store, str(folder), {"pool": "docker-gpu"})
     assert resolve(store, str(folder), {})[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("command", "torchrun", "launched"),
+    [
+        (["python", "train.py"], None, True),
+        (["bash", "train.sh"], None, True),
+        (["python", "train.py"], False, False),
+        (["torchrun", "train.py"], None, False),
+        (["python", "-m", "torch.distributed.run", "train.py"], None, False),
+        (["accelerate", "launch", "train.py"], None, False),
+    ],
+)
+def test_torchrun_starts_what_does_not_start_its_processes_itself(
+    command: list[str], torchrun: bool | None, launched: bool
+) -> None:
+    script = ScriptConfig(command=command, torchrun=torchrun)
+    assert _launched(script, Nodes(processes=2)).command[-len(command) :] == command
+    assert ("crucible.agent.torchrun" in _launched(script, Nodes(processes=2)).command) is launched
+    assert _launched(script, Nodes()).command == command
+
+
+def test_a_script_that_starts_its_processes_is_refused_on_several_nodes() -> None:
+    config = RunConfig.parse({"command": "torchrun train.py", "resources": {"nodes": 2}, "pool": "slurm"})
+    with pytest.raises(ConfigError, match=r"torchrun starts the processes itself .* write the plain command"):
+        config.script()
