@@ -55,6 +55,7 @@ def test_only_what_belongs_into_a_sandbox_goes_in(pool: Pool, tmp_path: Path) ->
     }
     others = {name for name in sandbox.env if name not in expected and not name.startswith("PREFECT__")}
     behaviour = {"PREFECT_PLUGINS_ENABLED", "PREFECT_PLUGINS_ALLOW", "PREFECT_LOGGING_TO_API_BATCH_INTERVAL"}
+    behaviour |= {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY"}
     assert others == behaviour
     assert sandbox.env["PREFECT_HOME"] == "/asked/for"
     assert "very-secret" not in str(sandbox.env)
