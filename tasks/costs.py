@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import httpx
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException, PrefectHTTPStatusError
@@ -19,13 +18,15 @@ from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_
 from crucible.billing.costs import MICRO, AttemptCost, Bill, as_csv, as_rows, attempt_costs, total_micro_usd
 from crucible.catalog.offers import load_catalog
 from crucible.errors import StoreUnavailable
-from crucible.reports.costs import cost_report
+from crucible.prefect_compat.live_artifacts import LiveArtifact
+from crucible.reports.costs import cost_page
 from crucible.store import Store
 
 Period = Literal["day", "week", "month"]
 BUDGET_SECONDS = 60.0
 """Between two looks at the budgets while a job runs."""
 _DAYS = {"day": 1, "week": 7, "month": 30}
+_TREND_DAYS = 2 * _DAYS["month"]
 _SHOWN = (
     "job",
     "attempt",
@@ -48,14 +49,15 @@ def period_costs(store: Store, period: Period, now: datetime) -> list[AttemptCos
 
 def publish_costs(store: Store, period: Period, now: datetime) -> float:
     """The report as an artifact under a constant key; returns the total in USD."""
-    costs = period_costs(store, period, now)
+    since = now - timedelta(days=_DAYS[period])
+    limits = budget_limits()
+    known = costs_since(store, min([now - timedelta(days=_TREND_DAYS), *(limit.began(now) for limit in limits)]), now)
+    states = [budget_state(limit, known, now) for limit in limits]
     title = f"Costs of the last {period}, until {now:%Y-%m-%d %H:%M} UTC"
-    create_markdown_artifact(cost_report(costs, title), key=f"cost-report-{period}", description=title)
-    create_table_artifact(
-        [{name: row[name] for name in _SHOWN} for row in as_rows(costs)],
-        key=f"cost-attempts-{period}",
-        description=f"{title}: every attempt",
-    )
+    LiveArtifact(f"cost-report-{period}", "markdown").publish(cost_page(known, title, since, now, states), title)
+    costs = [cost for cost in known if cost.started_at >= since]
+    rows = [{name: row[name] for name in _SHOWN} for row in as_rows(costs)]
+    LiveArtifact(f"cost-attempts-{period}", "table").publish(rows, f"{title}: every attempt")
     return total_micro_usd(costs) / MICRO
 
 
