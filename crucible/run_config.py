@@ -124,14 +124,6 @@ class RunConfig(ScriptSettings):
         """The same for a file of any name; one that is not there sets nothing."""
         return cls.parse(_merged(read_file(path), given), source=path.name if path.is_file() else "")
 
-    def require_no_preprocessing(self) -> None:
-        """Raises `ConfigError` where trials of a search would miss what a stage before them should leave."""
-        if self.preprocess is not None:
-            raise ConfigError(
-                "preprocess: a search does not run it; run it once by hand, name its output in data:, and leave "
-                "preprocess: out (crucible tune --config FILE takes another file)"
-            )
-
     def script(self) -> ScriptConfig:
         """What goes into the job's record. Raises `ConfigError` where there is no command."""
         if not self.command:

@@ -20,6 +20,7 @@ from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.observing import add_tags, job_tags
 from tasks.storage import open_store
+from tasks.training import machine_tags
 
 Format = Literal["huggingface", "nanogpt"]
 
@@ -48,7 +49,7 @@ def evaluate(
     """Full validation loss, perplexity, bits per byte, samples, a model card, and exports of a job's model."""
     outlive_the_console()
     record = Job.open(open_store(store), job)
-    add_tags(*job_tags(record.read_spec()), "stage:evaluate")
+    add_tags(*job_tags(record.read_spec()), "stage:evaluate", *machine_tags())
     return evaluate_job(record, Wanted(step, export, samples, prompt))
 
 

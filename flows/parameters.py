@@ -201,8 +201,8 @@ class ScriptSpending(Request):
     )
 
 
-class ScriptJob(Request):
-    """The job that a script becomes."""
+class ScriptStages(Request):
+    """What runs before and after a training, or before the trials of a search and after the best of them."""
 
     preprocess: PreprocessStage | None = Field(
         None,
@@ -214,21 +214,29 @@ class ScriptJob(Request):
         description="A command that runs after the training, with its newest checkpoint and outputs in place. Empty: "
         "as the folder's crucible.yaml says.",
     )
+
+    def given_stages(self) -> dict[str, Any]:
+        """The stages that were given, by the names of crucible.yaml."""
+        stages = {"preprocess": self.preprocess, "evaluate": self.evaluate}
+        return {name: stage.model_dump(exclude_unset=True) for name, stage in stages.items() if stage is not None}
+
+
+class ScriptJob(Request):
+    """The job that a script becomes."""
+
     job: str = Field("", description="The job's name. Empty: a new one. An existing one is continued.")
     max_attempts: int | None = Field(
         None, ge=1, le=MOST_ATTEMPTS, description="Stop after so many attempts. Empty: as crucible.yaml says, else 50."
     )
 
 
-class TrainScriptRequest(ScriptSpending, ScriptJob, ScriptFields):
+class TrainScriptRequest(ScriptSpending, ScriptJob, ScriptStages, ScriptFields):
     """What `train-script` is asked: one run of a script of your own, on as many machines as it takes."""
 
     def given(self) -> dict[str, Any]:
         """What was given, by the names of crucible.yaml; a folder's own file has the rest."""
-        stages = {"preprocess": self.preprocess, "evaluate": self.evaluate}
-        given = {name: stage.model_dump(exclude_unset=True) for name, stage in stages.items() if stage is not None}
         attempts = {} if self.max_attempts is None else {"max_attempts": self.max_attempts}
-        return {**_given_script(self, self), **attempts, **given}
+        return {**_given_script(self, self), **attempts, **self.given_stages()}
 
 
 class SweepFields(Request):
@@ -239,7 +247,7 @@ class SweepFields(Request):
     )
 
 
-class TuneScriptRequest(ScriptSpending, SweepFields, ScriptFields, TuneOverrides):
+class TuneScriptRequest(ScriptSpending, SweepFields, ScriptStages, ScriptFields, TuneOverrides):
     """What `tune-script` is asked: a search over a script's arguments and variables."""
 
     @property
@@ -253,7 +261,7 @@ class TuneScriptRequest(ScriptSpending, SweepFields, ScriptFields, TuneOverrides
 
     def given(self) -> dict[str, Any]:
         """What was given, by the names of crucible.yaml; a folder's own file has the rest."""
-        return {**_given_script(self, self), "tune": self.search()}
+        return {**_given_script(self, self), **self.given_stages(), "tune": self.search()}
 
 
 class TrainedTrials(Request):

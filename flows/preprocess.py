@@ -15,6 +15,7 @@ from tasks.console import outlive_the_console
 from tasks.datasets import prepare_dataset
 from tasks.observing import add_tags
 from tasks.storage import open_store
+from tasks.training import machine_tags
 
 
 @flow(
@@ -31,7 +32,7 @@ def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str = "default")
         store: Name of a Store block, or an address (file://…, s3://…).
     """
     outlive_the_console()
-    add_tags("stage:preprocess")
+    add_tags("stage:preprocess", *machine_tags())
     return prepare_dataset(dataset, open_store(store)).digest
 
 

@@ -23,8 +23,8 @@ from crucible.errors import ConfigError
 from crucible.estimate.for_job import remember_job
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, now
-from crucible.jobs.status import JobState, JobStatus
+from crucible.jobs.records import JobSpec, StageRun, now
+from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.placement.choice import AUTO, PlacementRequest
 from crucible.resources import Resources
 from flows.evaluate import evaluate
@@ -35,7 +35,7 @@ from tasks.console import outlive_the_console
 from tasks.ending import end_as, without_heartbeat
 from tasks.initial import Settled, settle
 from tasks.placing import choose, placement_policy_for, saved_share
-from tasks.stage_runs import run_stage
+from tasks.stage_runs import StageOverBudget, StageRequest, run_stage
 from tasks.supervising import SupervisedJob, supervised
 
 HERE = "local"
@@ -58,6 +58,14 @@ def train_nanogpt(**given: Any) -> State:
 
 
 def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
+    try:
+        return _run_stages(request, run)
+    except StageOverBudget as error:
+        status = status_of(run.job)
+        return JobStatus(state=JobState.BUDGET_STOP, reason=str(error), supervisor=status.supervisor if status else 0)
+
+
+def _run_stages(request: TrainRequest, run: SupervisedJob) -> JobStatus:
     job, choice = run.job, run.read_choice()
     deadline = request.deadline(after=None if choice else now())
     run.track(request.tracker)
@@ -72,8 +80,9 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
         )
     config.require_nodes(nodes.least)
     forked = run.read_forked()
-    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run)
-    start.require_vocabulary(data.meta.vocab_size)
+    bills: dict[str, StageRun] = {}
+    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run, bills)
+    start.require_dataset(data.meta)
     if choice is None:
         choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
     run.put_on_record(
@@ -89,6 +98,8 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
         request.limits(),
         choice,
     )
+    for bill in bills.values():
+        job.write_stage(bill)
     status = run.run_attempts(choice, placement_policy_for(choice, job, config))
     if status.state is JobState.COMPLETED:
         remember_job(job)
@@ -99,8 +110,18 @@ def _train(request: TrainRequest, run: SupervisedJob) -> JobStatus:
 
 def _evaluate(request: TrainRequest, run: SupervisedJob) -> None:
     if request.evaluate_pool != HERE:
-        parameters = {"job": run.job.job_id, "store": request.store}
-        run_stage("evaluate", request.evaluate_pool, run.spec, parameters, Resources())
+        cap = run.job.read_limits().max_cost_usd
+        run_stage(
+            StageRequest(
+                "evaluate",
+                request.evaluate_pool,
+                run.spec,
+                {"job": run.job.job_id, "store": request.store},
+                Resources(),
+                max_cost_usd=None if cap is None else cap - run.job.cost_usd(),
+                record=run.job.write_stage,
+            )
+        )
         return
     with without_heartbeat():
         evaluate(job=run.job.job_id, store=request.store)
@@ -135,11 +156,20 @@ def _placement_request(
     )
 
 
-def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob) -> DatasetInfo:
-    """The job's dataset, in the store."""
+def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bills: dict[str, StageRun]) -> DatasetInfo:
+    """The job's dataset, in the store. What a machine for it costs is in `bills`: the job is not on record yet."""
     if request.preprocess_pool != HERE:
-        parameters = {"dataset": request.dataset.model_dump(mode="json", exclude_unset=True), "store": request.store}
-        run_stage("preprocess", request.preprocess_pool, run.spec, parameters, Resources(gpus=0))
+        run_stage(
+            StageRequest(
+                "preprocess",
+                request.preprocess_pool,
+                run.spec,
+                {"dataset": request.dataset.model_dump(mode="json", exclude_unset=True), "store": request.store},
+                Resources(gpus=0),
+                max_cost_usd=request.max_cost_usd,
+                record=lambda bill: bills.update({bill.name: bill}),
+            )
+        )
     with without_heartbeat():  # finds what another pool has built
         data = resolve_dataset(run.job.root, preprocess(dataset=request.dataset, store=request.store))
     require_block_size(data.meta, config.block_size)

@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from crucible.estimate.for_job import remember_job
-from crucible.jobs.records import JobSpec, now
+from crucible.jobs.records import JobSpec, now, stage_name
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
@@ -23,7 +23,7 @@ from flows.parameters import TrainScriptRequest
 from tasks.console import outlive_the_console
 from tasks.ending import end_as, failing
 from tasks.placing import pools_now
-from tasks.script_stages import evaluate, preprocess, stage_name
+from tasks.script_stages import evaluate, preprocess
 from tasks.scripts import job_limits, read_config_again, resolve
 from tasks.supervising import SupervisedJob, supervised
 
@@ -63,7 +63,8 @@ def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> 
     if status.state is not JobState.COMPLETED:
         return status
     remember_job(run.job)
-    return evaluate(run, status, trained_on)
+    stage = run.job.read_spec().evaluate
+    return evaluate(run, status, trained_on, stage) if stage else status
 
 
 def _spec(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> JobSpec:
@@ -75,6 +76,6 @@ def _spec(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) ->
         "resources": config.resources,
         "preprocess": config.preprocess,
         "evaluate": config.evaluate,
-        "prepared_by": stage_name(run.spec, "preprocess") if config.preprocess else "",
+        "prepared_by": stage_name(run.spec.job_id, "preprocess") if config.preprocess else "",
     }
     return run.spec.model_copy(update=made)

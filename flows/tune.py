@@ -108,7 +108,7 @@ def _record(request: TuneRequest, run: SupervisedSweep) -> None:
     with without_heartbeat():
         digest = preprocess(dataset=request.dataset, store=request.store)
     meta = resolve_dataset(run.root, digest).meta
-    start.require_vocabulary(meta.vocab_size)
+    start.require_dataset(meta)
     for values in space.corners():
         require_block_size(meta, trial_config(base, values).block_size)
         start.require_shape(values)

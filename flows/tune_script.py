@@ -15,6 +15,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
+from crucible.jobs.status import JobState
 from crucible.placement.script import place_script
 from crucible.run_config import RunConfig
 from crucible.sweeps.records import SweepSpec, SweepStatus
@@ -26,6 +27,7 @@ from flows.parameters import TuneScriptRequest, sweep_limits
 from flows.tune import sweep_name
 from tasks.console import outlive_the_console
 from tasks.ending import end_as, failing
+from tasks.script_sweeps import evaluate_best, preprocess_once
 from tasks.scripts import read_config_again, resolve
 from tasks.sweep_supervising import SupervisedSweep, SweepRequest, supervised_sweep
 
@@ -58,12 +60,20 @@ def _tune(request: TuneScriptRequest, config: RunConfig, run: SupervisedSweep) -
     run.set_limits(sweep_limits(search.max_trials, config.max_cost_usd, config.max_hours, config.finish_by))
     spec = sweep.read_spec()
     places = place_script(spec.pool, spec.resources).placements
-    return run.run_trials(lambda _: places, places)
+    prepared = preprocess_once(run)
+    if prepared is not None and prepared.state is not JobState.COMPLETED:
+        return SweepStatus(state=prepared.state, reason=prepared.reason)
+    status = run.run_trials(lambda _: places, places)
+    best = sweep.best()
+    if status.state is not JobState.COMPLETED or best is None:
+        return status
+    evaluated = evaluate_best(run, best.number)
+    run.board.publish(sweep.read_trials())
+    return status if evaluated is None else SweepStatus(state=evaluated.state, reason=evaluated.reason)
 
 
 def _record(request: TuneScriptRequest, config: RunConfig, search: TuneSettings, run: SupervisedSweep) -> None:
     """Record the sweep and put its code into the store; what the request leaves open is decided here, once."""
-    config.require_no_preprocessing()
     place_script(config.pool, config.resources)  # refuses what the pool cannot choose
     script = config.script()
     space = read_script_space(search, run.request.name, script)
@@ -82,6 +92,8 @@ def _record(request: TuneScriptRequest, config: RunConfig, search: TuneSettings,
         script=script,
         code=code,
         resources=config.resources,
+        preprocess=config.preprocess,
+        evaluate=config.evaluate,
         objective=Objective(metric=search.metric, goal=search.goal),
         pool=config.pool,
         threads=threads,

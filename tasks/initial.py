@@ -8,9 +8,10 @@ from typing import Any
 
 from prefect.logging import get_run_logger
 
-from crucible.checkpoints.initial import carry_in
+from crucible.checkpoints.initial import carry_in, tokenizer_of
 from crucible.config import ConfigDraft, TrainConfig
 from crucible.datasets.disk import work_folder
+from crucible.datasets.meta import DatasetMeta
 from crucible.store import Store
 from crucible.training.initial_source import Source, settled
 
@@ -22,8 +23,8 @@ class Settled:
     config: TrainConfig
     init_source: str = ""
     """`init_from` as a person gave it."""
-    require_vocabulary: Callable[[int], None] = lambda size: None
-    """Raises `ConfigError` for a dataset with another number of tokens than the weights have."""
+    require_dataset: Callable[[DatasetMeta], None] = lambda meta: None
+    """Raises `ConfigError` for a dataset whose tokens are not those of the weights."""
     require_shape: Callable[[Mapping[str, Any]], object] = lambda values: None
     """Raises `ConfigError` for values of a sweep's trial that contradict the weights."""
 
@@ -53,4 +54,11 @@ def settle(draft: ConfigDraft, store: Store, recorded: tuple[TrainConfig | None,
     for remark in initial.remarks:
         logger.info(remark)
     light = initial.light()  # the flow goes on for as long as the training
-    return Settled(complete, text, light.require_vocabulary, lambda values: light.settings({}, values))
+    tokenizer = tokenizer_of(store, text)
+
+    def require_dataset(meta: DatasetMeta) -> None:
+        light.require_vocabulary(meta.vocab_size)
+        if tokenizer is not None:
+            tokenizer.require_same(meta)
+
+    return Settled(complete, text, require_dataset, lambda values: light.settings({}, values))

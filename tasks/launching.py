@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -13,7 +14,7 @@ from prefect.states import Cancelled, Cancelling
 
 from crucible.agent.nodes import MISSING_NODE
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, Launch, Outcome
+from crucible.jobs.records import EndReason, JobSpec, Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
 from crucible.pools.common.watching import QUEUED
 from crucible.pools.modal import failures as modal
@@ -21,7 +22,7 @@ from crucible.pools.skypilot import failures as skypilot
 from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.pools.slurm import failures as slurm
 from crucible.resources import Resources
-from crucible.supervision.launcher import Hint, PoolSays
+from crucible.supervision.launcher import Hint, Launcher, PoolSays
 from tasks.deployment_runs import start_run
 from tasks.job_variables import given_for
 from tasks.observing import emit
@@ -62,10 +63,10 @@ class PrefectLauncher:
         self._queue = AttemptQueue()
 
     def launch(self, job: Job, launch: Launch) -> None:
-        deployment = f"{FLOW}/{launch.pool}"
+        spec, deployment = job.read_spec(), f"{FLOW}/{launch.pool}"
         tags = [
             f"job:{job.job_id}",
-            "stage:train",
+            f"stage:{spec.stage}",
             f"pool:{launch.pool}",
             f"attempt:{launch.number}",
             f"project:{self.project}",
@@ -83,14 +84,14 @@ class PrefectLauncher:
             flow_run_name=f"{job.job_id}-attempt-{launch.number}",
             tags=tags,
             idempotency_key=f"{job.store.uri}/{launch.number}/{launch.decided_at.timestamp():.6f}",
-            job_variables=self._job_variables(job, launch),
+            job_variables=self._job_variables(job, spec, launch),
             # Prefect cancels subflows with their parent; a superseded or restarted supervisor is no reason to.
             as_subflow=False,
         )
         self._runs[launch.number] = run
         self._queue.keep_supervisors_out(run)
 
-    def _job_variables(self, job: Job, launch: Launch) -> dict[str, Any]:
+    def _job_variables(self, job: Job, spec: JobSpec, launch: Launch) -> dict[str, Any]:
         """What the pool has to know: what was asked for, the machine that was chosen, and whose costs these are."""
         chosen: dict[str, Any] = {}
         if launch.pool == "modal" and launch.instance:
@@ -98,7 +99,7 @@ class PrefectLauncher:
         if launch.pool == "skypilot" and launch.instance:
             chosen = skypilot_offers.job_variables(launch.instance)
         if launch.pool in EC2_POOLS:
-            tags = {"job": job.job_id, "stage": FLOW, "project": self.project, "owner": self.owner}
+            tags = {"job": job.job_id, "stage": spec.stage, "project": self.project, "owner": self.owner}
             chosen = {name: value for name, value in tags.items() if value}
         return (
             self.resources.job_variables(launch.pool)
@@ -155,3 +156,23 @@ class PrefectLauncher:
     def _propose(self, run: FlowRun, state: State) -> None:
         with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
             client.set_flow_run_state(run.id, state, force=True)
+
+
+@dataclass(frozen=True)
+class HereOrElsewhere:
+    """Two launchers: one for the pool `local`, one for all others."""
+
+    here: Launcher
+    elsewhere: Launcher
+
+    def launch(self, job: Job, launch: Launch) -> None:
+        self._of(launch).launch(job, launch)
+
+    def hint(self, job: Job, launch: Launch) -> Hint:
+        return self._of(launch).hint(job, launch)
+
+    def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
+        self._of(launch).retire(job, launch, outcome)
+
+    def _of(self, launch: Launch) -> Launcher:
+        return self.here if launch.pool == "local" else self.elsewhere

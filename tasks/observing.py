@@ -208,7 +208,8 @@ class AttemptObserver:
             return ""
         if self._spent_before is None:
             try:
-                self._spent_before = sum(_cost(other) for other in self.job.attempts() if other.number != self.number)
+                before = [_cost(other) for other in self.job.attempts() if other.number != self.number]
+                self._spent_before = sum(before) + self.job.stages_usd()
             except RecordDamaged as error:
                 self._logger.warning("the job's cost so far is not shown: %s", error)
                 self._spent_before = math.nan

@@ -7,21 +7,21 @@ import queue
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from prefect.exceptions import TerminationSignal
 
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
-from crucible.jobs.records import JobSpec, Limits, now
-from crucible.jobs.status import JobState, JobStatus
+from crucible.jobs.records import Limits, StageRun, now, stage_name
+from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.placement.choice import Choice
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script
 from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.resources import Resources
-from crucible.script_config import Stage
+from crucible.script_config import EvaluateStage, Stage
 from crucible.supervision.supervisor import Supervision
 from tasks.observing import UNAVAILABLE
 from tasks.placing import pools_now
@@ -31,51 +31,76 @@ from tasks.supervising import SupervisedJob
 LOOK_SECONDS = 1.0
 
 
-def stage_name(spec: JobSpec, stage: str) -> str:
-    """The name of a stage's job."""
-    return f"{spec.job_id[:40]}-{stage}"
-
-
 def preprocess(run: SupervisedJob, trained_on: str) -> JobStatus | None:
     """Run the stage before the training, unless it has been completed already; None where there is none."""
     spec = run.job.read_spec()
     if spec.preprocess is None:
         return None
     pool = spec.preprocess.pool or trained_on
-    stage, choice = _stage(run, spec.preprocess, pool, trained_on, spec.prepared_by, {"prepared_by": ""})
+    relation = {"prepared_by": "", "prepares": spec.job_id}
+    left = _left_usd(run)
+    if not _completed(run, spec.prepared_by) and left is not None and left <= 0:
+        return _over_budget("preprocess", pool)
+    place = _Place(pool, trained_on, left)
+    stage, choice = _stage(run, spec.preprocess, place, spec.prepared_by, relation)
+    return run_stage_job(stage, choice)
+
+
+def run_stage_job(stage: SupervisedJob, choice: Choice) -> JobStatus:
+    """Run a stage that is on record, to its end; the reason names its job."""
     return _named(stage, stage.run_attempts(choice, OverflowPolicy(choice.placements, pools_now)))
 
 
-def evaluate(run: SupervisedJob, trained: JobStatus, trained_on: str) -> JobStatus:
+def evaluate(run: SupervisedJob, trained: JobStatus, trained_on: str, stage: EvaluateStage) -> JobStatus:
     """Run the stage after the training, on all of its pools side by side; a failure is the end of both."""
-    spec = run.job.read_spec()
-    if spec.evaluate is None:
-        return trained
+    names = {pool: stage_name(run.job.job_id, f"evaluate-{pool}") for pool in stage.pools or [trained_on]}
+    due, left = [pool for pool, name in names.items() if not _completed(run, name)], _left_usd(run)
+    if due and left is not None and left <= 0:
+        return _over_budget("evaluate", ", ".join(due))
+    share = None if left is None else left / max(1, len(due))  # they run side by side
     stages = [
-        _stage(
-            run,
-            spec.evaluate,
-            pool,
-            trained_on,
-            stage_name(spec, f"evaluate-{pool}"),
-            {"evaluates": spec.job_id},
-        )
-        for pool in spec.evaluate.pools or [trained_on]
+        _stage(run, stage, _Place(pool, trained_on, share), name, {"evaluates": run.job.job_id})
+        for pool, name in names.items()
     ]
     if len(stages) == 1:
-        [(stage, choice)] = stages
-        statuses = [stage.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))]
+        [(only, choice)] = stages
+        statuses = [only.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))]
     else:
         statuses = _side_by_side(run, stages)
-        _publish_comparison(run.job, [stage.job for stage, _ in stages])
-    for (stage, _), status in zip(stages, statuses, strict=True):
+        _publish_comparison(run.job, [evaluation.job for evaluation, _ in stages])
+    for (evaluation, _), status in zip(stages, statuses, strict=True):
         if status.state is not JobState.COMPLETED:
-            return _named(stage, status)
+            return _named(evaluation, status)
     return trained
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a stage runs, and what it may cost."""
+
+    pool: str
+    trained_on: str
+    max_cost_usd: float | None
+
+
+def _left_usd(run: SupervisedJob) -> float | None:
+    """What the job's cap leaves for a stage; None: there is no cap."""
+    cap = run.job.read_limits().max_cost_usd
+    return None if cap is None else cap - run.job.cost_usd()
+
+
+def _completed(run: SupervisedJob, name: str) -> bool:
+    status = status_of(Job(run.job.root, name))
+    return status is not None and status.state is JobState.COMPLETED
+
+
+def _over_budget(stage: str, where: str) -> JobStatus:
+    reason = f"{stage} on {where} was not started: the job's max_cost_usd is used up; raise it and continue the job"
+    return JobStatus(state=JobState.BUDGET_STOP, reason=reason, supervisor=0)
+
+
 def _stage(
-    run: SupervisedJob, stage: Stage, pool: str, trained_on: str, name: str, relation: dict[str, str]
+    run: SupervisedJob, stage: Stage, place: _Place, name: str, relation: dict[str, str]
 ) -> tuple[SupervisedJob, Choice]:
     """The stage's job, on record, and where it goes; `relation`: what it has to do with the training's."""
     spec = run.job.read_spec()
@@ -83,7 +108,7 @@ def _stage(
     made = {
         "job_id": name,
         "script": stage.script(spec.script),
-        "resources": spec.resources.on_one_node() if pool == trained_on else Resources(),
+        "resources": spec.resources.on_one_node() if place.pool == place.trained_on else Resources(),
         "preprocess": None,
         "evaluate": None,
         "forked_from": None,
@@ -91,8 +116,12 @@ def _stage(
         **relation,
     }
     own = replace(run, job=Job(run.job.root, name), spec=spec.model_copy(update=made))
-    choice = place_script(pool, own.spec.resources)
-    own.put_on_record(own.spec, Limits(max_cost_usd=run.job.read_limits().max_cost_usd), choice)
+    if own.job.store.exists("job.json"):
+        own = replace(own, spec=own.job.read_spec())
+    choice = place_script(place.pool, own.spec.resources)
+    more = place.max_cost_usd
+    own.put_on_record(own.spec, Limits(max_cost_usd=None if more is None else own.job.cost_usd() + more), choice)
+    run.job.write_stage(StageRun(name=name, stage=own.spec.stage, pool=place.pool, job=name))
     return own, choice
 
 

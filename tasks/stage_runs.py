@@ -1,8 +1,14 @@
-"""A stage of the pipeline on a pool of its own: a flow run of `preprocess/<pool>` or `evaluate/<pool>`, waited for."""
+"""A stage of the pipeline on a pool of its own: a flow run of `preprocess/<pool>` or `evaluate/<pool>`, waited for.
+
+Its machine is on the job's bill, at the price of the machine that took it up, and counts towards the job's cap.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -11,9 +17,16 @@ from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.states import Cancelling
 
-from crucible.errors import ServiceError
-from crucible.jobs.records import JobSpec
+from crucible.billing.machine_price import EC2_POOLS, machine_price
+from crucible.catalog.ec2 import PriceUnavailable, spot_price
+from crucible.catalog.offers import load_catalog
+from crucible.errors import CrucibleError, ServiceError
+from crucible.formatting import money
+from crucible.jobs.records import JobSpec, Launch, StageRun, now
+from crucible.local.pool_commands import COMMANDS
+from crucible.placement.script import place_script
 from crucible.resources import Resources
 from tasks.deployment_runs import start_run
 from tasks.observing import job_tags
@@ -23,56 +36,159 @@ TRIES = 3
 LOOK_SECONDS = 2.0
 SILENT_SECONDS = 300.0
 """How long the server may be out of reach."""
+MODAL_CPU_USD_PER_HOUR = 0.335
+"""One core and 8 GiB, as every offer of Modal's in the catalog contains them beside its GPU."""
 
 
-def run_stage(stage: str, pool: str, spec: JobSpec, parameters: dict[str, Any], wanted: Resources) -> None:
+class StageOverBudget(CrucibleError):
+    """The job's cap does not pay for the stage."""
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """A stage, and where it runs."""
+
+    stage: str
+    pool: str
+    spec: JobSpec
+    parameters: dict[str, Any]
+    wanted: Resources
+    max_cost_usd: float | None = None
+    """What is left of the job's cap; None: no cap."""
+    record: Callable[[StageRun], None] = field(default=lambda run: None)
+    """Puts the run on the job's bill, again and again while it runs."""
+
+
+def run_stage(request: StageRequest) -> None:
     """Run the stage on the pool to its end, again where its machine went away.
 
     A supervising flow that is started again waits for the run that it had started. Raises `ServiceError` where the
-    stage failed, or the server has no such deployment.
+    stage failed, or the server has no such deployment, and `StageOverBudget` where it was stopped at the job's cap.
     """
     logger = get_run_logger()
+    stage, pool, left = request.stage, request.pool, request.max_cost_usd
     for attempt in range(1, TRIES + 1):
-        run = _start(stage, pool, spec, parameters, wanted, attempt)
+        if left is not None and left <= 0:
+            raise StageOverBudget(f"{stage} on {pool} was not started: the job's max_cost_usd is used up")
+        run = _start(request, attempt)
         logger.info("%s runs on %s: flow run %s", stage, pool, run.name)
-        state = _wait(run)
+        state, cost_usd = _wait(run, request, left)
         if state.is_completed():
+            if cost_usd:
+                logger.info("%s on %s cost %s", stage, pool, money(cost_usd))
             return
         problem = f"{stage} on {pool} ended as {state.name}: {state.message or 'no reason given'}"
         if not state.is_crashed():
             raise ServiceError(problem)
         logger.warning(problem)
+        left = None if left is None else left - cost_usd
     raise ServiceError(f"{problem}; it was tried {TRIES} times")
 
 
-def _start(
-    stage: str, pool: str, spec: JobSpec, parameters: dict[str, Any], wanted: Resources, attempt: int
-) -> FlowRun:
+def _start(request: StageRequest, attempt: int) -> FlowRun:
+    stage, pool, spec = request.stage, request.pool, request.spec
+    variables: dict[str, Any] = {}
+    if pool in EC2_POOLS:
+        tags = {"job": spec.job_id, "stage": stage, "project": spec.project, "owner": spec.owner}
+        variables = {name: value for name, value in tags.items() if value}
     return start_run(
         f"{stage}/{pool}",
-        missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; run `crucible up`, and the "
-        f"command that set the pool up again",
+        missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; a pool that an earlier version "
+        f"has set up gets it when it is set up again: {COMMANDS[pool][0]}",
         what=f"{stage} on {pool}",
-        parameters=parameters,
+        parameters=request.parameters,
         flow_run_name=f"{spec.job_id}-{stage}",
         tags=[*job_tags(spec), f"stage:{stage}", f"pool:{pool}"],
         idempotency_key=f"{flow_run.id}/{stage}/{attempt}",
-        job_variables=wanted.job_variables(pool),
+        job_variables=request.wanted.job_variables(pool) | variables,
     )
 
 
-def _wait(run: FlowRun) -> State:
-    """Wait for the run's end. Raises `ServiceError` when the server stays out of reach."""
+def _wait(run: FlowRun, request: StageRequest, left: float | None) -> tuple[State, float]:
+    """Wait for the run's end; returns its state and what it cost.
+
+    Raises `ServiceError` when the server stays out of reach, `StageOverBudget` once more than `left` is spent.
+    """
     heard = time.monotonic()
+    meter = _Meter(request)
     while True:
         try:
             with get_client(sync_client=True) as client:
-                state = client.read_flow_run(run.id).state
+                seen = client.read_flow_run(run.id)
             heard = time.monotonic()
         except (httpx.HTTPError, PrefectException) as error:
             if time.monotonic() > heard + SILENT_SECONDS:
                 raise ServiceError(f"the Prefect server does not answer: {error}") from error
         else:
-            if state is not None and state.is_final():
-                return state
+            bill = meter.read(seen)
+            if bill is not None:
+                request.record(bill)
+            cost = bill.cost_usd if bill else 0.0
+            if seen.state is not None and seen.state.is_final():
+                return seen.state, cost
+            if left is not None and cost >= left:
+                _cancel(run)
+                raise StageOverBudget(
+                    f"{request.stage} on {request.pool} was stopped at {money(cost)}: the job's max_cost_usd is used up"
+                )
         time.sleep(LOOK_SECONDS)
+
+
+def _cancel(run: FlowRun) -> None:
+    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        client.set_flow_run_state(run.id, Cancelling(message="the job's max_cost_usd is used up"), force=True)
+
+
+class _Meter:
+    """What a run of a stage has cost: its time in the state Running, at the price of its machine."""
+
+    def __init__(self, request: StageRequest) -> None:
+        self._request = request
+        self._planned = planned_machine(request.pool, request.wanted)
+        self._priced: dict[tuple[str, ...], tuple[str, float]] = {}
+
+    def read(self, run: FlowRun) -> StageRun | None:
+        """None before a machine has taken it up."""
+        if run.start_time is None:
+            return None
+        over = run.state is not None and run.state.is_final()
+        seconds = max(0.0, ((run.end_time if over and run.end_time else now()) - run.start_time).total_seconds())
+        instance, usd_per_hour = self._machine(run)
+        return StageRun(
+            name=str(run.id),
+            stage=self._request.stage,
+            pool=self._request.pool,
+            instance=instance,
+            usd_per_hour=usd_per_hour,
+            seconds=seconds,
+            cost_usd=round(seconds * usd_per_hour / 3600, 6),
+            end=(run.state.name or "").lower() if over and run.state else "",
+            started_at=run.start_time,
+        )
+
+    def _machine(self, run: FlowRun) -> tuple[str, float]:
+        """Instance and price: as the machine has tagged its run, else as planned. Asked once for each machine."""
+        tags = dict(tag.split(":", 1) for tag in run.tags if ":" in tag)
+        key = tuple(tags.get(name, "") for name in ("instance", "lifecycle", "zone"))
+        if key not in self._priced:
+            self._priced[key] = self._priced_machine(*key)
+        return self._priced[key]
+
+    def _priced_machine(self, instance: str, lifecycle: str, zone: str) -> tuple[str, float]:
+        if not instance:
+            return self._planned.instance, self._planned.usd_per_hour
+        market = None
+        if lifecycle == "spot":
+            with suppress(PriceUnavailable):
+                market = spot_price(instance, zone)
+        offers = {offer.key: offer for offer in load_catalog()}
+        return instance, machine_price(self._planned, instance, lifecycle, market, offers).usd_per_hour
+
+
+def planned_machine(pool: str, wanted: Resources) -> Launch:
+    """The machine that the pool is expected to give: its cheapest, on Modal without a GPU where none is wanted."""
+    if pool == "modal" and wanted.gpus == 0:
+        return Launch(number=1, pool=pool, reason="", usd_per_hour=MODAL_CPU_USD_PER_HOUR)
+    gpu_machine = wanted if wanted.gpus else wanted.model_copy(update={"gpus": None})
+    place = place_script(pool, gpu_machine).placements[0]
+    return Launch(number=1, pool=place.pool, reason="", instance=place.instance, usd_per_hour=place.usd_per_hour)

@@ -26,6 +26,7 @@ from crucible.jobs.records import JobSpec, Limits
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice, read_choice, remember_choice
 from crucible.supervision.heartbeat import HeartbeatWriter
+from crucible.supervision.launcher import Launcher
 from crucible.supervision.placement_policy import PlacementPolicy
 from crucible.supervision.prefect_server import server_id
 from crucible.supervision.retry_policy import Timeouts
@@ -33,7 +34,7 @@ from crucible.supervision.supervisor import Supervision
 from tasks.costs import BudgetWatch
 from tasks.ending import as_prefect_state
 from tasks.job_variables import remember_variables, require_known, variables_of
-from tasks.launching import PrefectLauncher
+from tasks.launching import HereOrElsewhere, PrefectLauncher
 from tasks.observing import JobListener, add_tags, job_tags
 from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
@@ -54,7 +55,10 @@ class SupervisedJob:
     store: str
     """The name or address of the job's store, as attempts get it."""
     watch: StopWatch
-    tracking: Tracking
+    tracking: Tracking | None = None
+    """What shows the job in trackers; None for a stage."""
+    here: Launcher | None = None
+    """What starts attempts on the pool `local` where this process is that pool; None: its deployment does."""
 
     def read_choice(self) -> Choice | None:
         """What this flow run chose when it first started; its deadline may have passed since."""
@@ -83,6 +87,7 @@ class SupervisedJob:
 
         Raises `ConfigError` for one that there is not, unless the job has begun.
         """
+        assert self.tracking is not None
         self.tracking.start(trackers, begun=bool(self.job.attempts()))
 
     def run_attempts(self, choice: Choice, policy: PlacementPolicy) -> JobStatus:
@@ -99,9 +104,10 @@ class SupervisedJob:
     def supervision(self, choice: Choice, policy: PlacementPolicy) -> Supervision:
         """What runs the job's attempts."""
         spec = self.job.read_spec()
+        elsewhere = PrefectLauncher(self.store, spec.project, spec.owner, spec.resources)
         return Supervision(
             self.job,
-            PrefectLauncher(self.store, spec.project, spec.owner, spec.resources),
+            HereOrElsewhere(self.here, elsewhere) if self.here else elsewhere,
             choice.placements,
             JobListener(),
             flow_run_id=str(flow_run.id or ""),

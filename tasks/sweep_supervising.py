@@ -39,6 +39,7 @@ from tasks.launching import PrefectLauncher
 from tasks.observing import add_tags
 from tasks.stopping import StopWatch, stay_paused
 from tasks.storage import open_store
+from tasks.supervising import SupervisedJob
 from tasks.sweep_reporting import SweepBoard
 from tasks.sweeping import SweepRun
 from tasks.tracking import Tracking
@@ -111,6 +112,11 @@ class SupervisedSweep:
             limits.max_trials = min(limits.max_trials, len(space.grid()))
         sweep.set_limits(limits)
 
+    def supervised_job(self, job_id: str, spec: JobSpec) -> SupervisedJob:
+        """A job around the trials: on this machine its attempts live in this process, as those of trials do."""
+        here = HereLauncher(Machine(1, None))
+        return SupervisedJob(Job(self.root, job_id), spec, self.request.store, self.watch, here=here)
+
     def run_trials(self, places: Callable[[JobSpec], Sequence[Placement]], base: Sequence[Placement]) -> SweepStatus:
         """Train what remains, until nothing does, a limit is reached, or a person stops it.
 
@@ -138,6 +144,7 @@ class SupervisedSweep:
             timeouts=timeouts,
             board=self.board,
             cancelled=lambda: self.watch.request is not None,
+            spent_before_usd=Job(sweep.root, spec.prepared_by).cost_usd() if spec.prepared_by else 0.0,
         )
         with self.watch.polled():  # around the stop as well: it must not be interrupted by the request that it serves
             try:

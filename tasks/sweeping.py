@@ -64,6 +64,8 @@ class SweepRun:
     """Whether a person has cancelled the sweep, where no signal says so."""
     over_budget: Callable[[], str | None] = lambda: None
     """Why a budget that the sweep shares with others does not let it go on."""
+    spent_before_usd: float = 0.0
+    """What the stage before the trials has cost."""
     halt: Halt = field(init=False, default_factory=Halt)
     _trials: dict[int, Trial] = field(init=False, default_factory=dict)
     _results: dict[TrialRung, float] = field(init=False, default_factory=dict)
@@ -300,8 +302,10 @@ class SweepRun:
             self._ask_to_stop(EndReason.BUDGET, reason)
 
     def _cost_soon(self) -> float:
-        """USD that all trials have cost, and that running ones will have cost once they have saved."""
-        total = sum(trial.cost_usd for number, trial in self._trials.items() if number not in self._running)
+        """USD that preprocessing and all trials have cost; of running ones, once they have saved."""
+        total = self.spent_before_usd + sum(
+            trial.cost_usd for number, trial in self._trials.items() if number not in self._running
+        )
         for number in self._running:
             job = self.sweep.job(number)
             with suppress(RecordDamaged):  # costs its own trial only

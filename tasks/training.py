@@ -153,6 +153,15 @@ def heartbeat_seconds(store: Store) -> float:
     return 2.0 if store.uri.startswith("file:") else 5.0
 
 
+def machine_tags() -> list[str]:
+    """Which machine of EC2 this is, as tags by which a flow run's supervisor knows its price; empty elsewhere."""
+    if not {f"pool:{pool}" for pool in EC2_POOLS} & set(flow_run.tags):
+        return []
+    identity = _Machine.here().identity
+    names = {"instance": "instance_type", "lifecycle": "lifecycle", "zone": "zone"}
+    return [f"{tag}:{identity[name]}" for tag, name in names.items() if identity.get(name)]
+
+
 @dataclass(frozen=True)
 class _Machine:
     """The EC2 instance under this attempt as its metadata describe it; empty elsewhere."""

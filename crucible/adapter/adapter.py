@@ -33,6 +33,7 @@ from crucible.contract import (
     ADAPTER_LINE,
     EXIT_DONE,
     EXIT_SAVED,
+    OUTPUT_OF_STEP,
     PARTIAL_SUFFIX,
     STATE_FILE,
     StopReason,
@@ -267,20 +268,21 @@ class Adapter:
                     copy(name, partial / name.name)
             with suppress(OSError, ValueError):
                 state = json.loads((self._resume_from / STATE_FILE).read_text())
-        step = self._last_step()
-        (partial / STATE_FILE).write_text(json.dumps(state | {"step": step}), encoding="utf-8")
+        reached, step = self._last_step()
+        numbers = {"step": step, OUTPUT_OF_STEP: reached}
+        (partial / STATE_FILE).write_text(json.dumps(state | numbers), encoding="utf-8")
         partial.rename(self._folder / step_name(step))
         self._saved += 1
         return missing
 
-    def _last_step(self) -> int:
-        """What was reached; after every checkpoint there is in any case, since each has a step of its own."""
+    def _last_step(self) -> tuple[int, int]:
+        """What was reached, and a number after that of every checkpoint there is: each has one of its own."""
         before = self._saves.newest.step if self._saves.newest else None
         if before is None and self._resume_from:
             match = re.match(r"step-(\d+)", self._resume_from.name)
             before = int(match[1]) if match else None
-        reached = self._metrics.newest_step or 0
-        return max(1 if before is None else before + 1, reached)
+        reached = max(before or 0, self._metrics.newest_step or 0)
+        return reached, max(1 if before is None else before + 1, reached)
 
 
 def say(message: str) -> None:

@@ -1,4 +1,4 @@
-"""What was spent: one line per attempt, from the attempts' own records, and sums over them.
+"""What was spent: one line per attempt and per stage on a pool, from their own records, and sums over them.
 
 Money is summed in whole millionths of a dollar, so that every way of adding up the same attempts gives the same total.
 An attempt (or job) whose record is damaged is reported and left out; the others are not affected.
@@ -19,7 +19,7 @@ from crucible.catalog.offers import Offer
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome, StageRun
 from crucible.store import Store
 
 logger = logging.getLogger(__name__)
@@ -32,11 +32,13 @@ GROUPS = ("job", "sweep", "project", "owner", "stage", "pool", "instance", "gpu"
 
 @dataclass(frozen=True)
 class AttemptCost:
-    """One attempt's bill. Money in millionths of a dollar."""
+    """The bill of one attempt, or of one run of a stage around the training. Money in millionths of a dollar."""
 
     job: str
     attempt: int
+    """Counted in each stage from 1."""
     stage: str
+    """`preprocess`, `train` or `evaluate`."""
     pool: str
     instance: str
     gpu: str
@@ -107,8 +109,8 @@ class Bill:
     def read(
         self, since: datetime | None = None, until: datetime | None = None, job: str | None = None
     ) -> list[AttemptCost]:
-        """As `attempt_costs`."""
-        job_ids = [Job.open(self._store, job).job_id] if job is not None else Job.ids(self._store)
+        """As `attempt_costs`; with `job`, also the jobs that its stages are."""
+        job_ids = Job.ids(self._store) if job is None else _with_stages(Job.open(self._store, job))
         sweeps = set(self._store.folders("sweeps"))
         costs: list[AttemptCost] = []
         for job_id in job_ids:
@@ -123,6 +125,7 @@ class Bill:
     def _of_job(self, job: Job, sweep: str) -> list[AttemptCost]:
         costs = []
         spec = self._specs.get(job.job_id) or self._specs.setdefault(job.job_id, job.read_spec())
+        sweep = sweep or spec.sweep
         for attempt in job.attempts():
             key = job.job_id, attempt.number
             if key in self._ended:
@@ -135,6 +138,8 @@ class Bill:
                     costs.append(cost)
                     if not cost.running:
                         self._ended[key] = cost
+        with skipping_damage(self._on_damage, f"the stages of job {spec.job_id} are left out of the bill"):
+            costs += _stage_costs(spec, [run for run in job.read_stages() if not run.job], self._offers)
         return costs
 
 
@@ -276,6 +281,11 @@ def advice(costs: Sequence[AttemptCost]) -> list[str]:
     return sentences
 
 
+def _with_stages(job: Job) -> list[str]:
+    """The job, and those of its stages that are jobs."""
+    return [job.job_id, *(run.job for run in job.read_stages() if run.job)]
+
+
 def _sweep_of(job_id: str, sweeps: set[str]) -> str:
     """A trial is named after its sweep: `<sweep>-0001`."""
     name, _, number = job_id.rpartition("-")
@@ -310,7 +320,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
     return AttemptCost(
         job=spec.job_id,
         attempt=attempt.number,
-        stage="train",
+        stage=spec.stage,
         pool=launch.pool,
         instance=instance,
         gpu=offer.gpu if offer is not None else "",
@@ -327,6 +337,34 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         gpus=gpus,
         unused_gpus=_unused(gpus, spec.config),
     )
+
+
+def _stage_costs(spec: JobSpec, runs: Sequence[StageRun], offers: Mapping[str, Offer]) -> list[AttemptCost]:
+    counted: dict[str, int] = {}
+    costs = []
+    for run in runs:
+        counted[run.stage] = counted.get(run.stage, 0) + 1
+        micro, offer = round(run.cost_usd * MICRO), offers.get(f"{run.pool}/{run.instance}")
+        costs.append(
+            AttemptCost(
+                job=spec.job_id,
+                attempt=counted[run.stage],
+                stage=run.stage,
+                pool=run.pool,
+                instance=run.instance,
+                gpu=offer.gpu if offer is not None else "",
+                project=spec.project,
+                owner=spec.owner,
+                started_at=run.started_at,
+                end_reason=run.end or RUNNING,
+                seconds=run.seconds,
+                usd_per_hour=run.usd_per_hour,
+                micro_usd=micro,
+                on_demand_micro_usd=on_demand_micro_usd(run.seconds, micro, offer),
+                idle_seconds=0.0,
+            )
+        )
+    return costs
 
 
 def _unused(gpus: int, config: TrainConfig | None) -> int:

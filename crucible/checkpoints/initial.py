@@ -7,6 +7,7 @@ record `init_from` is their address, `weights:DIGEST`, the digest of a data set 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from crucible.checkpoints.restore import choose_checkpoint, fetch
 from crucible.code.data import scan, upload
 from crucible.code.workplace import place_data
 from crucible.contract import step_name
-from crucible.errors import CheckpointError
+from crucible.datasets.meta import META_FILE, DatasetMeta
+from crucible.errors import CheckpointError, ConfigError
 from crucible.home import local_path
 from crucible.jobs.job import Job
 from crucible.store import Store
@@ -27,6 +29,25 @@ if TYPE_CHECKING:
 WEIGHTS = "weights"
 
 
+@dataclass(frozen=True)
+class TrainedTokenizer:
+    """What the weights of a job count in."""
+
+    job: str
+    sha256: str
+    uri: str
+    """Its file in the store."""
+
+    def require_same(self, meta: DatasetMeta) -> None:
+        """Raise `ConfigError` for a dataset whose tokens stand for something else, though there may be as many."""
+        if meta.tokenizer.sha256 != self.sha256:
+            raise ConfigError(
+                f"init_from: job {self.job} was trained with another tokenizer than the dataset's, so that its tokens "
+                f"stand for other texts; prepare the dataset with its own: tokenizer: file, and as tokenizer_file a "
+                f"copy of {self.uri}"
+            )
+
+
 def carry_in(
     store: Store, init_from: str, work: Path, report: Callable[[str], None] = lambda _: None
 ) -> tuple[str, Initial]:
@@ -35,18 +56,12 @@ def carry_in(
     `work`: a scratch folder. Raises `ConfigError` for what cannot be started from, `CheckpointError` for a damaged
     checkpoint of a job.
     """
-    from crucible.training.initial_files import (  # torch, for who starts from weights only
-        checkpoint_files,
-        read_initial,
-    )
+    from crucible.training.initial_files import checkpoint_files  # torch, for who starts from weights only
 
     source = Source.parse(init_from)
+    path, initial = _read(store, source, work)
     if source.place.startswith(f"{WEIGHTS}:"):
-        return init_from, read_initial(
-            place_weights(store, init_from, work, work / "cache"), resume=source.resume, source=source.place
-        )
-    path = _bring(store, source.place, work)
-    initial = read_initial(path, resume=source.resume, source=source.place)
+        return init_from, initial
     staged = work / WEIGHTS
     staged.mkdir()
     for name, file in checkpoint_files(path).items():
@@ -56,11 +71,40 @@ def carry_in(
     return f"{'resume:' if source.resume else ''}{WEIGHTS}:{found.digest}", initial
 
 
+def read_weights(store: Store, init_from: str, work: Path) -> Initial:
+    """Read what `init_from` names without keeping it. Raises as `carry_in` does."""
+    return _read(store, Source.parse(init_from), work)[1]
+
+
+def tokenizer_of(store: Store, init_from: str) -> TrainedTokenizer | None:
+    """The tokenizer that a job named by `init_from` was trained with; None for weights that do not say."""
+    place = Source.parse(init_from).place
+    if not place.startswith("job:"):
+        return None
+    name = place.removeprefix("job:").partition("@")[0]
+    dataset = Job.open(store, name).read_spec().dataset
+    where = f"datasets/{dataset}/{META_FILE}"
+    if not dataset or not store.exists(where):
+        return None
+    tokenizer = DatasetMeta.parse(store.read_json(where), where).tokenizer
+    return TrainedTokenizer(name, tokenizer.sha256, f"{store.uri}/datasets/{dataset}/{tokenizer.file}")
+
+
 def place_weights(store: Store, init_from: str, folder: Path, cache: Path) -> Path:
     """The weights of a job's record on this machine, below `folder`; their files come from `cache`."""
     digest = Source.parse(init_from).place.removeprefix(f"{WEIGHTS}:")
     place_data(store, {WEIGHTS: digest}, folder, cache)
     return folder / WEIGHTS
+
+
+def _read(store: Store, source: Source, work: Path) -> tuple[Path, Initial]:
+    from crucible.training.initial_files import read_initial
+
+    if source.place.startswith(f"{WEIGHTS}:"):
+        path = place_weights(store, source.place, work, work / "cache")
+    else:
+        path = _bring(store, source.place, work)
+    return path, read_initial(path, resume=source.resume, source=source.place)
 
 
 def _bring(store: Store, place: str, work: Path) -> Path:

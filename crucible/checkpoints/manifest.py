@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from crucible.contract import step_name
+from crucible.contract import OUTPUT_OF_STEP, step_name
 from crucible.jobs.records import Record, now
 
 FOLDER = "checkpoints"
@@ -58,6 +58,17 @@ class Checkpoint(Record):
     @property
     def bytes(self) -> int:
         return sum(file.size for file in self.files)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether it is the last one of a finished script: its outputs, and what it saved last."""
+        return OUTPUT_OF_STEP in self.state
+
+    @property
+    def shown_step(self) -> int:
+        """The step as people know it. The commit with a script's outputs has a number of its own, the next one."""
+        step = self.state.get(OUTPUT_OF_STEP)
+        return step if isinstance(step, int) and not isinstance(step, bool) else self.step
 
     @property
     def val_loss(self) -> float | None:

@@ -48,12 +48,12 @@ def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fal
     else:
         rows = [
             [
-                f"{checkpoint.step:,}",
+                f"{checkpoint.shown_step:,}",
                 str(checkpoint.attempt),
                 loss_cell(checkpoint),
                 size(checkpoint.bytes),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S}",
-                "best" if checkpoint is best else "",
+                ", ".join(["best"] * (checkpoint is best) + ["with the outputs"] * checkpoint.has_output),
             ]
             for checkpoint in checkpoints
         ]
@@ -77,7 +77,7 @@ def verify(job: JobArgument, step: StepOption = None, store: StoreOption = None,
             problem = fetch(found, checkpoint, Path(scratch) / checkpoint.name)
         results.append({**_line(checkpoint), "problem": problem})
         if not as_json:
-            typer.echo(f"step {checkpoint.step:>10,}  {'whole' if problem is None else f'DAMAGED: {problem}'}")
+            typer.echo(f"step {checkpoint.shown_step:>10,}  {'whole' if problem is None else f'DAMAGED: {problem}'}")
     if as_json:
         print_json(results)
     damaged = [str(result["step"]) for result in results if result["problem"]]
@@ -138,9 +138,9 @@ def _chosen(checkpoints: Checkpoints, job: str, step: int | None) -> list[Checkp
     found = checkpoints.list()
     if step is None:
         return found
-    chosen = [checkpoint for checkpoint in found if checkpoint.step == step]
+    chosen = [checkpoint for checkpoint in found if step in (checkpoint.shown_step, checkpoint.step)]
     if not chosen:
-        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
+        there = ", ".join(str(checkpoint.shown_step) for checkpoint in found) or "none"
         raise ConfigError(f"--step {step}: job {job} has no checkpoint of this step; there are: {there}")
     return chosen
 
@@ -148,6 +148,7 @@ def _chosen(checkpoints: Checkpoints, job: str, step: int | None) -> list[Checkp
 def _line(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "step": checkpoint.step,
+        "shown_step": checkpoint.shown_step,
         "attempt": checkpoint.attempt,
         "val_loss": checkpoint.val_loss,
         "compared_loss": checkpoint.compared_loss,

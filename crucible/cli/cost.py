@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cost(
-    job: Annotated[str | None, typer.Argument(help="Only this job, attempt by attempt.")] = None,
+    job: Annotated[str | None, typer.Argument(help="Only this job and its stages, attempt by attempt.")] = None,
     by: Annotated[
         str | None, typer.Option(help="Sum by job, sweep, project, owner, stage, pool, instance, gpu, day or month.")
     ] = None,
@@ -76,9 +76,10 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
         typer.echo("no attempt has cost anything yet")
         return
     if group is None:
-        headings = ["attempt", "pool", "instance", "began", "time", "USD/h", "USD", "end"]
+        headings = ["stage", "attempt", "pool", "instance", "began", "time", "USD/h", "USD", "end"]
         rows = [
             [
+                entry.stage,
                 str(entry.attempt),
                 entry.pool,
                 entry.instance or UNKNOWN,
@@ -90,7 +91,7 @@ def _print(found: list[AttemptCost], group: str | None) -> None:
             ]
             for entry in found
         ]
-        print_table(headings, rows, numbers=(5, 6))
+        print_table(headings, rows, numbers=(6, 7))
     else:
         rows = [
             [

@@ -81,7 +81,7 @@ def saved_in_words(saved: list[Checkpoint] | None) -> str:
     """The newest checkpoint, and how many there are; None: their records are damaged."""
     if saved is None:
         return UNKNOWN
-    return f"step {saved[0].step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
+    return f"step {saved[0].shown_step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
 
 
 def limits_in_words(limits: Limits) -> str:

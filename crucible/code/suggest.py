@@ -22,6 +22,8 @@ _RESUME_FLAGS = {
     "--continue": "--continue",
 }
 _DATA = {".bin", ".pkl", ".npy", ".npz", ".parquet", ".h5", ".hdf5", ".csv", ".jsonl", ".txt", ".zip", ".tar", ".gz"}
+_WEIGHTS = {".pt", ".pth", ".ckpt", ".safetensors"}
+_SAVERS = {"save", "save_file", "save_checkpoint"}
 EXAMPLES: dict[str, Any] = {
     "command": "python train.py",
     "workload": "nanogpt",
@@ -129,16 +131,19 @@ def _read_script(path: Path, found: Suggestion) -> None:
     flag = next((text for text in texts if text in _RESUME_FLAGS), None)
     if flag:
         found.add("resume", _RESUME_FLAGS[flag], f"{path.name} has the argument {flag}")
-    saved = [text for text in texts if PurePosixPath(text).suffix in (".pt", ".pth", ".ckpt", ".safetensors")]
-    if (
-        saved
-        and "/" in saved[0]
-        and not PurePosixPath(saved[0]).is_absolute()
-        and ".." not in PurePosixPath(saved[0]).parts
-    ):
-        found.add(
-            "checkpoint", {"path": saved[0]}, f"{path.name} names this file; check that it is the path in the folder"
-        )
+    saved = [*_saved(tree), *(text for text in texts if "/" in text)]
+    paths = [PurePosixPath(text) for text in saved if PurePosixPath(text).suffix in _WEIGHTS]
+    if paths and not paths[0].is_absolute() and ".." not in paths[0].parts:
+        reason = f"{path.name} names this file; check that it is the path in the folder"
+        found.add("checkpoint", {"path": paths[0].as_posix()}, reason)
+
+
+def _saved(tree: ast.Module) -> list[str]:
+    """Texts that are given to a function called save, as in `torch.save(state, "model.pt")`."""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    savers = [call for call in calls if (getattr(call.func, "attr", "") or getattr(call.func, "id", "")) in _SAVERS]
+    given = [value for call in savers for value in (*call.args, *(keyword.value for keyword in call.keywords))]
+    return [value.value for value in given if isinstance(value, ast.Constant) and isinstance(value.value, str)]
 
 
 def _data_entry(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from crucible.catalog.offers import Offer, load_catalog, stale_warning
 from crucible.catalog.this_machine import with_own_machine
-from crucible.config import TrainConfig, preset_names
+from crucible.config import ConfigDraft, TrainConfig, preset_names
 from crucible.datasets.meta import load_meta
 from crucible.errors import ConfigError, StoreError
 from crucible.estimate import history
@@ -135,27 +136,38 @@ def _needs(request: EstimateRequest, offers: list[Offer]) -> Needs | ScriptNeeds
     if request.script is not None:
         facts = read_script(request.script)
         return script_needs(facts, request.hours, request.measured_on, offers, request.gpu_memory_gib)
-    config = _config(request)
+    config, rows = _config(request)
     tokens = None if request.tokens is None else parse_count(request.tokens, "tokens")
     if request.dataset is not None:
         return job_needs(config, load_meta(request.dataset), tokens)
     if request.vocab_size is not None:
         return needs_of(config, request.vocab_size, tokens)
+    if rows is not None:
+        return needs_of(config, rows, tokens, inferred=(f"vocabulary: {rows:,}, of the weights in init_from",))
     gpt2 = (request.preset or "").startswith("gpt2")
     vocabulary, name = (_GPT2_VOCABULARY, "GPT-2's") if gpt2 else (_CHARACTERS, "the characters of tiny Shakespeare")
     note = f"vocabulary: {vocabulary}, {name}; set it with --dataset or --vocab-size"
     return needs_of(config, vocabulary, tokens, inferred=(note,))
 
 
-def _config(request: EstimateRequest) -> TrainConfig:
+def _config(request: EstimateRequest) -> tuple[TrainConfig, int | None]:
+    """The configuration, and the number of tokens of the weights that it starts from; None where it starts anew."""
     overrides = {}
     for change in request.changes:
         key, separator, value = change.partition("=")
         if not separator:
             raise ConfigError(f"--set {change} is not of the form key=value")
         overrides[key.strip()] = value.strip()
-    config = TrainConfig.from_file(request.config) if request.config else TrainConfig.preset(request.preset or "")
-    return config.with_overrides(overrides)
+    draft = ConfigDraft.from_file(request.config) if request.config else ConfigDraft.preset(request.preset or "", {})
+    draft = draft.with_overrides(overrides)
+    if (init_from := draft.init_from) is None:
+        return draft.config(), None
+    from crucible.checkpoints.initial import read_weights  # imports torch
+
+    with tempfile.TemporaryDirectory() as work:
+        initial = read_weights(store_at(request.store or default_store_uri()), init_from, Path(work))
+    values = {**initial.settings(draft.base, draft.stated), "init_from": init_from}
+    return TrainConfig.parse(values, draft.source), initial.rows
 
 
 def _preferences(request: EstimateRequest, offers: list[Offer]) -> Preferences:

@@ -9,6 +9,7 @@ of a job is in these objects (every one can be read with `cat`), so whoever find
     jobs/<job>/starts/<flow run>.json           which flow runs have worked on it
     jobs/<job>/supervisors/0001.json …          who decides; the newest counts, older ones step aside
     jobs/<job>/stops/<flow run>.json            a person's request to stop the job
+    jobs/<job>/stages/<run>.json                preprocessing and evaluation on a pool, and what they cost
     jobs/<job>/attempts/0001/launch.json        the decision to try: where, why, at what price; create-only
                              claim.json         the machine that took it up; create-only
                              start.json         what it resumed from; create-only
@@ -50,6 +51,7 @@ from crucible.jobs.records import (
     Outcome,
     Record,
     Rendezvous,
+    StageRun,
     Start,
     StopRequest,
     Supervisor,
@@ -375,12 +377,26 @@ class Job:
         self.store.delete(f"stops/{supervisor}.json")
 
     def cost_usd(self) -> float:
-        """What all attempts together have cost so far, in USD: final figures where known, else the last heartbeat's."""
-        total = 0.0
+        """What attempts and stages together have cost so far, in USD: final figures, else the last heartbeat's."""
+        total = self.stages_usd()
         for attempt in self.attempts():
             record = attempt.read_outcome() or attempt.read_heartbeat()
             total += record.cost_usd if record else 0.0
         return total
+
+    def write_stage(self, run: StageRun) -> None:
+        """Put a stage on the job's bill, or update it there; only the job's supervisor does."""
+        self.store.write_model(f"stages/{run.name}.json", run)
+
+    def read_stages(self) -> list[StageRun]:
+        """The stages before and after the training, first to last, without those of this machine's own process."""
+        keys = [info.key for info in self.store.list("stages")]
+        found = [run for key in keys if key.endswith(".json") and (run := _read(self.store, key, StageRun))]
+        return sorted(found, key=lambda run: (run.started_at, run.name))
+
+    def stages_usd(self) -> float:
+        """What the stages have cost so far; a stage that is a job has its own bill."""
+        return sum(Job(self.root, run.job).cost_usd() if run.job else run.cost_usd for run in self.read_stages())
 
     def _numbered(self, folder: str) -> list[int]:
         return record_numbers(self.store, folder)

@@ -131,6 +131,8 @@ class JobSpec(Record):
     """What runs once a script is done."""
     prepared_by: str = ""
     """The job whose outputs the script finds in its working directory."""
+    prepares: str = ""
+    """The job that this one runs before, as its stage `preprocess`."""
     evaluates: str = ""
     """The job whose newest checkpoint this one looks at, put back into its working directory; empty for a training."""
     sweep: str = ""
@@ -157,11 +159,21 @@ class JobSpec(Record):
         return data | {"config": config}
 
     @property
+    def stage(self) -> str:
+        """Which stage of a chain the job is."""
+        return "evaluate" if self.evaluates else "preprocess" if self.prepares else "train"
+
+    @property
     def total_steps(self) -> int | None:
         """How many steps the whole training has, where the configuration says so."""
         if self.config:
             return self.config.max_iters
         return self.script.total_steps if self.script else None
+
+
+def stage_name(of: str, stage: str) -> str:
+    """The name of the job that a stage of a script's job or sweep is."""
+    return f"{of[:40]}-{stage}"
 
 
 class Limits(Record):
@@ -345,6 +357,29 @@ class Outcome(Record):
         if not self.end_reason.saves or (self.saved is None and self.decided_by != "agent"):
             return self.end_reason.label
         return f"{self.end_reason.label}, {'nothing new saved' if self.saved is False else 'saved'}"
+
+
+class StageRun(Record):
+    """A stage before or after the training, on a machine that somebody pays for.
+
+    A stage of a script is a job with a bill of its own, which `job` names. Any other is a flow run, and this is its
+    bill.
+    """
+
+    fix = "delete it: the stage is then missing from the job's bill"
+
+    name: str
+    """Of the record: the flow run's id, or the job's."""
+    stage: str
+    pool: ShownText
+    job: str = ""
+    instance: ShownText = ""
+    usd_per_hour: float = 0.0
+    seconds: float = 0.0
+    cost_usd: float = 0.0
+    end: ShownText = ""
+    """Empty while it runs."""
+    started_at: datetime = Field(default_factory=now)
 
 
 class StopRequest(Record):

@@ -15,7 +15,7 @@ from crucible.sweeps.space import Space
 from crucible.sweeps.sweep import checked_sweep_id
 from crucible.tune_config import TuneSettings
 
-OF_A_JOB = ("job", "max_attempts", "preprocess", "evaluate")
+OF_A_JOB = ("job", "max_attempts")
 """What `train-script` takes and a search does not."""
 
 
@@ -31,10 +31,6 @@ class SweepOfScript(ScriptRun):
     def deployment(self) -> str:
         return "tune-script"
 
-    @property
-    def pools(self) -> list[str]:
-        return [self.config.pool]
-
     def parameters(self) -> dict[str, Any]:
         """What the deployment `tune-script` is given."""
         script = {name: value for name, value in super().parameters().items() if name not in OF_A_JOB}
@@ -44,7 +40,6 @@ class SweepOfScript(ScriptRun):
 
 def plan_sweep(config: RunConfig, folder: Path, name: str = "") -> SweepOfScript:
     """Check and pack. Raises `ConfigError` with the first thing that is wrong; nothing has been started by then."""
-    config.require_no_preprocessing()
     search = config.tune
     if search is None or not (search.space or search.space_file):
         raise ConfigError(

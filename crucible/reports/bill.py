@@ -1,4 +1,4 @@
-"""A job's bill in its report: every attempt on every pool, the savings, and what interruptions cost in time."""
+"""A job's bill in its report: every attempt and stage on every pool, the savings, what interruptions cost in time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from crucible.billing.costs import MICRO, on_demand_micro_usd
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
 from crucible.formatting import UNKNOWN, duration, markdown_table, money
+from crucible.jobs.records import StageRun
 from crucible.reports.summary import AttemptSummary, JobSummary
 
 
@@ -17,16 +18,21 @@ def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
     `offers` by `pool/instance` give the on-demand prices; the catalog's if none are given.
     """
     known = _catalog() if offers is None else offers
+    rows: list[list[str]]
+    entries: list[tuple[str, AttemptSummary | StageRun]]
     rows, paid, on_demand, seconds = [], 0, 0, 0.0
-    for attempt in summary.attempts:
-        micro = round(attempt.cost_usd * MICRO)
+    entries = [(run.stage, run) for run in summary.stages if run.stage == "preprocess"]
+    entries += [(str(attempt.number), attempt) for attempt in summary.attempts]
+    entries += [(run.stage, run) for run in summary.stages if run.stage != "preprocess"]
+    for name, entry in entries:
+        micro = round(entry.cost_usd * MICRO)
         paid += micro
-        offer = known.get(f"{attempt.pool}/{attempt.instance}")
-        on_demand += on_demand_micro_usd(attempt.seconds, micro, offer and offer.on_nodes(attempt.nodes))
-        seconds += attempt.seconds
-        machine = (attempt.instance or UNKNOWN) + (f" x {attempt.nodes}" if attempt.nodes > 1 else "")
-        where = [str(attempt.number), attempt.pool or UNKNOWN, machine]
-        rows.append([*where, duration(attempt.seconds), f"{attempt.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
+        offer, nodes = known.get(f"{entry.pool}/{entry.instance}"), getattr(entry, "nodes", 1)
+        on_demand += on_demand_micro_usd(entry.seconds, micro, offer and offer.on_nodes(nodes))
+        seconds += entry.seconds
+        machine = (entry.instance or UNKNOWN) + (f" x {nodes}" if nodes > 1 else "")
+        where = [name, entry.pool or UNKNOWN, machine]
+        rows.append([*where, duration(entry.seconds), f"{entry.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
     rows.append(["total", "", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
     table = markdown_table(["attempt", "pool", "instance", "time", "USD/h", "USD"], rows, numbers=(0, 3, 4, 5))
     remarks = [_saved(paid, on_demand), _extra(summary.attempts), _left(summary), _unplanned(summary.attempts)]

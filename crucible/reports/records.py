@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from crucible.errors import RecordDamaged
 from crucible.estimate.history import PlannedCost, read_plan
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Limits, Outcome, Start
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Limits, Outcome, StageRun, Start
 from crucible.jobs.status import JobStatus, status_of
 
 R = TypeVar("R")
@@ -50,6 +50,8 @@ class JobRecords:
     status: JobStatus | None = None
     planned: PlannedCost | None = None
     attempts: tuple[AttemptRecords, ...] = ()
+    stages: tuple[StageRun, ...] = ()
+    """Around the training, each with what it has cost; one that is a job of its own with that job's costs."""
     warnings: tuple[str, ...] = ()
     """Damaged records that are left out."""
 
@@ -87,5 +89,37 @@ def read_records(job: Job) -> JobRecords:
         status=read(lambda: status_of(job)),
         planned=read(lambda: read_plan(job)),
         attempts=attempts,
+        stages=tuple(_with_costs(job, run, read) for run in read(job.read_stages) or ()),
         warnings=tuple(warnings),
+    )
+
+
+class _Reader(Protocol):
+    """Reads a record; None for a damaged one."""
+
+    def __call__(self, record: Callable[[], R]) -> R | None: ...
+
+
+def _with_costs(job: Job, run: StageRun, read: _Reader) -> StageRun:
+    """The stage as it is, or with the sums and the last machine of the job that it is."""
+    if not run.job:
+        return run
+    attempts = Job(job.root, run.job).attempts()
+    records = [record for a in attempts if (record := read(a.read_outcome) or read(a.read_heartbeat))]
+    if not records:
+        return run
+    launch, claim, outcome = (
+        read(attempts[-1].read_launch),
+        read(attempts[-1].read_claim),
+        read(attempts[-1].read_outcome),
+    )
+    return run.model_copy(
+        update={
+            "pool": launch.pool if launch else run.pool,
+            "instance": (claim.instance if claim else "") or (launch.instance if launch else ""),
+            "usd_per_hour": records[-1].usd_per_hour or (launch.usd_per_hour if launch else 0.0),
+            "seconds": sum(record.seconds for record in records),
+            "cost_usd": sum(record.cost_usd for record in records),
+            "end": outcome.label if outcome else "",
+        }
     )

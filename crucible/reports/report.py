@@ -197,9 +197,10 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
     for index, checkpoint in enumerate(checkpoints):
         marks = ["newest"] if index == 0 else []
         marks += ["best"] if checkpoint is best else []
+        marks += ["with the outputs"] if checkpoint.has_output else []
         rows.append(
             [
-                _number(checkpoint.step),
+                _number(checkpoint.shown_step),
                 str(checkpoint.attempt),
                 loss_cell(checkpoint),
                 size(checkpoint.bytes),

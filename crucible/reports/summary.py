@@ -11,7 +11,7 @@ from crucible.billing.costs import attempt_usd_per_hour
 from crucible.estimate.history import PlannedCost
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, Row
-from crucible.jobs.records import EndReason, JobSpec, Limits
+from crucible.jobs.records import EndReason, JobSpec, Limits, StageRun
 from crucible.jobs.status import JobState
 from crucible.reports.records import AttemptRecords, JobRecords, read_records
 from crucible.supervision.retry_policy import STARTED_AGAIN
@@ -70,11 +70,14 @@ class JobSummary:
     seconds: float
     """What all attempts together took."""
     cost_usd: float
+    """Of attempts and stages."""
     cost_left_usd: float | None
     """Likely, to the end of training: at the running attempt's speed and price, before that as estimated."""
     attempts: tuple[AttemptSummary, ...]
     limits: Limits
     spec: JobSpec
+    stages: tuple[StageRun, ...] = ()
+    """Preprocessing and evaluation on pools, with what they cost."""
     warnings: tuple[str, ...] = ()
     """Damaged records that are left out."""
 
@@ -86,6 +89,7 @@ class JobSummary:
         """The summary as JSON values."""
         values = asdict(self)
         values["limits"] = self.limits.model_dump(mode="json", exclude={"schema_version"})
+        values["stages"] = [run.model_dump(mode="json", exclude={"schema_version"}) for run in self.stages]
         values["spec"] = self.spec.model_dump(mode="json", exclude={"schema_version"})
         return values
 
@@ -110,7 +114,7 @@ def summary_of(records: JobRecords, rows: Sequence[Row]) -> JobSummary:
     step = next((attempt.to_step for attempt in reversed(attempts) if attempt.to_step is not None), 0)
     running = bool(attempts) and attempts[-1].end_reason is None
     seconds_left = _seconds_left(rows, step, total) if running and total is not None else None
-    spent = sum(attempt.cost_usd for attempt in attempts)
+    spent = sum(attempt.cost_usd for attempt in attempts) + sum(run.cost_usd for run in records.stages)
     return JobSummary(
         job_id=records.job_id,
         state=status.state if status else None,
@@ -127,6 +131,7 @@ def summary_of(records: JobRecords, rows: Sequence[Row]) -> JobSummary:
         attempts=attempts,
         limits=records.limits,
         spec=spec,
+        stages=records.stages,
         warnings=records.warnings,
     )
 

@@ -111,6 +111,8 @@ class JobSnapshot:
     created_at: datetime
     limits: Limits
     attempts: tuple[AttemptView, ...] = ()
+    stages_usd: float = 0.0
+    """What the stages before the training have cost."""
     stop_request: StopRequest | None = None
     """A person's request to stop the job, whatever it is doing."""
     warnings: tuple[str, ...] = ()
@@ -127,8 +129,8 @@ class JobSnapshot:
 
     @property
     def spent_usd(self) -> float:
-        """What all attempts together have cost so far: final figures where known, else the last heartbeat's."""
-        return sum(view.progress.cost_usd for view in self.attempts if view.progress)
+        """What stages and attempts have cost so far: final figures where known, else the last heartbeat's."""
+        return self.stages_usd + sum(view.progress.cost_usd for view in self.attempts if view.progress)
 
 
 @dataclass
@@ -144,6 +146,7 @@ class SnapshotReader:
     _finished: dict[int, AttemptView] = field(default_factory=dict, init=False)
     _live: AttemptView | None = field(default=None, init=False)
     _created_at: datetime | None = field(default=None, init=False)
+    _stages_usd: float = field(default=0.0, init=False)
     _slow: tuple[float, Limits, StopRequest | None] | None = field(default=None, init=False)
 
     def read(self) -> JobSnapshot:
@@ -151,6 +154,9 @@ class SnapshotReader:
         warnings: list[str] = []
         newest = self.job.read_newest_supervisor()
         if self._created_at is None:
+            self._stages_usd = (
+                _unless_damaged(self.job.stages_usd, warnings) or 0.0
+            )  # no stage runs beside the attempts
             self._created_at = self.job.read_spec().created_at
         attempts = tuple(self._attempts(warnings))
         limits, stop_request = self._read_slow(newest)
@@ -159,6 +165,7 @@ class SnapshotReader:
             created_at=self._created_at,
             limits=limits,
             attempts=attempts,
+            stages_usd=self._stages_usd,
             stop_request=stop_request,
             warnings=tuple(warnings),
         )

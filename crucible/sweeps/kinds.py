@@ -126,6 +126,7 @@ class ScriptTrials:
             script=self.check(record.values),
             code=spec.code,
             resources=spec.resources,
+            prepared_by=spec.prepared_by,
             sweep=spec.sweep_id,
             project=spec.project,
             owner=spec.owner,

@@ -17,10 +17,10 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import CodePackage, Record, ShownText, now
+from crucible.jobs.records import CodePackage, Record, ShownText, now, stage_name
 from crucible.jobs.status import JobState
 from crucible.resources import Resources
-from crucible.script_config import ScriptConfig
+from crucible.script_config import EvaluateStage, PreprocessStage, ScriptConfig
 from crucible.settings import MOST_HOURS, MOST_USD
 from crucible.sweeps.searchable import Values
 from crucible.tune_config import MOST_TRIALS, Objective, SamplerName, ScheduleName
@@ -55,6 +55,10 @@ class SweepSpec(Record):
     """What the script's working directory holds."""
     resources: Resources = Resources()
     """What each attempt gets of its machine, for trials of a script."""
+    preprocess: PreprocessStage | None = None
+    """What runs once before the trials of a script."""
+    evaluate: EvaluateStage | None = None
+    """What runs with the best trial of a script once the search is completed."""
     objective: Objective = Objective()
     """What trials are compared by."""
     dataset: str = ""
@@ -67,6 +71,11 @@ class SweepSpec(Record):
     project: ShownText = "default"
     owner: ShownText = ""
     created_at: datetime = Field(default_factory=now)
+
+    @property
+    def prepared_by(self) -> str:
+        """The job whose outputs every trial finds in its working directory; empty without preprocessing."""
+        return stage_name(self.sweep_id, "preprocess") if self.preprocess else ""
 
     @property
     def knows_total_steps(self) -> bool:

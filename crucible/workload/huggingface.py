@@ -53,6 +53,8 @@ class CrucibleCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.save_only_model:
             raise ConfigError("save_only_model=True leaves out the optimizer: a run cannot be resumed from that")
+        if args.ignore_data_skip:
+            self._session.is_not_exact("ignore_data_skip=True: a resumed epoch begins again with its first batch")
         self._session.listen()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

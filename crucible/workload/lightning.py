@@ -53,6 +53,8 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._session.restore_generators()  # the loader's iterator, which draws from them, is there by now
+        if not all(hasattr(loader, "state_dict") for loader in trainer.fit_loop._combined_loader.flattened):
+            self._session.is_not_exact("a plain DataLoader begins its epoch again; use torchdata's StatefulDataLoader")
         self._session.listen()  # Lightning has just put a handler of its own in the place
         self._seen_step = trainer.global_step
 

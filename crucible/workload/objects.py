@@ -128,9 +128,10 @@ def _load_state_into(value: Any, state: Any) -> None:
         value.update(state)
     elif hasattr(value, "load_state_dict"):
         value.load_state_dict(state)
-        if _name(value) == "loader":
+        loader = getattr(value, "base_dataloader", value)  # Accelerate wraps it
+        if _name(loader) == "loader":
             # It makes its iterator now: the random draws of that must come before the generators are restored.
-            getattr(value, "base_dataloader", value).state_dict()
+            loader.state_dict()
     elif hasattr(value, "set_state"):
         value.set_state(state)
     else:

@@ -121,6 +121,12 @@ class Session(ABC):
         if self._processes.rank < len(ranks):
             restore_rng(ranks[self._processes.rank])
 
+    def is_not_exact(self, because: str) -> None:
+        """Say in every checkpoint from now on, and so in the job's report, that a resumed run has other bits."""
+        if self._environment.get("exact") is None:
+            self._print(f"a resumed run will not be exact: {because}")
+            self._environment |= {"exact": False, "not_exact_because": because}
+
     def close(self) -> None:
         """The training is over: SIGTERM ends the process again, and others may use the folder."""
         if self._stop is not None:

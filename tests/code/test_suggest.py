@@ -31,6 +31,10 @@ PLAIN += "save = 'out/model.pt'\nbest = 'best.pt'\n"
         ({"only.py": "import lightning as L\n"}, {"command": "python only.py", "workload": "lightning"}),
         ({"run.sh": "python a.py\n", "a.py": "", "b.py": ""}, {"command": "bash run.sh"}),
         ({"train.py": "def broken(:\n", "data/a.txt": "x"}, {"command": "python train.py"}),
+        (
+            {"train.py": "import torch\nname = 'best.pt'\ntorch.save({}, 'model.pt')\n"},
+            {"command": "python train.py", "checkpoint": {"path": "model.pt"}},
+        ),
         ({"README.md": "x"}, {}),
         ({"train.py": "x = 1\n", ".env": "TOKEN=1\n"}, {"command": "python train.py"}),
     ],

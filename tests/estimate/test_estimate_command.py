@@ -23,6 +23,7 @@ from crucible.estimate.probe import ProbeError, probe
 from crucible.estimate.request import parse_count
 from crucible.moments import hours_until
 from crucible.store import store_at
+from tests.training.conftest import write_gpt2
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,17 @@ def test_gpt2_on_a_billion_tokens_has_many_places_to_go() -> None:
     assert best["usd"]["low"] < best["usd"]["likely"] < best["usd"]["high"]
     assert any("older than 30 days" in warning for warning in answer["warnings"])
     assert "vocabulary: 50257, GPT-2's" in answer["needs"]["inferred"][0]
+
+
+def test_weights_to_start_from_have_a_shape_of_their_own(tmp_path: Path) -> None:
+    gpt2 = write_gpt2(tmp_path / "gpt2", 300, block_size=48, n_layer=3, n_head=2, n_embd=16)
+    needs = ask("--preset", "gpt2-124m", "--set", f"init_from={gpt2}")["needs"]
+    shape = ["n_layer=3", "n_head=2", "n_embd=16", "bias=true", "block_size=48"]
+    stated = ask("--preset", "gpt2-124m", "--vocab-size", "300", *(part for s in shape for part in ("--set", s)))
+    assert needs["parameters"] == stated["needs"]["parameters"]
+    assert needs["inferred"] == ["vocabulary: 300, of the weights in init_from"]
+    with pytest.raises(ConfigError, match=r"n_layer = 12, but .* has 3"):
+        ask("--preset", "gpt2-124m", "--set", f"init_from={gpt2}", "--set", "n_layer=12")
 
 
 def test_it_answers_without_torch_prefect_or_a_cloud_library() -> None:

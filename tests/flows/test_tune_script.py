@@ -9,6 +9,8 @@ import pytest
 from prefect.client.orchestration import get_client
 
 import crucible
+from crucible.billing.costs import attempt_costs
+from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason
 from crucible.store import Store
 from crucible.sweeps import Sweep
@@ -22,6 +24,7 @@ parser.add_argument("--lr", type=float)
 parser.add_argument("--resume", action="store_true")
 options = parser.parse_args()
 saved = pathlib.Path("saved.json")
+assert pathlib.Path("data.txt").read_text() == "prepared"
 step = json.loads(saved.read_text())["step"] if options.resume else 0
 while step < 9:
     step += 1
@@ -38,6 +41,8 @@ resume: --resume
 metrics: {format: pattern, pattern: 'step (?P<step>\d+) accuracy (?P<accuracy>[\d.]+)'}
 total_steps: 9
 project: paper
+preprocess: {command: python prepare.py, output: data.txt}
+evaluate: {command: python evaluate.py}
 tune:
   space: {lr: [0.1, 0.2, 0.4], factor: [1]}
   sampler: grid
@@ -54,6 +59,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path / "home"))
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "train.py").write_text(TRAIN)
+    (tmp_path / "code" / "prepare.py").write_text("open('data.txt', 'w').write('prepared')")
+    (tmp_path / "code" / "evaluate.py").write_text("print('evaluated', open('saved.json').read())")
     (tmp_path / "code" / "crucible.yaml").write_text(CONFIG)
     return tmp_path / "code"
 
@@ -76,6 +83,14 @@ def test_a_script_is_searched_by_its_own_metric_and_the_rungs_of_its_own_saves(
     assert job.read_spec().project == "paper"
     ends = [outcome.end_reason for attempt in job.attempts() if (outcome := attempt.read_outcome())]
     assert ends == [EndReason.PAUSED, EndReason.COMPLETED]
+    assert len(Job(store, "own-preprocess").attempts()) == 1, "once for all trials"
+    evaluated = Job(store, f"{best.job_id}-evaluate-local")
+    assert b'evaluated {"step": 9}' in evaluated.attempt(1).read_output()
+    assert {cost.stage for cost in attempt_costs(store, {}) if cost.sweep == "own"} == {
+        "preprocess",
+        "train",
+        "evaluate",
+    }
     assert b"--resume" not in job.attempt(1).read_output()
     assert job.attempt(2).read_start().step == 3  # type: ignore[union-attr]
     with get_client(sync_client=True) as client:

@@ -16,6 +16,7 @@ from crucible.agent.plan import Scratch
 from crucible.checkpoints.commits import Checkpoints
 from crucible.config import ConfigDraft
 from crucible.contract import Variable
+from crucible.datasets.meta import load_meta
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
@@ -37,7 +38,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def trained(store: Store, tmp_path: Path) -> Job:
     """A job `before` with commits of steps 5 and 10."""
-    job = Job.create(store, JobSpec(job_id="before"))
+    meta = load_meta(write_dataset(tmp_path / "data"))
+    store.write_json(f"datasets/{meta.digest}/meta.json", meta.model_dump(mode="json"))
+    job = Job.create(store, JobSpec(job_id="before", dataset=meta.digest))
     attempt = launched(job, 1)
     folder, resume = tmp_path / "trained", None
     for until in (5, 10):
@@ -60,9 +63,13 @@ def test_a_job_starts_from_the_checkpoint_of_another_that_is_gone(
     assert settled.config.init_from is not None
     assert settled.config.init_from.startswith("weights:")
     assert (settled.config.n_layer, settled.config.n_head, settled.config.block_size) == (2, 2, 16)
-    settled.require_vocabulary(17)
+    meta = load_meta(write_dataset(tmp_path / "data"))
+    settled.require_dataset(meta)
     with pytest.raises(ConfigError, match="has 17 tokens, the dataset 65"):
-        settled.require_vocabulary(65)
+        settled.require_dataset(meta.model_copy(update={"vocab_size": 65}))
+    other = meta.tokenizer.model_copy(update={"sha256": "of other characters"})
+    with pytest.raises(ConfigError, match=r"job before was trained with another tokenizer .* tokenizer_file a copy of"):
+        settled.require_dataset(meta.model_copy(update={"tokenizer": other}))
     shutil.rmtree(tmp_path / "store" / "jobs" / "before")
 
     again = settle(draft(text), store, (settled.config, settled.init_source))

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import State
-from prefect.states import Completed, Crashed, Failed
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Completed, Crashed, Failed, Running
 
 from crucible.errors import ServiceError
-from crucible.jobs.records import JobSpec
+from crucible.jobs.records import JobSpec, Launch, StageRun, now
 from crucible.resources import Resources
 from tasks import deployment_runs, stage_runs
-from tests.supervision.deployed import deployed_run
+from tests.supervision.deployed import deployed_run, state_of
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -43,7 +44,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]
 
 @flow(name="waits-for-a-stage", persist_result=False)
 def waits() -> None:
-    stage_runs.run_stage("evaluate", "docker-gpu", JobSpec(job_id="mine"), {"job": "mine"}, Resources(gpus=1))
+    stage_runs.run_stage(
+        stage_runs.StageRequest("evaluate", "docker-gpu", JobSpec(job_id="mine"), {"job": "mine"}, Resources(gpus=1))
+    )
 
 
 def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(ends: Callable[..., list[dict[str, Any]]]) -> None:
@@ -55,4 +58,61 @@ def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(ends: Callable[...,
     assert {"job:mine", "stage:evaluate", "pool:docker-gpu"} <= set(asked[0]["tags"])
     ends(Failed(message="no such checkpoint"))
     with pytest.raises(ServiceError, match="evaluate on docker-gpu ended as Failed: no such checkpoint"):
+        waits()
+
+
+def flow_run_of(state: State, seconds: float, *tags: str) -> FlowRun:
+    """A run that a machine took up so many seconds ago, or that took so long."""
+    began, over = now() - timedelta(seconds=seconds), state.is_final()
+    return FlowRun(flow_id=uuid.uuid4(), state=state, start_time=began, end_time=now() if over else None, tags=[*tags])
+
+
+@pytest.mark.parametrize(
+    ("pool", "wanted", "tags", "instance", "usd_per_hour"),
+    [
+        ("modal", Resources(gpus=0), [], "", stage_runs.MODAL_CPU_USD_PER_HOUR),
+        ("modal", Resources(), [], "T4", 0.9254),
+        ("ec2-on-demand", Resources(gpus=0), ["instance:g5.xlarge", "lifecycle:on-demand"], "g5.xlarge", 1.006),
+        ("local", Resources(), [], "", 0.0),
+    ],
+)
+def test_a_stage_is_billed_at_the_price_of_its_machine(
+    pool: str, wanted: Resources, tags: list[str], instance: str, usd_per_hour: float
+) -> None:
+    request = stage_runs.StageRequest("evaluate", pool, JobSpec(job_id="mine"), {}, wanted)
+    bill = stage_runs._Meter(request).read(flow_run_of(Completed(), 1800, *tags))
+    assert bill is not None
+    assert (bill.instance, bill.usd_per_hour, bill.end) == (instance, usd_per_hour, "completed")
+    assert bill.cost_usd == pytest.approx(usd_per_hour / 2, abs=1e-3)
+    assert stage_runs._Meter(request).read(FlowRun(flow_id=uuid.uuid4())) is None, "no machine yet"
+
+
+def test_a_stage_ends_at_the_jobs_cap(
+    ends: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends(Running())
+    dear = Launch(number=1, pool="modal", reason="", usd_per_hour=1e9)
+    monkeypatch.setattr(stage_runs, "planned_machine", lambda pool, wanted: dear)
+    bills: list[StageRun] = []
+
+    @flow(name="pays-for-a-stage", persist_result=False)
+    def pays(left: float) -> None:
+        stage_runs.run_stage(
+            stage_runs.StageRequest("evaluate", "modal", JobSpec(job_id="mine"), {}, Resources(), left, bills.append)
+        )
+
+    with pytest.raises(
+        stage_runs.StageOverBudget, match=r"evaluate on modal was stopped at .* max_cost_usd is used up"
+    ):
+        pays(0.01)
+    assert state_of(bills[-1].name) is StateType.CANCELLING
+    with pytest.raises(stage_runs.StageOverBudget, match="was not started"):
+        pays(0.0)
+
+
+def test_a_pool_of_an_earlier_version_names_the_command_that_updates_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(info=print, warning=print))
+    with pytest.raises(
+        ServiceError, match=r"no deployment evaluate/docker-gpu .* set up again: crucible up --pool docker-gpu"
+    ):
         waits()

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from crucible.config import TrainConfig
 from crucible.training.data import Dataset
+from crucible.training.model import GPT
 from crucible.training.processes import Processes
 from crucible.training.trainer import Result, Trainer
 from crucible.workload.metrics import Metrics
@@ -57,7 +59,7 @@ def write_dataset(folder: Path, train: int = 4000, val: int = 700, shards: int =
         "schema_version": 1,
         "digest": f"walk-{train}-{val}",
         "source": {},
-        "tokenizer": {"kind": "byte", "file": "tokenizer.json"},
+        "tokenizer": {"kind": "byte", "file": "tokenizer.json", "sha256": "of the walk"},
         "vocab_size": VOCABULARY,
         "dtype": "uint16",
         "splits": splits,
@@ -69,6 +71,25 @@ def write_dataset(folder: Path, train: int = 4000, val: int = 700, shards: int =
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("walk"))
+
+
+CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
+"""Which of GPT-2's tensors Hugging Face's files hold transposed."""
+
+
+def write_gpt2(folder: Path, tokens: int, block_size: int, **shape: int) -> Path:
+    """A GPT-2 in Hugging Face's files; tests/evaluation has some that transformers itself writes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    names = GPT(TrainConfig(**shape, bias=True, block_size=block_size), tokens).state_dict().items()
+    weights = {name: 0.3 * torch.randn(tensor.shape) for name, tensor in names if name != "lm_head.weight"}
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:tokens]
+    transposed = {n: (t.t() if n.endswith(CONV1D) else t).contiguous() for n, t in weights.items()}
+    save_file(transposed, folder / "model.safetensors")
+    config = {"model_type": "gpt2", "n_inner": None, "activation_function": "gelu"}
+    config |= {name: shape[name] for name in ("n_head", "n_embd")}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -21,28 +21,15 @@ from crucible.training.initial_files import read_initial
 from crucible.training.initial_source import Source
 from crucible.training.model import GPT, load_model
 from crucible.training.optimizer import FlatAdamW
-from crucible.workload.folders import MODEL
-from tests.training.conftest import TINY, VOCABULARY, train_in
+from tests.training.conftest import TINY, VOCABULARY, train_in, write_gpt2
 
 BEYOND_PADDING = 1100
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 16, "bias": True}
 
 
-CONV1D = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-
-
 @pytest.fixture(scope="session")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a GPT-2; tests/evaluation compares those that transformers itself writes."""
-    folder = tmp_path_factory.mktemp("gpt2")
-    torch.manual_seed(0)
-    names = GPT(TrainConfig(**SHAPE, block_size=32), BEYOND_PADDING).state_dict().items()
-    weights = {name: 0.3 * torch.randn(tensor.shape) for name, tensor in names if name != "lm_head.weight"}
-    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][:BEYOND_PADDING]
-    save_file({n: (t.t() if n.endswith(CONV1D) else t).contiguous() for n, t in weights.items()}, folder / MODEL)
-    config = {"model_type": "gpt2", "n_head": 2, "n_embd": 16, "n_inner": None, "activation_function": "gelu"}
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
+    return write_gpt2(tmp_path_factory.mktemp("gpt2"), BEYOND_PADDING, block_size=32, n_layer=2, n_head=2, n_embd=16)
 
 
 def model_from(path: Path, vocab_size: int, **stated: Any) -> GPT:

@@ -83,20 +83,34 @@ class Killed(Exception):
     """The process ends without another word."""
 
 
-def train_with_loader(folder: Path, accelerated: bool, kill_at: int | None = None) -> list[float]:
+class Augmented(torch.utils.data.Dataset[tuple[torch.Tensor]]):
+    """Rows that are changed at random as they are read, from the generator that also draws the dropout."""
+
+    def __len__(self) -> int:
+        return 48
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor]:
+        return (torch.full((1,), float(index)) + torch.rand(1),)
+
+
+def train_with_loader(folder: Path, kind: str, kill_at: int | None = None) -> list[float]:
     """Over two epochs of a shuffled loader; returns the sum of each batch's inputs, in their order."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
     torch.manual_seed(0)
     inputs = torch.arange(48.0)[:, None]
-    model, seen = torch.nn.Linear(1, 1), []
+    model: torch.nn.Module = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 1))
+    seen = []
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-5)
     loader: Any = StatefulDataLoader(torch.utils.data.TensorDataset(inputs), batch_size=8, shuffle=True)
-    if accelerated:
+    if kind != "torchdata":
+        if kind != "accelerate":
+            own = torch.Generator().manual_seed(7) if kind == "accelerate, own generator" else None
+            loader = torch.utils.data.DataLoader(Augmented(), batch_size=8, shuffle=True, generator=own)
         accelerate = pytest.importorskip("accelerate", reason="pip install 'crucible[examples]'")
         from crucible.workload.accelerate import resume_or_start
 
-        loading = accelerate.DataLoaderConfiguration(use_stateful_dataloader=True)
+        loading = accelerate.DataLoaderConfiguration(use_stateful_dataloader=kind == "accelerate")
         accelerator = accelerate.Accelerator(cpu=True, dataloader_config=loading)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         run = resume_or_start(accelerator, folder=folder, every_seconds=1e-9)
@@ -119,12 +133,13 @@ def train_with_loader(folder: Path, accelerated: bool, kill_at: int | None = Non
     return seen
 
 
-@pytest.mark.parametrize("accelerated", [False, True], ids=["torchdata", "accelerate"])
-def test_the_position_in_the_data_is_saved(tmp_path: Path, accelerated: bool) -> None:
+@pytest.mark.parametrize("kind", ["torchdata", "accelerate", "accelerate, plain", "accelerate, own generator"])
+@pytest.mark.parametrize("kill_at", [4, 6, 11], ids=["in an epoch", "at its end", "before the last batch"])
+def test_the_position_in_the_data_is_saved(tmp_path: Path, kind: str, kill_at: int) -> None:
     pytest.importorskip("torchdata", reason="pip install 'crucible[examples]'")
-    whole = train_with_loader(tmp_path / "whole", accelerated)
+    whole = train_with_loader(tmp_path / "whole", kind)
     with pytest.raises(Killed) as killed:
-        train_with_loader(tmp_path / "part", accelerated, kill_at=4)
-    assert killed.value.args[0] + train_with_loader(tmp_path / "part", accelerated) == whole
+        train_with_loader(tmp_path / "part", kind, kill_at=kill_at)
+    assert killed.value.args[0] + train_with_loader(tmp_path / "part", kind) == whole
     ends = [finished_folders(tmp_path / name)[-1] / MODEL for name in ("whole", "part")]
     assert ends[0].read_bytes() == ends[1].read_bytes()

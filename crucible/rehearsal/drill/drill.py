@@ -17,8 +17,8 @@ from crucible.rehearsal.drill.scene import Scene
 from crucible.rehearsal.drill.stage import Stage
 from crucible.rehearsal.drill.workload import ScriptFindings, Trainer, Workload
 
-STRIKE_TIMEOUT_SECONDS = 240.0
-STANDSTILL_SECONDS = 240.0
+STANDSTILL_SECONDS = 600.0
+"""So long a drill waits while nothing moves: no new attempt, phase, step or commit. Machines are slow under load."""
 WENT_ON = "went on"
 
 OnChange = Callable[["Drill"], None]
@@ -132,7 +132,7 @@ class Drill:
             if not self._strike(scene, fault, strike):
                 break
         self._say("waiting for the job's end")
-        self._await_end()
+        self._until(lambda: self._final_state() is not None)
         return self._result(began, undisturbed_seconds)
 
     def _strike(self, scene: Scene, fault: Fault, strike: Strike) -> bool:
@@ -140,9 +140,7 @@ class Drill:
         self._say(f"waiting to strike: {fault.words}")
         self.workload.draw_moment(scene, self.rng)
         before = _newest(self.job)
-        if not self._until(
-            lambda: self._final_state() is not None or fault.ready(scene), STRIKE_TIMEOUT_SECONDS, fault.look_seconds
-        ):
+        if not self._until(lambda: self._final_state() is not None or fault.ready(scene), fault.look_seconds):
             return False
         struck_attempt = _newest(self.job) or before
         if struck_attempt is None or self._final_state() is not None:
@@ -156,7 +154,7 @@ class Drill:
         strike.committed_step = max(strike.committed_step, self._committed_step())
         self._say(f"struck: {fault.words}")
         if fault.ends_attempt:
-            self._until(lambda: struck_attempt.read_outcome() is not None, STRIKE_TIMEOUT_SECONDS)
+            self._until(lambda: struck_attempt.read_outcome() is not None)
             outcome = struck_attempt.read_outcome()
             strike.end_reason = str(outcome.end_reason) if outcome else "none on record"
             strike.step = max(outcome.step if outcome else 0, scene.reached_step)
@@ -166,13 +164,6 @@ class Drill:
         else:
             strike.end_reason = WENT_ON
         return True
-
-    def _await_end(self) -> None:
-        """However many steps are left, as long as it gets on with them."""
-        before = -1
-        while self._final_state() is None and (committed := self._committed_step()) > before:
-            before = committed
-            self._until(lambda: self._final_state() is not None, STANDSTILL_SECONDS)
 
     def _committed_step(self) -> int:
         newest = next(iter(Checkpoints(self.job).list()), None)
@@ -220,18 +211,27 @@ class Drill:
         status = status_of(self.job)
         return status.state if status and status.state is not JobState.RUNNING else None
 
-    def _until(self, holds: Callable[[], bool], timeout_seconds: float, look_seconds: float = 0.25) -> bool:
-        deadline = time.monotonic() + timeout_seconds
-        notified = 0.0
-        while time.monotonic() < deadline:
+    def _until(self, holds: Callable[[], bool], look_seconds: float = 0.25) -> bool:
+        """Wait until it holds, however long, while the job gets on; False once it stands still."""
+        moved, seen, looked = time.monotonic(), self._progress(), 0.0
+        while time.monotonic() < moved + STANDSTILL_SECONDS:
             if holds():
                 return True
-            if time.monotonic() - notified > 0.5:
-                notified = time.monotonic()
+            if time.monotonic() - looked > 0.5:
+                looked = time.monotonic()
                 self.workload.look(self.job)
                 self._on_change(self)
+                if (now := self._progress()) != seen:
+                    moved, seen = time.monotonic(), now
             time.sleep(look_seconds)
         return False
+
+    def _progress(self) -> tuple[object, ...]:
+        """What changes while the job gets on."""
+        newest = _newest(self.job)
+        beat = newest.read_heartbeat() if newest else None
+        how_far = (beat.phase, beat.step, beat.committed_step) if beat else ()
+        return (newest.number if newest else 0, *how_far)
 
     def _say(self, phase: str) -> None:
         self.phase = phase
