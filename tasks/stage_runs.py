@@ -91,6 +91,9 @@ def _start(request: StageRequest, attempt: int) -> FlowRun:
     if pool in EC2_POOLS:
         tags = {"job": spec.job_id, "stage": stage, "project": spec.project, "owner": spec.owner}
         variables = {name: value for name, value in tags.items() if value}
+    planned = planned_machine(pool, request.wanted)
+    if pool == "modal" and planned.instance:
+        variables = {"gpu": [planned.instance], "usd_per_hour": planned.usd_per_hour}
     return start_run(
         f"{stage}/{pool}",
         missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; a pool that an earlier version "

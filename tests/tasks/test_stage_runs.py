@@ -43,9 +43,9 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]
 
 
 @flow(name="waits-for-a-stage", persist_result=False)
-def waits() -> None:
+def waits(pool: str = "docker-gpu") -> None:
     stage_runs.run_stage(
-        stage_runs.StageRequest("evaluate", "docker-gpu", JobSpec(job_id="mine"), {"job": "mine"}, Resources(gpus=1))
+        stage_runs.StageRequest("evaluate", pool, JobSpec(job_id="mine"), {"job": "mine"}, Resources(gpus=1))
     )
 
 
@@ -56,6 +56,9 @@ def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(ends: Callable[...,
     assert len({entry["idempotency_key"] for entry in asked}) == 2
     assert asked[0]["job_variables"] == {"gpus": "1"}
     assert {"job:mine", "stage:evaluate", "pool:docker-gpu"} <= set(asked[0]["tags"])
+    asked = ends(Completed())
+    waits("modal")
+    assert asked[0]["job_variables"] == {"gpu": ["T4"], "usd_per_hour": 0.9254}, "what is billed is what runs"
     ends(Failed(message="no such checkpoint"))
     with pytest.raises(ServiceError, match="evaluate on docker-gpu ended as Failed: no such checkpoint"):
         waits()
