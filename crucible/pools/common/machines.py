@@ -11,11 +11,19 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.states import Cancelled
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.states import Cancelled, Pending
 
 from crucible.errors import CrucibleError
-from crucible.pools.common.watching import PoolFailure, WatchingResult, WatchingWorker, has_moved_on, look_seconds
+from crucible.pools.common.api_retry import retry_while_away
+from crucible.pools.common.watching import (
+    QUEUED,
+    PoolFailure,
+    WatchingResult,
+    WatchingWorker,
+    has_moved_on,
+    look_seconds,
+)
 
 if TYPE_CHECKING:
     import anyio.abc
@@ -139,6 +147,22 @@ class MachineWorker(WatchingWorker, abc.ABC):
             await machine.terminate()
         except PoolFailure as failure:
             logger.warning("%s %s could not be terminated yet: %s", self.noun, machine.name, failure)
+
+    async def show_queued(self, flow_run: FlowRun, words: str) -> None:
+        """Let the run's state say why it has no machine yet; only as long as it waits.
+
+        Prefect takes one Pending after another only by force, which may overrule a cancellation of the same moment: it
+        is looked for afterwards, and put back.
+        """
+        run = await self.read(flow_run.id)
+        if run is None or run.state is None or not run.state.is_pending() or run.state.message == words:
+            return
+        await self.set_state(run.id, Pending(name=QUEUED, message=words), force=True)
+        for state in await retry_while_away(lambda: self.client.read_flow_run_states(run.id)):
+            if state.timestamp > run.state.timestamp and (state.is_cancelling() or state.is_cancelled()):
+                again: State[Any] = State(type=state.type, name=state.name, message=state.message)
+                await self.set_state(run.id, again, force=True)
+                return
 
     async def settle(
         self, flow_run: FlowRun, attempt: int, configuration: Any, machine: Machine | None, failure: CrucibleError

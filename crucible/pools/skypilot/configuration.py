@@ -72,6 +72,9 @@ class _SkyFields(BaseModel):
         le=1440,
         description="An idle machine takes itself down after so many minutes, with no worker.",
     )
+    start_minutes: int = Field(
+        default=60, ge=1, description="Time for a machine to come up and be set up. Then it is taken down."
+    )
     grace_seconds: int = Field(
         default=120,
         ge=0,

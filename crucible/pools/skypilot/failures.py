@@ -43,6 +43,10 @@ class RequestRefused(SkyFailure):
     """SkyPilot will never do this: no such instance type, region, GPU."""
 
 
+class LaunchFailed(SkyFailure):
+    """SkyPilot failed in a way that is not known here; it may not do so the next time."""
+
+
 class CatalogMissing(SkyFailure):
     """SkyPilot could not get its table of machines and prices."""
 
@@ -170,7 +174,7 @@ def classify(kind: str, message: str, history: Sequence[str] = ()) -> SkyFailure
         return NoCapacity(f"SkyPilot found no machine. It said: {shown}")
     if kind in ("ConnectionError", "Timeout", "ReadTimeout", "ConnectTimeout", "ProvisionPrechecksError"):
         return ApiServerUnreachable(f"SkyPilot could not reach what it needs: {shown}")
-    return RequestRefused(f"SkyPilot refused the request ({kind}): {shown}")
+    return LaunchFailed(f"SkyPilot could not do it ({kind}): {shown}")
 
 
 _LONGEST = 800

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ from crucible.pools.skypilot.environment import python_of
 from crucible.pools.skypilot.failures import (
     ApiServerUnreachable,
     ClusterLost,
+    NotPrepared,
     OutOfReach,
     RequestRefused,
     SkyFailure,
@@ -55,6 +57,7 @@ from crucible.store import Store, store_at, store_of_block
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 120.0
 _STORE_BLOCK = "crucible-store"
+_NOT_YET = ("INIT", "PENDING", "SETTING_UP")
 _OVER = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED")
 
 
@@ -262,8 +265,14 @@ class SkyMachine(Machine):
             return failure
 
     async def _end(self) -> SkyFailure:
+        ready_by = time.monotonic() + 60 * self._configuration.start_minutes
         if self.request is not None:
-            await self._come_up(self.request)
+            await self._worker.show_queued(self._flow_run, f"SkyPilot brings up cluster {self.name}")
+            try:
+                async with asyncio.timeout(60 * self._configuration.start_minutes):
+                    await self._come_up(self.request)
+            except TimeoutError:
+                raise self._not_ready() from None
         while True:
             cluster = await self._persist(self._look)
             if cluster is None:
@@ -274,11 +283,19 @@ class SkyMachine(Machine):
             if cluster.up:
                 self._up = True
                 state = await self._state()
+                if state in _NOT_YET:
+                    await self._worker.show_queued(self._flow_run, f"cluster {self.name} is up and being set up")
+                    if time.monotonic() > ready_by:
+                        raise self._not_ready()
                 if state in _OVER:
                     printed = await self._last_lines()
                     await self._take_down()
                     return end_of_task(state, self.name, printed)
             await asyncio.sleep(self._configuration.poll_seconds)
+
+    def _not_ready(self) -> NotPrepared:
+        minutes = self._configuration.start_minutes
+        return NotPrepared(f"cluster {self.name} was not ready within {minutes} minutes (start_minutes)")
 
     async def ask_to_stop(self, *, cancelled: bool) -> None:
         if not self._up:

@@ -19,13 +19,12 @@ from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
 from prefect.exceptions import InfrastructureNotFound
-from prefect.states import Pending
 from prefect.workers.base import BaseWorker
 
 from crucible.errors import CrucibleError
 from crucible.pools.common.machines import Machine, MachineWorker
 from crucible.pools.common.unconnected import recorded_end
-from crucible.pools.common.watching import QUEUED, WatchingResult, age_seconds, has_moved_on
+from crucible.pools.common.watching import WatchingResult, age_seconds, has_moved_on
 from crucible.pools.slurm.cluster import Cluster, Submission
 from crucible.pools.slurm.configuration import SlurmJobConfiguration, SlurmVariables, job_id_of, pid_of
 from crucible.pools.slurm.failures import (
@@ -182,13 +181,6 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
                 await self.set_state(run.id, ended, force=True)
                 return
         await super().settle(flow_run, attempt, configuration, machine, failure)
-
-    async def show_queued(self, flow_run: FlowRun, words: str) -> None:
-        """Let the run's state say why its job waits; only as long as it waits."""
-        run = await self.read(flow_run.id)
-        if run is None or run.state is None or not run.state.is_pending() or run.state.message == words:
-            return
-        await self.set_state(run.id, Pending(name=QUEUED, message=words), force=True)
 
 
 class SlurmJob(Machine):

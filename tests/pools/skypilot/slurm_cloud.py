@@ -60,7 +60,12 @@ def slurm_cloud(root: Path) -> Iterator[SlurmCloud]:
         )
     if os.geteuid() != 0:
         raise ServiceError("needs root: a user of its own, and Slurm's daemons")
-    with LocalCluster(root / "slurm") as cluster:
+    made = LocalCluster(root / "slurm")
+    made.nodes = [
+        "crucible-sky-1",
+        "crucible-sky-2",
+    ]  # SkyPilot looks their addresses up; no other cluster's are touched
+    with made as cluster:
         cloud = SlurmCloud(root, cluster)
         user_home = root / "user"
         subprocess.run(

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,13 +74,11 @@ class Rehearsal:
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
+def rehearsal() -> Iterator[Rehearsal]:
     if not PYTHON.is_file():
         pytest.skip(f"NOT TESTED, there is no SkyPilot at {PYTHON}: crucible sky setup")
-    root = tmp_path_factory.mktemp("sky")
-    for above in (root, *root.parents):  # the cluster's user has to find its programs
-        if above.owner() == "root" and above != Path("/"):
-            above.chmod(above.stat().st_mode | 0o011)
+    root = Path(tempfile.mkdtemp(prefix="crucible-sky-"))  # pytest's own folders are closed to the cluster's user
+    root.chmod(0o755)
     try:
         with slurm_cloud(root / "cloud") as cloud, local_stage(root / "home", s3=True) as stage:
             (root / "home" / "offers.csv").write_text(f"pool,instance,usd_per_hour\nskypilot,{INFRA},0\n")
@@ -110,6 +110,8 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
                 made.sky("api", "stop")
     except ServiceError as error:
         pytest.skip(f"NOT TESTED, {error}")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def trains(attempt: Attempt, beyond: int = 0) -> bool:

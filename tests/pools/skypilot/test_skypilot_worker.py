@@ -282,6 +282,7 @@ def test_a_store_on_this_machine_is_out_of_reach_of_a_cloud(runs: Runs, sky: Fak
 
 
 TROUBLE: list[tuple[str, str, str, str, str]] = [
+    ("up", "ValueError", "Failed to get partitions for cluster alpha", "LaunchFailed", "could not do it (ValueError)"),
     (
         "up",
         "ResourcesUnavailableError",
