@@ -151,15 +151,15 @@ class MachineWorker(WatchingWorker, abc.ABC):
     async def show_queued(self, flow_run: FlowRun, words: str) -> None:
         """Let the run's state say why it has no machine yet; only as long as it waits.
 
-        Prefect takes one Pending after another only by force, which may overrule a cancellation of the same moment: it
-        is looked for afterwards, and put back.
+        Prefect takes one Pending after another only by force, which may overrule what happens in the same moment: the
+        run begins, or is cancelled. That is looked for afterwards, and put back.
         """
         run = await self.read(flow_run.id)
         if run is None or run.state is None or not run.state.is_pending() or run.state.message == words:
             return
         await self.set_state(run.id, Pending(name=QUEUED, message=words), force=True)
         for state in await retry_while_away(lambda: self.client.read_flow_run_states(run.id)):
-            if state.timestamp > run.state.timestamp and (state.is_cancelling() or state.is_cancelled()):
+            if state.timestamp > run.state.timestamp and not (state.is_pending() or state.is_scheduled()):
                 again: State[Any] = State(type=state.type, name=state.name, message=state.message)
                 await self.set_state(run.id, again, force=True)
                 return

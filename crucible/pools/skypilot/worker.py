@@ -113,6 +113,8 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
         machine = SkyMachine(self, flow_run, configuration, sky, name)
         if not await machine.exists():
             task = configuration.task(_copied(configuration.workdir))
+            # The supervisor does not give up a run that waits in a queue; `start_minutes` is the limit here.
+            await self.show_queued(flow_run, f"SkyPilot brings up cluster {name}")
             machine.request = await sky.launch(name, task, configuration.autostop_minutes)
             where = "/".join(
                 part for part in (configuration.infra, configuration.instance_type, configuration.accelerators) if part
@@ -267,7 +269,6 @@ class SkyMachine(Machine):
     async def _end(self) -> SkyFailure:
         ready_by = time.monotonic() + 60 * self._configuration.start_minutes
         if self.request is not None:
-            await self._worker.show_queued(self._flow_run, f"SkyPilot brings up cluster {self.name}")
             try:
                 async with asyncio.timeout(60 * self._configuration.start_minutes):
                     await self._come_up(self.request)
@@ -283,10 +284,8 @@ class SkyMachine(Machine):
             if cluster.up:
                 self._up = True
                 state = await self._state()
-                if state in _NOT_YET:
-                    await self._worker.show_queued(self._flow_run, f"cluster {self.name} is up and being set up")
-                    if time.monotonic() > ready_by:
-                        raise self._not_ready()
+                if state in _NOT_YET and time.monotonic() > ready_by:
+                    raise self._not_ready()
                 if state in _OVER:
                     printed = await self._last_lines()
                     await self._take_down()
@@ -298,7 +297,7 @@ class SkyMachine(Machine):
         return NotPrepared(f"cluster {self.name} was not ready within {minutes} minutes (start_minutes)")
 
     async def ask_to_stop(self, *, cancelled: bool) -> None:
-        if not self._up:
+        if not any(one.up for one in await self._sky.clusters([self.name])):
             await self.terminate()  # nothing runs there yet that could be saved
             return
         await self._worker.request_stop(self._flow_run, self._configuration, cancelled=cancelled)
