@@ -49,6 +49,14 @@ def moment_ago(text: str, now: datetime) -> datetime:
     return _moment(text, "since", "7d, 24h, 90min, 10m or a date such as 2026-05-01")
 
 
+def time_span(text: str, field: str) -> timedelta:
+    """The time that `7d`, `24h` or `90min` names; more than none."""
+    hours = _hours(text, field)
+    if not hours:
+        raise ConfigError(f"{field} is {text!r}: it must be a time such as 7d, 24h or 90min")
+    return timedelta(hours=hours)
+
+
 def _hours(text: str, field: str) -> float | None:
     """Hours of a duration; None when the text is not one."""
     match = re.fullmatch(_DURATION, text.strip())

@@ -120,6 +120,13 @@ class Store(ABC):
     def abort_upload(self, name: str) -> None:  # noqa: B027 - a store without them has none to abort
         """Remove what an unfinished upload left; one that is gone is no error."""
 
+    def link(self, key: str, seconds: float) -> str | None:
+        """An address at which anyone can download the object for so long; None where the store has no such addresses.
+
+        Raises `ConfigError` for a time that the store cannot promise.
+        """
+        return None
+
     def exists(self, key: str) -> bool:
         try:
             self.size(key)

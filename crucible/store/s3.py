@@ -126,6 +126,11 @@ class S3Store(Store):
         with suppress(ObjectMissing):
             self._call(key, lambda: self._s3.call_s3("abort_multipart_upload", **where))
 
+    def link(self, key: str, seconds: float) -> str | None:
+        if not 1 <= seconds <= _LONGEST_LINK_SECONDS:
+            raise ConfigError("expires: S3 signs links for up to 7 days; give at most 7d")
+        return str(self._call(key, lambda: self._s3.sign(self._path(key), expiration=int(seconds))))
+
     def child(self, prefix: str) -> S3Store:
         return S3Store(self.bucket, "/".join(filter(None, (self.prefix, checked_key(prefix)))), self._options)
 
@@ -180,6 +185,7 @@ def _s3_code(error: BaseException | None) -> str:
     return ""
 
 
+_LONGEST_LINK_SECONDS = 7 * 24 * 3600
 _proven: set[tuple[str, str]] = set()
 """Endpoints and buckets that have kept their promises in this process."""
 _S3_ERROR_MODULES = ("botocore", "aiobotocore", "aiohttp", "asyncio")
