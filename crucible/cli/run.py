@@ -88,8 +88,8 @@ def run(
             if as_json:
                 print_json({"job": planned.job, "flow_run": flow_run, "code": planned.packed.record.digest})
             return
-        standing = _follow(flow_run, opened, planned.job)
-    _conclude(standing, planned.job, flow_run, as_json)
+        standing = follow_run(flow_run, opened, planned.job)
+    conclude(standing, planned.job, flow_run, as_json)
 
 
 def _try_metrics(script: ScriptConfig, sample: Path) -> None:
@@ -122,7 +122,7 @@ def _try_metrics(script: ScriptConfig, sample: Path) -> None:
         raise typer.Exit(EXIT_FAILED)
 
 
-def _follow(flow_run: str, store: Store, job: str) -> Standing:
+def follow_run(flow_run: str, store: Store, job: str) -> Standing:
     """Show the run until it has ended; Ctrl-C asks whether to detach or to stop."""
     from crucible.cli.following import Screen
     from crucible.local import access
@@ -157,7 +157,7 @@ def _stop(store: Store, job: str) -> str:
         return f"error: {error}"
 
 
-def _conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None:
+def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None:
     """Print how it ended, and exit with the code for it."""
     summary = standing.summary
     if as_json:

@@ -245,10 +245,10 @@ def test_the_server_is_asked_before_anything_is_uploaded(
 def test_the_exit_code_says_how_it_ended(state: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     standing = Standing(state, "the reason", None)
     if code == 0:
-        run._conclude(standing, "mine", "a-run", as_json=True)
+        run.conclude(standing, "mine", "a-run", as_json=True)
     else:
         with pytest.raises(typer.Exit) as ended:
-            run._conclude(standing, "mine", "a-run", as_json=True)
+            run.conclude(standing, "mine", "a-run", as_json=True)
         assert ended.value.exit_code == code
         assert "the reason" in capsys.readouterr().err
         return
@@ -275,11 +275,11 @@ def test_ctrl_c_asks_whether_to_detach_or_to_stop(
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
     if answer == "d":
         with pytest.raises(typer.Exit) as ended:
-            run._follow("a-run", store, "mine")
+            run.follow_run("a-run", store, "mine")
         assert ended.value.exit_code == 130
         assert job.attempt(1).read_stop_request() is None
     else:
-        assert run._follow("a-run", store, "mine").state == "CANCELLED"
+        assert run.follow_run("a-run", store, "mine").state == "CANCELLED"
         request = job.attempt(1).read_stop_request()
         assert request is not None
         assert request.reason == "stopped by a person"

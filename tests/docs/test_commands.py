@@ -215,7 +215,6 @@ NOT_EXECUTED = {
     "crucible sky setup": "downloads SkyPilot",
     "crucible tensorboard": "opens a server that stays, of a package of the extra `tensorboard`",
     "crucible ui": "opens a browser",
-    "crucible track": "sends to a tracker; tests/trackers have its parts",
     "crucible images ls": "needs a Docker engine with images",
     "crucible images push": "needs an account at a registry",
     "crucible modal cost": "needs a Modal account",

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psutil
 import pytest
 
+from crucible.adapter.tensorboard import EventFiles
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
@@ -30,10 +33,12 @@ from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.plan import chosen
 from crucible.rehearsal.drill.stage import Stage, local_stage
 from crucible.rehearsal.drill.workload import Trainer
+from crucible.reports import Metrics
 from crucible.script_config import ScriptConfig
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.supervision.retry_policy import Placement
 from crucible.supervision.supervisor import Supervision
+from crucible.trackers.records import read_records
 from flows.train_nanogpt import train_nanogpt
 from tasks.ending import Ended
 from tasks.launching import PrefectLauncher
@@ -78,11 +83,11 @@ def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
     return response.json()
 
 
-def start_endless(stage: Stage, job: str) -> str:
+def start_endless(stage: Stage, job: str, **given: str) -> str:
     """A run of `train-script` as the UI starts it, of a workload that waits most of the time; returns its id."""
     deployment = api(stage, "GET", "/deployments/name/train-script/train-script")["id"]
     command = shlex.join(scripted(steps=1_000_000, every=10, seconds=0.05))
-    parameters = {"command": command, "job": job, "project": "demo", "owner": "ada"}
+    parameters = {"command": command, "job": job, "project": "demo", "owner": "ada", **given}
     run = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
     return str(api(stage, "POST", f"/deployments/{deployment}/create_flow_run", json=run)["id"])
 
@@ -221,7 +226,7 @@ def test_bad_input_fails_with_its_reason_before_anything_is_launched(stage: Stag
 
 
 def test_a_pause_in_prefect_saves_resume_goes_on_from_there_and_cancel_saves_too(stage: Stage) -> None:
-    run = start_endless(stage, "paused")
+    run = start_endless(stage, "paused", tracker="tensorboard")
     job = Job(stage.store, "paused")
     eventually(lambda: (beat := job.attempt(1).read_heartbeat()) and beat.committed_step > 0, "a commit")
     limit = (datetime.now(UTC) + timedelta(minutes=5)).isoformat()
@@ -241,6 +246,11 @@ def test_a_pause_in_prefect_saves_resume_goes_on_from_there_and_cancel_saves_too
     stage.prefect("flow-run", "cancel", run)
     require_cancelled(stage, run, job)
     assert len(job.attempts()) == 2
+    [tracker] = read_records(job)
+    assert (tracker.finished, tracker.step) == (True, Metrics(job).rows()[-1]["step"])
+    events = EventFiles(Path(urlsplit(tracker.url).path), "*tfevents*").read_new()
+    steps = [step for step, tag, _ in events if tag == "attempt"]
+    assert all(before < after for before, after in pairwise(steps)), "two attempts are one curve"
 
 
 CAP = 0.05

@@ -76,6 +76,13 @@ def test_a_report_in_one_file(two: FileStore, tmp_path: Path) -> None:
     assert "<h2>Attempts</h2>" in page
 
 
+def test_share_prints_where_the_file_is(two: FileStore, tmp_path: Path) -> None:
+    printed = crucible("share", "slow", "--step", "2000", "--expires", "2d", "--out", str(tmp_path), "--store", two.uri)
+
+    assert printed == f"{tmp_path}/slow-step-00002000.attempt-0003.tar\n"
+    assert Path(printed.strip()).stat().st_size > 100_000
+
+
 def test_text_of_others_is_no_html() -> None:
     page = html_page("# a\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![p](http://a/b)\n", "<b>")
 

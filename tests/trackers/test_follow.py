@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from crucible.adapter.tensorboard import EventFiles
+from crucible.cli.main import build_app
 from crucible.jobs.metrics import Row
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
@@ -161,6 +163,18 @@ def test_event_files_of_several_jobs_are_made_from_their_records(file_store: Fil
     for name in ("a", "b"):
         found = EventFiles(tmp_path / "events", name).read_new()
         assert [step for step, tag, _ in found if tag == "train_loss"] == STEPS
+
+
+def test_a_job_without_a_tracker_is_sent_later(file_store: FileStore, tmp_path: Path) -> None:
+    job = list(five_attempts(file_store, tmp_path))[-1].job
+    arguments = ["track", job.job_id, "--tracker", "tensorboard", "--store", file_store.uri]
+
+    for _ in range(2):
+        result = CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
+        assert result.stdout == f"{job.job_id}: every step that was reported is in tensorboard\n"
+
+    found = EventFiles(file_store.root / "jobs" / job.job_id / "tensorboard", "*tfevents*").read_new()
+    assert [step for step, tag, _ in found if tag == "train_loss"] == STEPS
 
 
 def test_a_process_of_its_own_sends_what_is_left_and_leaves(file_store: FileStore, tmp_path: Path) -> None:

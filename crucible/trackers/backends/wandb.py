@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -95,10 +96,10 @@ def newest_kept(folder: Path, run_id: str) -> int | None:
 def kept_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Step and values of every row in the file of an offline run."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
 
+    make_record = import_module("wandb.proto.wandb_internal_pb2").Record
     for data in _log_entries(path.read_bytes()):
-        record = Record()
+        record = make_record()
         with suppress(DecodeError, ValueError, KeyError):
             record.ParseFromString(data)
             items = {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
