@@ -23,7 +23,7 @@ PANELS = {
     "Start": ("quickstart", "up", "down", "ui", "env", "doctor"),
     "Train": ("run", "tune", "init", "estimate", "data", "secret"),
     "Watch": ("overview", "jobs", "logs", "sweeps", "compare", "tensorboard", "track"),
-    "Models": ("checkpoints", "serve", "share"),
+    "Models": ("checkpoints", "report", "share", "serve"),
     "Cost and care": ("cost", "prices", "notify", "prune", "cleanup", "simulate"),
     "Rehearse": ("drill", "rehearse"),
     "Machines": ("docker", "aws", "modal", "slurm", "kubernetes", "sky", "images"),

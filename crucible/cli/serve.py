@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from crucible.cli.records import JobArgument, StoreOption, open_job, open_store
-from crucible.cli.sharing import PANEL
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=PANEL)(serve)
+    app.command()(serve)
 
 
 def serve(

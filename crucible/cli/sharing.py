@@ -10,14 +10,13 @@ import typer
 from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job, open_store, print_json
 from crucible.formatting import print_table, size
 
-PANEL = "After training"
 HtmlOption = Annotated[Path | None, typer.Option("--out", help="Write the page to this .html or .md file.")]
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=PANEL)(compare)
-    app.command(rich_help_panel=PANEL)(report)
-    app.command(rich_help_panel=PANEL)(share)
+    app.command()(compare)
+    app.command()(report)
+    app.command()(share)
 
 
 def compare(

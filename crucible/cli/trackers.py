@@ -11,14 +11,13 @@ from crucible.cli.records import StoreOption, open_job, open_store
 if TYPE_CHECKING:
     from crucible.trackers.config import TrackerConfig
 
-PANEL = "Trackers"
 NEWEST = 20
 """Jobs that are shown where none is named."""
 
 
 def register(app: typer.Typer) -> None:
-    app.command(rich_help_panel=PANEL)(tensorboard)
-    app.command(rich_help_panel=PANEL)(track)
+    app.command()(tensorboard)
+    app.command()(track)
 
 
 def tensorboard(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money
+from crucible.formatting import UNKNOWN, duration, markdown_table, money
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, Row
 from crucible.jobs.records import JobSpec
@@ -125,7 +125,7 @@ def result_rows(comparison: Comparison) -> list[list[str]]:
                 _figure(job.best_val_loss),
                 _figure(figures["perplexity"], 3),
                 duration(summary.seconds),
-                counted(len(summary.attempts), "attempt"),
+                str(len(summary.attempts)),
                 money(summary.cost_usd),
             ]
         )
