@@ -25,6 +25,8 @@ from crucible.trackers.records import TrackerRecord, read_record, write_record
 BATCH_ROWS = 500
 FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 10.0, 300.0
 """Before a tracker that failed is tried again."""
+CPU_SHARE = 0.02
+"""Of one core, at most: a long history takes its time, and the job may train on the same machine."""
 SLOW_SECONDS = 60.0
 """A tracker that takes longer is reported."""
 
@@ -127,8 +129,11 @@ class Follower:
 
     def follow(self, over: threading.Event) -> bool:
         """Until `over` is set, and then once more; returns whether the tracker has everything."""
-        while not over.wait(max(self.poll_seconds, self._delay)):
+        busy = 0.0
+        while not over.wait(max(self.poll_seconds, self._delay, busy / CPU_SHARE)):
+            began = time.thread_time()
             self.look()
+            busy = time.thread_time() - began
         return self.once()
 
     def once(self) -> bool:
