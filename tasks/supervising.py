@@ -136,7 +136,7 @@ def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobSta
             tags(*marks),
             StopWatch(job) as watch,
             HeartbeatWriter(placed, flow_run.id or "", spec.job_id, server_id()) as heartbeat,
-            Tracking(store, {"job": spec.job_id}) as tracking,
+            Tracking(store, {"job": spec.job_id}, lambda: watch.request is not None) as tracking,
         ):
             add_tags(*marks, "stage:pipeline")
             try:

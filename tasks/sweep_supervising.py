@@ -176,7 +176,7 @@ def supervised_sweep(request: SweepRequest, work: Callable[[SupervisedSweep], Sw
             tags(*marks),
             StopWatch() as watch,
             HeartbeatWriter(placed, flow_run.id or "", request.name, server_id()) as heartbeat,
-            Tracking(request.store, {"sweep": request.name}) as tracking,
+            Tracking(request.store, {"sweep": request.name}, lambda: watch.request is not None) as tracking,
         ):
             add_tags(*marks, "stage:tune")
             status = work(SupervisedSweep(sweep, request, watch, heartbeat, SweepBoard(sweep), tracking))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from blocks.tracker import Tracker
 from crucible.errors import ConfigError, ServiceError
 from crucible.trackers.config import TrackerConfig, TrackerKind, split_names
-from crucible.trackers.process import TrackerProcess, finish_trackers, start_trackers
+from crucible.trackers.process import FINISH_SECONDS, TrackerProcess, finish_trackers, start_trackers
 from tasks.scripts import read_secrets
 from tasks.storage import store_settings
 
@@ -30,9 +30,12 @@ STOPPED_SECONDS = 3.0
 class Tracking:
     """The trackers' processes, for the time of a `with` block; none until `start`."""
 
-    def __init__(self, store: str, subject: Mapping[str, str]) -> None:
-        """`store`: the name or address of the store; `subject`: {"job": id} or {"sweep": id}."""
-        self._store, self._subject = store, subject
+    def __init__(self, store: str, subject: Mapping[str, str], hurried: Callable[[], bool]) -> None:
+        """`store`: the name or address of the store; `subject`: {"job": id} or {"sweep": id}.
+
+        `hurried`: whether a person stops the work; the worker then kills this process after 30 seconds.
+        """
+        self._store, self._subject, self._hurried = store, subject, hurried
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
         self._processes: list[TrackerProcess] = []
 
@@ -42,7 +45,8 @@ class Tracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        behind = finish_trackers(self._processes) if kind is None else finish_trackers(self._processes, STOPPED_SECONDS)
+        seconds = FINISH_SECONDS if kind is None and not self._hurried() else STOPPED_SECONDS
+        behind = finish_trackers(self._processes, seconds)
         subject = next(iter(self._subject.values()))
         for name in behind if kind is None else []:
             self._logger.warning("%s is behind; catch up: crucible track %s --tracker %s", name, subject, name)

@@ -109,7 +109,7 @@ def start_trackers(
     return started
 
 
-def finish_trackers(processes: Sequence[TrackerProcess], seconds: float = FINISH_SECONDS) -> list[str]:
+def finish_trackers(processes: Sequence[TrackerProcess], seconds: float) -> list[str]:
     """Let them all send what is left, for so many seconds at most; the names of those that could not."""
     for process in processes:
         process.finish()
