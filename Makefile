@@ -3,6 +3,7 @@
 # make bench        the figures of the README; make drill: prove recovery on this machine
 # make docs         the documentation as a site, in site/; broken links are errors
 # make upgrade-check  try the newest Prefect 3 in a scratch environment, and print what breaks
+# make screenshots  the pictures of docs/images that show sample records, of the running server, with Chromium
 # make clean        remove what these made, the installed environment included
 
 VENV := .venv
@@ -18,7 +19,7 @@ BENCHMARKS := training_step checkpoint_stall orchestration preprocess_memory est
 # Set in many images of containers: each process would compile this project again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow lint bench drill docs upgrade-check clean
+.PHONY: quickstart test test-slow lint bench drill docs upgrade-check screenshots clean
 
 quickstart: $(VENV)/installed
 	@$(BIN)/crucible quickstart
@@ -44,6 +45,10 @@ drill: $(VENV)/installed-dev
 docs: $(VENV)/installed
 	@$(INSTALL) --editable '.[docs]'
 	$(BIN)/zensical build --clean --strict
+
+screenshots: $(VENV)/installed-dev
+	$(BIN)/crucible up
+	$(BIN)/python -m scripts.screenshots --sample
 
 upgrade-check: $(VENV)/installed-dev
 	$(BIN)/python -m scripts.upgrade_check

@@ -307,7 +307,7 @@ def make(store: Store) -> None:
     attempt = finished.attempt(DOCKER, 5000, "first attempt")
     finished.end(attempt, EndReason.COMPLETED, "completed")
     finished.status(JobState.COMPLETED, "trained to the end")
-    sweep(store, "rates", [3e-5, 1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 6e-3, 2e-2])
+    sweep(store, "rates", [1e-4, 2e-4, 3e-4, 6e-4, 1e-3, 2e-3, 6e-3, 2e-2])
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
 """Take the pictures of the Prefect UI that the documentation shows.
 
     python -m scripts.screenshots JOB [--sweep SWEEP] [--out docs/images]
+    python -m scripts.screenshots --sample            (`make screenshots`)
 
-Needs a server that `crucible up` started, with a finished job of that name, and Chromium (`apt install chromium`). It
+Needs a server that `crucible up` started, and Chromium (`apt install chromium`). The first form shows a finished job of
+that name; the second one writes records of jobs that never ran (`scripts.sample_jobs`) into a store of their own,
+publishes their pages on the server as the flows do, and shows those: overview, reports, sweep, costs. The browser
 runs without a screen and is driven over its DevTools protocol: a page is taken once the text that matters is really
 there.
 """
@@ -33,8 +36,9 @@ from crucible.local import access
 from crucible.local.state import Home, State
 from tasks.reporting import artifact_key
 
-WIDTH, HEIGHT = 1360, 860
-PATIENCE_SECONDS = 60.0
+WIDTH, HEIGHT = 1440, 860
+PATIENCE_SECONDS = 240.0
+"""For a page, on a machine that is busy with training."""
 SETTLED_SECONDS = 1.5
 """A page that looks the same after so long is taken."""
 QUIET = (
@@ -68,24 +72,24 @@ class Page:
         self.send("Page.navigate", url=url)
         self._wait_for(needed)
 
-    def take(self, url: str, needed: str, path: Path, tallest: int = HEIGHT) -> None:
+    def take(self, url: str, needed: str, path: Path, tallest: int = HEIGHT, width: int = WIDTH) -> None:
         """Open `url`, wait for the text or selector `needed` to be there and the page to settle, and write a PNG.
 
         A page whose contents are taller than the window gets a window of their height, up to `tallest`.
         """
-        self._size(HEIGHT)
+        self._size(width, HEIGHT)
         self.open(url, needed)
         picture = self._settled()
         inside = "[...document.querySelectorAll('main, div')].map(e => e.scrollHeight)"
         height = int(self.evaluate(f"Math.max(document.documentElement.scrollHeight, ...{inside})"))
         if height > HEIGHT and tallest > HEIGHT:
-            self._size(min(height, tallest))
+            self._size(width, min(height, tallest))
             picture = self._settled()
         path.write_bytes(_smaller(picture))
         print(f"{path}  ({path.stat().st_size / 1e3:.0f} kB)  {url}")
 
-    def _size(self, height: int) -> None:
-        self.send("Emulation.setDeviceMetricsOverride", width=WIDTH, height=height, deviceScaleFactor=1, mobile=False)
+    def _size(self, width: int, height: int) -> None:
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def _wait_for(self, needed: str) -> None:
         shown = f"document.body?.innerText.includes({json.dumps(needed)})"
@@ -179,6 +183,74 @@ def take_all(home: Home, job: str, sweep: str | None, out: Path) -> None:
             page.take(f"{ui}/artifacts/artifact/{searched}", "img[src^='data:image/png']", out / "sweep.png", 1750)
 
 
+def publish_sample(home: Home, api_url: str) -> dict[str, str]:
+    """Publish the pages of the sample's jobs; returns the artifact's id of each picture's name."""
+    from datetime import UTC, datetime, timedelta
+
+    from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
+
+    from crucible.billing.budgets import BudgetLimit, budget_state
+    from crucible.billing.costs import attempt_costs
+    from crucible.catalog.offers import load_catalog
+    from crucible.jobs.job import Job
+    from crucible.prefect_compat.live_artifacts import LiveArtifact
+    from crucible.reports import job_report
+    from crucible.reports.costs import cost_page
+    from crucible.reports.overview import OverviewReader
+    from crucible.reports.overview_page import overview_page
+    from crucible.reports.sweep import sweep_report
+    from crucible.store import store_at
+    from crucible.sweeps.sweep import Sweep
+    from scripts import sample_jobs
+
+    with tempfile.TemporaryDirectory(prefix="crucible-sample-") as folder:
+        store = store_at(Path(folder, "store").as_uri())
+        sample_jobs.make(store)
+        now = datetime.now(UTC)
+        costs = attempt_costs(store, {offer.key: offer for offer in load_catalog()})
+        limits = [
+            BudgetLimit("shakespeare-monthly", 1.5, project="shakespeare"),
+            BudgetLimit("ablations-monthly", 1.0, project="ablations", stop_jobs=True),
+            BudgetLimit("ada-daily", 2.0, period="day", owner="ada"),
+        ]
+        states = [budget_state(limit, costs, now) for limit in limits]
+        sweep = Sweep(store, "rates")
+        pages = {
+            "overview": ("overview", overview_page(OverviewReader(store).read())),
+            "report-running": ("job-shakespeare-large", job_report(Job(store, "shakespeare-large"))),
+            "report-five-attempts": ("job-shakespeare-spot", job_report(Job(store, "shakespeare-spot"))),
+            "sweep-running": ("sweep-rates", sweep_report(sweep, sweep.ranked())),
+            "cost-report": ("cost-report-week", cost_page(costs, "Costs", now - timedelta(days=7), now, states)),
+        }
+    settings = {PREFECT_API_URL: api_url, PREFECT_API_AUTH_STRING: access.auth_string(home)}
+    with temporary_settings(updates=settings):
+        return {
+            name: str(LiveArtifact(key, "markdown").publish(page, "Made from sample records"))
+            for name, (key, page) in pages.items()
+        }
+
+
+def take_sample(home: Home, out: Path) -> None:
+    """The pages of the sample, on a wide window and on a telephone, and the form of a deployment's parameters."""
+    api_url = State.load(home).api_url
+    if api_url is None:
+        raise CrucibleError("no local server is running; run: crucible up")
+    ui = api_url.removesuffix("/api") + "/v2"
+    pages = publish_sample(home, api_url)
+    with access.connect(home, api_url) as api:
+        named = _answer(api, "/deployments/filter", {"deployments": {"name": {"any_": ["train-nanogpt"]}}})
+    out.mkdir(parents=True, exist_ok=True)
+    with chromium() as page:
+        page.open(access.login_link(home, f"{ui}/dashboard"), "Flow Runs")
+        for name, artifact in pages.items():
+            page.take(f"{ui}/artifacts/artifact/{artifact}", "img[src^='data:image/png']", out / f"{name}.png", 1750)
+        telephone = out / "overview-telephone.png"
+        page.take(f"{ui}/artifacts/artifact/{pages['overview']}", "img[src^='data:image/png']", telephone, 1750, 390)
+        if named:
+            form = f"{ui}/deployments/deployment/{named[0]['id']}/run"
+            page.take(form, "Parameters", out / "parameter-form.png", 1750)
+
+
 def _newest_artifact(api: httpx.Client, key: str) -> str | None:
     found = _answer(
         api, "/artifacts/filter", {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
@@ -195,12 +267,18 @@ def _answer(api: httpx.Client, path: str, body: dict[str, Any]) -> list[dict[str
 def main() -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", help="name of a finished job")
+    parser.add_argument("job", nargs="?", help="name of a finished job")
+    parser.add_argument("--sample", action="store_true", help="pages of jobs that never ran, instead of a job's")
     parser.add_argument("--sweep", help="name of a finished sweep, for a picture of its page")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder for the pictures")
     options = parser.parse_args()
+    if bool(options.job) == options.sample:
+        parser.error("give a job or --sample")
     try:
-        take_all(Home.current(), options.job, options.sweep, options.out)
+        if options.sample:
+            take_sample(Home.current(), options.out)
+        else:
+            take_all(Home.current(), options.job, options.sweep, options.out)
     except (CrucibleError, httpx.HTTPError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -248,3 +249,16 @@ def test_unfinished_uploads_and_the_scratch_of_dead_attempts_go(store: Store, tm
         assert (tmp_path / "scratch/alive/attempt-0001").exists()
     assert not (tmp_path / "scratch/dead/attempt-0001").exists()
     assert [path.name for path in root.rglob(".partial/*")] == ["new", "new"]
+
+
+def test_an_unfinished_multipart_upload_goes(s3_store: Store, tmp_path: Path) -> None:
+    store: Any = s3_store
+    where = {"Bucket": store.bucket, "Key": f"{store.prefix}/jobs/a/big"}
+    store._s3.call_s3("create_multipart_upload", **where)
+    store.write("jobs/a/job.json", b"{}")
+    request = CleanupRequest(kinds={Kind.UPLOADS})
+    (removal,) = plan_cleanup(store, request, tmp_path).removals
+    assert removal.name.endswith(":jobs/a/big")
+    clean_up(plan_cleanup(store, request, tmp_path))
+    assert not store.unfinished_uploads()
+    assert store.exists("jobs/a/job.json")
