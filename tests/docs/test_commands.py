@@ -213,6 +213,7 @@ NOT_EXECUTED = {
     "crucible prices import": "needs SkyPilot's tables of prices",
     "crucible sky pool": "needs SkyPilot in an environment of its own",
     "crucible sky setup": "downloads SkyPilot",
+    "crucible serve": "needs a trained model and stays; tests/serving serve one",
     "crucible tensorboard": "opens a server that stays, of a package of the extra `tensorboard`",
     "crucible ui": "opens a browser",
     "crucible images ls": "needs a Docker engine with images",
