@@ -97,7 +97,7 @@ def _start(request: StageRequest, attempt: int) -> FlowRun:
     return start_run(
         f"{stage}/{pool}",
         missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; a pool that an earlier version "
-        f"has set up gets it when it is set up again: {COMMANDS[pool][0]}",
+        f"has set up gets it when it is set up again: {COMMANDS.get(pool, ('crucible up',))[0]}",
         what=f"{stage} on {pool}",
         parameters=request.parameters,
         flow_run_name=f"{spec.job_id}-{stage}",
