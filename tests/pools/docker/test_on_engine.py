@@ -243,27 +243,27 @@ def test_two_containers_train_together_and_one_that_is_killed_costs_no_bit(
         prefect.create_deployment(flow_id=flow, name="local", entrypoint="flows/train.py:train")
     bring_up(prefect_server.home, lambda part, status: None, gpus="0", image=image)
     info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=20_000), store)
-    config = TrainConfig.preset("debug", max_iters=60, checkpoint_interval_seconds=0.2, **KERNELS, **SMALL)
+    config = TrainConfig.preset("debug", max_iters=1_000_000, checkpoint_interval_seconds=0.2, **KERNELS, **SMALL)
     two = Resources(nodes="2", gpus=0)
     launcher = PrefectLauncher(store.uri, "test", "", two)
-    weights = []
-    for kill in (False, True):
+    weights, last = [], 0
+    for kill in (True, False):
         name = f"two-{uuid4().hex[:6]}"
-        spec = JobSpec(job_id=name, config=config, dataset=info.digest, resources=two)
-        job = Job.create(store, spec)
+        job = Job.create(store, JobSpec(job_id=name, config=config, dataset=info.digest, resources=two))
         launcher._runs.clear()
-        attempt_of(job, launcher, 1, nodes=2)
         if kill:
+            attempt_of(job, launcher, 1, nodes=2)
             committed(job.attempt(1))
             client.containers.get(f"{name}-attempt-1-node-1").kill()
-            outcome = eventually(lambda job=job: job.attempt(1).read_outcome())
+            outcome = eventually(job.attempt(1).read_outcome)
             assert outcome.end_reason is EndReason.INTERRUPTED, outcome
             assert "node 1" in outcome.message
-            attempt_of(job, launcher, 2, nodes=2)
-        last = job.attempt(2 if kill else 1)
-        outcome = eventually(last.read_outcome)
-        assert outcome.end_reason is EndReason.COMPLETED, outcome
-        claim = last.read_claim()
+            last = outcome.committed_step + 50
+        number = 2 if kill else 1
+        attempt_of(job, launcher, number, nodes=2, stop_at_step=last)
+        outcome = eventually(job.attempt(number).read_outcome)
+        assert (outcome.end_reason, outcome.committed_step) == (EndReason.PAUSED, last), outcome
+        claim = job.attempt(number).read_claim()
         assert claim is not None
         assert claim.nodes == 2
         newest = Checkpoints(job).list()[0]
