@@ -126,8 +126,6 @@ def test_a_search_is_checked_and_sent_as_the_flow_takes_it(folder: Path) -> None
     assert request.search() == {"space": {"lr": {"choice": [1, 2]}}, "metric": "accuracy", "goal": "max"}
     assert "there is no file space.yaml" in refusal("tune --dry-run --space space.yaml")
     assert "'rl' stands nowhere" in refusal("tune --dry-run --space 'rl: [1]'")
-    (folder / "crucible.yaml").write_text("preprocess: {command: python train.py}\n")
-    assert "preprocess: a search does not run it" in refusal("tune --dry-run --space 'lr: [1]' -- python train.py {lr}")
     (folder / "crucible.yaml").unlink()
     assert "space: there is none" in refusal("tune --dry-run -- python train.py")
 
