@@ -9,7 +9,7 @@ import pytest
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint
 from crucible.jobs.records import EndReason
-from tests.tasks.training_on_nodes import STEPS, new_job, rows_of_steps, run
+from tests.tasks.training_on_nodes import ENDLESS, STEPS, new_job, rows_of_steps, run
 
 pytestmark = pytest.mark.slow
 
@@ -19,17 +19,17 @@ def weights(checkpoint: Checkpoint) -> str:
 
 
 def test_a_node_that_dies_costs_time_and_no_bit(tmp_path: Path) -> None:
-    undisturbed = new_job(tmp_path / "undisturbed")
-    assert run(undisturbed, 1, 2, tmp_path / "undisturbed").end_reason is EndReason.COMPLETED
-
-    killed = new_job(tmp_path / "killed")
+    killed = new_job(tmp_path / "killed", max_iters=ENDLESS)
     first = run(killed, 1, 2, tmp_path / "killed", kill_at=17)
     assert first.end_reason is EndReason.INTERRUPTED
     assert "node 1" in first.message
-    assert run(killed, 2, 2, tmp_path / "killed").end_reason is EndReason.COMPLETED
+    last = first.committed_step + 20
+    assert run(killed, 2, 2, tmp_path / "killed", stop_at=last).end_reason is EndReason.PAUSED
 
+    undisturbed = new_job(tmp_path / "undisturbed", max_iters=ENDLESS)
+    assert run(undisturbed, 1, 2, tmp_path / "undisturbed", stop_at=last).end_reason is EndReason.PAUSED
     one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (STEPS, STEPS)
+    assert (one.step, other.step) == (last, last)
     assert weights(one) == weights(other)
 
 

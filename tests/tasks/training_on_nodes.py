@@ -36,6 +36,8 @@ PROJECT = Path(__file__).parents[2]
 JOB = "on-nodes"
 ROWS = "TEST_ROWS_FOLDER"
 STEPS = 40
+ENDLESS = 100_000
+"""Steps of a training that is stopped: an idle machine makes forty before anybody could kill one of its nodes."""
 
 
 def new_job(folder: Path, **changes: Any) -> Job:

@@ -15,15 +15,15 @@ from crucible.jobs.records import EndReason, Launch, Outcome
 from crucible.pools.aws.nodes import NODE_TAG, create_tasks
 from tests.pools.aws.conftest import PULL_STEPS, Pool
 from tests.tasks.test_training_on_nodes import weights
-from tests.tasks.training_on_nodes import STEPS, new_job
+from tests.tasks.training_on_nodes import ENDLESS, new_job
 from tests.waiting import until
 
 KILL_AT = 17
 
 
-def submit(pool: Pool, job: Job, number: int) -> FlowRun:
+def submit(pool: Pool, job: Job, number: int, stop_at: int | None = None) -> FlowRun:
     """The flow run of an attempt on two nodes, as the supervising flow starts it."""
-    job.decide(Launch(number=number, pool="ec2-spot", reason="test", nodes=2, usd_per_hour=2.0))
+    job.decide(Launch(number=number, pool="ec2-spot", reason="test", nodes=2, usd_per_hour=2.0, stop_at_step=stop_at))
     deployment = pool.client.create_deployment(
         flow_id=pool.client.create_flow_from_name("train"),
         name=f"nodes-{uuid.uuid4().hex[:8]}",
@@ -51,25 +51,25 @@ def further(pool: Pool, job: Job, number: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_machine_that_is_lost_costs_time_and_no_bit(pool: Pool, tmp_path: Path) -> None:
-    undisturbed = new_job(tmp_path / "undisturbed")
-    submit(pool, undisturbed, 1)
-    assert outcome(undisturbed, 1).end_reason is EndReason.COMPLETED
-    claim = undisturbed.attempt(1).read_claim()
-    assert claim is not None
-    assert claim.nodes == 2
-
-    killed = new_job(tmp_path / "killed")
+    killed = new_job(tmp_path / "killed", max_iters=ENDLESS)
     submit(pool, killed, 1)
     until(lambda: (beat := killed.attempt(1).read_heartbeat()) and beat.step >= KILL_AT, 400)
     pool.cloud.fault("reclaim", instance=further(pool, killed, 1)["instance"])
     ended = outcome(killed, 1)
     assert ended.end_reason is EndReason.INTERRUPTED, ended
     assert "node 1" in ended.message
-    submit(pool, killed, 2)
-    assert outcome(killed, 2).end_reason is EndReason.COMPLETED
+    last = ended.committed_step + 20
+    submit(pool, killed, 2, stop_at=last)
+    assert outcome(killed, 2).end_reason is EndReason.PAUSED
+    claim = killed.attempt(2).read_claim()
+    assert claim is not None
+    assert claim.nodes == 2
 
+    undisturbed = new_job(tmp_path / "undisturbed", max_iters=ENDLESS)
+    submit(pool, undisturbed, 1, stop_at=last)
+    assert outcome(undisturbed, 1).end_reason is EndReason.PAUSED
     one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (STEPS, STEPS)
+    assert (one.step, other.step) == (last, last)
     assert weights(one) == weights(other)
 
 

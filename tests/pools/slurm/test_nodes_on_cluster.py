@@ -15,7 +15,7 @@ from crucible.pools.slurm import script
 from crucible.rehearsal.slurm.cluster import LocalCluster
 from tests.pools.slurm.test_on_cluster import Jobs
 from tests.tasks.test_training_on_nodes import weights
-from tests.tasks.training_on_nodes import PROJECT, ROWS, STEPS, new_job
+from tests.tasks.training_on_nodes import ENDLESS, PROJECT, ROWS, new_job
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -27,10 +27,12 @@ def jobs(cluster: LocalCluster, tmp_path: Path) -> Jobs:
     return Jobs(cluster, tmp_path / "logs")
 
 
-def submit(jobs: Jobs, job: Job, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def submit(
+    jobs: Jobs, job: Job, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None
+) -> str:
     """One batch job of two nodes, which runs the attempt as a flow run would."""
     (folder / "rows").mkdir(exist_ok=True)
-    job.decide(Launch(number=number, pool="slurm", reason="test", nodes=2))
+    job.decide(Launch(number=number, pool="slurm", reason="test", nodes=2, stop_at_step=stop_at))
     program = "python -m tests.tasks.training_on_nodes"
     further = f"{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK"
     monkeypatch.setattr(script, "FURTHER_NODE", further)
@@ -56,14 +58,7 @@ def outcome(job: Job, number: int) -> Outcome:
 def test_a_node_that_dies_costs_time_and_no_bit(
     cluster: LocalCluster, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = new_job(tmp_path / "undisturbed")
-    job_id = submit(jobs, undisturbed, 1, tmp_path / "undisturbed", monkeypatch)
-    assert outcome(undisturbed, 1).end_reason is EndReason.COMPLETED, jobs.output(job_id)
-    assert jobs.end(job_id).state == "COMPLETED", jobs.output(job_id)
-    claim = undisturbed.attempt(1).read_node_report(1)
-    assert claim is not None
-
-    killed = new_job(tmp_path / "killed")
+    killed = new_job(tmp_path / "killed", max_iters=ENDLESS)
     job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch)
     until(lambda: (beat := killed.attempt(1).read_heartbeat()) and beat.step >= KILL_AT, 300)
     _, second = cluster.nodes
@@ -76,9 +71,14 @@ def test_a_node_that_dies_costs_time_and_no_bit(
         cluster.start_node(second)
     jobs.end(job_id)
     cluster.wait_until_idle()
-    job_id = submit(jobs, killed, 2, tmp_path / "killed", monkeypatch)
-    assert outcome(killed, 2).end_reason is EndReason.COMPLETED, jobs.output(job_id)
+    last = ended.committed_step + 20
+    job_id = submit(jobs, killed, 2, tmp_path / "killed", monkeypatch, stop_at=last)
+    assert outcome(killed, 2).end_reason is EndReason.PAUSED, jobs.output(job_id)
 
+    undisturbed = new_job(tmp_path / "undisturbed", max_iters=ENDLESS)
+    job_id = submit(jobs, undisturbed, 1, tmp_path / "undisturbed", monkeypatch, stop_at=last)
+    assert outcome(undisturbed, 1).end_reason is EndReason.PAUSED, jobs.output(job_id)
+    assert jobs.end(job_id).state == "COMPLETED", jobs.output(job_id)
     one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (STEPS, STEPS)
+    assert (one.step, other.step) == (last, last)
     assert weights(one) == weights(other)
