@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from crucible.cli.main import build_app
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, now
 from crucible.jobs.status import JobState, JobStatus
@@ -155,3 +158,14 @@ def test_an_interrupted_job_says_why_it_is_where_it_is(store: Store, tmp_path: P
     (line,) = OverviewReader(store).read().jobs
     assert (line.pool, line.attempts) == ("modal", 2)
     assert line.why == "no spot capacity: modal is the cheapest that is ready"
+
+
+def test_the_command_shows_the_same_as_a_table_and_as_json(store: Store, tmp_path: Path) -> None:
+    running(store, tmp_path)
+    shown = CliRunner().invoke(build_app(), ["overview", "--store", store.uri], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    assert "running" in shown.output
+    assert "30%  2.3449" in shown.output
+    found = json.loads(CliRunner().invoke(build_app(), ["overview", "--store", store.uri, "--json"]).stdout)
+    (job,) = found["jobs"]
+    assert (job["job"], job["step"]) == ("running", 600)
