@@ -92,7 +92,7 @@ def _under_crucible(stage: Stage, folder: Path, command: list[str]) -> tuple[flo
     began = time.monotonic()
     stage.crucible("run", "--json", "--name", folder.name, "--folder", str(folder), "--", *command)
     whole = time.monotonic() - began
-    return _step_seconds(stage.crucible("jobs", "logs", folder.name)), whole
+    return _step_seconds(stage.crucible("logs", folder.name, "--raw")), whole
 
 
 def _step_seconds(printed: str) -> float:
