@@ -193,6 +193,8 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
             )
             try:
                 await sky.down(cluster.name)
+            except ClusterLost:
+                continue  # another worker was faster
             except SkyFailure as failure:
                 self._logger.error("Cluster %s could not be taken down and costs money: %s", cluster.name, failure)
 

@@ -121,6 +121,9 @@ def tail_logs(name: str, job_id: int | None, *, follow: bool, tail: int, output_
 
 def down(name: str) -> None:
     _trouble("down")
-    (ROOT / "clusters" / f"{name}.json").unlink(missing_ok=True)
+    try:
+        (ROOT / "clusters" / f"{name}.json").unlink()
+    except FileNotFoundError:
+        raise type("ClusterDoesNotExist", (ValueError,), {})(f"Cluster {name!r} does not exist.") from None
     with (ROOT / "downed").open("a") as log:
         log.write(name + "\n")
