@@ -197,7 +197,8 @@ def test_launching_twice_gives_one_cluster_which_the_next_worker_finds_and_aband
     )
 
     async def recover(worker: SkyWorker) -> None:
-        await worker.end_abandoned({run.id})
+        # At once, as when the heartbeat of another worker does the same.
+        await asyncio.gather(worker.end_abandoned({run.id}), worker.end_abandoned({run.id}))
         watching = asyncio.create_task(worker.take_over(run))
         while runs.read(run).infrastructure_pid != pid_of(runs.cluster(run)):
             await asyncio.sleep(0.01)
