@@ -13,6 +13,8 @@ PROGRESS_SECONDS = 2.0
 """Between two states of a progress bar that are passed on."""
 _UP = b"\x1b[A"
 """A bar below another one begins with a line end, and ends with the cursor moved up again."""
+_TRACEBACK = "Traceback (most recent call last):"
+"""A bar that an exception has stopped has no line end: the traceback begins right behind it."""
 _BAR = re.compile(r"\d+%\|.*\| *\d+/\d+ \[")
 
 
@@ -31,7 +33,9 @@ class Lines:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._held = b""
-        """The line so far; after a `\\r` the state that the next one overwrites."""
+        """The line so far."""
+        self._state = b""
+        """What the last `\\r` of this line left on show, for a line end that comes right after it."""
         self._dropped = 0
         self._shown_at = -PROGRESS_SECONDS
 
@@ -61,6 +65,10 @@ class Lines:
     def _line(self) -> Iterator[Line]:
         self._held = self._held if self._held.strip() else self._state  # "text\r\n"
         nested, text = _UP in self._held, self._text()
+        before = text.removesuffix(_TRACEBACK).rstrip()
+        if before != text and before and (self._state or _BAR.search(before)):
+            yield Line(before)
+            text = _TRACEBACK
         if text or not nested:
             yield Line(text, not (nested and _BAR.search(text)) or self._due())
         self._held, self._state, self._dropped = b"", b"", 0

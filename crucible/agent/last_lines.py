@@ -5,10 +5,15 @@ from __future__ import annotations
 import re
 from collections import deque
 
+from crucible.errors import ObjectMissing
+from crucible.jobs.job import Attempt
+
 TAIL_LINES = 20
 KEPT_LINES = 200
 LONGEST = 2000
 """Characters of a line that are kept."""
+PARTS = 2
+"""Objects of an attempt's output that are read for its last lines: the newest one may have begun just now."""
 _PREFIX = r"(?:\[\w*rank\d+\]:\s?)?"
 """torchrun's, before each line of a rank."""
 _TRACEBACK = re.compile(rf"^{_PREFIX}Traceback \(most recent call last\):")
@@ -53,3 +58,16 @@ class LastLines:
     @staticmethod
     def _tracebacks(lines: list[str]) -> list[int]:
         return [number for number, line in enumerate(lines) if _TRACEBACK.match(line)]
+
+
+def read_last_lines(attempt: Attempt) -> list[str]:
+    """The last lines that an attempt printed, a traceback whole, from the store."""
+    lines = LastLines()
+    for part in attempt.list_output()[-PARTS:]:
+        try:
+            text = attempt.read_output_part(part.number).decode(errors="replace")
+        except ObjectMissing:  # cleaned up meanwhile
+            continue
+        for line in text.splitlines():
+            lines.add(line)
+    return lines.tail()

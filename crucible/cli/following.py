@@ -28,11 +28,13 @@ class Screen:
         from rich.live import Live
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+        from crucible.agent.last_lines import LastLines
         from crucible.jobs.job import Job
         from crucible.jobs.printed import PrintedLines
 
         self._console = Console(stderr=True, markup=False, highlight=False)
         self._lines: deque[str] = deque(maxlen=LINES)
+        self._last = LastLines()
         self._log, self._looked, self._stage = PrintedLines(Job(store, job)), 0.0, ""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=self._console)
@@ -60,6 +62,8 @@ class Screen:
         new: list[str] = []
         if standing.state in FINAL or time.monotonic() - self._looked > LOG_SECONDS:
             new, self._looked = [printable(line.text) for line in self._log.read_new()], time.monotonic()
+        for line in new:
+            self._last.add(line)
         if self._console.is_terminal:
             self._lines.extend(new)
             show(self._bar, self._task, standing)
@@ -88,6 +92,13 @@ class Screen:
         if stops and self._console.is_terminal:  # what is printed under a live display goes away with it
             self._live.start()
         return stops
+
+    def leave_last_lines(self) -> None:
+        """Print what the script printed last, a traceback whole; without a terminal every line is there already."""
+        if self._console.is_terminal:
+            self._live.stop()
+            for line in self._last.tail():
+                self._console.print(f"  {line}", soft_wrap=True, style="dim")
 
     def say(self, message: str) -> None:
         """Print a message that stays."""

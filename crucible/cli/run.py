@@ -134,6 +134,8 @@ def follow_run(flow_run: str, store: Store, job: str) -> Standing:
             try:
                 for standing in follow(api, flow_run, store, job):
                     screen.show(standing)
+                if standing.state == "FAILED":
+                    screen.leave_last_lines()
                 return standing
             except KeyboardInterrupt:
                 if stopping or not screen.ask_stop():
@@ -179,6 +181,8 @@ def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None
     if standing.state == "CANCELLED":
         typer.echo(f"{'':10}go on: crucible jobs continue {job}", err=True)
         raise typer.Exit(EXIT_STOPPED)
+    if summary is not None and summary.attempts:
+        typer.echo(f"{'':10}everything that it printed: crucible logs {job}", err=True)
     raise typer.Exit(EXIT_FAILED)
 
 

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from crucible.agent.last_lines import read_last_lines
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
 from crucible.formatting import (
@@ -30,6 +31,8 @@ from crucible.reports.picture import data_uri, loss_curve, panels
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
 from crucible.trackers.records import TrackerRecord, read_records
 
+FENCE = "`" * 6
+"""Around printed lines, which may have a fence of their own."""
 _STATES = {
     None: "Not started",
     JobState.RUNNING: "Running",
@@ -55,6 +58,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts.append(f"Forked from `{parent.job}` at step {parent.step:,}; what came before is in that job's report.")
     if summary.reason:
         parts.append(summary.reason)
+    parts += _printed_last(job, summary)
     if trackers := read_records(job):
         parts.append("Also in " + ", ".join(map(_tracker, trackers)))
     if summary.warnings:
@@ -83,6 +87,18 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
     return "\n\n".join(parts) + "\n"
+
+
+def _printed_last(job: Job, summary: JobSummary) -> list[str]:
+    """The last lines of the attempt that a job failed with; the cause is among them."""
+    if summary.state not in (JobState.FAILED, JobState.STOPPED) or not summary.attempts:
+        return []
+    number = summary.attempts[-1].number
+    if not (lines := read_last_lines(job.attempt(number))):
+        return []
+    text = "\n".join(printable(line) for line in lines)
+    everything = f"Everything that it printed: `crucible logs {job.job_id} --attempt {number}`"
+    return ["## What it printed last", f"{FENCE}text\n{text}\n{FENCE}", everything]
 
 
 def _tracker(record: TrackerRecord) -> str:

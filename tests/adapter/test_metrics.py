@@ -142,11 +142,18 @@ def test_progress_bars_and_endless_lines_stay_small() -> None:
     bar, line = lines.feed(b"\r\x1b[A{'eval_loss': 1.0}\n")
     assert (bar.text, line.text) == ("99%|#| 99/100 [00:01<00:01]", "{'eval_loss': 1.0}")
 
+    (bar, began) = lines.feed(b"\r99%|#| 99/100 [00:01<00:01]Traceback (most recent call last):\n")
+    assert (bar.text, began.text) == ("99%|#| 99/100 [00:01<00:01]", "Traceback (most recent call last):")
+
     for _ in range(100):
         assert not list(lines.feed(b"x" * 10_000))
     (line,) = lines.feed(b"\n")
     assert line.text.startswith("x" * LONGEST_LINE)
     assert line.text.endswith(f"[{1_000_000 - LONGEST_LINE:,} more bytes in this line]")
+
+
+def test_a_script_may_print_an_empty_line_first() -> None:
+    assert [line.text for line in Lines().feed(b"\nstep 0\n")] == ["", "step 0"]
 
 
 def test_lightning_chooses_the_bar_that_prints_as_it_moves(tmp_path: Path) -> None:

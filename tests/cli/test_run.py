@@ -253,6 +253,25 @@ def test_the_exit_code_says_how_it_ended(state: str, code: int, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["state"] == state
 
 
+def test_a_terminal_keeps_the_whole_traceback_of_a_script_that_failed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lines under the bar are eight, cut at the terminal's width, and go away with it."""
+    job = Job.create(store, JobSpec(job_id="mine", script=ScriptConfig(command=["true"])))
+    job.decide(Launch(number=1, pool="local", reason="test"))
+    frames = [f'  File "/a/{"long/" * 40}train.py", line {number}, in deeper' for number in range(30)]
+    printed = ["loaded"] * 400 + ["Traceback (most recent call last):", *frames, "ValueError: no such column"]
+    job.attempt(1).write_output(0, "".join(f"{line}\n" for line in printed).encode())
+    monkeypatch.setattr(
+        "crucible.local.follow.follow", lambda *_: iter([Standing("FAILED", "exit code 1: ValueError", None)])
+    )
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    run.follow_run("a-run", store, "mine")
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).rpartition("Traceback")[2].splitlines()
+    assert [line[2:] for line in shown[1:]] == printed[-31:]
+
+
 @pytest.mark.parametrize("answer", ["d", "s"])
 def test_ctrl_c_asks_whether_to_detach_or_to_stop(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: str

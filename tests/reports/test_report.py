@@ -68,6 +68,21 @@ def test_a_job_without_attempts_has_a_page(store: Store, tmp_path: Path) -> None
     assert "## Attempts" not in page
 
 
+def test_a_job_that_failed_shows_what_it_printed_last_with_the_traceback_whole(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    attempt = past.attempt(0, 10, [])
+    frames = [f'  File "train.py", line {number}, in deeper' for number in range(30)]
+    printed = ["loaded"] * 400 + ["Traceback (most recent call last):", *frames, "ValueError: no such column: ```"]
+    attempt.write_output(0, "".join(f"{line}\n" for line in printed[:410]).encode())
+    attempt.write_output(1, "".join(f"{line}\n" for line in printed[410:]).encode())
+    past.status(JobState.FAILED, "ValueError: no such column")
+
+    page = job_report(past.job)
+
+    assert "\n".join(["``````text", *printed[-32:], "``````"]) in page
+    assert "`crucible logs shakespeare --attempt 1`" in page
+
+
 def test_an_attempt_that_never_started_is_listed(store: Store, tmp_path: Path) -> None:
     past = Past(store, tmp_path)
     first = past.attempt(0, 100, [])
