@@ -16,6 +16,24 @@ PIPE_WIDTH = 240
 """Columns of a table that goes to a file or another program, so that each row stays on one line."""
 
 
+def without_credentials(text: str) -> str:
+    """The text, its URLs without user and password.
+
+    >>> without_credentials("no answer from http://ann:secret@tracker:5000/api, tell ann@example.org")
+    'no answer from http://tracker:5000/api, tell ann@example.org'
+    """
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
+
+
+def url_label(url: str) -> str:
+    """The URL without user, password and query, any of which may be a secret.
+
+    >>> url_label("postgresql://ann:se@cret@host/runs?password=secret")
+    'postgresql://host/runs'
+    """
+    return without_credentials(re.split("[?#]", url)[0])
+
+
 def duration(seconds: float) -> str:
     """A measured time: two units at most.
 

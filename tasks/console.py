@@ -10,10 +10,11 @@ Prefect prints all parameters of a run that it refuses, and with them the passwo
 from __future__ import annotations
 
 import logging
-import re
 from functools import partial
 
 from prefect.logging.handlers import PrefectConsoleHandler
+
+from crucible.formatting import without_credentials
 
 
 def outlive_the_console() -> None:
@@ -25,8 +26,8 @@ def outlive_the_console() -> None:
 
 
 def hide_url_credentials(record: logging.LogRecord) -> bool:
-    """A log filter: whatever stands before the @ of a URL is taken out of the message."""
-    record.msg, record.args = re.sub(r"(\w://)[^/@\s]+@", r"\1", record.getMessage()), ()
+    """A log filter: users and passwords of URLs are taken out of the message."""
+    record.msg, record.args = without_credentials(record.getMessage()), ()
     return True
 
 

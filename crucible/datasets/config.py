@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, model_validator
 
+from crucible.formatting import url_label
 from crucible.settings import Settings, invalid
 
 SHAKESPEARE_URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -19,12 +20,6 @@ DEFAULT_BPE_TOKENS = 4096
 DEFAULT_CHARACTERS = 1024
 SMALLEST_BPE = 257
 """256 bytes and the end-of-text token."""
-
-
-def url_label(url: str) -> str:
-    """The URL without user, password and query, any of which may be a secret."""
-    parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 
 
 class DatasetConfig(Settings):

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from crucible.datasets.config import url_label
 from crucible.datasets.disk import require_free_space, sweep, writing_to
 from crucible.datasets.progress import Progress, ProgressCallback
 from crucible.errors import DataError, SourceUnreachable
+from crucible.formatting import url_label
 from crucible.home import crucible_home
 
 _BLOCK_BYTES = 1 << 20

@@ -18,12 +18,13 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
-from crucible.datasets.config import SHAKESPEARE_SHA256, SHAKESPEARE_URL, DatasetConfig, url_label
+from crucible.datasets.config import SHAKESPEARE_SHA256, SHAKESPEARE_URL, DatasetConfig
 from crucible.datasets.disk import require_free_space, writing_to
 from crucible.datasets.download import fetch_url
 from crucible.datasets.progress import Progress, ProgressCallback
 from crucible.datasets.text import Document, find_cut, read_blocks
 from crucible.errors import DataError
+from crucible.formatting import url_label
 from crucible.home import local_path
 
 STDLIB_BYTES = 4_000_000

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crucible.formatting import url_label
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Row
@@ -47,8 +48,7 @@ class MlflowRun:
         run = self._find(experiment) or self._create(request, experiment)
         self.run_id = run.info.run_id
         self.newest_step: int | None = int(run.data.tags.get(STEP_TAG, -1))
-        page = f"{address}/#/experiments/{experiment}/runs/{self.run_id}"
-        self.url = page if address.startswith("http") else f"mlflow ui --backend-store-uri {address}"
+        self.url = where_shown(address, experiment, self.run_id)
 
     def send(self, rows: Sequence[Row]) -> None:
         """One row is never split: the tag with the newest step goes in the same request as its metrics."""
@@ -122,6 +122,14 @@ class MlflowRun:
             self._client.create_registered_model(name, description=f"Trained by Crucible as job {name}.")
         self._client.create_model_version(name, source, self.run_id, description=card)
         self._client.set_tag(self.run_id, MODEL_TAG, folder)
+
+
+def where_shown(address: str, experiment: str, run_id: str) -> str:
+    """The run's page at a server, or the command that shows a database; neither holds a password."""
+    label = url_label(address)
+    if address.startswith("http"):
+        return f"{label}/#/experiments/{experiment}/runs/{run_id}"
+    return f"mlflow ui --backend-store-uri {label}"
 
 
 def _local_database() -> str:

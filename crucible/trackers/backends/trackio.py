@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from crucible.errors import ServiceError
+from crucible.formatting import url_label
 from crucible.jobs.metrics import Row
 from crucible.trackers.backends.base import RunEnd, RunRequest
 from crucible.trackers.points import shown_metrics
@@ -31,7 +32,7 @@ class TrackioRun:
         at_server = config.url.startswith(("http://", "https://"))
         self._where = {"server_url": config.url} if at_server else {"space_id": config.url or None}
         self.run_id = request.spec.job_id
-        remote = config.url if at_server else f"https://huggingface.co/spaces/{config.url}"
+        remote = url_label(config.url) if at_server else f"https://huggingface.co/spaces/{config.url}"
         self.url = remote if config.url else f"trackio show --project {request.project}"
         self.newest_step: int | None = None if config.url else self._newest_step()
 
