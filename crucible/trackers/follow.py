@@ -12,7 +12,7 @@ from datetime import datetime
 from crucible.checkpoints.manifest import MODELS
 from crucible.contract import step_name
 from crucible.errors import ObjectMissing, RecordDamaged, StoreError
-from crucible.formatting import duration
+from crucible.formatting import duration, without_credentials
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.status import JobStatus, status_of
@@ -43,16 +43,17 @@ class JobTracker:
         self._metrics = Metrics(job)
         self._record: TrackerRecord | None = None
         self._run: TrackedRun | None = None
-        self._settled: datetime | None = None
+        self._settled: tuple[datetime, bool] | None = None
 
-    def update(self, finish: bool) -> None:
+    def update(self, finish: bool, last: bool = False) -> None:
         """Send what is final by now.
 
-        `finish`: a job that has ended is finished at the tracker, too; it may be continued all the same. Raises
-        `StoreError`, and what the tracker raises.
+        `finish`: a job that has ended is finished at the tracker, too; it may be continued all the same. `last`: a
+        finished one is looked at again, since it may have been evaluated. Raises `StoreError`, and what the tracker
+        raises.
         """
         status = status_of(self.job)
-        if status is not None and status.at == self._settled and not finish:
+        if status is not None and (status.at, finish) == self._settled and not last:
             return  # nothing happens to it until somebody continues it
         record = self._read_record()
         progress = read_progress(self.job)
@@ -67,7 +68,6 @@ class JobTracker:
                 write_record(self.job, record)
         if not progress.over or status is None:
             return
-        self._settled = status.at
         if finish and record.step >= 0:
             end = self._read_end(status)
             if not record.finished or record.model != end.model:
@@ -75,6 +75,7 @@ class JobTracker:
                 self._run = None
                 record.finished, record.model = True, end.model
                 write_record(self.job, record)
+        self._settled = status.at, finish
 
     def close(self) -> None:
         """Leave the run to the next process."""
@@ -155,7 +156,7 @@ class Follower:
         for tracker in list(self._trackers.values()):
             with self._watched(), self._reported("does not take the metrics of " + tracker.job.job_id) as failed:
                 try:
-                    tracker.update(ending or self.finish_at_once)
+                    tracker.update(ending or self.finish_at_once, last=ending)
                 except StoreError:
                     failures += 1
                     continue
@@ -174,7 +175,7 @@ class Follower:
         try:
             yield failed
         except Exception as error:  # noqa: BLE001 - whatever a tracker's library raises, the training goes on
-            message = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            message = without_credentials(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
             failed.append(message)
             self._delay = min(LONGEST_DELAY_SECONDS, max(FIRST_DELAY_SECONDS, 2 * self._delay))
             if not self._failed:

@@ -16,12 +16,14 @@ from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
 from crucible.store import FileStore, Store
 from crucible.trackers.backends.base import RunRequest
+from crucible.trackers.backends.mlflow import where_shown
 from crucible.trackers.config import TrackerConfig, TrackerKind, split_names
 from crucible.trackers.follow import Follower, JobTracker
 from crucible.trackers.points import HOLD_SECONDS, Progress, final_rows
 from crucible.trackers.process import TrackerRequest, finish_trackers, start_trackers
 from crucible.trackers.records import TrackerRecord, read_record, read_records, write_record
 from crucible.trackers.view import EventFolder
+from tests.faults.faulty_store import FaultyStore
 from tests.reports.history import BEGAN, Past
 from tests.trackers.five_attempts import STEPS, MemoryRun, five_attempts
 
@@ -99,6 +101,40 @@ def test_the_tracker_itself_says_what_it_has(
     JobTracker(past.job, MLFLOW, print, lambda _: run).update(finish=False)
 
     assert [row["step"] for row in run.rows] == sent
+
+
+def test_no_password_of_a_url_is_shown_or_kept(file_store: FileStore, tmp_path: Path) -> None:
+    past = Past(file_store, tmp_path)
+    past.attempt(0, 300, [300])
+    run, lines = MemoryRun(), list[str]()
+    run.failing = [OSError("no answer from http://ann:canary-7@tracker:5000/api")]
+    Follower(MLFLOW, lambda: [past.job], lines.append, make_run=lambda _: run).look()
+
+    shown = [
+        where_shown("http://ann:canary-7@tracker:5000", "3", "ab"),
+        where_shown("postgresql://ann:canary-7@host/runs", "3", "ab"),
+    ]
+    assert shown == [
+        "http://tracker:5000/#/experiments/3/runs/ab",
+        "mlflow ui --backend-store-uri postgresql://host/runs",
+    ]
+    assert "no answer from http://tracker:5000/api" in lines[-1]
+    assert "canary" not in "".join(lines)
+
+
+def test_a_trial_that_has_ended_is_left_alone(file_store: FileStore, tmp_path: Path) -> None:
+    asked = list[str]()
+    store = FaultyStore(file_store, lambda operation, key: asked.append(f"{operation} {key}"))
+    past = [*five_attempts(store, tmp_path)][-1]
+    run = MemoryRun()
+    follower = Follower(MLFLOW, lambda: [past.job], print, finish_at_once=True, make_run=lambda _: run)
+    assert follower.look()
+    asked.clear()
+    assert follower.look()
+    assert asked == ["read status.json"]
+    past.job.store.write_json("evaluation.json", {"step": 1000})
+    assert follower.look(ending=True)
+    assert [end.model for end in run.ends] == ["", "models/step-00001000"]
 
 
 def test_a_tracker_that_hangs_is_reported_while_it_does(file_store: FileStore, tmp_path: Path) -> None:
