@@ -34,6 +34,9 @@ OWNER_SILENT_SECONDS = 45.0
 START_SECONDS = 1800.0
 """How long to wait for the first node to take the attempt up and restore."""
 RESTORE_SECONDS = 120.0
+LINGER_SECONDS = 1800.0
+"""How long to wait for the attempt's end after that of the own workload: a store that stays away would not report it,
+and the machine costs money."""
 LOOK_SECONDS = 0.5
 WAITING = "waiting"
 
@@ -69,6 +72,7 @@ class _Member:
         self._report = NodeReport(sequence=0, phase=WAITING)
         self._workload: Workload | None = None
         self._stopping = False
+        self._logged: set[str] = set()
 
     def close(self) -> None:
         """Kill what is left of the workload, and end the thread of the records."""
@@ -88,11 +92,11 @@ class _Member:
                 end = self._train(meeting)
                 if end is not None:
                     self._report_end(end)
-                    self._until(lambda: False)
+                    self._until(lambda: False, LINGER_SECONDS)
         except Exception as error:  # noqa: BLE001 - the first node learns of it and decides
             self._log(f"node {self._node} failed: {error}")
             self._report_end(WorkloadEnd(blame(error), str(error) or repr(error), 1))
-            self._until(lambda: False)
+            self._until(lambda: False, LINGER_SECONDS)
         self._log(f"node {self._node} leaves: {self._owner.left or 'it was asked to stop'}")
 
     def _wait_for_rendezvous(self) -> Rendezvous | None:
@@ -172,7 +176,11 @@ class _Member:
 
     def _look(self) -> None:
         for source in self._plan.sources:
-            notice = source.poll()
+            try:
+                notice = source.poll()
+            except Exception as error:  # noqa: BLE001 - a source that is broken must not end the training
+                self._log_once(f"{type(source).__name__}, a source of notices, does not work: {error!r}")
+                continue
             if notice is not None and notice.stop:
                 self._handle_notice(notice)
         if self._owner.phase == Phase.STOPPING:
@@ -189,7 +197,10 @@ class _Member:
     def _stop_workload(self, notice: Notice) -> None:
         if not self._stopping:
             self._stopping = True
-            self._scratch.write_stop_reason(notice)
+            try:
+                self._scratch.write_stop_reason(notice)
+            except OSError as error:  # a full disk, say: it stops all the same, without the reason
+                self._log_once(f"the reason to stop cannot be written: {error}")
             if self._workload is not None:
                 self._workload.ask_to_stop()
 
@@ -214,9 +225,11 @@ class _Member:
             except FencedOut as error:
                 self._leave(str(error))
             except RecordDamaged as error:
-                self._log(f"node {self._node}: {error}")
+                self._log_once(str(error))
             except StoreError:
                 looked_at = time.monotonic()  # a store that is away says nothing about the first node
+            except Exception as error:  # noqa: BLE001 - without its reports this node would be taken for dead
+                self._log_once(str(error) or repr(error))
             else:
                 now = time.monotonic()
                 beat = heartbeat.sequence if heartbeat else -1
@@ -234,6 +247,11 @@ class _Member:
     def _leave(self, why: str) -> None:
         if not self._owner.left:
             self._owner = replace(self._owner, left=why)
+
+    def _log_once(self, line: str) -> None:
+        if line not in self._logged:
+            self._logged.add(line)
+            self._log(f"node {self._node}: {line}")
 
     def _set_phase(self, phase: str) -> None:
         self._update(phase=phase)

@@ -102,8 +102,9 @@ class Watching:
                 continue
             try:
                 notice = self._nodes.look()
-            except (StoreError, RecordDamaged) as error:
-                self._post(Trouble("nodes", f"the other nodes' reports cannot be read: {error}"))
+            except Exception as error:  # noqa: BLE001 - a node that dies must be noticed later on
+                message = str(error) or repr(error)
+                self._post(Trouble("nodes", f"the other nodes' reports cannot be read: {message}"))
                 continue
             if notice is not None and notice.source not in posted:
                 posted.add(notice.source)

@@ -16,11 +16,14 @@ from crucible.agent import nodes as nodes_module
 from crucible.agent.member import run_member
 from crucible.agent.nodes import Nodes, NodeWatch
 from crucible.agent.notices import Notice
+from crucible.agent.plan import Scratch
 from crucible.agent.torchrun import rank_environment
 from crucible.agent.workload import WorkloadEnd
+from crucible.errors import StoreRefused
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, NodeReport, Outcome, StopRequest
 from tests.agent.harness import Bell, Recorder, in_background, plan, scripted
+from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import launched, running
 from tests.waiting import until
 
@@ -64,10 +67,32 @@ def two_nodes(
 LONG = scripted(steps=10_000, seconds_per_step=0.02)
 
 
-def test_a_notice_on_the_second_node_stops_and_saves_all(job: Job, tmp_path: Path) -> None:
+class BrokenSource:
+    """A notice source that fails."""
+
+    def poll(self) -> Notice | None:
+        raise KeyError("Events")
+
+
+def test_a_notice_on_the_second_node_stops_and_saves_all(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another source is broken, and the disk is too full for the reason to stop."""
+    write = Scratch.write_stop_reason
+
+    def write_stop_reason(scratch: Scratch, notice: Notice) -> None:
+        if "node-1" in str(scratch.root):
+            raise OSError(28, "No space left on device")
+        write(scratch, notice)
+
+    monkeypatch.setattr(Scratch, "write_stop_reason", write_stop_reason)
     bell = Bell()
     outcome, lines = two_nodes(
-        job, tmp_path, LONG, lambda _: bell.ring(Notice("ec2", "spot interruption")), sources=[bell]
+        job,
+        tmp_path,
+        LONG,
+        lambda _: bell.ring(Notice("ec2", "spot interruption")),
+        sources=[BrokenSource(), bell],
     )
     assert (outcome.end_reason, outcome.message) == (EndReason.INTERRUPTED, "node 1: spot interruption")
     assert outcome.saved
@@ -129,6 +154,25 @@ def test_the_second_node_leaves_a_first_one_that_is_silent(
     with second_node(job.attempt(1), tmp_path, LONG) as lines:
         pass
     assert "no heartbeat of the first node" in lines[-1]
+
+
+def test_a_second_node_leaves_a_store_that_stays_away(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workload has ended, and how the attempt did cannot be read: the machine must not wait for ever."""
+    monkeypatch.setattr(member_module, "LINGER_SECONDS", 0.3)
+    attempt = running(job, 1)
+    attempt.write_heartbeat(Heartbeat(sequence=3, phase="training"))
+    attempt.publish_rendezvous(TWO.rendezvous())
+
+    def away(operation: str, key: str) -> None:
+        if (tmp_path / "ended").exists():
+            raise StoreRefused("access denied")
+
+    cut_off = Job(FaultyStore(job.root, away), job.job_id)
+    with second_node(cut_off.attempt(1), tmp_path, ["touch", "ended"]) as lines:
+        pass
+    assert "nothing happened" in lines[-1]
 
 
 class Clock:
