@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 from crucible.agent.notices import Notice
 
@@ -49,7 +49,7 @@ class GcpMetadataNotices:
         while True:
             try:
                 value, etag = self._read(etag)
-            except (OSError, ValueError):
+            except (OSError, HTTPException, ValueError):
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_RETRY_SECONDS)
                 continue

@@ -7,6 +7,7 @@ import abc
 import time
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import ClassVar
 
 from crucible.agent.notices import Notice
@@ -46,7 +47,7 @@ class MetadataNotices(abc.ABC):
         try:
             self.standing = self.look() or self.standing
             self._next_look = now + self.interval_seconds
-        except (OSError, ValueError):  # unreachable, or an answer that is no answer: ask again at the next turn
+        except (OSError, HTTPException, ValueError):  # unreachable, or an answer that is no answer: ask again later
             if not self._answered:  # or a machine so busy with its start that nothing answers in time
                 self._retry_seconds = min(2 * self._retry_seconds, self.silent_retry_seconds)
             self._next_look = now + (self.interval_seconds if self._answered else self._retry_seconds)
@@ -54,10 +55,10 @@ class MetadataNotices(abc.ABC):
 
     @abc.abstractmethod
     def look(self) -> Notice | None:
-        """Ask the service now. Raises OSError when nobody answers, ValueError for an answer that is no answer."""
+        """Ask the service now. Raises OSError when nobody answers, ValueError or HTTPException for no real answer."""
 
     def request(self, method: str, path: str, headers: Mapping[str, str]) -> str:
-        """The text at `path`. Raises OSError, `HTTPError` for the statuses among them."""
+        """The text at `path`. Raises OSError, `HTTPError` for the statuses among them, and HTTPException."""
         request = urllib.request.Request(f"{self.endpoint}/{path}", method=method, headers=dict(headers))
         with _direct.open(request, timeout=REQUEST_TIMEOUT_SECONDS) as response:
             text = response.read(65536).decode()

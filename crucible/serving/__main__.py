@@ -13,10 +13,10 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 from crucible.contract import EXIT_SAVED, Variable, metrics_line
@@ -130,7 +130,7 @@ def _serve(server: Server, options: argparse.Namespace, stop: threading.Event, w
 
 def _ended(code: int, server: Server) -> int:
     number = code - 128 if code > 128 else -code
-    if number > 0:
+    if number in set(signal.Signals):
         print(f"the server was killed by {signal.Signals(number).name}", flush=True)
         server.stop()
         if number != signal.SIGKILL:
@@ -146,7 +146,7 @@ def _healthy(address: str) -> bool:
     try:
         with opener.open(f"{address}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except (OSError, urllib.error.URLError):
+    except (OSError, HTTPException):
         return False
 
 

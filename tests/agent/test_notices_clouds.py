@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from crucible.agent import notices_gcp
 from crucible.agent.notices_azure import AzureMetadataNotices
 from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.notices_gcp import GcpMetadataNotices
@@ -28,11 +29,17 @@ class Metadata:
         self.preempted = threading.Event()
         self.asked: list[str] = []
         self.events: list[dict[str, Any]] = []
+        self.garbled = 0
+        """How many more requests are answered with something that is not HTTP."""
         service = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.asked.append(self.path)
+                if service.garbled:
+                    service.garbled -= 1
+                    self.wfile.write(b"no HTTP at all\r\n\r\n")
+                    return
                 parts = urlsplit(self.path)
                 if parts.path == "/computeMetadata/v1/instance/preempted":
                     self.google(parse_qs(parts.query))
@@ -89,6 +96,18 @@ def test_google_clouds_preemption_arrives_while_the_request_waits_for_it(metadat
     assert 20 < notice.deadline - time.time() <= 30
     assert notices.poll() == notice
     assert all("wait_for_change=true" in path for path in metadata.asked)
+
+
+def test_an_answer_that_is_no_http_is_asked_for_again(metadata: Metadata, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notices_gcp, "RETRY_SECONDS", 0.01)
+    metadata.garbled = 1
+    metadata.preempted.set()
+    google = GcpMetadataNotices(metadata.address)
+    until(lambda: google.poll() is not None)
+    metadata.garbled = 1
+    metadata.events = [{"EventType": "Preempt", "NotBefore": "", "EventStatus": "Scheduled"}]
+    azure = AzureMetadataNotices(metadata.address, interval_seconds=1e-9)
+    until(lambda: azure.poll() is not None)
 
 
 def test_azures_eviction_of_this_machine_is_a_notice_and_that_of_another_is_none(metadata: Metadata) -> None:

@@ -31,6 +31,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 if "broken" in sys.argv:
     sys.exit("no such model")
+if "wrong" in sys.argv:
+    sys.exit(-1)
 print('"POST /v1/completions HTTP/1.1" 200', flush=True)
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Handler).serve_forever()
 """
@@ -72,6 +74,13 @@ def test_a_server_that_fails_says_why(tmp_path: Path) -> None:
         assert process.wait(120) == 1
 
     assert printed(tmp_path).splitlines()[-1] == "error: the server ended with exit code 1: no such model"
+
+
+def test_an_exit_code_above_those_of_signals_is_shown(tmp_path: Path) -> None:
+    with serving(tmp_path, "wrong", unused_port()) as process:
+        assert process.wait(120) == 1
+
+    assert printed(tmp_path).splitlines()[-1] == "error: the server ended with exit code 255: it printed nothing"
 
 
 def test_a_killed_server_ends_the_workload_by_the_same_signal(tmp_path: Path) -> None:
