@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from crucible.cleanup.jobs import OldJobs
@@ -121,11 +121,17 @@ def cleanup_page(plan: CleanupPlan, result: CleanupResult | None) -> str:
 
 
 def _packages(store: Store, older_than: timedelta) -> Iterator[Removal]:
+    @cache
+    def still_unused() -> dict[str, Unused]:
+        """As the first removal finds it: between the plan and now, a job may have been started with one of them."""
+        return {unused.name: unused for unused in find_unused(store, older_than)}
+
+    def remove_package(planned: Unused) -> bool:
+        unused = still_unused().get(planned.name)
+        if unused is not None:
+            remove(store, unused)
+        return unused is not None
+
     for unused in find_unused(store, older_than):
         why = f"no job names it; last used on {unused.used_at:%Y-%m-%d}"
-        yield Removal(Kind.PACKAGES, unused.name, unused.bytes, why, partial(_remove_package, store, unused))
-
-
-def _remove_package(store: Store, unused: Unused) -> bool:
-    remove(store, unused)
-    return True
+        yield Removal(Kind.PACKAGES, unused.name, unused.bytes, why, partial(remove_package, unused))

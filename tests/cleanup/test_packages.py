@@ -8,6 +8,8 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from crucible.cleanup.plan import CleanupRequest, clean_up, plan_cleanup
+from crucible.cleanup.removal import Kind
 from crucible.cli.main import build_app
 from crucible.code.folder import pack_folder
 from crucible.code.packing import archive_key
@@ -73,6 +75,18 @@ def test_a_run_of_an_old_package_makes_it_young_again(store: Store, tmp_path: Pa
     assert find_unused(store, WEEK)
     pack_folder(tmp_path / "a", data=["data"]).upload(store)
     assert find_unused(store, WEEK) == []
+
+
+def test_what_is_used_again_after_the_plan_stays(store: Store, tmp_path: Path) -> None:
+    package = upload(store, tmp_path / "a", "print(1)", own="a")
+    other = upload(store, tmp_path / "b", "print(2)", other="b")
+    age(store, 30)
+    plan = plan_cleanup(store, CleanupRequest(kinds=[Kind.PACKAGES]), tmp_path / "scratch")
+    pack_folder(tmp_path / "a", data=["data"]).upload(store)  # a run that was started meanwhile
+    result = clean_up(plan)
+    assert (len(result.removed), len(result.needed_after_all)) == (3, 3)
+    assert store.exists(archive_key(package.digest))
+    assert not store.exists(archive_key(other.digest))
 
 
 def test_a_damaged_record_keeps_what_it_names(store: Store, tmp_path: Path) -> None:
