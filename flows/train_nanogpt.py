@@ -9,6 +9,7 @@ started again, it finds its job and carries on.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -17,9 +18,9 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from crucible.config import TrainConfig
-from crucible.datasets.build import DatasetInfo, resolve_dataset
+from crucible.datasets.build import DatasetInfo, find_unread, resolve_dataset
 from crucible.datasets.meta import DatasetMeta, require_block_size
-from crucible.errors import ConfigError
+from crucible.errors import ConfigError, DataError
 from crucible.estimate.for_job import remember_job
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
@@ -110,7 +111,6 @@ def _run_stages(request: TrainRequest, run: SupervisedJob) -> JobStatus:
 
 def _evaluate(request: TrainRequest, run: SupervisedJob) -> None:
     if request.evaluate_pool != HERE:
-        cap = run.job.read_limits().max_cost_usd
         run_stage(
             StageRequest(
                 "evaluate",
@@ -118,7 +118,7 @@ def _evaluate(request: TrainRequest, run: SupervisedJob) -> None:
                 run.spec,
                 {"job": run.job.job_id, "store": request.store},
                 Resources(),
-                max_cost_usd=None if cap is None else cap - run.job.cost_usd(),
+                max_cost_usd=_left_of(run.job.read_limits().max_cost_usd, run.job),
                 record=run.job.write_stage,
             )
         )
@@ -158,7 +158,7 @@ def _placement_request(
 
 def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bills: dict[str, StageRun]) -> DatasetInfo:
     """The job's dataset, in the store. What a machine for it costs is in `bills`: the job is not on record yet."""
-    if request.preprocess_pool != HERE:
+    if request.preprocess_pool != HERE and not _is_in_the_store(request, run.job):
         run_stage(
             StageRequest(
                 "preprocess",
@@ -166,7 +166,7 @@ def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bil
                 run.spec,
                 {"dataset": request.dataset.model_dump(mode="json", exclude_unset=True), "store": request.store},
                 Resources(gpus=0),
-                max_cost_usd=request.max_cost_usd,
+                max_cost_usd=_left_of(request.max_cost_usd, run.job),
                 record=lambda bill: bills.update({bill.name: bill}),
             )
         )
@@ -174,6 +174,17 @@ def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bil
         data = resolve_dataset(run.job.root, preprocess(dataset=request.dataset, store=request.store))
     require_block_size(data.meta, config.block_size)
     return data
+
+
+def _is_in_the_store(request: TrainRequest, job: Job) -> bool:
+    """Whether no machine is needed: this process finds the dataset without reading the text."""
+    with suppress(DataError):  # the preprocessing reports it
+        return find_unread(request.dataset, job.root) is not None
+    return False
+
+
+def _left_of(cap: float | None, job: Job) -> float | None:
+    return None if cap is None else cap - job.cost_usd()
 
 
 if __name__ == "__main__":

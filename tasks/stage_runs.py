@@ -131,6 +131,8 @@ def _wait(run: FlowRun, request: StageRequest, left: float | None) -> tuple[Stat
                 return seen.state, cost
             if left is not None and cost >= left:
                 _cancel(run)
+                if bill is not None:
+                    request.record(bill.model_copy(update={"end": "cancelled"}))
                 raise StageOverBudget(
                     f"{request.stage} on {request.pool} was stopped at {money(cost)}: the job's max_cost_usd is used up"
                 )

@@ -36,7 +36,15 @@ from crucible.datasets.nanogpt_source import (
 )
 from crucible.datasets.progress import Progress, ProgressCallback, silent
 from crucible.datasets.shards import ShardItem, plan_shards, split_text, text_bytes, write_shard
-from crucible.datasets.sources import STDLIB_BYTES, LocalSource, content_digest, hash_documents, limited, open_source
+from crucible.datasets.sources import (
+    STDLIB_BYTES,
+    LocalSource,
+    Source,
+    content_digest,
+    hash_documents,
+    limited,
+    open_source,
+)
 from crucible.datasets.text import Document, NotUtf8, Span, code_points, read_pieces
 from crucible.datasets.tokenizers import Tokenizer
 from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
@@ -111,18 +119,9 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     source = open_source(config)
     if isinstance(source, LocalSource) and is_nanogpt_folder(source.path):
         return _plan_nanogpt(source, config, store, work, progress)
-    options = _options(config)
-    request = None
-    if (identity := source.request()) is not None:
-        field = {} if config.text_field == "text" else {"text_field": config.text_field}
-        request = _digest({"request": identity, **options, **field})
-        if (known := _indexed(store, request)) and (built := find_dataset(store, known)):
-            return Plan(known, source.description, built=built)
-    if source.content_sha256 is not None:
-        for reading in ({"reader": READER_VERSION, "text_field": config.text_field}, {"reader": READER_VERSION}, {}):
-            digest = _digest({"content": source.content_sha256, **options, **reading})
-            if built := find_dataset(store, digest):
-                return Plan(digest, source.description, built=built)
+    options, request = _options(config), _request(source, config)
+    if built := _find_unread(source, config, request, store):
+        return Plan(built.digest, source.description, built=built)
 
     documents = source.documents(work, progress)
     content = source.content_sha256 or content_digest(documents, hash_documents(documents, progress))
@@ -154,6 +153,34 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
         request=request,
         work=work,
     )
+
+
+def find_unread(config: DatasetConfig, store: Store) -> DatasetInfo | None:
+    """The dataset, where the store holds it and that is known without the text: by a given sha256, or by ETags.
+
+    Raises DataError or StoreError.
+    """
+    source = open_source(config)
+    return _find_unread(source, config, _request(source, config), store)
+
+
+def _find_unread(source: Source, config: DatasetConfig, request: str | None, store: Store) -> DatasetInfo | None:
+    if request and (known := _indexed(store, request)) and (built := find_dataset(store, known)):
+        return built
+    if source.content_sha256 is not None:
+        for reading in ({"reader": READER_VERSION, "text_field": config.text_field}, {"reader": READER_VERSION}, {}):
+            digest = _digest({"content": source.content_sha256, **_options(config), **reading})
+            if built := find_dataset(store, digest):
+                return built
+    return None
+
+
+def _request(source: Source, config: DatasetConfig) -> str | None:
+    """The digest of what is asked for, where the source has an identity that does not take its text."""
+    if (identity := source.request()) is None:
+        return None
+    field = {} if config.text_field == "text" else {"text_field": config.text_field}
+    return _digest({"request": identity, **_options(config), **field})
 
 
 def _plan_nanogpt(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from crucible.datasets import build
-from crucible.datasets.build import build_dataset, find_dataset, list_datasets, resolve_dataset
+from crucible.datasets.build import build_dataset, find_dataset, find_unread, list_datasets, resolve_dataset
 from crucible.datasets.config import SHAKESPEARE_SHA256, DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
@@ -207,6 +207,18 @@ def test_bad_text_is_one_message_and_leaves_nothing(
         build_dataset(DatasetConfig(source=str(path)), store)
     assert store.list() == []
     assert list((home / "work").iterdir()) == []
+
+
+def test_a_dataset_that_is_there_is_found_without_its_text(text_file: Path, store: Store) -> None:
+    """No machine is started for it, and nothing is downloaded."""
+    content = hashlib.sha256(text_file.read_bytes()).hexdigest()
+    web = DatasetConfig(source="https://text.invalid/a.txt", sha256=content)
+    assert find_unread(web, store) is None
+    built = build_dataset(DatasetConfig(source=str(text_file)), store)
+    found = find_unread(web, store)
+    assert found is not None
+    assert found.digest == built.digest
+    assert find_unread(DatasetConfig(source=str(text_file)), store) is None, "its text would have to be read"
 
 
 def test_a_wrong_sha256_names_both(text_file: Path, store: Store) -> None:

@@ -109,6 +109,7 @@ def test_a_stage_ends_at_the_jobs_cap(
     ):
         pays(0.01)
     assert state_of(bills[-1].name) is StateType.CANCELLING
+    assert bills[-1].end == "cancelled", "it is not shown as running for ever"
     with pytest.raises(stage_runs.StageOverBudget, match="was not started"):
         pays(0.0)
 
