@@ -19,7 +19,7 @@ from prefect import get_run_logger, task
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import MODELS, Checkpoint, best_checkpoint
-from crucible.checkpoints.restore import fetch
+from crucible.checkpoints.restore import choose_checkpoint, fetch
 from crucible.contract import step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
@@ -74,16 +74,13 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
 def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
     """Local folders of the checkpoints to evaluate, verified."""
     checkpoints = Checkpoints(job)
-    there = checkpoints.list()
     if step is not None:
-        chosen = [checkpoint for checkpoint in there if checkpoint.step == step]
-        if not chosen:
-            steps = ", ".join(str(checkpoint.step) for checkpoint in there) or "none"
-            raise ConfigError(f"step: job {job.job_id} has no checkpoint of step {step}; there are: {steps}")
+        chosen = choose_checkpoint(checkpoints, str(step), f"step = {step}")
         folder = work / step_name(step)
-        if problem := fetch(checkpoints, chosen[0], folder):
+        if problem := fetch(checkpoints, chosen, folder):
             raise CheckpointError(f"the checkpoint of step {step} of {job.job_id} is damaged: {problem}")
         return [folder]
+    there = checkpoints.list()
     newest = _newest_whole(checkpoints, there, work)
     if newest is None:
         raise CheckpointError(f"job {job.job_id} has no whole checkpoint to evaluate; train it first")

@@ -48,16 +48,18 @@ def restore(
 def choose_checkpoint(checkpoints: Checkpoints, which: str, asked: str) -> Checkpoint:
     """The newest checkpoint (`which` empty), that of a step, or the `best` (the newest while none has a loss).
 
-    Raises `ConfigError`, which begins with `asked`, when there is none.
+    A step is the one that people are shown, or the number of the commit. Raises `ConfigError`, which begins with
+    `asked`, when there is none.
     """
     found = checkpoints.list()
     if which in ("", "best"):
         chosen = (best_checkpoint(found) if which else None) or next(iter(found), None)
     else:
-        chosen = next((checkpoint for checkpoint in found if str(checkpoint.step) == which), None)
+        chosen = next((c for c in found if which in (str(c.shown_step), str(c.step))), None)
     if chosen is None:
-        there = ", ".join(str(checkpoint.step) for checkpoint in found) or "none"
-        raise ConfigError(f"{asked}: there is no such checkpoint; give a step or best; there are: {there}")
+        there = ", ".join(dict.fromkeys(str(checkpoint.shown_step) for checkpoint in found))
+        problem = f"has no such checkpoint; there are: {there}" if there else "has saved nothing yet"
+        raise ConfigError(f"{asked}: job {checkpoints.job.job_id} {problem}")
     return chosen
 
 

@@ -62,7 +62,7 @@ def list_(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fal
 
 def verify(job: JobArgument, step: StepOption = None, store: StoreOption = None, as_json: JsonOption = False) -> None:
     """Fetch every checkpoint and compare each file's size and sha256 with the manifest; exit 1 if one is damaged."""
-    from crucible.checkpoints.restore import fetch
+    from crucible.checkpoints.restore import choose_checkpoint, fetch
     from crucible.errors import CheckpointError
 
     found = _open(store, job)
@@ -72,7 +72,11 @@ def verify(job: JobArgument, step: StepOption = None, store: StoreOption = None,
             results.append({"step": checkpoint.step, "attempt": checkpoint.attempt, "problem": damage})
             if not as_json:
                 typer.echo(f"step {checkpoint.step:>10,}  DAMAGED: {damage}")
-    for checkpoint in [] if step is not None and results else _chosen(found, job, step):
+    if step is None:
+        readable = found.list()
+    else:
+        readable = [] if results else [choose_checkpoint(found, str(step), f"--step {step}")]
+    for checkpoint in readable:
         with tempfile.TemporaryDirectory(prefix="crucible-verify-") as scratch:
             problem = fetch(found, checkpoint, Path(scratch) / checkpoint.name)
         results.append({**_line(checkpoint), "problem": problem})
@@ -98,15 +102,13 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
-    from crucible.checkpoints.restore import fetch
+    from crucible.checkpoints.restore import choose_checkpoint, fetch
     from crucible.contract import step_name
     from crucible.errors import CheckpointError, ConfigError
 
     found = _open(store, job)
-    chosen = _chosen(found, job, step)
-    if not chosen:
-        raise CheckpointError(f"job {job} has saved nothing yet")
-    checkpoint = chosen[0]
+    which = "" if step is None else str(step)
+    checkpoint = choose_checkpoint(found, which, f"--step {which or 'newest'}")
     target = folder / step_name(checkpoint.step)
     if target.exists():
         raise ConfigError(f"DIR: {target} is there already; remove it or name another folder")
@@ -129,20 +131,6 @@ def _open(store: str | None, job: str) -> Checkpoints:
     from crucible.checkpoints.commits import Checkpoints
 
     return Checkpoints(open_job(open_store(store), job))
-
-
-def _chosen(checkpoints: Checkpoints, job: str, step: int | None) -> list[Checkpoint]:
-    """All checkpoints, newest first, or the one of `step`. Raises `ConfigError` when there is none of that step."""
-    from crucible.errors import ConfigError
-
-    found = checkpoints.list()
-    if step is None:
-        return found
-    chosen = [checkpoint for checkpoint in found if step in (checkpoint.shown_step, checkpoint.step)]
-    if not chosen:
-        there = ", ".join(str(checkpoint.shown_step) for checkpoint in found) or "none"
-        raise ConfigError(f"--step {step}: job {job} has no checkpoint of this step; there are: {there}")
-    return chosen
 
 
 def _line(checkpoint: Checkpoint) -> dict[str, Any]:

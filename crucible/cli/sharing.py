@@ -75,9 +75,9 @@ def share(
 ) -> None:
     """Pack a model or a checkpoint into one file for others: behind a link that expires on S3, else on this disk."""
     from crucible.checkpoints.commits import Checkpoints
+    from crucible.checkpoints.restore import choose_checkpoint
     from crucible.checkpoints.sharing import share_checkpoint, share_model
     from crucible.contract import step_name
-    from crucible.errors import ConfigError
     from crucible.moments import time_span
     from crucible.reports.evaluation import read_evaluation
 
@@ -86,12 +86,8 @@ def share(
     if step is None and evaluation is not None:
         shared = share_model(found, step_name(evaluation["step"]), span, out)
     else:
-        saved = Checkpoints(found).list()
-        chosen = [checkpoint for checkpoint in saved if step in (None, checkpoint.step)]
-        if not chosen:
-            steps = ", ".join(f"{checkpoint.step}" for checkpoint in saved) or "none"
-            raise ConfigError(f"step: job {job} has no checkpoint of step {step}; there are: {steps}")
-        shared = share_checkpoint(found, chosen[0], span, out)
+        which = "" if step is None else str(step)
+        shared = share_checkpoint(found, choose_checkpoint(Checkpoints(found), which, f"--step {which}"), span, out)
     if as_json:
         until = shared.expires_at.isoformat() if shared.expires_at else None
         print_json({"name": shared.name, "where": shared.where, "bytes": shared.bytes, "expires_at": until})

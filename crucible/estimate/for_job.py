@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import statistics
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from crucible.estimate.needs import Needs, needs_of
 from crucible.estimate.ranking import PoolState, Preferences, Recommendation, recommend, why_nothing_fits
 from crucible.estimate.speed import speed_record
 from crucible.jobs.job import Attempt, Job
+from crucible.jobs.metrics import Metrics
 from crucible.store import Store
 
 _FEWEST_REPORTS = 3
@@ -91,7 +91,7 @@ def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
 
 def _speed(attempt: Attempt) -> tuple[float | None, int]:
     """Median seconds per step of the attempt's reports, and the steps they cover."""
-    rows = [json.loads(line) for line in attempt.metrics()]
+    rows = Metrics(attempt.job).of_attempt(attempt)
     reports = [row for row in rows if row.get("seconds_per_step")][1:]  # the first includes compilation and cold caches
     if len(reports) < _FEWEST_REPORTS:
         return None, 0

@@ -49,7 +49,7 @@ def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name:
         raise ConfigError(f"job {parent.job_id} evaluates {before.evaluates}: fork that one")
     checkpoints = Checkpoints(parent)
     chosen = choose_checkpoint(checkpoints, which, f"--from {which or 'newest'}")
-    fork = Job(parent.root, name or _free_name(parent, chosen.step))
+    fork = Job(parent.root, name or _free_name(parent, chosen.shown_step))
     checked_job_id(fork.job_id)
     if fork.store.exists("job.json"):
         raise ConfigError(f"job: {fork.job_id!r} exists already; choose a new job name")

@@ -86,7 +86,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(prefect_api: str, job: Job) 
 
 
 def test_what_cannot_be_evaluated_is_told_before_anything_starts(prefect_api: str, job: Job, store: Store) -> None:
-    with pytest.raises(ConfigError, match="has no checkpoint of step 5; there are: 6, 0"):
+    with pytest.raises(ConfigError, match=r"step = 5: job .* has no such checkpoint; there are: 6, 0"):
         evaluate(job="evaluated", store=store.uri, step=5)
     Job.create(store, JobSpec(job_id="script", script=ScriptConfig(command=["python", "train.py"])))
     with pytest.raises(ConfigError, match=r"script runs a script of its own \(python train.py\)"):

@@ -101,7 +101,7 @@ def test_best_newest_and_names_that_are_taken(parent: Job, started: list[tuple[s
     assert names == ["mine-from-6", "mine-from-9", "mine-from-9-2", "own"]
     with pytest.raises(ConfigError, match="'own' exists already"):
         handle.fork(name="own")
-    with pytest.raises(ConfigError, match=r"--from 4: there is no such checkpoint.*there are: 9, 6, 3"):
+    with pytest.raises(ConfigError, match=r"--from 4: job mine has no such checkpoint; there are: 9, 6, 3"):
         handle.fork(4)
     with pytest.raises(ConfigError, match="put back where the parent saved it"):
         handle.fork(checkpoint="other.pt")

@@ -99,7 +99,7 @@ def test_a_job_starts_from_the_checkpoint_of_another_that_is_gone(
 @pytest.mark.parametrize(
     ("init_from", "message"),
     [
-        ("job:before@7", "there is no such checkpoint; give a step or best; there are: 10, 5"),
+        ("job:before@7", "job before has no such checkpoint; there are: 10, 5"),
         ("job:nobody", "there is no job 'nobody'"),
         ("/nowhere/gpt2", "/nowhere/gpt2 does not exist on this machine"),
         ("resume:job:before", "A job goes on by itself"),
