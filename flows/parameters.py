@@ -21,8 +21,8 @@ from crucible.settings import MOST, MOST_ATTEMPTS, MOST_HOURS, MOST_USD
 from crucible.tune_config import SearchSettings, TuneSettings
 
 Preset = Literal["cpu-small", "debug", "gpt2-124m", "shakespeare-char"]
-Pool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "slurm", "skypilot", "kubernetes", "auto"]
-StagePool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal"]
+StagePool = Literal["local", "docker-gpu", "ec2-spot", "ec2-on-demand", "modal", "slurm", "skypilot", "kubernetes"]
+Pool = Literal[StagePool, "auto"]
 Goal = Literal["cost", "time", "balanced"]
 
 StoreName = Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")]

@@ -24,7 +24,7 @@ from crucible.errors import ConfigError, DataError
 from crucible.estimate.for_job import remember_job
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, StageRun, now
+from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.placement.choice import AUTO, PlacementRequest
 from crucible.resources import Resources
@@ -33,6 +33,7 @@ from flows.forms import takes
 from flows.parameters import TrainRequest
 from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
+from tasks.early_bills import EarlyBills
 from tasks.ending import end_as, without_heartbeat
 from tasks.initial import Settled, settle
 from tasks.placing import choose, placement_policy_for, saved_share
@@ -81,26 +82,18 @@ def _run_stages(request: TrainRequest, run: SupervisedJob) -> JobStatus:
         )
     config.require_nodes(nodes.least)
     forked = run.read_forked()
-    bills: dict[str, StageRun] = {}
-    data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run, bills)
-    start.require_dataset(data.meta)
-    if choice is None:
-        choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
-    run.put_on_record(
-        forked
-        or run.spec.model_copy(
-            update={
-                "config": config,
-                "init_source": start.init_source,
-                "dataset": data.digest,
-                "resources": request.resources,
-            }
-        ),
-        request.limits(),
-        choice,
-    )
-    for bill in bills.values():
-        job.write_stage(bill)
+    with EarlyBills(run) as bills:
+        data = resolve_dataset(job.root, forked.dataset) if forked else _prepare(request, config, run, bills)
+        start.require_dataset(data.meta)
+        if choice is None:
+            choice = choose(job.root, _placement_request(job, request, config, data.meta, deadline))
+        made = {
+            "config": config,
+            "init_source": start.init_source,
+            "dataset": data.digest,
+            "resources": request.resources,
+        }
+        run.put_on_record(forked or run.spec.model_copy(update=made), request.limits(), choice)
     status = run.run_attempts(choice, placement_policy_for(choice, job, config))
     if status.state is JobState.COMPLETED:
         remember_job(job)
@@ -156,7 +149,7 @@ def _placement_request(
     )
 
 
-def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bills: dict[str, StageRun]) -> DatasetInfo:
+def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bills: EarlyBills) -> DatasetInfo:
     """The job's dataset, in the store. What a machine for it costs is in `bills`: the job is not on record yet."""
     if request.preprocess_pool != HERE and not _is_in_the_store(request, run.job):
         run_stage(
@@ -166,8 +159,8 @@ def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bil
                 run.spec,
                 {"dataset": request.dataset.model_dump(mode="json", exclude_unset=True), "store": request.store},
                 Resources(gpus=0),
-                max_cost_usd=_left_of(request.max_cost_usd, run.job),
-                record=lambda bill: bills.update({bill.name: bill}),
+                max_cost_usd=bills.left_usd(_left_of(request.max_cost_usd, run.job)),
+                record=bills.record,
             )
         )
     with without_heartbeat():  # finds what another pool has built

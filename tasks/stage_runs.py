@@ -27,6 +27,7 @@ from crucible.formatting import money
 from crucible.jobs.records import JobSpec, Launch, StageRun, now
 from crucible.local.pool_commands import COMMANDS
 from crucible.placement.script import place_script
+from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.resources import Resources
 from tasks.deployment_runs import start_run
 from tasks.observing import job_tags
@@ -94,6 +95,8 @@ def _start(request: StageRequest, attempt: int) -> FlowRun:
     planned = planned_machine(pool, request.wanted)
     if pool == "modal" and planned.instance:
         variables = {"gpu": [planned.instance], "usd_per_hour": planned.usd_per_hour}
+    if pool == "skypilot":
+        variables = skypilot_offers.job_variables(planned.instance)
     return start_run(
         f"{stage}/{pool}",
         missing=f"{stage}_pool: there is no deployment {stage}/{pool} on this server; a pool that an earlier version "

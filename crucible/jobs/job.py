@@ -398,6 +398,11 @@ class Job:
         """What the stages have cost so far; a stage that is a job has its own bill."""
         return sum(Job(self.root, run.job).cost_usd() if run.job else run.cost_usd for run in self.read_stages())
 
+    def delete(self) -> None:
+        """Delete all of its records; its name is free again. For a job that has never come to be."""
+        for info in self.root.list(f"jobs/{self.job_id}"):
+            self.root.delete(info.key)
+
     def _numbered(self, folder: str) -> list[int]:
         return record_numbers(self.store, folder)
 

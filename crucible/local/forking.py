@@ -64,8 +64,7 @@ def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name:
     try:
         return fork, _start(parent, fork, spec)
     except (ConfigError, ServiceError):  # its name stays free, and its copy takes no room
-        for info in fork.store.list():
-            fork.store.delete(info.key)
+        fork.delete()
         raise
 
 

@@ -312,6 +312,8 @@ def _needs(summary: JobSummary, last: AttemptSummary | None, supervised: bool, a
     match summary.state:
         case JobState.BUDGET_STOP:
             return f"stopped at its limits; to go on: `crucible jobs continue {name} --max-cost-usd …`"
+        case JobState.FAILED if summary.spec.prepares and summary.spec.script is None:
+            return f"failed before there was a job: fix the cause, then start {summary.spec.prepares} again"
         case JobState.FAILED:
             return f"failed: fix the cause, then `crucible jobs continue {name}`; `crucible logs {name}` shows it"
         case JobState.STOPPED:

@@ -96,6 +96,8 @@ class FileStore(Store):
             if parent == self.root:
                 break
             try:
+                if [entry.name for entry in os.scandir(parent)] == [_STAGING]:
+                    (parent / _STAGING).rmdir()
                 parent.rmdir()
             except OSError:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -11,16 +11,18 @@ from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field, ValidationError
 
+from crucible.resources import Resources
 from flows.cost_report import cost_report
 from flows.evaluate import evaluate
 from flows.forms import described, takes
-from flows.parameters import TrainOverrides, TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
+from flows.parameters import Pool, TrainOverrides, TrainRequest, TrainScriptRequest, TuneRequest, TuneScriptRequest
 from flows.recommend import recommend
 from flows.train import train
 from flows.train_nanogpt import train_nanogpt
 from flows.train_script import train_script
 from flows.tune import tune_nanogpt
 from flows.tune_script import tune_script
+from tasks.stage_runs import planned_machine
 from tests.conftest import PrefectServer
 
 FLOWS = [train_nanogpt, train_script, tune_nanogpt, tune_script, train, evaluate, recommend, cost_report]
@@ -49,6 +51,14 @@ def test_the_form_is_flat_and_has_the_bounds_of_the_request(flow: Flow[..., Any]
     for name, entry in model.items():
         if name not in MODELS:
             assert {k: v for k, v in form[name].items() if k in shown} == {k: v for k, v in entry.items() if k in shown}
+
+
+@pytest.mark.parametrize("pool", [pool for pool in get_args(Pool) if pool != "auto"])
+def test_a_stage_can_go_to_every_pool_that_an_attempt_can(pool: str) -> None:
+    request = TrainRequest.model_validate({"preprocess_pool": pool, "evaluate_pool": pool})
+    assert request.preprocess_pool == request.evaluate_pool == pool
+    if pool != "skypilot":  # which has no machines before their prices are imported
+        assert planned_machine(pool, Resources(gpus=0)).pool == pool
 
 
 def test_a_request_is_made_of_what_the_form_sends() -> None:

@@ -16,7 +16,7 @@ from crucible.checkpoints.restore import restore
 from crucible.checkpoints.retention import retain
 from crucible.cli import jobs as command
 from crucible.config import TrainConfig
-from crucible.errors import CheckpointError, ConfigError
+from crucible.errors import CheckpointError, ConfigError, ServiceError
 from crucible.jobs.job import Job
 from crucible.jobs.records import CodePackage, JobSpec
 from crucible.local import forking
@@ -93,6 +93,16 @@ def test_a_fork_owns_a_copy_and_leaves_the_parent_alone(
     assert is_whole(found[1], 6)
     assert "Forked from `mine` at step 6" in job_report(fork)
     assert fork.cost_usd() == 0
+
+
+def test_a_fork_that_cannot_be_started_leaves_its_name_free(parent: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> str:
+        raise ServiceError("the server does not answer")
+
+    monkeypatch.setattr(forking, "_start", start)
+    with pytest.raises(ServiceError):
+        crucible.job("mine", store=parent.root.uri).fork(6)
+    assert Job.ids(parent.root) == ["mine"]
 
 
 def test_best_newest_and_names_that_are_taken(parent: Job, started: list[tuple[str, JobSpec]]) -> None:

@@ -49,7 +49,9 @@ def waits(pool: str = "docker-gpu") -> None:
     )
 
 
-def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(ends: Callable[..., list[dict[str, Any]]]) -> None:
+def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(
+    ends: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = ends(Crashed(message="the machine went away"), Completed())
     waits()
     assert [entry["deployment"] for entry in asked] == ["evaluate/docker-gpu"] * 2
@@ -59,6 +61,12 @@ def test_a_crashed_stage_is_repeated_and_a_failed_one_is_not(ends: Callable[...,
     asked = ends(Completed())
     waits("modal")
     assert asked[0]["job_variables"] == {"gpu": ["T4"], "usd_per_hour": 0.9254}, "what is billed is what runs"
+    machine = Launch(number=1, pool="skypilot", reason="", instance="gcp/us-central1/g2-standard-4+L4:1/spot")
+    with monkeypatch.context() as patch:  # the catalog has such machines once their prices are imported
+        patch.setattr(stage_runs, "planned_machine", lambda pool, wanted: machine)
+        asked = ends(Completed())
+        waits("skypilot")
+    assert asked[0]["job_variables"]["instance_type"] == "g2-standard-4"
     ends(Failed(message="no such checkpoint"))
     with pytest.raises(ServiceError, match="evaluate on docker-gpu ended as Failed: no such checkpoint"):
         waits()
