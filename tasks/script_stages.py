@@ -130,7 +130,10 @@ def _named(stage: SupervisedJob, status: JobStatus) -> JobStatus:
 
 
 def _side_by_side(run: SupervisedJob, stages: Sequence[tuple[SupervisedJob, Choice]]) -> list[JobStatus]:
-    """Supervise all of them at once, each in a thread: the end of this process must not wait for them."""
+    """Supervise all of them at once, each in a thread: the end of this process must not wait for them.
+
+    What one of them raises is raised once all have ended: the others' machines are not left alone.
+    """
     ended: queue.SimpleQueue[tuple[int, JobStatus | BaseException]] = queue.SimpleQueue()
 
     def supervise(number: int, supervision: Supervision) -> None:
@@ -143,7 +146,7 @@ def _side_by_side(run: SupervisedJob, stages: Sequence[tuple[SupervisedJob, Choi
         supervision = stage.supervision(choice, OverflowPolicy(choice.placements, pools_now))
         context = contextvars.copy_context()
         threading.Thread(target=context.run, args=(supervise, number, supervision), daemon=True).start()
-    found: dict[int, JobStatus] = {}
+    found: dict[int, JobStatus | BaseException] = {}
     with run.watch.polled():
         while len(found) < len(stages):
             try:
@@ -154,10 +157,13 @@ def _side_by_side(run: SupervisedJob, stages: Sequence[tuple[SupervisedJob, Choi
                 if run.watch.requested() is None:
                     raise
                 continue  # each supervision sees the request at its next look, saves and stops
-            if isinstance(end, BaseException):
-                raise end
             found[number] = end
-    return [found[number] for number in range(len(stages))]
+    statuses = []
+    for _, end in sorted(found.items()):
+        if isinstance(end, BaseException):
+            raise end
+        statuses.append(end)
+    return statuses
 
 
 def _publish_comparison(trained: Job, evaluations: Sequence[Job]) -> None:

@@ -42,7 +42,7 @@ class OutputLog:
         self._unsent: list[bytes] = []
         self._size = self._kept = self._left_out = 0
         self._sequence, self._part, self._part_began = 0, b"", 0.0
-        self._closing = False
+        self._closing = self._full = False
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._thread.start()
 
@@ -50,12 +50,17 @@ class OutputLog:
         """Keep a line; never waits for the store."""
         data = line.encode(errors="replace") + b"\n"
         with self._lock:
-            if self._size + len(data) > MOST_UNSENT or self._kept + self._size > MOST_KEPT:
+            if self._full:
+                return
+            if self._size + len(data) > MOST_UNSENT:
                 self._left_out += 1
                 return
             if self._left_out:
                 data = f"[{self._left_out} lines left out: the store did not take them in time]\n".encode() + data
                 self._left_out = 0
+            if self._kept + self._size > MOST_KEPT:
+                self._full = True
+                data = f"[the rest is left out: {MOST_KEPT:,} bytes of one attempt are kept]\n".encode()
             self._unsent.append(data)
             self._size += len(data)
             if self._size >= self._rhythm.part_bytes:

@@ -9,7 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 
 from crucible.cleanup.jobs import OldJobs
-from crucible.cleanup.leftovers import abandoned_scratch, unfinished_uploads
+from crucible.cleanup.leftovers import abandoned_scratch, expired_shares, unfinished_uploads
 from crucible.cleanup.quota import ProjectUse, project_use
 from crucible.cleanup.removal import Kind, Removal
 from crucible.code.pruning import Unused, find_unused, remove
@@ -78,6 +78,7 @@ def plan_cleanup(store: Store, request: CleanupRequest, scratch: Path, at: datet
         ({Kind.CHECKPOINTS, Kind.LOGS}, jobs.find),
         ({Kind.PACKAGES}, lambda: _packages(store, timedelta(days=request.package_days))),
         ({Kind.UPLOADS}, lambda: unfinished_uploads(store, leftovers)),
+        ({Kind.SHARED}, lambda: expired_shares(store, at)),
         ({Kind.SCRATCH}, lambda: abandoned_scratch(scratch, leftovers)),
     ]
     found = [

@@ -14,6 +14,7 @@ class Kind(StrEnum):
     LOGS = "logs"
     PACKAGES = "packages"
     UPLOADS = "uploads"
+    SHARED = "shared"
     SCRATCH = "scratch"
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
+
+from crucible.agent import output
 from crucible.agent.attempt import run_attempt
 from crucible.agent.last_lines import LastLines
 from crucible.jobs.job import Job
 from tests.agent.harness import Recorder, plan
-from tests.faults.small_jobs import launched
+from tests.faults.small_jobs import launched, running
 
 FAILING = """
 for number in range(3000):
@@ -37,6 +40,17 @@ def test_all_output_is_kept_and_the_whole_traceback_reaches_people(job: Job, tmp
     assert lines == kept[-len(lines) :]
     assert "KeyError: 'b'" in lines
     assert lines[0].startswith("Traceback") or "line 2999" in lines
+
+
+def test_output_beyond_the_most_that_is_kept_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MOST_KEPT", 10)
+    attempt = running(job, 1)
+    kept = output.OutputLog(attempt, print)
+    for number in range(9):
+        kept.add(f"line {number}")
+    kept.close(30.0)
+    end = "[the rest is left out: 10 bytes of one attempt are kept]"
+    assert attempt.read_output().decode().splitlines() == ["line 0", "line 1", end]
 
 
 def last(*lines: str) -> LastLines:

@@ -1,4 +1,4 @@
-"""What `crucible cleanup` removes of packages: packages and data that no record names, and nothing else."""
+"""What `crucible cleanup` removes of packages, data and shared files: what nobody needs, and nothing else."""
 
 from __future__ import annotations
 
@@ -87,6 +87,17 @@ def test_what_is_used_again_after_the_plan_stays(store: Store, tmp_path: Path) -
     assert (len(result.removed), len(result.needed_after_all)) == (3, 3)
     assert store.exists(archive_key(package.digest))
     assert not store.exists(archive_key(other.digest))
+
+
+def test_a_shared_file_goes_once_its_link_has_expired(store: Store, tmp_path: Path) -> None:
+    for name in ("old", "renewed"):
+        store.write(f"shared/{name}.tar", b"packed")
+    age(store, 8)
+    store.write("shared/new.tar", b"packed")
+    plan = plan_cleanup(store, CleanupRequest(kinds=[Kind.SHARED]), tmp_path / "scratch")
+    store.write("shared/renewed.tar", b"packed again")
+    assert [removal.name for removal in clean_up(plan).removed] == ["shared/old.tar"]
+    assert {info.key for info in store.list("shared")} == {"shared/new.tar", "shared/renewed.tar"}
 
 
 def test_a_damaged_record_keeps_what_it_names(store: Store, tmp_path: Path) -> None:

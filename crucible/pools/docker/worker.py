@@ -232,13 +232,15 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
             logger.info("The container's log is kept in %s", kept)
             further = self._further_nodes(client, configuration) if configuration.node_count > 1 else []
             for other in further:  # they leave when they see that the attempt is over
-                with suppress(RequestException):
-                    other.wait(timeout=LEAVE_SECONDS)
-                other.stop(timeout=1)
-                keep_log(other)
+                with suppress(NotFound):
+                    with suppress(RequestException):
+                        other.wait(timeout=LEAVE_SECONDS)
+                    other.stop(timeout=1)
+                    keep_log(other)
             if not configuration.keep_container:
                 for each in (container, *further):
-                    each.remove(force=True)
+                    with suppress(NotFound):
+                        each.remove(force=True)
         except NotFound:
             logger.warning("The container was removed before its log could be kept")
         finally:
