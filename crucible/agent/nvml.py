@@ -117,7 +117,7 @@ class Nvml:
         library, read = self.library, self._read
         rows: list[Mapping[str, float | None]] = []
         for handle in self.handles(visible).values():
-            busy, memory = read(library.nvmlDeviceGetUtilizationRates, handle), None
+            busy = read(library.nvmlDeviceGetUtilizationRates, handle)
             memory = read(library.nvmlDeviceGetMemoryInfo, handle)
             power = read(library.nvmlDeviceGetPowerUsage, handle)
             rows.append(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.records import open_store
+from crucible.cli.records import JsonOption, StoreOption, open_store, print_json
 from crucible.formatting import print_table
 
 if TYPE_CHECKING:
     from crucible.datasets.build import DatasetInfo
     from crucible.datasets.progress import ProgressCallback
-
-StoreOption = Annotated[str | None, typer.Option("--store", help="Store address; default: the local store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -70,7 +66,7 @@ def prepare(
     with _progress_bar() as progress:
         info = build_dataset(DatasetConfig.parse(values), store_at(store or default_store_uri()), progress)
     if as_json:
-        _print_json({**_summary(info), "cached": info.cached})
+        print_json({**_summary(info), "cached": info.cached})
     else:
         typer.echo(f"{'cached' if info.cached else 'prepared'} {info.digest}")
         _print_facts(info)
@@ -82,7 +78,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
     infos = list_datasets(open_store(store), lambda problem: typer.echo(f"warning: {problem}", err=True))
     if as_json:
-        _print_json([_summary(info) for info in infos])
+        print_json([_summary(info) for info in infos])
         return
     if not infos:
         typer.echo("no datasets yet; `crucible data prepare` makes one")
@@ -111,7 +107,7 @@ def show(
 
     info = resolve_dataset(open_store(store), digest)
     if as_json:
-        _print_json({**info.meta.model_dump(mode="json"), "uri": info.uri})
+        print_json({**info.meta.model_dump(mode="json"), "uri": info.uri})
     else:
         typer.echo(info.digest)
         _print_facts(info)
@@ -164,10 +160,6 @@ def _print_facts(info: DatasetInfo) -> None:
         facts["replaced"] = f"{meta.tokenizer.replaced_characters:,} rare characters became U+FFFD"
     for name, fact in facts.items():
         typer.echo(f"  {name:<10} {fact}")
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
 
 
 @contextmanager

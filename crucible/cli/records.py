@@ -27,17 +27,20 @@ def open_store(address: str | None) -> Store:
 
 def open_job(store: Store, name: str) -> Job:
     """The job of that name. Raises `ConfigError` naming the nearest ones when there is none."""
-    import difflib
-
     from crucible.errors import ConfigError
     from crucible.jobs.job import Job
 
     if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
-        names = Job.ids(store)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-        fix = f"did you mean {' or '.join(near)}?" if near else "`crucible jobs ls` lists what there is"
-        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {fix}")
+        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {meant(name, Job.ids(store), 'jobs')}")
     return Job(store, name)
+
+
+def meant(name: str, names: list[str], group: str) -> str:
+    """What to do about a name that is none of `names`, which `crucible GROUP ls` lists."""
+    import difflib
+
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
+    return f"did you mean {' or '.join(near)}?" if near else f"`crucible {group} ls` lists what there is"
 
 
 def print_json(value: Any) -> None:

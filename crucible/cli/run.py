@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from crucible.cli import script_options as options
+from crucible.cli.records import print_json
 from crucible.formatting import counted, duration, money
 
 if TYPE_CHECKING:
@@ -184,10 +184,3 @@ def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None
     if summary is not None and summary.attempts:
         typer.echo(f"{'':10}everything that it printed: crucible logs {job}", err=True)
     raise typer.Exit(EXIT_FAILED)
-
-
-def print_json(value: Mapping[str, Any]) -> None:
-    """Print indented JSON."""
-    import json
-
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

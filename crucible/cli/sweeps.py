@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.records import JsonOption, StoreOption, open_store, print_facts, print_json
+from crucible.cli.records import JsonOption, StoreOption, meant, open_store, print_facts, print_json
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def limits(
     if as_json:
         print_json(changed.model_dump(mode="json", exclude={"schema_version"}))
     else:
-        typer.echo(f"{sweep}: {_limits_in_words(found)}")
+        typer.echo(f"{sweep}: {_limits_line(found)}")
 
 
 def continue_(
@@ -178,7 +178,7 @@ def continue_(
     if as_json:
         print_json({"sweep": sweep, "flow_run": flow_run})
     else:
-        typer.echo(f"{sweep} continues in flow run {flow_run} ({_limits_in_words(found)})")
+        typer.echo(f"{sweep} continues in flow run {flow_run} ({_limits_line(found)})")
 
 
 def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
@@ -207,24 +207,23 @@ def change_limits(sweep: Sweep, given: dict[str, str | None]) -> SweepLimits:
 
 def open_sweep(store: Store, name: str) -> Sweep:
     """The sweep of that name. Raises `ConfigError` naming the nearest ones when there is none."""
-    import difflib
-
     from crucible.errors import ConfigError
     from crucible.sweeps import Sweep
 
     found = Sweep(store, name)
     if not found.exists():
-        names = Sweep.ids(store)
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-        fix = f"did you mean {' or '.join(near)}?" if near else "`crucible sweeps ls` lists what there is"
-        raise ConfigError(f"sweep: there is no sweep {name!r} in {store.uri}; {fix}")
+        raise ConfigError(
+            f"sweep: there is no sweep {name!r} in {store.uri}; {meant(name, Sweep.ids(store), 'sweeps')}"
+        )
     return found
 
 
 def line_of(sweep: Sweep) -> dict[str, Any]:
-    """What `ls --json` says of a sweep."""
+    """A sweep in `ls --json`."""
+    from crucible.sweeps.trials import best_trial
+
     trials, status = sweep.read_trials(), sweep.read_status()
-    best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
+    best = best_trial(trials)
     return {
         "sweep": sweep.sweep_id,
         "state": status.state if status else None,
@@ -253,7 +252,7 @@ def print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
             "trials": f"{len(table)}, {spec.parallelism} at a time on {spec.pool}",
             "time": f"{duration(seconds)} of machine time",
             "cost": money(cost),
-            "limits": _limits_in_words(sweep),
+            "limits": _limits_line(sweep),
             "records": sweep.store.uri,
         }
     )
@@ -278,18 +277,17 @@ def print_sweep(sweep: Sweep, table: list[dict[str, Any]]) -> None:
     print_table(headings, rows, numbers=(0, 1, *range(2, len(names) + 4), len(names) + 5))
 
 
-def _limits_in_words(sweep: Sweep) -> str:
-
+def _limits_line(sweep: Sweep) -> str:
     if not sweep.has_limits():
         return "none set yet"
     limits = sweep.read_limits()
-    words = [
+    parts = [
         f"{limits.max_trials} trials",
         money(limits.max_cost_usd) if limits.max_cost_usd is not None else "any cost",
         f"{limits.max_hours:g} hours" if limits.max_hours is not None else "any time",
     ]
-    words += [f"until {limits.finish_by:%Y-%m-%d %H:%M} UTC"] if limits.finish_by else []
-    return ", ".join(words)
+    parts += [f"until {limits.finish_by:%Y-%m-%d %H:%M} UTC"] if limits.finish_by else []
+    return ", ".join(parts)
 
 
 def _cell(value: object) -> str:

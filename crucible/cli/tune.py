@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crucible.cli import script_options as options
-from crucible.cli.run import EXIT_DETACHED, EXIT_FAILED, EXIT_STOPPED, PANEL, print_json
+from crucible.cli.records import print_json
+from crucible.cli.run import EXIT_DETACHED, EXIT_FAILED, EXIT_STOPPED, PANEL
 
 if TYPE_CHECKING:
     from crucible.local.follow_sweep import SweepStanding

@@ -31,14 +31,22 @@ attempt still manages to write later lies beyond the successor's `start.json` an
 from __future__ import annotations
 
 import re
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
+from crucible.jobs.numbered import (
+    R,
+    create_next,
+    is_first_start,
+    numbers_in,
+    read_if_there,
+    read_newest,
+    record_numbers,
+)
 from crucible.jobs.records import (
     NO_STEP,
     Claim,
@@ -57,8 +65,6 @@ from crucible.jobs.records import (
     Supervisor,
 )
 from crucible.store import Store
-
-R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,7 @@ class Attempt:
         return record
 
     def _read(self, name: str, kind: type[R]) -> R | None:
-        return _read(self.job.store, f"{self._prefix}/{name}.json", kind)
+        return read_if_there(self.job.store, f"{self._prefix}/{name}.json", kind)
 
 
 class Job:
@@ -289,42 +295,33 @@ class Job:
         return [name for name in store.folders("jobs") if _is_job_id(name)]
 
     def read_spec(self) -> JobSpec:
-        spec = _read(self.store, "job.json", JobSpec)
+        spec = read_if_there(self.store, "job.json", JobSpec)
         if spec is None:
             raise ObjectMissing(f"{self.store.uri}/job.json does not exist")
         return spec
 
     def read_limits(self) -> Limits:
         """The limits in force: the newest that were set."""
-        numbers = self._numbered("limits")
-        return (_read(self.store, f"limits/{numbers[-1]:04d}.json", Limits) if numbers else None) or Limits()
+        return read_newest(self.store, "limits", Limits) or Limits()
 
     def set_limits(self, limits: Limits) -> None:
         """Change the limits; takes effect at the running attempt's next look and at the next decision."""
-        if limits.model_dump() != self.read_limits().model_dump() or not self._numbered("limits"):
-            self._create_next("limits", lambda _: limits)
+        if limits.model_dump() != self.read_limits().model_dump() or not record_numbers(self.store, "limits"):
+            create_next(self.store, "limits", lambda _: limits)
 
     def read_variables(self) -> dict[str, Any]:
         """The variables in force for the pools of the job's attempts: the newest that were given."""
-        numbers = self._numbered("variables")
-        newest = _read(self.store, f"variables/{numbers[-1]:04d}.json", JobVariables) if numbers else None
+        newest = read_newest(self.store, "variables", JobVariables)
         return newest.values if newest else {}
 
     def set_variables(self, values: dict[str, Any]) -> None:
         """Change the variables for the pools; takes effect with the next attempt."""
         if values != self.read_variables():
-            self._create_next("variables", lambda _: JobVariables(values=values))
+            create_next(self.store, "variables", lambda _: JobVariables(values=values))
 
     def first_start(self, flow_run_id: str) -> bool:
-        """Whether this flow run works on the job for the first time, rather than being brought back after it died.
-
-        What a person changed since its first start, the limits above all, is not to be overwritten by its parameters.
-        """
-        try:
-            self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
-        except ObjectExists:
-            return False
-        return True
+        """Whether this flow run works on the job for the first time."""
+        return is_first_start(self.store, flow_run_id)
 
     def attempts(self) -> list[Attempt]:
         """All attempts on record, first to last."""
@@ -344,7 +341,7 @@ class Job:
 
     def supervise(self, flow_run_id: str = "") -> Supervisor:
         """Become the one who decides for this job; whoever was it before steps aside at its next look."""
-        return self._create_next("supervisors", lambda number: Supervisor(number=number, flow_run_id=flow_run_id))
+        return create_next(self.store, "supervisors", lambda number: Supervisor(number=number, flow_run_id=flow_run_id))
 
     def require_supervisor(self, supervisor: Supervisor) -> None:
         """Raises `FencedOut` when someone else has become the one who decides."""
@@ -355,8 +352,7 @@ class Job:
             )
 
     def read_newest_supervisor(self) -> Supervisor | None:
-        numbers = self._numbered("supervisors")
-        return _read(self.store, f"supervisors/{numbers[-1]:04d}.json", Supervisor) if numbers else None
+        return read_newest(self.store, "supervisors", Supervisor)
 
     def request_stop(self, request: StopRequest) -> None:
         """Ask whoever decides for this job now to stop it, whatever it is doing; the first request stands.
@@ -370,7 +366,7 @@ class Job:
 
     def read_stop_request(self, supervisor: str) -> StopRequest | None:
         """The request to that supervisor (`Supervisor.name`), if there is one."""
-        return _read(self.store, f"stops/{supervisor}.json", StopRequest)
+        return read_if_there(self.store, f"stops/{supervisor}.json", StopRequest)
 
     def forget_stop_request(self, supervisor: str) -> None:
         """It has been carried out."""
@@ -391,7 +387,7 @@ class Job:
     def read_stages(self) -> list[StageRun]:
         """The stages before and after the training, first to last, without those of this machine's own process."""
         keys = [info.key for info in self.store.list("stages")]
-        found = [run for key in keys if key.endswith(".json") and (run := _read(self.store, key, StageRun))]
+        found = [run for key in keys if key.endswith(".json") and (run := read_if_there(self.store, key, StageRun))]
         return sorted(found, key=lambda run: (run.started_at, run.name))
 
     def stages_usd(self) -> float:
@@ -403,19 +399,6 @@ class Job:
         for info in self.root.list(f"jobs/{self.job_id}"):
             self.root.delete(info.key)
 
-    def _numbered(self, folder: str) -> list[int]:
-        return record_numbers(self.store, folder)
-
-    def _create_next(self, folder: str, make: Callable[[int], R]) -> R:
-        while True:
-            number = max(self._numbered(folder), default=0) + 1
-            record = make(number)
-            try:
-                self.store.create_model(f"{folder}/{number:04d}.json", record)
-            except ObjectExists:
-                continue
-            return record
-
 
 def checked_job_id(job_id: str) -> str:
     """`job_id` itself. Raises `ConfigError` unless it can name a folder, a tag and a container."""
@@ -426,26 +409,6 @@ def checked_job_id(job_id: str) -> str:
 
 def _is_job_id(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) is not None
-
-
-def record_numbers(store: Store, folder: str) -> list[int]:
-    """The numbers of the records `0001.json` … in a folder, ascending; files of other names are not ours."""
-    # The first part below the folder: a directory in a record's place is a damaged record, not none.
-    keys = {info.key.removeprefix(f"{folder}/").split("/", 1)[0] for info in store.list(folder)}
-    return numbers_in(key.removesuffix(".json") for key in keys if key.endswith(".json"))
-
-
-def numbers_in(names: Iterable[str]) -> list[int]:
-    """The numbers among names like `0001`, ascending."""
-    return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,9}", name) and name == f"{int(name):04d}")
-
-
-def _read(store: Store, key: str, kind: type[R]) -> R | None:
-    """The record, or None if there is none. Raises `RecordDamaged`."""
-    try:
-        return store.read_model(key, kind, kind.fix)
-    except ObjectMissing:
-        return None
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

@@ -11,7 +11,7 @@ import httpx
 from crucible.local.follow import FINAL, read_states
 from crucible.store import Store
 from crucible.sweeps.sweep import Sweep
-from crucible.sweeps.trials import Trial
+from crucible.sweeps.trials import Trial, best_trial
 
 LOOK_SECONDS = 1.0
 
@@ -47,7 +47,7 @@ def _progress(state: str, trials: list[Trial]) -> str:
     parts = [f"{len(trials)} trials, {running} running"]
     if failed := sum(bool(trial.failure) for trial in trials):
         parts.append(f"{failed} failed")
-    best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
+    best = best_trial(trials)
     if best is not None:
         parts.append(f"best: trial {best.number}, {best.objective.label} {best.value:.4g} at step {best.shown_step:,}")
     return ", ".join(parts)

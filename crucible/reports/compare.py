@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,10 +42,8 @@ class ComparedJob:
     @property
     def best_val_loss(self) -> float | None:
         """The lowest validation loss on the way."""
-        return min(
-            (row["val_loss"] for row in self.rows if row.get("val_loss", float("nan")) == row.get("val_loss")),
-            default=None,
-        )
+        losses = (row["val_loss"] for row in self.rows if "val_loss" in row)
+        return min(filter(math.isfinite, losses), default=None)
 
     def metrics(self) -> dict[str, float | int | str | None]:
         """What came out, by name."""

@@ -13,7 +13,7 @@ from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
 from crucible.sweeps.kinds import as_yaml
 from crucible.sweeps.leaderboard import in_words
 from crucible.sweeps.sweep import Sweep
-from crucible.sweeps.trials import Trial
+from crucible.sweeps.trials import Trial, best_trial
 
 MOST_ROWS = 200
 """Of the leaderboard on the page; the command line has all of them."""
@@ -46,7 +46,7 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     if any(trial.losses for trial in ranked):
         picture = sweep_picture(ranked, sweep.read_space().dimensions, shown)
         parts.append(f"![settings and losses of the trials, and their learning curves]({data_uri(picture)})")
-    best = next((trial for trial in ranked if trial.losses and not trial.failure), None)
+    best = best_trial(ranked)
     if best is not None:
         parts += ["## Best so far", _best(sweep, best)]
     if ranked:
@@ -96,8 +96,7 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
 def _best(sweep: Sweep, best: Trial) -> str:
     parts = [
         f"Trial {best.number} (job `{best.job_id}`): {best.objective.label} {best.value:.4f} at step "
-        f"{best.shown_step:,}, "
-        f"{money(best.cost_usd)}.",
+        f"{best.shown_step:,}, {money(best.cost_usd)}.",
         f"```yaml\n{as_yaml(sweep.read_kind().describe(best.values))}```",
     ]
     evaluation = read_evaluation(sweep.job(best.number))

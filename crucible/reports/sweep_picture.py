@@ -69,19 +69,9 @@ def _parallel(axes: Any, shown: Sequence[Trial], dimensions: Sequence[Dimension]
         )
     for place, axis in enumerate(places):
         for height, label in axis.marks():
-            axes.annotate(
-                label, (place, height), xytext=(4, 0), textcoords="offset points", fontsize=7, va="center", color=INK
-            )
+            _label(axes, label, (place, height))
     for height, value in ((0.0, low), (1.0, high)):
-        axes.annotate(
-            f"{value:.3f}",
-            (len(places), height),
-            xytext=(4, 0),
-            textcoords="offset points",
-            fontsize=7,
-            va="center",
-            color=INK,
-        )
+        _label(axes, f"{value:.3f}", (len(places), height))
     axes.set_xticks(
         range(len(places) + 1),
         [*(axis.name for axis in places), shown[0].objective.metric.replace("_", " ")],

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from crucible.jobs.records import EndReason, Limits, StopRequest
 from crucible.jobs.status import JobState
 from crucible.sweeps.records import SweepLimits
-from crucible.sweeps.trials import Trial
+from crucible.sweeps.trials import Trial, best_trial
 
 FRUITLESS_ATTEMPTS = 4
 """In a row, before a trial counts as failed: a sweep's own machine may be killed more often than a job's."""
@@ -50,7 +50,7 @@ def conclude(
 ) -> tuple[JobState, str]:
     """The state a sweep ends in and the sentence about it: `failure` ended it, `stop` was asked for, or it is done."""
     done = f"{len(trials)} trials, {sum(trial.steps for trial in trials):,} steps"
-    best = min((t for t in trials if t.losses and not t.failure), key=lambda t: t.rank_key, default=None)
+    best = best_trial(trials)
     if best is not None:
         done += f"; best: trial {best.number} with {best.objective.label} {best.value:.4f} at step {best.shown_step:,}"
     if failure is not None:

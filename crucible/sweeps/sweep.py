@@ -7,13 +7,13 @@ sweep.best().values     # {'learning_rate': 0.001, …}
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
-from crucible.jobs.job import Job, checked_job_id, differences, record_numbers
+from crucible.jobs.job import Job, checked_job_id, differences
+from crucible.jobs.numbered import create_next, is_first_start, read_newest, record_numbers
 from crucible.jobs.records import Record
 from crucible.jobs.status import JobState
 from crucible.store import Store
@@ -103,35 +103,22 @@ class Sweep:
 
     def read_limits(self) -> SweepLimits:
         """The limits in force: the newest that were set. Raises `ObjectMissing` before any were."""
-        numbers = self._limit_numbers()
-        if not numbers:
+        newest = read_newest(self.store, "limits", SweepLimits)
+        if newest is None:
             raise ObjectMissing(f"{self.store.uri}/limits is empty")
-        return self._read(f"limits/{numbers[-1]:04d}.json", SweepLimits)
+        return newest
 
     def has_limits(self) -> bool:
-        return bool(self._limit_numbers())
+        return bool(record_numbers(self.store, "limits"))
 
     def set_limits(self, limits: SweepLimits) -> None:
         """Change the limits; a running sweep follows within seconds."""
-        numbers = self._limit_numbers()
-        if numbers and limits == self.read_limits():
-            return
-        while True:
-            number = max(numbers, default=0) + 1
-            try:
-                self.store.create_model(f"limits/{number:04d}.json", limits)
-            except ObjectExists:
-                numbers = self._limit_numbers()
-                continue
-            return
+        if not self.has_limits() or limits != self.read_limits():
+            create_next(self.store, "limits", lambda _: limits)
 
     def first_start(self, flow_run_id: str) -> bool:
-        """Whether this flow run works on the sweep for the first time; False when it is restarted after it died."""
-        try:
-            self.store.create_json(f"starts/{flow_run_id or uuid.uuid4().hex}.json", {"token": uuid.uuid4().hex})
-        except ObjectExists:
-            return False
-        return True
+        """Whether this flow run works on the sweep for the first time."""
+        return is_first_start(self.store, flow_run_id)
 
     def was_started_by(self, flow_run_id: str) -> bool:
         """Whether this flow run has worked on the sweep before."""
@@ -237,9 +224,6 @@ class Sweep:
     def _read(self, key: str, kind: type[R]) -> R:
         """A record. Raises `ObjectMissing`, and `RecordDamaged` naming the object and the fix."""
         return self.store.read_model(key, kind, kind.fix)
-
-    def _limit_numbers(self) -> list[int]:
-        return record_numbers(self.store, "limits")
 
 
 def checked_sweep_id(sweep_id: str) -> str:

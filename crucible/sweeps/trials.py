@@ -7,7 +7,7 @@ do; `crucible.sweeps.kinds` says where it is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,6 +84,12 @@ class Trial:
         if not self.failure:
             return measured
         return {TrialRung(self.number, rung): FAILED for rung in range(len(ladder))} | measured
+
+
+def best_trial(trials: Iterable[Trial]) -> Trial | None:
+    """The best of those that were measured and have not failed."""
+    measured = (trial for trial in trials if trial.losses and not trial.failure)
+    return min(measured, key=lambda trial: trial.rank_key, default=None)
 
 
 def read_trial(record: TrialRecord, job: Job, ladder: Sequence[int], kind: TrialKind) -> Trial:
