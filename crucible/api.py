@@ -88,7 +88,7 @@ class Status:
 
 
 class JobHandle:
-    """One job, as `submit` and `job` return it. Every method reads the job's records anew."""
+    """One job, as `submit` and `job` return it. Every method reads the job's records as they are then."""
 
     def __init__(self, store: Store, name: str, flow_run_id: str = "") -> None:
         self.name = name

@@ -143,7 +143,7 @@ class StopReason:
     source: str
     reason: str
     deadline: float | None = None
-    """Unix seconds at which the machine goes; None when nobody said."""
+    """Unix seconds at which the machine goes; None where it is not known."""
 
     def write(self, path: Path) -> None:
         """Replace the file atomically. Raises OSError."""

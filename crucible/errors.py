@@ -16,7 +16,7 @@ class ConfigError(CrucibleError):
 
 
 class DataError(CrucibleError):
-    """A dataset source cannot be read or is not what it was said to be."""
+    """A dataset source cannot be read or is not what was specified."""
 
 
 class SourceUnreachable(DataError):

@@ -21,7 +21,7 @@ MOST_TRIALS = 9_999
 """Of a sweep: their numbers have four digits."""
 MOST_PARALLEL = 64
 SOME_TRIALS = 30
-"""Where the space has no end and nobody said how many."""
+"""Where the space has no end and no number is given."""
 EXAMPLE = "learning_rate: {loguniform: [3e-4, 3e-3]}"
 VAL_LOSS = "val_loss"
 

@@ -53,7 +53,7 @@ class PrefectLauncher:
     """Starts attempt N of a job as a flow run of `train/<pool>`.
 
     The idempotency key is the job's address and the decision on record: launching it twice, from whatever process,
-    gives the same flow run. Of a job that was deleted and made anew under its old name, attempt 1 is another decision.
+    gives the same flow run. Of a job that was deleted and made again under its old name, attempt 1 is another decision.
     """
 
     def __init__(self, store: str, project: str, owner: str, resources: Resources | None = None) -> None:

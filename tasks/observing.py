@@ -50,7 +50,7 @@ PROGRESS_SECONDS = 15.0
 """Each is a request and an event; nobody sees it sooner, as Prefect's pages do not follow an artifact."""
 REPORT_SECONDS = 15.0
 REPORT_SHARE = 0.01
-"""Of one core, at most: drawing the curve anew takes its time from a training on the same machine."""
+"""Of one core, at most: drawing the curve again takes its time from a training on the same machine."""
 
 UNAVAILABLE = (httpx.HTTPError, PrefectException, OSError, RuntimeError)
 """What the Prefect client raises when the server is away or says no."""

@@ -115,15 +115,15 @@ def _wait(run: FlowRun, request: StageRequest, left: float | None) -> tuple[Stat
 
     Raises `ServiceError` when the server stays out of reach, `StageOverBudget` once more than `left` is spent.
     """
-    heard = time.monotonic()
+    answered_at = time.monotonic()
     meter = _Meter(request)
     while True:
         try:
             with get_client(sync_client=True) as client:
                 seen = client.read_flow_run(run.id)
-            heard = time.monotonic()
+            answered_at = time.monotonic()
         except (httpx.HTTPError, PrefectException) as error:
-            if time.monotonic() > heard + SILENT_SECONDS:
+            if time.monotonic() > answered_at + SILENT_SECONDS:
                 raise ServiceError(f"the Prefect server does not answer: {error}") from error
         else:
             bill = meter.read(seen)

@@ -115,7 +115,7 @@ def being_cancelled() -> bool:
 
 
 def stay_paused(reason: str) -> NoReturn:
-    """End this process and leave the flow run paused, to be resumed at any time; a worker starts it anew then.
+    """End this process and leave the flow run paused, to be resumed at any time; a worker starts it again then.
 
     Prefect's UI gives every pause a limit, five minutes unless the person changes it, after which Resume fails the run.
     """

@@ -50,7 +50,7 @@ HERE = "local"
 """The pool whose trials run in the sweep's own process."""
 LOOK_HERE_SECONDS = 0.2
 MOST_HERE, SOME_ELSEWHERE = 8, 4
-"""Trials at a time where nobody said how many."""
+"""Trials at a time where no number is given."""
 
 
 @dataclass(frozen=True)

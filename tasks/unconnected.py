@@ -54,7 +54,7 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "prefect.engine"])
     attempt = json.loads(given)
     print("No Prefect server is in reach: the attempt goes on with its records in the store alone", flush=True)
-    os.environ.pop(FLOW_RUN_ID, None)  # nobody is there to be told about it
+    os.environ.pop(FLOW_RUN_ID, None)  # there is no server to report it to
     signal.signal(signal.SIGTERM, _raise_termination)
     try:
         job = Job.open(_store(str(attempt["store"])), str(attempt["job"]))

@@ -51,7 +51,7 @@ HOOKS = Path(__file__).with_name("hooks")
 STOP_SHARE = 0.4
 """Of the time until the machine goes, for a save that the script is expected to make; the rest is for its upload."""
 STOP_SECONDS = 10.0
-"""The same when nobody said when the machine goes."""
+"""The same where it is not known when the machine goes."""
 WRITING_SECONDS = 5.0
 """For a save that the script is in the middle of, if there is time."""
 

@@ -218,7 +218,7 @@ class _JsonLines:
 
 
 class _Csv:
-    """Lightning's CSVLogger, which writes its file anew when a column comes in: rows are counted."""
+    """Lightning's CSVLogger, which rewrites its file when a column comes in: rows are counted."""
 
     def __init__(self, cwd: Path, pattern: str) -> None:
         self._cwd, self._pattern = cwd, pattern

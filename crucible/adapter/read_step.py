@@ -18,7 +18,7 @@ def main(path: str) -> int:
         import torch
 
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it tells no step
+    except Exception as error:  # noqa: BLE001 - whatever it is, the step is not known
         print(error, file=sys.stderr)
         return 1
     if isinstance(content, Mapping):

@@ -15,10 +15,12 @@ only one on the machine that talks to the store. It imports neither torch nor Pr
     plan.py                how to run an attempt here; the attempt's scratch folder
     workload.py            the child process: its environment, its signals, its end
     output.py              keeps all that it prints; last_lines.py says why it failed
+    nodes.py               several nodes: who they are, and the first one's watch over the others
+    member.py              the agent of a node that is not the first; torchrun.py starts a node's processes
     exit_classification.py why an attempt ended
     metrics.py             reads what the workload reports
     cost_meter.py          what the attempt has cost so far
     observer.py            who is shown what happens
-    notices.py             requests to stop; sources.py where they come from, notices_ec2.py EC2's metadata
+    notices.py             requests to stop; sources.py where they come from, notices_*.py the clouds' metadata
     entrypoint.py          first process of a container: turns SIGTERM into a stop request
 """

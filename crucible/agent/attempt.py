@@ -56,7 +56,7 @@ from crucible.jobs.records import Claim, EndReason, Limits, Outcome, Rendezvous
 from crucible.store.retry import persist, wait_at_most
 
 FINAL_UPLOAD_SECONDS = 300.0
-"""How long the last commit may be retried when nobody named a deadline."""
+"""How long the last commit may be retried without a deadline."""
 RESTORE_SECONDS = 120.0
 """How long a failing store is retried for the checkpoint to resume from."""
 RECORD_SECONDS = 60.0

@@ -35,7 +35,7 @@ def classify_exit(state: State, stop_at_step: int | None) -> tuple[EndReason, st
 
 
 def unexplained(state: State, stop_at_step: int | None) -> bool:
-    """Whether the attempt was stopped from outside and only a signal has said so."""
+    """Whether the attempt was stopped from outside and only by a signal."""
     if state.fenced is not None or state.failure is not None or (state.notice and state.notice.source != SIGNAL):
         return False
     if state.end is None:
@@ -45,7 +45,7 @@ def unexplained(state: State, stop_at_step: int | None) -> bool:
 
 
 def was_saved(state: State) -> bool:
-    """Whether the attempt committed something new, or its workload said that it saved and nothing of it was lost."""
+    """Whether the attempt committed something new, or its workload reported a save of which nothing was lost."""
     said_so = state.end is not None and state.end.exit_code == EXIT_SAVED and state.uncommitted is None
     return said_so or state.committed_step > state.start_step
 

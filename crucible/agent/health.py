@@ -37,7 +37,7 @@ def machine_problem(
 ) -> str | None:
     """Why an attempt should not train on this machine, as a message; None if nothing speaks against it.
 
-    `nvml`: None loads it; where there is none, nothing is known and nothing is said. A driver that does not answer
+    `nvml`: None loads it; where there is none, nothing is reported. A driver that does not answer
     within `answer_seconds` is a problem, too.
     """
     if rehearsed := _rehearsed(environment):

@@ -21,7 +21,7 @@ def machine_sampler(visible: str | None = None, nvml: Nvml | None = None) -> Cal
     nvml = nvml or Nvml.load()
     if nvml is not None and nvml.handles(visible):
         return partial(nvml.sample, visible)
-    psutil.cpu_percent()  # each call tells of the time since the one before
+    psutil.cpu_percent()  # each call measures the time since the one before
     return _cpu_sample
 
 

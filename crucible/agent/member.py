@@ -43,7 +43,7 @@ WAITING = "waiting"
 
 @dataclass(frozen=True)
 class _Owner:
-    """What the first node's records say."""
+    """The first node, by its records."""
 
     phase: str = ""
     left: str = ""
@@ -100,7 +100,7 @@ class _Member:
         self._log(f"node {self._node} leaves: {self._owner.left or 'it was asked to stop'}")
 
     def _wait_for_rendezvous(self) -> Rendezvous | None:
-        """Where to meet, as soon as the first node says so; None when this node is not needed."""
+        """Where to meet, as soon as the first node has published it; None when this node is not needed."""
         found: Rendezvous | None = None
 
         def published() -> bool:

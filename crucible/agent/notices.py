@@ -19,7 +19,7 @@ class Notice:
     source: str
     reason: str
     deadline: float | None = None
-    """Unix seconds at which the machine goes; None when nobody said."""
+    """Unix seconds at which the machine goes; None where it is not known."""
     stop: bool = True
     """False: a warning only, to be recorded."""
     end_reason: EndReason = EndReason.INTERRUPTED

@@ -132,7 +132,7 @@ class AttemptPlan:
     """Exceptions that mean "stop", raised in the calling thread by whoever handles signals there."""
     on_interrupt: Callable[[], Notice] = lambda: Notice("signal", "this process was asked to stop")
     explain: Callable[[], Notice | None] = lambda: None
-    """Why the attempt was stopped, where only a signal has said so; asked once, at its end. May take some seconds."""
+    """Why the attempt was stopped, where there was only a signal; asked once, at its end. May take some seconds."""
     heartbeat_seconds: float = 5.0
     look_seconds: float = 1.0
     nodes: Nodes = field(default_factory=Nodes)
@@ -167,7 +167,7 @@ class AttemptPlan:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock, and remove its file at the end; False when another process or thread has it, or nobody can say."""
+    """Hold the lock, and remove its file at the end; False when another process or thread has it, or may have it."""
     with local_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")

@@ -22,7 +22,7 @@ def restore_newest(
 ) -> tuple[Checkpoint, Path] | None:
     """Download the newest commit that verifies to a folder below `into`; None when the job has none.
 
-    A failing store is retried for `retry_seconds`, or until `stopping` says that nobody waits for it any more. Raises
+    A failing store is retried for `retry_seconds`, or until `stopping` is true: it is no longer needed. Raises
     `StoreError` when it still fails then, `LocalDiskError` when this machine takes no files, and `FencedOut` when a
     newer attempt has taken over: nothing is recorded then, whatever was found damaged or missing here.
     """

@@ -94,7 +94,7 @@ def _says(file: Path, words: str) -> bool:
 
 
 def why_signalled(environment: Mapping[str, str] = os.environ) -> Notice | None:
-    """Why the processes of this machine were signalled, where nobody has said so yet.
+    """Why the processes of this machine were signalled, where that is not known yet.
 
     Slurm signals all of a job's processes at once, the workload among them, which may have saved and left before the
     batch script has learned why and written the stop file.

@@ -20,7 +20,7 @@ from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut, StoreUnavailable
 
 SAVE_SECONDS = 120.0
-"""How long a workload may take to save when nobody named a deadline."""
+"""How long a workload may take to save without a deadline."""
 LEAST_SECONDS = 4.0
 """What is left at least when a notice comes, whatever the clocks say."""
 
@@ -77,7 +77,7 @@ class Noticed:
     kill_at: float = math.inf
     """Monotonic seconds at which the workload must be gone, so that the last checkpoint still gets through."""
     ends_at: float = math.inf
-    """Monotonic seconds at which the machine goes; infinite when nobody said."""
+    """Monotonic seconds at which the machine goes; infinite where that is not known."""
 
 
 @dataclass(frozen=True)

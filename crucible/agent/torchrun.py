@@ -191,7 +191,7 @@ def rank_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def network(environment: Mapping[str, str]) -> dict[str, str]:
-    """Which interface gloo and NCCL use, where nobody has said so: the one that has this node's address.
+    """Which interface gloo and NCCL use, where it is not set: the one that has this node's address.
 
     Many machines resolve their own name to the loopback address, where no other node would find them.
     """

@@ -132,7 +132,7 @@ class Watching:
                 except StoreError as error:
                     self._post(Trouble("store", f"no heartbeat could be written: {error}"))
                     break  # each look would wait for the same store
-                except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would be given up for lost
+                except Exception as error:  # noqa: BLE001 - without heartbeats the attempt would count as lost
                     self._post(Trouble("watching", f"a heartbeat went wrong: {error!r}"))
             if self._over.wait(max(0.0, next_one - time.monotonic())):
                 return
@@ -187,7 +187,7 @@ class Watching:
         return Notice("supervisor", request.reason, end_reason=request.end_reason) if request else None
 
     def _limit_reached(self) -> Notice | None:
-        """The job's own money or time is used up; read anew each time, since a person may raise it meanwhile."""
+        """The job's own money or time is used up; read each time, since a person may raise it meanwhile."""
         status = self._read_status()
         if status.spent_before_usd is None:
             return None

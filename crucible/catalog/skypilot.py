@@ -51,7 +51,7 @@ class _Machine:
     region: str
     instance: str
     accelerators: str
-    """As SkyPilot has to be told; empty where the instance type says it."""
+    """As SkyPilot names it; empty where the instance type implies it."""
     gpu: str
     gpus: int
     vcpus: float | None

@@ -1,7 +1,7 @@
 """Commit, list and verify: the checkpoints of a job in the store.
 
 A commit uploads a finished local folder file by file, then writes the manifest: names, sizes and sha256 of the files,
-the step, and what the workload said about its state. Each attempt writes below names of its own, so two attempts can
+the step, and what the workload recorded of its state. Each attempt writes below names of its own, so two attempts can
 never mix their files; which manifests count when an attempt was superseded is decided by the fence of
 `crucible.jobs.job`.
 """

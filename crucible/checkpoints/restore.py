@@ -64,7 +64,7 @@ def choose_checkpoint(checkpoints: Checkpoints, which: str, asked: str) -> Check
 
 
 def require_own(checkpoint: Checkpoint, spec: JobSpec) -> None:
-    """Raise `CheckpointError` if another training made the checkpoint, as far as its workload said what it trained."""
+    """Raise `CheckpointError` if another training made the checkpoint, as far as its workload recorded that."""
     differing = []
     if isinstance(data := checkpoint.state.get("dataset_digest"), str) and data != spec.dataset and spec.dataset:
         differing.append(f"dataset {data} -> {spec.dataset}")
@@ -91,7 +91,7 @@ def fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> str
 
 
 def download(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> None:
-    """Fetch a checkpoint's files into the folder `target`, which is made anew."""
+    """Fetch a checkpoint's files into the folder `target`, which is replaced."""
     shutil.rmtree(target, ignore_errors=True)
 
     def bring(file: StoredFile) -> None:

@@ -251,7 +251,7 @@ def _show(plan: Plan) -> None:
     for change in sorted(plan.changes, key=lambda c: (c.action != "Remove", c.action, c.resource)):
         sign = {"Add": "+", "Remove": "-"}.get(change.action, "~")
         what = f": {', '.join(change.properties)}" if change.properties else ""
-        loss = "  (made anew; what it holds is lost)" if change.replacement else ""
+        loss = "  (replaced; what it holds is lost)" if change.replacement else ""
         typer.echo(f"  {sign} {change.resource:26} {change.type}{what}{loss}")
     count = {action: sum(c.action == action for c in plan.changes) for action in ("Add", "Modify", "Remove")}
     typer.echo(f"{count['Add']} to add, {count['Modify']} to change, {count['Remove']} to remove")

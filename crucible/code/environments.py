@@ -2,7 +2,7 @@
 
 `uv.lock`, `requirements.txt` or `pyproject.toml`, the first that the folder has, goes into an environment under
 `$CRUCIBLE_HOME/cache/environments`. Two attempts that need the same one wait for each other; an environment whose
-installation was interrupted is made anew.
+installation was interrupted is made again.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def _needs(request: EstimateRequest, offers: list[Offer]) -> Needs | ScriptNeeds
 
 
 def _config(request: EstimateRequest) -> tuple[TrainConfig, int | None]:
-    """The configuration, and the number of tokens of the weights that it starts from; None where it starts anew."""
+    """The configuration, and the number of tokens of the weights that it starts from; None where it has none."""
     overrides = {}
     for change in request.changes:
         key, separator, value = change.partition("=")

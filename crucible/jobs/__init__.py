@@ -2,6 +2,9 @@
 
 records.py   the records themselves, as they lie in the store
 job.py       jobs and attempts: claiming, the fence, limits, supervisors
+numbered.py  records with numbers, of jobs and of sweeps
+limits.py    what may be spent, as a person changes it
 status.py    where a job stands
 metrics.py   what the attempts reported, as one history
+printed.py   what they printed, as one stream
 """

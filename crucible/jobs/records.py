@@ -19,7 +19,7 @@ from crucible.settings import Count, Digest, Dollars, Hours
 
 SCHEMA_VERSION = 1
 ShownText = Annotated[str, AfterValidator(printable)]
-"""What is written for people. Scripts colour their errors, and whoever reads a record may trust its writer less."""
+"""What is written for people. Scripts colour their errors, and not every writer of a record is trusted."""
 
 
 def now() -> datetime:
@@ -44,7 +44,7 @@ class EndReason(StrEnum):
     KILLED = "killed"
     """The workload was killed from outside, out of memory perhaps; the machine is still there."""
     LOST = "lost"
-    """No sign of life; nothing was heard from it again."""
+    """No sign of life, and none came later."""
     NOT_STARTED = "not-started"
     """The pool never brought it to life: no capacity, a refused request, a broken image."""
     SUPERSEDED = "superseded"

@@ -37,7 +37,7 @@ def configured_url() -> str | None:
 
 
 def describe(url: str) -> str:
-    """The database in words, without user and password: "PostgreSQL database prefect at db.example.com:5432"."""
+    """The database without user and password: "PostgreSQL database prefect at db.example.com:5432"."""
     if url.startswith("sqlite"):
         return f"SQLite file {url.partition(':///')[2]}"
     parts = urlsplit(url)

@@ -34,7 +34,7 @@ class Standing:
 
     @property
     def stage(self) -> str:
-        """What it is doing, in words."""
+        """What it is doing, as a message."""
         if self.state in FINAL:
             return self.state.lower()
         if self.state == "CRASHED":

@@ -65,7 +65,7 @@ class State(BaseModel):
     api_url: str | None = None
     """Address of the server's API; None before the first start."""
     database: str | None = None
-    """The server's own database in words, without its password; None for SQLite in the home."""
+    """The server's own database as shown to people, without its password; None for SQLite in the home."""
     previous_profile: str | None = None
     """The Prefect profile that was selected before ours."""
     services: dict[str, ProcessRecord] = Field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a patch of somebody else's code has to say for itself, and the only way to apply one.
+"""What every patch of another package's code declares, and the only way to apply one.
 
 A patch replaces code of Prefect or of one of its libraries, because neither a public API nor a class of our own can do
 what is needed. It is applied by the entry points of Crucible's own processes, never on import, so installing Crucible

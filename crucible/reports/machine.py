@@ -1,4 +1,4 @@
-"""How busy a job's machines were, in words, and a hint where a GPU waits; `picture.panels` has the curves."""
+"""How busy a job's machines were, as a sentence, and a hint where a GPU waits; `picture.panels` has the curves."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ stopping.py          saves and ends the attempt of a job that stops
 context.py           a job as its supervisor holds it: records with retries, waits, listeners
 stop_job.py          stopping a job from outside
 heartbeat.py         a supervising process's own sign of life
+queue_watch.py       reports runs that wait for long
 restarter.py         starts a supervising flow run again whose process died
 watchdog.py          keeps the restarter running
 prefect_server.py    which Prefect server this is

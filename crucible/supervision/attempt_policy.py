@@ -99,7 +99,7 @@ def _refused(seen: Observation, hint: Hint) -> Declare:
 
 
 def refusal(message: str, same_before: int) -> Declare:
-    """A launch that did not come to life: temporary, unless the pool has said the same too often."""
+    """A launch that did not come to life: temporary, unless the pool has answered the same too often."""
     if same_before + 1 < SAME_REFUSALS:
         return Declare(EndReason.NOT_STARTED, message)
     return Declare(EndReason.FAILED, f"{message} (refused {SAME_REFUSALS} times in a row with this message)")
@@ -130,7 +130,7 @@ def _of_running(seen: Observation, timeouts: Timeouts) -> Step:
         return Wait()
     message = f"no sign of life for {seen.silent_seconds:.0f} s"
     if seen.hint.message:
-        message += f"; the pool said: {seen.hint.message}"
+        message += f"; the pool reported: {seen.hint.message}"
     return Declare(EndReason.CANCELLED if seen.hint.cancelled else EndReason.LOST, message)
 
 

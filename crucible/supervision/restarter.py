@@ -1,7 +1,7 @@
 """Restarts supervising flow runs whose process died: `python -m crucible.supervision.restarter`, kept by the watchdog.
 
 If a supervisor heartbeat (`crucible.supervision.heartbeat`) stops, the same flow run is scheduled again, whatever
-Prefect believes of it (Crashed, or still running): the worker starts it anew, and it finds its job. Records are watched
+Prefect believes of it (Crashed, or still running): a worker starts it, and it finds its job. Records are watched
 because Prefect's own heartbeat automations fire for healthy runs after the server was away. A person who cancels or
 pauses a run whose process is dead gets what that process would have done: its attempt saves and stops. It also watches
 for long queues (`crucible.supervision.queue_watch`).
@@ -76,7 +76,7 @@ class Restarter:
         return [record.subject for record in records.values() if self._silent(record) and self._attend(record)]
 
     def forget_silence(self) -> None:
-        """Start all clocks anew: while the server or the store was away, silence meant nothing."""
+        """Restart all clocks: while the server or the store was away, silence meant nothing."""
         for watched in self._watched.values():
             watched.since = self._clock()
 
@@ -113,7 +113,7 @@ class Restarter:
                 remove_heartbeat(self._store, record.flow_run_id)
                 return False
             reason = f"{record.subject}: no sign of life for {SILENT_SECONDS:.0f} s, started again"
-            logger.warning("%s (Prefect said: %s)", reason, run.state.name)
+            logger.warning("%s (Prefect's state: %s)", reason, run.state.name)
             self._watched[record.flow_run_id].restarts += 1
             _reschedule(client, run, reason)
         emit_lost(record.subject, reason)

@@ -146,7 +146,7 @@ def decide(history: History) -> Decision:
     if place is None and ended[-1].refused:
         return Decision(JobState.FAILED, last.message)
     if place is None:
-        return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one said: {last.message}")
+        return Decision(JobState.STOPPED, f"no pool could start an attempt; the last one reported: {last.message}")
     ending = "refused by its pool" if ended[-1].refused else last.label
     reason = f"the attempt before was {ending} at step {last.committed_step}: {last.message}{too_short}"
     if ended[-1].unfit:  # it restored nothing, so that its step says nothing

@@ -12,7 +12,7 @@ from crucible.supervision.heartbeat import is_supervised, remove_heartbeat
 
 
 class Stopped(NamedTuple):
-    """What happens now, in words, and to which attempt."""
+    """What happens now, as a message, and to which attempt."""
 
     message: str
     attempt: int | None

@@ -25,7 +25,7 @@ _WRITE_TEST = "write-test"
 
 
 class AttemptWatch:
-    """Carries out what `attempt_policy.judge` says of a live attempt."""
+    """Carries out what `attempt_policy.judge` decides about a live attempt."""
 
     def __init__(self, context: SupervisionContext) -> None:
         self._context = context
@@ -112,7 +112,7 @@ class AttemptWatch:
     def _store_takes_writes(self) -> bool:
         """Whether silence means anything: a healthy attempt writes no heartbeat to a store that is full but readable.
 
-        Waits until the store takes a write; False when it did not at first, and the silence counts anew.
+        Waits until the store takes a write; False when it did not at first, and the silence starts again.
         """
         store = self._context.job.store
         refused = False

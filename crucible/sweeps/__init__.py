@@ -5,7 +5,11 @@
     schedules.py    rungs: who is trained further
     planner.py      what comes next, as a function of the results
     records.py      the records in the store
+    searchable.py   which settings a search may change
+    search.py       a search as a person asks for it
+    kinds.py        what a trial is: a configuration of the trainer, or a script
     trials.py       where a trial stands, from its job's records
+    limits.py       when a sweep stops, and what it reports then
     sweep.py        all of it together
     leaderboard.py  the table of trials
 

@@ -26,7 +26,7 @@ from crucible.sweeps.searchable import Values
 from crucible.tune_config import MOST_TRIALS, Objective, SamplerName, ScheduleName
 
 TO_THE_END = [1]
-"""The ladder of scripts that nobody knows the number of steps of: one rung, at their end."""
+"""The ladder of scripts whose number of steps is not known: one rung, at their end."""
 
 
 class SweepSpec(Record):

@@ -1,7 +1,7 @@
 """Which values a trial gets: a function of the space, the seed, the trial's number, and what was learned before it.
 
     grid     every combination, in an order shuffled by the seed
-    random   drawn anew for each number; no trial depends on another
+    random   drawn for each number; no trial depends on another
     tpe      the tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna: drawn where good trials are dense
 
 The draws are Optuna's. Its study is made for one question and thrown away: nothing that must survive lives in it.

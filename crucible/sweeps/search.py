@@ -53,7 +53,7 @@ def rungs(search: SearchSettings, total_steps: int | None) -> list[int]:
 
 
 def all_trials(spec: SweepSpec, space: Space) -> int:
-    """How many trials there are where nobody said how many."""
+    """How many trials there are where no number is given."""
     if spec.sampler == "grid":
         return len(space.grid())
     if spec.schedule == "hyperband":

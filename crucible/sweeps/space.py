@@ -218,7 +218,7 @@ def _range(name: str, kind: str, given: Any, settings: Searchable) -> tuple[floa
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
     if low > high:
-        raise ConfigError(f"space: {name} = {{{kind}: [{low}, {high}]}} is upside down; write [{high}, {low}]")
+        raise ConfigError(f"space: {name} = {{{kind}: [{low}, {high}]}} has its bounds reversed; write [{high}, {low}]")
     if kind == "loguniform" and low <= 0:
         raise ConfigError(f"space: {name} = {{loguniform: [{low}, {high}]}} must begin above 0; raise {low}")
     whole = settings.is_whole(name)

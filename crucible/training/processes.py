@@ -47,7 +47,7 @@ class Processes(ProcessGroup):
     def average(self, tensor: Tensor) -> None:
         """Replace the tensor by its mean over the processes; equal bits for an equal number of nodes and processes.
 
-        One exchange of the flat gradients instead of DistributedDataParallel's buckets: those are laid out anew after
+        One exchange of the flat gradients instead of DistributedDataParallel's buckets: those are laid out again after
         the first step, so a resumed run would add in another order and differ in bits.
         """
         if self.count == 1:

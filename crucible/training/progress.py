@@ -80,7 +80,7 @@ class Means:
         self.steps += 1
 
     def read(self, step: int) -> tuple[float, float]:
-        """The means over all processes, then starts anew. Raises TrainingError if one is no longer a finite number."""
+        """The means over all processes, then starts over. Raises TrainingError if one is no longer a finite number."""
         sums = torch.stack([self._loss_sum, self._norm_sum])
         self._processes.average(sums)
         loss, norm = (sums / max(self.steps, 1)).tolist()

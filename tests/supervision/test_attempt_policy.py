@@ -74,7 +74,7 @@ def test_a_stop_request_ends_an_attempt_that_waits_without_asking_anybody() -> N
         (3, {"over_limit": "2 hours are over", "leave": "moved"}, AskToStop, "budget", "2 hours are over"),
         (13, {}, AskPool, None, ""),
         (13, {"hint": ALIVE}, Wait, None, ""),
-        (13, {"hint": ENDED}, Declare, "lost", "no sign of life for 13 s; the pool said: Crashed: worker gone"),
+        (13, {"hint": ENDED}, Declare, "lost", "no sign of life for 13 s; the pool reported: Crashed: worker gone"),
         (13, {"hint": Hint(PoolSays.ENDED, cancelled=True)}, Declare, "cancelled", "no sign of life"),
         (44, {"hint": UNKNOWN}, Wait, None, ""),
         (46, {"hint": UNKNOWN}, Declare, "lost", "no sign of life for 46 s"),

@@ -79,7 +79,7 @@ def taken(pool: str, count: int, seconds: float = 300.0, **fields: Any) -> list[
         ),
         # nobody takes it up
         ([missed()] * 2, {}, "running", "never started"),
-        ([missed()] * 3, {}, "stopped", "no pool could start an attempt; the last one said: about not-started"),
+        ([missed()] * 3, {}, "stopped", "no pool could start an attempt; the last one reported: about not-started"),
         ([missed()] * 3, {"placements": 2}, "running", "never started"),
         ([missed()] * 6, {"placements": 2}, "stopped", "no pool could start"),
         ([*[missed()] * 2, ended("lost"), missed()], {}, "running", "never started"),

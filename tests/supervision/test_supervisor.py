@@ -329,7 +329,7 @@ def test_when_no_pool_takes_it_the_job_stops(job: Job, world: World) -> None:
     pool = Pool(world, {}, refuses=set(range(20)))
     status = supervision(job, world, pool, "spot", "modal").run()
     assert status.state is JobState.STOPPED
-    assert "no pool could start an attempt; the last one said: the server does not answer" in status.reason
+    assert "no pool could start an attempt; the last one reported: the server does not answer" in status.reason
     assert len(job.attempts()) == 6
 
 

@@ -29,7 +29,7 @@ from crucible.tune_config import MOST_TRIALS
         ({"n_layer": [2, 2]}, "n_layer lists 2 twice"),
         ({"n_layer": [0, 2]}, "n_layer = 0 is not valid; it must be greater than or equal to 1"),
         ({"learning_rate": {"loguniforn": [1e-4, 1e-3]}}, "did you mean loguniform"),
-        ({"learning_rate": {"loguniform": [1e-3, 1e-4]}}, r"upside down; write \[0.0001, 0.001\]"),
+        ({"learning_rate": {"loguniform": [1e-3, 1e-4]}}, r"has its bounds reversed; write \[0.0001, 0.001\]"),
         ({"min_lr": {"loguniform": [0, 1e-4]}}, "must begin above 0"),
         ({"dropout": {"uniform": [0.1]}}, r"must have two ends: \{uniform: \[low, high\]\}"),
         ({"dropout": {"uniform": [0.1, 1.5]}}, "dropout = 1.5 is not valid"),

@@ -1,4 +1,4 @@
-"""What AWS answers when something is wrong, said so that the reader knows what to do.
+"""AWS's errors as messages from which the reader knows what to do.
 
 The boto3 libraries raise about forty kinds of error for "you are not logged in"; here they become one exception with
 one sentence for what happened and one for the fix.
@@ -43,7 +43,7 @@ def aws_errors(doing: str, region: str | None = None) -> Iterator[None]:
 
 
 def explain(error: Exception, doing: str, region: str | None = None) -> str:
-    """One message for a botocore error: what was being done, what AWS said, what to do."""
+    """One message for a botocore error: what was being done, what AWS answered, what to do."""
     where = f" in {region}" if region else ""
     return f"{doing}{where}: {_mend(error)}"
 

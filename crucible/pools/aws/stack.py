@@ -47,7 +47,7 @@ class Change:
     resource: str
     type: str
     replacement: bool = False
-    """The resource would be made anew, which loses what it holds."""
+    """The resource would be replaced, which loses what it holds."""
     properties: tuple[str, ...] = ()
     """What would change in it, where AWS says so."""
 

@@ -33,7 +33,7 @@ def connect(timeout: int = ANSWER_SECONDS) -> DockerClient:
     except (DockerException, OSError) as error:
         raise ServiceError(
             f"the Docker engine does not answer ({_where()}): install Docker Engine and start it; your user must be in "
-            f"the group docker. It said: {str(error).splitlines()[0]}"
+            f"the group docker. Its message: {str(error).splitlines()[0]}"
         ) from error
     return client
 

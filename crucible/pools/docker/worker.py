@@ -126,7 +126,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
                 if time.monotonic() > deadline:
                     raise ServiceError(
                         f"the Docker engine has not answered for {ENGINE_TIMEOUT_SECONDS:.0f} s; start it "
-                        f"(systemctl start docker). It said: {error}"
+                        f"(systemctl start docker). Its message: {error}"
                     ) from error
                 time.sleep(1.0)
 
@@ -271,11 +271,11 @@ def _in_words(error: APIError, configuration: DockerGpuJobConfiguration) -> Conf
         return ConfigError(
             f"gpus: {configuration.gpus!r}, but this Docker engine cannot hand out NVIDIA GPUs: install the driver and "
             "the NVIDIA Container Toolkit (nvidia-ctk runtime configure, then restart docker), or train on the CPU "
-            f"with gpus: 0. The engine said: {said}"
+            f"with gpus: 0. The engine's message: {said}"
         )
     if isinstance(error, docker.errors.ImageNotFound) or "pull access denied" in said:
         return ConfigError(
             f"image: {configuration.image!r} is not on this machine and cannot be pulled; build it with: crucible "
-            f"images build. The engine said: {said}"
+            f"images build. The engine's message: {said}"
         )
     return ServiceError(f"the Docker engine did not start the container: {said}")

@@ -32,7 +32,7 @@ class Scene:
     announce_reclaim: Callable[[float], None]
     """Give the machine's EC2 notice: it will go in so many seconds."""
     steps_to_wait: int = field(default=0)
-    """So many steps after its first commit the current attempt is struck; drawn anew for each fault."""
+    """So many steps after its first commit the current attempt is struck; drawn again for each fault."""
     seconds_to_wait: float | None = None
     """The same in seconds, instead: heartbeats, which report steps, come more seldom than some scripts save."""
     reached_step: int = 0

@@ -40,7 +40,7 @@ class Stage:
     metadata: MetadataService | None = None
 
     def crucible(self, *arguments: str) -> str:
-        """Run the `crucible` command here. Raises `ServiceError` with what it said when it fails."""
+        """Run the `crucible` command here. Raises `ServiceError` with its last message when it fails."""
         return self._run("crucible", "crucible.cli.main", *arguments)
 
     def prefect(self, *arguments: str) -> str:
@@ -81,7 +81,7 @@ class Stage:
         )
         if done.returncode:
             words = (done.stderr or done.stdout).strip().splitlines()
-            raise ServiceError(f"{name} {arguments[0]} failed: {words[-1] if words else 'it said nothing'}")
+            raise ServiceError(f"{name} {arguments[0]} failed: {words[-1] if words else 'it printed nothing'}")
         return done.stdout
 
 

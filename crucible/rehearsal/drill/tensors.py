@@ -15,7 +15,7 @@ _NUMPY = (".npz", ".npy")
 
 
 def difference(one: Path, other: Path) -> str:
-    """How the files below two folders differ, in words; empty where their tensors are equal bit by bit.
+    """How the files below two folders differ, as a message; empty where their tensors are equal bit by bit.
 
     A file that holds no readable tensors counts only if no file of the folders does: logs and reports contain times.
     """

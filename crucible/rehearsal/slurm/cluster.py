@@ -33,7 +33,7 @@ PARTITION, SHORT, URGENT = "spot", "short", "urgent"
 PREEMPTION_GRACE_SECONDS = 20
 KILL_WAIT_SECONDS = 15
 NODE_TIMEOUT_SECONDS = 10
-"""After which a node that does not answer is taken for lost."""
+"""After which a node that does not answer counts as lost."""
 _START_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _SBIN = "/usr/sbin:/sbin"

@@ -69,7 +69,7 @@ class TrackedRun(Protocol):
     url: str
     """Where a person sees it."""
     newest_step: int | None
-    """The newest step that the tracker itself has; -1: it has none; None: it cannot say."""
+    """The newest step that the tracker itself has; -1: it has none; None: not known."""
 
     def send(self, rows: Sequence[Row]) -> None:
         """Add rows, each with a higher step than any before; they must be safe when this returns."""

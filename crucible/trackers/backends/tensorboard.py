@@ -1,7 +1,7 @@
 """TensorBoard: event files in a store, that any TensorBoard reads. Needs no library.
 
-An object of a store cannot grow, so the newest file is written anew with what is added, and a new one begins when it
-gets large. To a reader, a file that was written anew looks like one that has grown.
+An object of a store cannot grow, so the newest file is written again with what is added, and a new one begins when it
+gets large. To a reader, a file that was written again looks like one that has grown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crucible.trackers.backends.event_files import file_header, scalars
 from crucible.trackers.points import shown_metrics
 
 LARGEST_FILE = 1 << 20
-"""Bytes after which a new file begins: what is written anew stays small."""
+"""Bytes after which a new file begins: what is written again stays small."""
 
 
 class TensorBoardRun:
