@@ -65,7 +65,11 @@ class EarlyBills:
 
     def _keep(self, state: JobState, reason: str) -> None:
         spent = [bill for bill in self._bills.values() if bill.cost_usd]
-        if not spent or self._run.job.store.exists("job.json"):
+        if not spent:
+            return
+        if self._run.job.store.exists("job.json"):  # it is being continued
+            for bill in spent:
+                self._run.job.write_stage(bill)
             return
         known = self._run.spec
         made = JobSpec(job_id=self._kept.job_id, prepares=known.job_id[:40], project=known.project, owner=known.owner)

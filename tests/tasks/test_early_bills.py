@@ -49,6 +49,10 @@ def test_a_stage_that_fails_before_its_job_exists_is_paid_for(store: Store) -> N
         Job.create(store, spec)
     assert Job.ids(store) == ["mine"]
     assert run.job.cost_usd() == pytest.approx(0.8), "of all three"
+    with pytest.raises(ServiceError):
+        fail(run, bill_of("run-4", 0.1, "failed"))
+    assert run.job.cost_usd() == pytest.approx(0.9), "a job that is continued pays at once"
+    assert Job.ids(store) == ["mine"]
 
 
 def test_what_cost_nothing_leaves_nothing(store: Store) -> None:
