@@ -40,7 +40,10 @@ def pool(
 
     gpus = tuple(part.strip() for part in gpu.split(",") if part.strip())
     environment, others = named_values("--env", env), parse_settings(named_values("--set", settings))
-    register_pool(PoolOptions(image, gpus, environment, tuple(secret or ()), name, others))
+    secrets = tuple(secret or ())
+    register_pool(
+        PoolOptions(name=name, image=image, gpu=gpus, secrets=secrets, environment=environment, settings=others)
+    )
     typer.echo(f"Pool {name} is ready; start its worker with:")
     typer.echo(f"  prefect worker start --pool {name} --type modal --name {name}-1")
 

@@ -62,7 +62,8 @@ def pool(
     given = {"infra": infra, "instance_type": instance_type, "accelerators": accelerators, "use_spot": spot}
     chosen = {key: value for key, value in given.items() if value is not None}
     others = parse_settings(named_values("--set", settings))
-    register_pool(PoolOptions(named_values("--env", env), name, {"workdir": str(PROJECT), **chosen, **others}))
+    asked = {"workdir": str(PROJECT), **chosen, **others}
+    register_pool(PoolOptions(name=name, environment=named_values("--env", env), settings=asked))
     typer.echo(f"Pool {name} is ready; start its worker with:")
     typer.echo(f"  prefect worker start --pool {name} --type skypilot --name {name}-1")
 

@@ -9,7 +9,10 @@ from __future__ import annotations
 import abc
 import asyncio
 import time
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Pending
@@ -18,9 +21,11 @@ from crucible.errors import CrucibleError
 from crucible.pools.common.api_retry import retry_while_away
 from crucible.pools.common.watching import (
     QUEUED,
+    NothingRuns,
     PoolFailure,
     WatchingResult,
     WatchingWorker,
+    age_seconds,
     has_moved_on,
     look_seconds,
 )
@@ -28,11 +33,46 @@ from crucible.pools.common.watching import (
 if TYPE_CHECKING:
     import anyio.abc
 
+T = TypeVar("T")
+_LONGEST_PAUSE_SECONDS = 60.0
+
 
 class NotWanted(PoolFailure):
     """The run was cancelled, or went elsewhere, before it had a machine."""
 
     state_name = "NotWanted"
+
+
+def pid_of(kind: str, name: str) -> str:
+    """What stands in a flow run's `infrastructure_pid` for a machine of a pool of that type."""
+    return f"{kind}:{name}"
+
+
+def name_of(infrastructure_pid: str) -> str:
+    """The machine that a flow run's `infrastructure_pid` stands for."""
+    return infrastructure_pid.partition(":")[2]
+
+
+def run_and_attempt(run: str, attempt: str) -> tuple[UUID, int] | None:
+    """Flow run and attempt from a machine's name; None where the name is not of that form."""
+    try:
+        return (UUID(run), int(attempt)) if attempt.isdecimal() else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True)
+class ListedMachine:
+    """A machine of this pool as the pool lists it."""
+
+    name: str
+    flow_run_id: UUID
+    attempt: int
+    """The run's `run_count` when the machine was started."""
+    terminate: Callable[[], Awaitable[None]]
+    """End it at once. Raises `PoolFailure`, `NothingRuns` where it is gone."""
+    note: str = ""
+    """What the log should say of it besides."""
 
 
 class Machine(abc.ABC):
@@ -67,6 +107,8 @@ class MachineWorker(WatchingWorker, abc.ABC):
     """A worker with one machine per attempt. Its job configuration has `grace_seconds` and `max_restarts`."""
 
     noun: ClassVar[str] = "machine"
+    lost: ClassVar[type[NothingRuns]] = NothingRuns
+    """The failure of a run that has no machine any more."""
     restartable: ClassVar[tuple[type[PoolFailure], ...]] = ()
     """Ends after which `max_restarts` puts the run back for a new machine."""
 
@@ -76,6 +118,22 @@ class MachineWorker(WatchingWorker, abc.ABC):
 
         Raises:
             CrucibleError: there is none.
+        """
+
+    @abc.abstractmethod
+    async def list_machines(self, configuration: Any, run: FlowRun | None = None) -> list[ListedMachine]:
+        """This pool's machines that still run; with a `run`, all that are on record, of that run at least.
+
+        Raises:
+            PoolFailure: they cannot be listed.
+        """
+
+    @abc.abstractmethod
+    async def find_machine(self, run: FlowRun, configuration: Any, name: str) -> Machine:
+        """The machine of that name, which another worker has started for the run.
+
+        Raises:
+            NothingRuns: the pool does not know it any more.
         """
 
     async def run(
@@ -97,6 +155,47 @@ class MachineWorker(WatchingWorker, abc.ABC):
             return WatchingResult(identifier=machine.name)
         finally:
             self.release(flow_run.id)
+
+    async def take_over(self, run: FlowRun) -> None:
+        """Watch a run's newest machine from here on. Raises `NothingRuns` if there is none, and none is on record."""
+        configuration = await self.configuration_of(run)
+        listed = [one for one in await self.list_machines(configuration, run) if one.flow_run_id == run.id]
+        if not listed:
+            raise self.lost(f"The worker died before there was a {self.noun}")
+        newest = max(listed, key=lambda one: one.attempt)
+        machine = await self.find_machine(run, configuration, newest.name)
+        if run.infrastructure_pid != machine.pid:
+            await self.client.update_flow_run(run.id, infrastructure_pid=machine.pid)
+        self.get_flow_run_logger(run).info("Worker %r watches %s %s now", self.name, self.noun, machine.name)
+        await self.watch(run, newest.attempt, configuration, machine)
+
+    async def end_abandoned(self, alive: set[UUID]) -> None:
+        """Terminate machines of this pool whose run is over or was deleted."""
+        configuration = await self.configuration_of_pool()
+        try:
+            listed = await self.list_machines(configuration)
+        except PoolFailure as failure:
+            self._logger.debug("Could not list each %s: %s", self.noun, failure)
+            return
+        for one in listed:
+            if one.flow_run_id in alive or await self._is_needed(one.flow_run_id, configuration.grace_seconds):
+                continue
+            self._logger.warning("Terminating %s %s%s: its flow run is over", self.noun, one.name, one.note)
+            try:
+                await one.terminate()
+            except NothingRuns:
+                continue  # another worker was faster
+            except PoolFailure as failure:
+                self._logger.error("%s %s%s could not be terminated: %s", self.noun, one.name, one.note, failure)
+
+    async def _is_needed(self, flow_run_id: UUID, grace_seconds: float) -> bool:
+        """Whether a run is in this worker's hands, may still begin or go on, or ended a moment ago."""
+        if self.has_in_hand(flow_run_id):
+            return True
+        run = await self.read(flow_run_id)
+        if run is None or run.state is None:
+            return False
+        return not run.state.is_final() or age_seconds(run) < grace_seconds
 
     async def watch(self, flow_run: FlowRun, attempt: int, configuration: Any, machine: Machine) -> None:
         """Follow a machine to its end and give the run the state that this end calls for.
@@ -180,3 +279,23 @@ class MachineWorker(WatchingWorker, abc.ABC):
             if stopped and await self.restart(run, configuration.max_restarts, f"Its {self.noun} was stopped"):
                 return
             await self.give_up(run, failure)
+
+
+async def persist(call: Callable[[], Awaitable[T]], first_pause: float, report: Callable[[PoolFailure], None]) -> T:
+    """Ask until the pool answers: a machine goes on while the way to its pool is away.
+
+    `first_pause`: seconds; later ones are longer, up to a minute, or twice the first. `report` gets the first failure.
+    Raises `NothingRuns` at once.
+    """
+    pause, longest, reported = first_pause, max(2 * first_pause, _LONGEST_PAUSE_SECONDS), False
+    while True:
+        try:
+            return await call()
+        except NothingRuns:
+            raise
+        except PoolFailure as failure:
+            if not reported:
+                report(failure)
+            reported = True
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, longest)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from prefect.client.schemas.objects import FlowRun, State, StateType
 
-from crucible.errors import CrucibleError
-from crucible.jobs.job import Job
+from crucible.jobs.job import Attempt
 from crucible.jobs.records import EndReason, Outcome
-from crucible.store import store_at
 
 ATTEMPT_OF = "CRUCIBLE_ATTEMPT_OF"
 """Environment variable: job, number and store of the attempt that a machine is for, as JSON."""
@@ -28,7 +25,7 @@ _ENDS = {
 """As the flow run itself would have ended; every other end is Interrupted."""
 
 
-def attempt_of(flow_run: FlowRun) -> dict[str, str]:
+def attempt_variable(flow_run: FlowRun) -> dict[str, str]:
     """The variable for the machine of an attempt; nothing for another flow run."""
     given = flow_run.parameters
     if not {"job", "attempt"} <= given.keys():
@@ -37,20 +34,12 @@ def attempt_of(flow_run: FlowRun) -> dict[str, str]:
     return {ATTEMPT_OF: json.dumps({"job": given["job"], "attempt": given["attempt"], "store": store})}
 
 
-def recorded_end(flow_run: FlowRun, environment: Mapping[str, str | None]) -> State[Any] | None:
-    """The state in which the attempt's own record says that the flow run ended; None where nothing says so.
+def recorded_end(attempt: Attempt) -> State[Any] | None:
+    """The state in which an attempt's own record says that its flow run ended; None where nothing says so.
 
-    `environment`: of the machine; its `CRUCIBLE_STORE` is the store that is meant by "default".
+    Raises `CrucibleError` if the record cannot be read.
     """
-    given = flow_run.parameters
-    store = str(given.get("store", "default"))
-    address = environment.get("CRUCIBLE_STORE") if store == "default" else store
-    if not {"job", "attempt"} <= given.keys() or not address:
-        return None
-    try:
-        outcome = Job.open(store_at(address), str(given["job"])).attempt(int(given["attempt"])).read_outcome()
-    except (CrucibleError, ValueError):
-        return None
+    outcome = attempt.read_outcome()
     return None if outcome is None or outcome.decided_by != "agent" else _as_state(outcome)
 
 

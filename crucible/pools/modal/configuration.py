@@ -18,7 +18,6 @@ from crucible.errors import ConfigError
 from crucible.pools.common.configuration import Names, OfferedJobConfiguration
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
-_PID_PREFIX = "modal:"
 
 _TAG_NAME, _TAG_VALUE = re.compile(r"[\w.-]{1,50}"), re.compile(r"[\w.-]{1,63}")
 _GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*[!+]?(:[1-8])?")
@@ -202,13 +201,3 @@ def tag_value(text: str) -> str:
 def sandbox_name(flow_run: FlowRun) -> str:
     """One name per attempt: a restarted worker finds the sandbox by it, and no attempt can have two."""
     return f"flow-run-{flow_run.id}-{flow_run.run_count}"
-
-
-def pid_of(sandbox_id: str) -> str:
-    """What stands in a flow run's `infrastructure_pid` for a sandbox."""
-    return _PID_PREFIX + sandbox_id
-
-
-def sandbox_id(infrastructure_pid: str) -> str:
-    """The sandbox that a flow run's `infrastructure_pid` stands for."""
-    return infrastructure_pid.removeprefix(_PID_PREFIX)

@@ -21,13 +21,11 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.workers.base import BaseWorker
 
 from crucible.pools.common.api_retry import retry_while_away
-from crucible.pools.common.machines import Machine, MachineWorker, NotWanted
-from crucible.pools.common.watching import WatchingResult, age_seconds, look_seconds
+from crucible.pools.common.machines import ListedMachine, Machine, MachineWorker, NotWanted, name_of, pid_of
+from crucible.pools.common.watching import WatchingResult, look_seconds
 from crucible.pools.modal.configuration import (
     ModalJobConfiguration,
     ModalVariables,
-    pid_of,
-    sandbox_id,
     sandbox_name,
     tag_value,
 )
@@ -60,6 +58,7 @@ class ModalWorker(MachineWorker, BaseWorker[ModalJobConfiguration, ModalVariable
     _logo_url = "https://modal.com/assets/favicon.svg"
 
     noun = "sandbox"
+    lost = SandboxGone
     restartable = (SandboxStopped, LifetimeReached)
 
     # What Prefect calls.
@@ -70,54 +69,33 @@ class ModalWorker(MachineWorker, BaseWorker[ModalJobConfiguration, ModalVariable
         """Terminate a sandbox at once; Modal knows no grace."""
         sandboxes = await self.connect(configuration)
         try:
-            await sandboxes.terminate(await sandboxes.find(sandbox_id(infrastructure_pid)))
+            await sandboxes.terminate(await sandboxes.find(name_of(infrastructure_pid)))
         except SandboxGone as gone:
             raise InfrastructureNotFound(str(gone)) from gone
 
     # Recovery of what another worker left.
 
-    async def take_over(self, run: FlowRun) -> None:
-        """Watch a run's sandbox from here on. Raises `SandboxGone` if there is none, and none is on record."""
-        configuration = await self.configuration_of(run)
+    async def list_machines(
+        self, configuration: ModalJobConfiguration, run: FlowRun | None = None
+    ) -> list[ListedMachine]:
         sandboxes = await self.connect(configuration, run)
-        sandbox, attempt = await self._sandbox_of(run, sandboxes)
-        self.get_flow_run_logger(run).info("Worker %r watches sandbox %s now", self.name, sandbox.object_id)
-        machine = SandboxMachine(self, run, configuration, sandboxes, sandbox, taken_over=True)
-        await self.watch(run, attempt, configuration, machine)
 
-    async def _sandbox_of(self, run: FlowRun, sandboxes: Sandboxes) -> tuple[Sandbox, int]:
-        """The newest sandbox of a run, and the attempt it was made for."""
-        running = await sandboxes.running({"prefect-flow-run-id": str(run.id)})
-        if running:
-            sandbox, tags = max(running, key=lambda found: int(found[1]["prefect-attempt"]))
-            if run.infrastructure_pid != pid_of(sandbox.object_id):
-                await self.client.update_flow_run(run.id, infrastructure_pid=pid_of(sandbox.object_id))
-        elif run.infrastructure_pid:
-            sandbox = await sandboxes.find(sandbox_id(run.infrastructure_pid))
-            tags = await sandboxes.tags(sandbox)
-        else:
-            raise SandboxGone("The worker died before there was a sandbox")
-        return sandbox, int(tags["prefect-attempt"])
+        def listed(sandbox: Sandbox, tags: dict[str, str]) -> ListedMachine:
+            run_id, attempt = UUID(tags["prefect-flow-run-id"]), int(tags["prefect-attempt"])
+            return ListedMachine(sandbox.object_id, run_id, attempt, lambda: sandboxes.terminate(sandbox))
 
-    async def end_abandoned(self, alive: set[UUID]) -> None:
-        """Terminate sandboxes of this pool whose run is over or was deleted."""
-        configuration = await self.configuration_of_pool()
-        try:
-            sandboxes = await self.connect(configuration)
+        if run is None:
             running = await sandboxes.running({"prefect-work-pool": tag_value(self.work_pool.name)})
-        except ModalFailure as failure:
-            self._logger.debug("Could not list sandboxes: %s", failure)
-            return
-        for sandbox, tags in running:
-            flow_run_id = UUID(tags["prefect-flow-run-id"])
-            if flow_run_id in alive or self.has_in_hand(flow_run_id):
-                continue
-            run = await self.read(flow_run_id)
-            waiting = run is not None and run.state is not None and not run.state.is_final()
-            if waiting or (run is not None and age_seconds(run) < configuration.grace_seconds):
-                continue
-            self._logger.warning("Terminating sandbox %s: its flow run %s is over", sandbox.object_id, flow_run_id)
-            await sandboxes.terminate(sandbox)
+        else:
+            running = await sandboxes.running({"prefect-flow-run-id": str(run.id)})
+            if not running and run.infrastructure_pid:
+                ended = await sandboxes.find(name_of(run.infrastructure_pid))
+                running = [(ended, await sandboxes.tags(ended))]
+        return [listed(sandbox, tags) for sandbox, tags in running]
+
+    async def find_machine(self, run: FlowRun, configuration: ModalJobConfiguration, name: str) -> SandboxMachine:
+        sandboxes = await self.connect(configuration, run)
+        return SandboxMachine(self, run, configuration, sandboxes, await sandboxes.find(name), taken_over=True)
 
     # One attempt.
 
@@ -195,7 +173,7 @@ class SandboxMachine(Machine):
         """`taken_over`: another worker has watched it until now."""
         self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
         self._sandboxes, self._sandbox, self._taken_over = sandboxes, sandbox, taken_over
-        self.name, self.pid = sandbox.object_id, pid_of(sandbox.object_id)
+        self.name, self.pid = sandbox.object_id, pid_of(worker.type, sandbox.object_id)
 
     async def end(self) -> ModalFailure:
         from crucible.pools.modal.output import STREAMS, Output, lines_shown

@@ -15,7 +15,6 @@ from crucible.contract import Variable
 from crucible.pools.common.configuration import OfferedJobConfiguration
 from crucible.pools.skypilot.offers import OWN_MACHINES
 
-PID_PREFIX = "skypilot:"
 SPOT_CLOUDS = ("aws", "azure", "gcp", "ibm", "mithril", "nebius", "oci", "primeintellect", "runpod", "vast", "verda")
 STEADY_CLOUDS = (
     *("cudo", "do", "fluidstack", "hyperbolic", "lambda", "paperspace", "scp", "seeweb", "shadeform"),
@@ -221,13 +220,3 @@ def cluster_name(pool: str, flow_run: FlowRun) -> str:
 def prefix_of(pool: str) -> str:
     """How the names of a pool's clusters begin; the pool's id keeps those of several Prefect servers apart."""
     return f"crucible-{pool.replace('-', '')[:8]}-"
-
-
-def pid_of(name: str) -> str:
-    """What stands in a flow run's `infrastructure_pid` for a cluster."""
-    return PID_PREFIX + name
-
-
-def name_of(infrastructure_pid: str) -> str:
-    """The cluster that a flow run's `infrastructure_pid` stands for."""
-    return infrastructure_pid.removeprefix(PID_PREFIX)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
-from crucible.errors import ConfigError
-from crucible.pools.common import registration
-from crucible.pools.common.offered import offer_only, with_environment
+from crucible.pools.common import pool_options
 
 POOL = "skypilot"
 OFFERED = (
@@ -19,50 +15,31 @@ OFFERED = (
 """What a run may choose. What runs on the machine, from which folder and image, it may not."""
 
 
-@dataclass(frozen=True)
-class PoolOptions:
-    """What a user decides about the pool; a run may override what is in `OFFERED` as a job variable."""
+@dataclass(frozen=True, kw_only=True)
+class PoolOptions(pool_options.PoolOptions):
+    """What a user decides about the pool; its settings are `infra`, `setup`, `workdir` and others."""
 
-    environment: Mapping[str, str] = field(default_factory=dict)
-    """For all machines of the pool: `CRUCIBLE_STORE`, `PREFECT_API_URL` as they reach it, credentials of the store."""
     name: str = POOL
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Variables of the worker, which stay as they are until they are named again: `infra`, `setup`, `workdir`."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[^/%&<>:\s]+", self.name):
-            raise ConfigError(f"name = {self.name!r}: a pool's name has no spaces and none of / % & < > :")
 
 
 def pool_template(options: PoolOptions) -> dict[str, Any]:
-    """The base job template: the worker's own, with these settings as its defaults.
-
-    Raises `ConfigError` if the worker has no variable of a name, or its value is not valid.
-    """
-    from pydantic import ValidationError
-
-    from crucible.pools.skypilot.configuration import SkyVariables
+    """The base job template. Raises `ConfigError` for a setting that is unknown or not valid."""
     from crucible.pools.skypilot.worker import SkyWorker
-    from crucible.settings import explain_validation_error
 
-    try:
-        SkyVariables.model_validate({k: v for k, v in options.settings.items() if v != "" and k != "env"})
-    except ValidationError as error:
-        raise ConfigError(explain_validation_error(error)) from None
-    template: dict[str, Any] = SkyWorker.get_default_base_job_template()
-    return offer_only(template, OFFERED, with_environment(options.settings, options.environment))
+    return pool_options.template_of(SkyWorker, OFFERED, options)
 
 
 def register(options: PoolOptions) -> str:
-    """Create or update the pool and its deployments on the server that `PREFECT_API_URL` names; returns its name.
+    """Create or update the pool and its deployments on the server that `PREFECT_API_URL` names; returns the pool's
+    name.
 
     Raises:
         ConfigError: `train/local`, which the deployments are modelled on, is not there, or a setting is not valid.
     """
-    return registration.register(
-        options.name,
+    return pool_options.register(
+        options,
         POOL,
-        lambda former: pool_template(replace(options, settings={**former, **options.settings})),
+        pool_template,
         runs="on a machine that SkyPilot brings up",
         description="GCP, Azure, Lambda, RunPod and others: every run on a machine of its own, through SkyPilot.",
     )

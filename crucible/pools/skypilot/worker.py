@@ -21,24 +21,30 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import InfrastructureNotFound, ObjectNotFound
+from prefect.exceptions import InfrastructureNotFound
 from prefect.workers.base import BaseWorker
 
-from crucible.errors import ConfigError, CrucibleError, RecordDamaged
+from crucible.errors import ConfigError, CrucibleError
 from crucible.home import crucible_home
-from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
+from crucible.pools.common.attempts import attempt_of, store_of
 from crucible.pools.common.build_context import IGNORE_FILE, staged_context
-from crucible.pools.common.machines import Machine, MachineWorker
+from crucible.pools.common.machines import (
+    ListedMachine,
+    Machine,
+    MachineWorker,
+    name_of,
+    persist,
+    pid_of,
+    run_and_attempt,
+)
 from crucible.pools.common.reach import is_here
-from crucible.pools.common.watching import WatchingResult, age_seconds
+from crucible.pools.common.watching import WatchingResult
 from crucible.pools.skypilot.client import Cluster, Sky
 from crucible.pools.skypilot.configuration import (
     SkyJobConfiguration,
     SkyVariables,
     cluster_name,
-    name_of,
-    pid_of,
     prefix_of,
 )
 from crucible.pools.skypilot.environment import python_of
@@ -52,11 +58,8 @@ from crucible.pools.skypilot.failures import (
     end_of_task,
 )
 from crucible.pools.skypilot.offers import OWN_MACHINES
-from crucible.store import Store, store_at, store_of_block
 
 T = TypeVar("T")
-_LONGEST_PAUSE_SECONDS = 120.0
-_STORE_BLOCK = "crucible-store"
 _NOT_YET = ("INIT", "PENDING", "SETTING_UP")
 _OVER = ("SUCCEEDED", "FAILED", "FAILED_SETUP", "FAILED_DRIVER", "CANCELLED")
 
@@ -73,6 +76,7 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
     _logo_url = "https://docs.skypilot.co/en/latest/_static/favicon.ico"
 
     noun = "cluster"
+    lost = ClusterLost
     restartable = (ClusterLost,)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -134,8 +138,8 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
                 "which is the worker's own machine; `crucible sky pool --env PREFECT_API_URL=https://…`"
             )
         try:
-            store = await self.store_of(flow_run, configuration)
-        except (CrucibleError, ObjectNotFound):
+            store = await store_of(self, flow_run, configuration.env)
+        except CrucibleError:
             return  # the attempt itself reports a store that it cannot open
         if store is not None and store.uri.startswith("file:"):
             raise OutOfReach(
@@ -145,98 +149,47 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
 
     # Recovery of what another worker left.
 
-    async def take_over(self, run: FlowRun) -> None:
-        """Watch a run's cluster from here on. Raises `ClusterLost` if there is none."""
-        configuration = await self.configuration_of(run)
+    async def list_machines(
+        self, configuration: SkyJobConfiguration, run: FlowRun | None = None
+    ) -> list[ListedMachine]:
         sky = self.sky(configuration)
-        name, attempt = await self._cluster_of(run, sky)
-        machine = SkyMachine(self, run, configuration, sky, name)
+
+        def listed(name: str, resources: str = "") -> ListedMachine | None:
+            found = self._parsed(name)
+            note = f" ({resources}), which costs money"
+            return found and ListedMachine(name, *found, terminate=lambda: sky.down(name), note=note)
+
+        clusters = await sky.clusters()
+        machines = [one for cluster in clusters if (one := listed(cluster.name, cluster.resources))]
+        if run is not None and not any(one.flow_run_id == run.id for one in machines):  # on its way, perhaps
+            pid = run.infrastructure_pid
+            name = name_of(pid) if pid else cluster_name(str(self.work_pool.id), run)
+            machines += [one] if (one := listed(name)) else []
+        return machines
+
+    async def find_machine(self, run: FlowRun, configuration: SkyJobConfiguration, name: str) -> SkyMachine:
+        machine = SkyMachine(self, run, configuration, self.sky(configuration), name)
         if not await machine.exists():
             raise ClusterLost(f"SkyPilot knows no cluster {name} any more")
-        if run.infrastructure_pid != machine.pid:
-            await self.client.update_flow_run(run.id, infrastructure_pid=machine.pid)
-        self.get_flow_run_logger(run).info("Worker %r watches cluster %s now", self.name, name)
-        await self.watch(run, attempt, configuration, machine)
+        return machine
 
-    async def _cluster_of(self, run: FlowRun, sky: Sky) -> tuple[str, int]:
-        """The newest cluster of a run, and the attempt it was brought up for."""
-        found = [(parsed[1], one.name) for one in await sky.clusters() if (parsed := self.parsed(one.name))]
-        mine = [(attempt, name) for attempt, name in found if run.id.hex in name]
-        if mine:
-            attempt, name = max(mine)
-            return name, attempt
-        if run.infrastructure_pid:
-            name = name_of(run.infrastructure_pid)
-            parsed = self.parsed(name)
-            return name, parsed[1] if parsed else max(0, run.run_count - 1)
-        return cluster_name(str(self.work_pool.id), run), run.run_count
-
-    async def end_abandoned(self, alive: set[UUID]) -> None:
-        """Take down clusters of this pool whose run is over or was deleted: each of them costs money."""
-        configuration = await self.configuration_of_pool()
-        try:
-            sky = self.sky(configuration)
-            clusters = await sky.clusters()
-        except SkyFailure as failure:
-            self._logger.debug("Could not list clusters: %s", failure)
-            return
-        for cluster in clusters:
-            found = self.parsed(cluster.name)
-            if found is None or found[0] in alive or self.has_in_hand(found[0]):
-                continue
-            run = await self.read(found[0])
-            waits = run is not None and run.state is not None and not run.state.is_final()
-            if waits or (run is not None and age_seconds(run) < configuration.grace_seconds):
-                continue
-            self._logger.warning(
-                "Taking down cluster %s (%s), which costs money: its flow run is over", cluster.name, cluster.resources
-            )
-            try:
-                await sky.down(cluster.name)
-            except ClusterLost:
-                continue  # another worker was faster
-            except SkyFailure as failure:
-                self._logger.error("Cluster %s could not be taken down and costs money: %s", cluster.name, failure)
-
-    def parsed(self, name: str) -> tuple[UUID, int] | None:
+    def _parsed(self, name: str) -> tuple[UUID, int] | None:
         """Flow run and attempt of a cluster of this pool; None for every other cluster."""
         prefix = prefix_of(str(self.work_pool.id))
         run, _, attempt = name.removeprefix(prefix).partition("-")
-        if not name.startswith(prefix) or not attempt.isdigit():
-            return None
-        try:
-            return UUID(hex=run), int(attempt)
-        except ValueError:
-            return None
-
-    # The store: a request to stop goes there, since a signal would end the machine.
-
-    async def store_of(self, flow_run: FlowRun, configuration: SkyJobConfiguration) -> Store | None:
-        """The store of an attempt's job; None for a flow run that is no attempt."""
-        reference = flow_run.parameters.get("store", "default" if "job" in flow_run.parameters else None)
-        if reference is None:
-            return None
-        if "://" in reference or reference.startswith("/"):
-            return store_at(reference)
-        if reference == "default" and (address := configuration.env.get("CRUCIBLE_STORE")):
-            return store_at(address)
-        document = await self.client.read_block_document_by_name(reference, _STORE_BLOCK, include_secrets=True)
-        return store_of_block(document.data)
+        return run_and_attempt(run, attempt) if name.startswith(prefix) else None
 
     async def request_stop(self, flow_run: FlowRun, configuration: SkyJobConfiguration, *, cancelled: bool) -> None:
         """Ask the attempt to save and leave. Raises `SkyFailure` if that cannot be put on record."""
-        given = flow_run.parameters
+        request = StopRequest(
+            end_reason=EndReason.CANCELLED if cancelled else EndReason.INTERRUPTED,
+            reason="cancelled in Prefect" if cancelled else "the flow run has no more use for this machine",
+        )
         try:
-            store = await self.store_of(flow_run, configuration)
-            if store is None:
-                return
-            attempt = Job.open(store, str(given["job"])).attempt(int(given["attempt"]))
-            request = StopRequest(
-                end_reason=EndReason.CANCELLED if cancelled else EndReason.INTERRUPTED,
-                reason="cancelled in Prefect" if cancelled else "the flow run has no more use for this machine",
-            )
-            await asyncio.to_thread(attempt.request_stop, request)
-        except (CrucibleError, ObjectNotFound, KeyError, ValueError, RecordDamaged) as error:
+            attempt = await attempt_of(self, flow_run, configuration.env)
+            if attempt is not None:
+                await asyncio.to_thread(attempt.request_stop, request)
+        except CrucibleError as error:
             raise RequestRefused(f"no request to stop could be written: {error}") from error
 
 
@@ -249,7 +202,7 @@ class SkyMachine(Machine):
         self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
         self._sky = sky
         self._up = False
-        self.name, self.pid = name, pid_of(name)
+        self.name, self.pid = name, pid_of(worker.type, name)
         self.request: str | None = None
         """Of the launch, while it may still be under way."""
 
@@ -353,19 +306,8 @@ class SkyMachine(Machine):
             self._log.error("Cluster %s could not be taken down yet and costs money: %s", self.name, failure)
 
     async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Ask until the API server answers: a machine goes on while it is away."""
-        pause, asked_before = self._configuration.poll_seconds, False
-        while True:
-            try:
-                return await call()
-            except ClusterLost:
-                raise
-            except SkyFailure as failure:
-                if not asked_before:
-                    self._log.warning("%s; the machine goes on", failure)
-                asked_before = True
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        pause = self._configuration.poll_seconds
+        return await persist(call, pause, lambda failure: self._log.warning("%s; the machine goes on", failure))
 
     @property
     def _log(self) -> Any:

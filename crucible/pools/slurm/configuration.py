@@ -10,11 +10,10 @@ from prefect.workers.base import BaseVariables
 from pydantic import BaseModel, Field, field_validator
 
 from crucible.pools.common.configuration import Names, OfferedJobConfiguration
-from crucible.pools.common.unconnected import COMMAND, attempt_of
+from crucible.pools.common.unconnected import COMMAND, attempt_variable
 from crucible.pools.slurm.script import BatchScript, container_command
 from crucible.resources import Resources
 
-PID_PREFIX = "slurm:"
 _NAME = re.compile(r"[\w.,:@+-]+")
 _GPUS = re.compile(r"(\w[\w.-]*:)?\d{1,3}")
 _LOGIN = re.compile(r"[A-Za-z0-9_][\w.@-]*")
@@ -165,7 +164,7 @@ class SlurmJobConfiguration(_SlurmFields, OfferedJobConfiguration):
     def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, **kwargs: Any) -> None:
         """As every pool does it; the node also learns which attempt it is for, should it reach no server."""
         super().prepare_for_flow_run(flow_run, *args, **kwargs)
-        self.env |= attempt_of(flow_run)
+        self.env |= attempt_variable(flow_run)
 
     def job_name(self, flow_run: FlowRun) -> str:
         """Jobs of one name never run side by side: those of one job of Crucible's, else those of one flow run."""
@@ -207,13 +206,3 @@ class SlurmJobConfiguration(_SlurmFields, OfferedJobConfiguration):
             kill_seconds=self.kill_seconds,
             grace_seconds=self.grace_seconds,
         ).text()
-
-
-def pid_of(job_id: str) -> str:
-    """What stands in a flow run's `infrastructure_pid` for a job."""
-    return PID_PREFIX + job_id
-
-
-def job_id_of(infrastructure_pid: str) -> str:
-    """The job that a flow run's `infrastructure_pid` stands for."""
-    return infrastructure_pid.removeprefix(PID_PREFIX)

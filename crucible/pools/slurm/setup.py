@@ -71,7 +71,7 @@ async def set_up(wanted: SlurmSetup, here: Mapping[str, str]) -> Ready:
     if wanted.login_node is None:
         settings = {"venv": here["venv"], "workdir": here["workdir"], **settings}
     environment = {"CRUCIBLE_STORE": wanted.store or here["store"], **wanted.environment}
-    options = PoolOptions(environment, wanted.name, settings)
+    options = PoolOptions(name=wanted.name, environment=environment, settings=settings)
     await _check_folders(shell, settings)
     register(options)
     _write_offer(wanted, partition, settings)

@@ -14,19 +14,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.exceptions import InfrastructureNotFound
 from prefect.workers.base import BaseWorker
 
 from crucible.errors import CrucibleError
-from crucible.pools.common.machines import Machine, MachineWorker
+from crucible.pools.common.attempts import attempt_of
+from crucible.pools.common.machines import (
+    ListedMachine,
+    Machine,
+    MachineWorker,
+    name_of,
+    persist,
+    pid_of,
+    run_and_attempt,
+)
 from crucible.pools.common.unconnected import recorded_end
-from crucible.pools.common.watching import WatchingResult, age_seconds, has_moved_on
+from crucible.pools.common.watching import WatchingResult, has_moved_on
 from crucible.pools.slurm.cluster import Cluster, Submission
-from crucible.pools.slurm.configuration import SlurmJobConfiguration, SlurmVariables, job_id_of, pid_of
+from crucible.pools.slurm.configuration import SlurmJobConfiguration, SlurmVariables
 from crucible.pools.slurm.failures import (
     ClusterUnreachable,
     JobForgotten,
@@ -41,7 +50,7 @@ from crucible.pools.slurm.failures import (
 )
 from crucible.pools.slurm.shell import Shell
 
-_LONGEST_PAUSE_SECONDS = 60.0
+T = TypeVar("T")
 _LOOKS_AFTER_SILENCE = 5
 _LOOK_AGAIN_SECONDS = 5.0
 
@@ -58,6 +67,7 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
     _logo_url = "https://slurm.schedmd.com/slurm_logo.png"
 
     noun = "Slurm job"
+    lost = JobForgotten
     restartable = (Preempted, NodeLost, TimeLimitReached)
 
     # What Prefect calls.
@@ -66,7 +76,7 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
         self, infrastructure_pid: str, configuration: SlurmJobConfiguration, grace_seconds: int = 30
     ) -> None:
         """Cancel a job; Slurm gives it KillWait seconds."""
-        cluster, job_id = cluster_of(configuration), job_id_of(infrastructure_pid)
+        cluster, job_id = cluster_of(configuration), name_of(infrastructure_pid)
         job = await cluster.show(job_id)
         if job is None or job.over:
             raise InfrastructureNotFound(f"Slurm has no running job {job_id}")
@@ -109,46 +119,26 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
 
     # Recovery of what another worker left.
 
-    async def take_over(self, run: FlowRun) -> None:
-        """Watch a run's job from here on. Raises `JobForgotten` if there is none, and none is on record."""
-        configuration = await self.configuration_of(run)
+    async def list_machines(
+        self, configuration: SlurmJobConfiguration, run: FlowRun | None = None
+    ) -> list[ListedMachine]:
         cluster = cluster_of(configuration)
-        job_id, attempt = await self._job_of(run, cluster)
-        self.get_flow_run_logger(run).info("Worker %r watches Slurm job %s now", self.name, job_id)
-        await self.watch(run, attempt, configuration, SlurmJob(self, run, configuration, cluster, job_id))
+        only = () if run is not None else ("--states=PENDING,RUNNING,SUSPENDED,CONFIGURING",)
 
-    async def _job_of(self, run: FlowRun, cluster: Cluster) -> tuple[str, int]:
-        """The newest job of a run, and the attempt it was submitted for."""
-        parsed = [(self._parsed(job.comment), job.id) for job in await cluster.list()]
-        mine = [(found[1], job_id) for found, job_id in parsed if found is not None and found[0] == run.id]
-        if mine:
-            attempt, job_id = max(mine, key=lambda entry: entry[0])
-            if run.infrastructure_pid != pid_of(job_id):
-                await self.client.update_flow_run(run.id, infrastructure_pid=pid_of(job_id))
-            return job_id, attempt
-        if run.infrastructure_pid:
-            return job_id_of(run.infrastructure_pid), max(0, run.run_count - 1)
-        raise JobForgotten("The worker died before there was a job")
+        def listed(job_id: str, flow_run_id: UUID, attempt: int) -> ListedMachine:
+            return ListedMachine(job_id, flow_run_id, attempt, lambda: cluster.cancel(job_id))
 
-    async def end_abandoned(self, alive: set[UUID]) -> None:
-        """Cancel jobs of this pool whose run is over or was deleted."""
-        configuration = await self.configuration_of_pool()
-        cluster = cluster_of(configuration)
-        try:
-            jobs = await cluster.list("--states=PENDING,RUNNING,SUSPENDED,CONFIGURING")
-        except SlurmFailure as failure:
-            self._logger.debug("Could not list jobs: %s", failure)
-            return
-        for job in jobs:
-            found = self._parsed(job.comment)
-            if found is None or found[0] in alive or self.has_in_hand(found[0]):
-                continue
-            run = await self.read(found[0])
-            waits = run is not None and run.state is not None and not run.state.is_final()
-            if waits or (run is not None and age_seconds(run) < configuration.grace_seconds):
-                continue
-            self._logger.warning("Cancelling Slurm job %s: its flow run %s is over", job.id, found[0])
-            await cluster.cancel(job.id)
+        found = [
+            listed(job.id, *parsed)
+            for job in await cluster.list(*only)
+            if (parsed := self._parsed(job.comment)) is not None
+        ]
+        if run is not None and run.infrastructure_pid and not any(one.flow_run_id == run.id for one in found):
+            found.append(listed(name_of(run.infrastructure_pid), run.id, max(0, run.run_count - 1)))
+        return found
+
+    async def find_machine(self, run: FlowRun, configuration: SlurmJobConfiguration, name: str) -> SlurmJob:
+        return SlurmJob(self, run, configuration, cluster_of(configuration), name)
 
     def _comment(self, flow_run_id: UUID, attempt: int) -> str:
         """By which a job is found again. The pool's id keeps the jobs of several Prefect servers apart."""
@@ -158,12 +148,7 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
         """Flow run and attempt of a job of this pool; None for every other job."""
         run, _, rest = comment.partition(":")
         attempt, _, pool = rest.partition(":")
-        if pool != str(self.work_pool.id) or not attempt.isdigit():
-            return None
-        try:
-            return UUID(run), int(attempt)
-        except ValueError:
-            return None
+        return run_and_attempt(run, attempt) if pool == str(self.work_pool.id) else None
 
     async def settle(
         self,
@@ -176,11 +161,17 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
         """As every worker with machines does it, unless the attempt ended well on a node that reaches no server."""
         run = await self.read(flow_run.id) if machine is not None else None
         if machine is not None and run is not None and run.state is not None and not run.state.is_final():
-            ended = await asyncio.to_thread(recorded_end, run, configuration.env)
+            ended = await self._recorded_end(run, configuration)
             if ended is not None and not has_moved_on(run, attempt, machine.pid):
                 await self.set_state(run.id, ended, force=True)
                 return
         await super().settle(flow_run, attempt, configuration, machine, failure)
+
+    async def _recorded_end(self, run: FlowRun, configuration: SlurmJobConfiguration) -> State[Any] | None:
+        with contextlib.suppress(CrucibleError):  # a store that this machine cannot open says nothing
+            attempt = await attempt_of(self, run, configuration.env)
+            return None if attempt is None else await asyncio.to_thread(recorded_end, attempt)
+        return None
 
 
 class SlurmJob(Machine):
@@ -196,7 +187,7 @@ class SlurmJob(Machine):
     ) -> None:
         self._worker, self._flow_run, self._configuration = worker, flow_run, configuration
         self._cluster = cluster
-        self.name, self.pid = job_id, pid_of(job_id)
+        self.name, self.pid = job_id, pid_of(worker.type, job_id)
 
     async def end(self) -> SlurmFailure:
         reason = ""
@@ -226,26 +217,17 @@ class SlurmJob(Machine):
 
     async def _show(self) -> JobView:
         """The job as it is now. Raises `JobForgotten`."""
-        job: JobView | None = await self._persist(lambda: self._cluster.show(self.name))
+        job = await self._persist(lambda: self._cluster.show(self.name))
         if job is None:
             raise JobForgotten(
                 f"Slurm knows no job {self.name} any more; what was saved stands in the attempt's own record"
             )
         return job
 
-    async def _persist(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Ask until the cluster answers: a job goes on while the controller, or the way to it, is away."""
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
+        logger = self._worker.get_flow_run_logger(self._flow_run)
         pause = self._configuration.poll_seconds
-        asked_before = False
-        while True:
-            try:
-                return await call()
-            except SlurmFailure as failure:
-                if not asked_before:
-                    self._worker.get_flow_run_logger(self._flow_run).warning("%s; the job goes on", failure)
-                asked_before = True
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        return await persist(call, pause, lambda failure: logger.warning("%s; the job goes on", failure))
 
 
 def cluster_of(configuration: SlurmJobConfiguration) -> Cluster:

@@ -19,7 +19,8 @@ from crucible.config import TrainConfig
 from crucible.errors import CrucibleError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec
-from crucible.pools.skypilot.configuration import SkyJobConfiguration, cluster_name, pid_of
+from crucible.pools.common.machines import pid_of
+from crucible.pools.skypilot.configuration import SkyJobConfiguration, cluster_name
 from crucible.pools.skypilot.failures import classify
 from crucible.pools.skypilot.worker import SkyWorker
 from crucible.store import store_at
@@ -200,9 +201,9 @@ def test_launching_twice_gives_one_cluster_which_the_next_worker_finds_and_aband
         # At once, as when the heartbeat of another worker does the same.
         await asyncio.gather(worker.end_abandoned({run.id}), worker.end_abandoned({run.id}))
         watching = asyncio.create_task(worker.take_over(run))
-        while runs.read(run).infrastructure_pid != pid_of(runs.cluster(run)):
+        while runs.read(run).infrastructure_pid != pid_of("skypilot", runs.cluster(run)):
             await asyncio.sleep(0.01)
-        await worker.kill_infrastructure(pid_of(runs.cluster(run)), await worker.configuration_of(run))
+        await worker.kill_infrastructure(pid_of("skypilot", runs.cluster(run)), await worker.configuration_of(run))
         await watching
 
     runs.in_worker(recover, name="another")

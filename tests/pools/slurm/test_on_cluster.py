@@ -21,8 +21,9 @@ from prefect.states import Cancelled, Cancelling, Pending
 
 from crucible.agent.sources import sources_of_this_machine
 from crucible.errors import ConfigError, CrucibleError
+from crucible.pools.common.machines import pid_of
 from crucible.pools.slurm.cluster import Cluster, Submission
-from crucible.pools.slurm.configuration import SlurmJobConfiguration, pid_of
+from crucible.pools.slurm.configuration import SlurmJobConfiguration
 from crucible.pools.slurm.failures import JobView
 from crucible.pools.slurm.inventory import read_inventory
 from crucible.pools.slurm.setup import SlurmSetup, pool_settings
@@ -310,9 +311,9 @@ def test_submitting_twice_gives_one_job_which_the_next_worker_finds(runs: Runs) 
     async def recover(worker: SlurmWorker) -> None:
         watching = asyncio.create_task(worker.take_over(run))
         await worker.end_abandoned({run.id})
-        while runs.read(run).infrastructure_pid != pid_of(first):
+        while runs.read(run).infrastructure_pid != pid_of("slurm", first):
             await asyncio.sleep(0.1)
-        await worker.kill_infrastructure(pid_of(first), await worker.configuration_of(run))
+        await worker.kill_infrastructure(pid_of("slurm", first), await worker.configuration_of(run))
         await watching
 
     runs.in_worker(recover, name="another")
