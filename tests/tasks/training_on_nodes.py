@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,13 +33,24 @@ from tasks.nodes import first_node, further_node
 from tasks.training import attempt_plan
 from tests.agent.harness import Recorder
 from tests.training.conftest import TINY
+from tests.waiting import until
 
 PROJECT = Path(__file__).parents[2]
 JOB = "on-nodes"
 ROWS = "TEST_ROWS_FOLDER"
+DEATH = "TEST_DEATH"
+"""`STEP FILE`, for the second node: at that step it stops, once, and makes the file. Whoever sees that kills it."""
+SEED = int(os.environ.get("TEST_SEED", "3"))
 STEPS = 40
 ENDLESS = 100_000
 """Steps of a training that is stopped: an idle machine makes forty before anybody could kill one of its nodes."""
+
+
+def death_step() -> int:
+    """After how many steps the second node dies."""
+    step = random.Random(SEED).randrange(12, 36)
+    print(f"seed {SEED}: node 1 dies after exactly {step} steps")
+    return step
 
 
 def new_job(folder: Path, **changes: Any) -> Job:
@@ -56,27 +69,28 @@ def new_job(folder: Path, **changes: Any) -> Job:
 def run(
     job: Job, number: int, nodes: int, folder: Path, kill_at: int | None = None, stop_at: int | None = None
 ) -> Outcome:
-    """An attempt on so many processes of this machine; at step `kill_at` the second one dies, workload and all."""
+    """An attempt on so many processes of this machine; after `kill_at` steps the second one dies, workload and all."""
     job.decide(Launch(number=number, pool="local", reason="test", nodes=nodes, stop_at_step=stop_at))
-    observer = Recorder()
     environment = {**os.environ, "CRUCIBLE_HOME": str(folder / "home"), ROWS: str(folder / "rows")}
     (folder / "rows").mkdir(exist_ok=True)
+    stands = folder / "stands"
+    further = environment if kill_at is None else {**environment, DEATH: f"{kill_at} {stands}"}
     command = [sys.executable, "-m", "tests.tasks.training_on_nodes", "further", job.root.uri, str(number)]
     others = [
-        subprocess.Popen([*command, str(rank)], env=environment, cwd=PROJECT, start_new_session=True)
+        subprocess.Popen([*command, str(rank)], env=further, cwd=PROJECT, start_new_session=True)
         for rank in range(1, nodes)
     ]
 
-    def on_step(step: int) -> None:
-        if kill_at is not None and step >= kill_at:
-            for other in others:
-                if other.poll() is None:
-                    os.killpg(other.pid, signal.SIGKILL)
+    def kill() -> None:
+        until(lambda: stands.exists() or others[0].poll() is not None, 3600)
+        if others[0].poll() is None:
+            os.killpg(others[0].pid, signal.SIGKILL)
 
-    observer.on_step = on_step
+    if kill_at is not None:
+        threading.Thread(target=kill, daemon=True).start()
     plan = _plan(job, number, Nodes(nodes), environment)
     try:
-        return run_attempt(job.attempt(number), replace(plan, scratch=folder / "scratch"), observer)
+        return run_attempt(job.attempt(number), replace(plan, scratch=folder / "scratch"), Recorder())
     finally:
         for other in others:
             other.wait(60)
@@ -129,7 +143,24 @@ def _train(arguments: list[str]) -> int:
         return tensor
 
     Split.batch = batch  # type: ignore[method-assign]
+    if os.environ.get("RANK") == "1" and DEATH in os.environ:
+        _stand_at(*os.environ[DEATH].split(maxsplit=1))
     return training.main(arguments)
+
+
+def _stand_at(step: str, file: str) -> None:
+    """Let the trainer go no further than that step, so that the other node cannot either."""
+    from crucible.training.trainer import Trainer
+
+    whole = Trainer.train_step
+
+    def train_step(self: Trainer) -> None:
+        if self.step == int(step) and not Path(file).exists():
+            Path(file).touch()
+            threading.Event().wait()
+        whole(self)
+
+    Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
 def main(kind: str, *arguments: str) -> int:
