@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -10,8 +11,19 @@ import pytest
 
 from crucible.catalog.offers import add_prices, load_catalog, stale_warning
 from crucible.catalog.skypilot import clouds_there, read_offers
+from crucible.config import TrainConfig
+from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
+from crucible.estimate.ranking import PoolState
+from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec, Launch
+from crucible.placement.choice import PlacementRequest
+from crucible.pools.skypilot.configuration import SkyJobConfiguration
 from crucible.pools.skypilot.offers import job_variables
+from crucible.pools.skypilot.pool import PoolOptions, pool_template
+from crucible.store import Store
+from tasks import placing
+from tasks.launching import PrefectLauncher
 
 TABLES = {
     "gcp": """\
@@ -90,6 +102,24 @@ def test_imported_offers_stand_beside_the_others_and_say_how_old_they_are(folder
     assert warning is not None
     assert "(the oldest 91)" in warning
     assert "`crucible prices import` from SkyPilot" in warning
+
+
+def test_auto_places_a_job_on_an_imported_machine_and_that_machine_is_asked_of_skypilot(
+    folder: Path, store: Store, meta: DatasetMeta, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_prices(read_offers(folder, ["lambda"], load_catalog())["lambda"])
+    monkeypatch.setattr(placing, "pool_states", lambda: {"skypilot": PoolState(workers_online=1)})
+    monkeypatch.setattr(placing, "budget_limits", list)
+    config = TrainConfig.preset("gpt2-124m", max_iters=2000, warmup_iters=10, lr_decay_iters=2000)
+    choice = placing.choose(store, PlacementRequest(job_id="job", config=config, dataset=meta, pool="auto"))
+    (place,) = choice.placements
+    assert (place.pool, place.instance, place.usd_per_hour) == ("skypilot", "lambda/us-west-1/gpu_1x_a100_sxm4", 1.29)
+
+    job = Job.create(store, JobSpec(job_id="job", config=config))
+    launch = Launch(number=1, pool=place.pool, instance=place.instance, reason=place.reason)
+    variables = PrefectLauncher(store.uri, "project", "")._job_variables(job, job.read_spec(), launch)
+    made = asyncio.run(SkyJobConfiguration.from_template_and_values(pool_template(PoolOptions()), variables, object()))
+    assert made.task("")["resources"] == {"infra": "lambda/us-west-1", "instance_type": "gpu_1x_a100_sxm4"}
 
 
 def test_what_is_not_there_or_no_catalog_is_told_in_one_message(folder: Path, tmp_path: Path) -> None:
