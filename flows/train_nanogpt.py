@@ -21,7 +21,6 @@ from crucible.config import TrainConfig
 from crucible.datasets.build import DatasetInfo, find_unread, resolve_dataset
 from crucible.datasets.meta import DatasetMeta, require_block_size
 from crucible.errors import ConfigError, DataError
-from crucible.estimate.for_job import remember_job
 from crucible.estimate.ranking import Preferences
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, now
@@ -96,7 +95,7 @@ def _run_stages(request: TrainRequest, run: SupervisedJob) -> JobStatus:
         run.put_on_record(forked or run.spec.model_copy(update=made), request.limits(), choice)
     status = run.run_attempts(choice, placement_policy_for(choice, job, config))
     if status.state is JobState.COMPLETED:
-        remember_job(job)
+        run.remember()
         if request.run_evaluation:
             _evaluate(request, run)
     return status

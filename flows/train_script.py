@@ -12,7 +12,6 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from crucible.estimate.for_job import remember_job
 from crucible.jobs.records import JobSpec, now, stage_name
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
@@ -62,7 +61,7 @@ def _run(request: TrainScriptRequest, config: RunConfig, run: SupervisedJob) -> 
     status = run.run_attempts(choice, OverflowPolicy(choice.placements, pools_now))
     if status.state is not JobState.COMPLETED:
         return status
-    remember_job(run.job)
+    run.remember()
     stage = run.job.read_spec().evaluate
     return evaluate(run, status, trained_on, stage) if stage else status
 

@@ -20,11 +20,13 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Failed
 
 from crucible.errors import CrucibleError, FencedOut
+from crucible.estimate.for_job import remember_job
 from crucible.estimate.history import remember_plan
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec, Limits
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice, read_choice, remember_choice
+from crucible.store.retry import persist, wait_at_most
 from crucible.supervision.heartbeat import HeartbeatWriter
 from crucible.supervision.launcher import Launcher
 from crucible.supervision.placement_policy import PlacementPolicy
@@ -43,6 +45,8 @@ from tasks.training import heartbeat_seconds
 
 SAVE_SECONDS = 20.0
 """For the running attempt to save: Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
+REMEMBER_SECONDS = 60.0
+"""How long to wait for the store."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,13 @@ class SupervisedJob:
                 if (request := self.watch.requested()) is None:
                     raise
                 return supervision.stop(request, SAVE_SECONDS)
+
+    def remember(self) -> None:
+        """Let estimates learn from the job, which has ended. A store that refuses costs that, and no evaluation."""
+        try:
+            persist(lambda: remember_job(self.job), wait_at_most(REMEMBER_SECONDS))
+        except CrucibleError as error:
+            get_run_logger().warning("estimates learn nothing from job %s: %s", self.job.job_id, error)
 
     def supervision(self, choice: Choice, policy: PlacementPolicy) -> Supervision:
         """What runs the job's attempts."""

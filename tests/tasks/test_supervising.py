@@ -10,6 +10,7 @@ from prefect.exceptions import TerminationSignal
 
 import tasks.stopping
 import tasks.supervising
+from crucible.errors import StoreRefused
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, StopRequest
 from crucible.jobs.status import JobState, JobStatus
@@ -17,6 +18,7 @@ from crucible.placement.choice import Choice
 from crucible.store import Store
 from tasks.stopping import StopWatch
 from tasks.supervising import SupervisedJob
+from tests.faults.faulty_store import FaultyStore
 
 
 def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +46,7 @@ def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, m
     def terminate(number: int, frame: object) -> None:
         raise TerminationSignal(signal.SIGTERM)
 
-    def forgetful(watch: StopWatch) -> StopRequest | None:  # asks anew each time, so that looks can be counted
+    def forgetful(watch: StopWatch) -> StopRequest | None:  # asks each time, so that looks can be counted
         watch.request = tasks.stopping.requested_in_prefect()
         return watch.request
 
@@ -63,6 +65,20 @@ def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, m
         signal.signal(signal.SIGTERM, before)
 
     assert status.state is JobState.CANCELLED
+
+
+def test_a_completed_job_goes_on_where_estimates_cannot_learn_from_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(operation: str, key: str) -> None:
+        raise StoreRefused("access denied")
+
+    warnings = list[str]()
+    logger = SimpleNamespace(warning=lambda text, *values: warnings.append(text % values))
+    monkeypatch.setattr(tasks.supervising, "get_run_logger", lambda: logger)
+    spec = JobSpec(job_id="demo")
+    SupervisedJob(Job(FaultyStore(store, refuse), "demo"), spec, store.uri, StopWatch()).remember()
+    assert warnings == ["estimates learn nothing from job demo: access denied"]
 
 
 def test_a_stop_request_that_is_damaged_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
