@@ -52,7 +52,7 @@ def evaluate_job(job: Job, wanted: Wanted) -> dict[str, Any]:
     """Evaluate a job's model, keep everything under `jobs/<job>/models/step-…/` and return `evaluation.json`.
 
     Raises `ConfigError` when the job has no such checkpoint or trained something else than our own model,
-    `CheckpointError` when nothing whole is saved, `CrucibleError` with the evaluation's own words when it fails.
+    `CheckpointError` when nothing whole is saved, `CrucibleError` with the evaluation's own message when it fails.
     """
     if script := job.read_spec().script:
         raise ConfigError(
@@ -122,8 +122,8 @@ def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: W
         process.kill()
         raise
     if end.exit_code != 0:
-        words = lines[-1] if lines else ""
-        raise CrucibleError(words.removeprefix("error: ") if words.startswith("error: ") else end.message)
+        last = lines[-1] if lines else ""
+        raise CrucibleError(last.removeprefix("error: ") if last.startswith("error: ") else end.message)
     return out
 
 

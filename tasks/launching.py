@@ -115,7 +115,7 @@ class PrefectLauncher:
         if run.state.type in _ENDED:
             cancelled = run.state.type is StateType.CANCELLED
             if launch.pool in EC2_POOLS and (found := diagnose(message)).permanent:
-                # The observer's states say already what AWS means; a task that ECS would not take has AWS's words only.
+                # The observer's states say already what AWS means; a task that ECS refused has AWS's message only.
                 text = message if found.summary in message else str(found)
                 return Hint(PoolSays.ENDED, text, cancelled=cancelled, permanent=True)
             return Hint(PoolSays.ENDED, message, cancelled=cancelled, permanent=run.state.name in PERMANENT)

@@ -77,14 +77,14 @@ def unless_damaged(read: Callable[[], T], damage: list[str]) -> T | None:
         return None
 
 
-def saved_in_words(saved: list[Checkpoint] | None) -> str:
+def saved_label(saved: list[Checkpoint] | None) -> str:
     """The newest checkpoint, and how many there are; None: their records are damaged."""
     if saved is None:
         return UNKNOWN
     return f"step {saved[0].shown_step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
 
 
-def limits_in_words(limits: Limits) -> str:
+def limits_label(limits: Limits) -> str:
     """What may be spent, in one line."""
     return ", ".join(
         [

@@ -12,10 +12,10 @@ from crucible.cli.job_tables import (
     attempt_row,
     figure_text,
     json_line,
-    limits_in_words,
+    limits_label,
     loss_text,
     read_deadline,
-    saved_in_words,
+    saved_label,
     summary_or_damage,
     unless_damaged,
 )
@@ -101,12 +101,12 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
         **({"forked": f"from {parent.job} at step {parent.step:,}"} if (parent := summary.spec.forked_from) else {}),
         "state": f"{summary.state or 'not started'}{f': {summary.reason}' if summary.reason else ''}",
         "step": f"{summary.step:,}" + (f" of {summary.total_steps:,}" if summary.total_steps else ""),
-        "saved": saved_in_words(saved),
+        "saved": saved_label(saved),
         "loss": f"validation {loss_text(summary.val_loss)}, training {loss_text(summary.train_loss)}",
         "time": duration(summary.seconds)
         + (f", about {duration(summary.seconds_left)} left" if summary.seconds_left is not None else ""),
         "cost": money(summary.cost_usd),
-        "limits": limits_in_words(limits) if limits else UNKNOWN,
+        "limits": limits_label(limits) if limits else UNKNOWN,
         **({"finish by": f"{deadline:%Y-%m-%d %H:%M} UTC"} if deadline else {}),
         "dataset": summary.spec.dataset or UNKNOWN,
         "records": found.store.uri,
@@ -218,7 +218,7 @@ def limits(
     if as_json:
         print_json(found.read_limits().model_dump(mode="json", exclude={"schema_version"}))
     else:
-        typer.echo(f"{job}: {limits_in_words(found.read_limits())}")
+        typer.echo(f"{job}: {limits_label(found.read_limits())}")
 
 
 def continue_(

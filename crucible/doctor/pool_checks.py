@@ -121,9 +121,13 @@ def _setting(pool: str, name: str) -> Any:
     """A setting that the pool was given when it was made."""
     from crucible.pools.common.offered import settings_of
 
+    return settings_of(_template(pool)).get(name)
+
+
+def _template(pool: str) -> dict[str, Any]:
     with access.connect_here(seconds=ANSWER_SECONDS) as api:
-        found = api.get(f"/work_pools/{pool}").raise_for_status().json()
-    return settings_of(found["base_job_template"]).get(name)
+        found: dict[str, Any] = api.get(f"/work_pools/{pool}").raise_for_status().json()["base_job_template"]
+    return found
 
 
 def _with_way_back(check: Check, modal_url: str) -> Check:
@@ -177,8 +181,7 @@ def _api_url() -> str | None:
 def _is_for_the_cpu(name: str) -> bool:
     """Whether the pool is set to train without GPUs."""
     try:
-        with access.connect_here(seconds=ANSWER_SECONDS) as api:
-            template = api.get(f"/work_pools/{name}").raise_for_status().json()["base_job_template"]
+        template = _template(name)
     except (httpx.HTTPError, httpx.InvalidURL):
         return False
     return bool(template["variables"]["properties"].get("gpus", {}).get("default") == "0")

@@ -12,7 +12,7 @@ NEARLY = 0.1
 """The agent follows the measured costs lazily, so that an interval this near its optimum is its optimum."""
 
 
-def interval_in_words(attempts: Sequence[AttemptSummary], fixed_seconds: float | None) -> str:
+def interval_label(attempts: Sequence[AttemptSummary], fixed_seconds: float | None) -> str:
     """The checkpoint interval of the newest attempt that measured what a save costs, and the reason for it.
 
     `fixed_seconds` is the interval the user asked for, if any. Empty before anything was measured.

@@ -51,7 +51,7 @@ def _summary(samples: Sequence[Row]) -> str:
         (CPU, "CPU {:.0f} %"),
         ("memory_gib", "{:.1f} GiB of memory in use"),
     ]
-    words = [text.format(newest[name]) for name, text in facts if name in newest]
+    shown = [text.format(newest[name]) for name, text in facts if name in newest]
     slowed = sum(row.get("gpu_slowed_down", 0.0) > 0 for row in samples)
-    words += [f"slowed down in {slowed} of {len(samples)} samples"] if slowed else []
-    return "At last: " + ", ".join(words) + "."
+    shown += [f"slowed down in {slowed} of {len(samples)} samples"] if slowed else []
+    return "At last: " + ", ".join(shown) + "."

@@ -25,7 +25,7 @@ from crucible.jobs.records import JobSpec
 from crucible.jobs.status import JobState
 from crucible.reports.bill import bill
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
-from crucible.reports.interval import interval_in_words
+from crucible.reports.interval import interval_label
 from crucible.reports.machine import machine_section
 from crucible.reports.picture import data_uri, loss_curve, panels
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
@@ -77,7 +77,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts += ["## Cost", bill(summary)]
     checkpoints = Checkpoints(job).list()
     fixed = summary.spec.config.checkpoint_interval_seconds if summary.spec.config else None
-    interval = interval_in_words(summary.attempts, fixed)
+    interval = interval_label(summary.attempts, fixed)
     if checkpoints or interval:
         parts += ["## Checkpoints"]
         parts += [f"Made {interval}."] if interval else []

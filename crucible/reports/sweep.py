@@ -11,7 +11,7 @@ from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
 from crucible.sweeps.kinds import as_yaml
-from crucible.sweeps.leaderboard import in_words
+from crucible.sweeps.leaderboard import state_label
 from crucible.sweeps.sweep import Sweep
 from crucible.sweeps.trials import Trial, best_trial
 
@@ -82,7 +82,7 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
             *(_value(trial.values, name) for name in names),
             f"{trial.shown_step:,}",
             UNKNOWN if trial.value is None else f"{trial.value:.4f}",
-            in_words(trial, over) + (f": {trial.failure}" if trial.failure else ""),
+            state_label(trial, over) + (f": {trial.failure}" if trial.failure else ""),
             money(trial.cost_usd),
             f"`{trial.job_id}`",
         ]

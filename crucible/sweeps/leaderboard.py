@@ -15,7 +15,7 @@ from crucible.sweeps.trials import Trial
 _BEFORE = ("rank", "trial")
 _AFTER = ("state", "cost_usd", "seconds", "attempts", "failure", "job")
 _APART = {"cost_usd", "seconds", "attempts", "failure", "job"}
-"""What depends on how often a trial was interrupted (of a failure the words do), or on the sweep's name."""
+"""What depends on how often a trial was interrupted (the message of a failure does), or on the sweep's name."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def rows(ranked: Sequence[Trial], columns: Columns, over: bool) -> list[dict[str
     return [_row(place, trial, columns, over) for place, trial in enumerate(ranked, start=1)]
 
 
-def in_words(trial: Trial, over: bool) -> str:
+def state_label(trial: Trial, over: bool) -> str:
     """The trial's state as people read it."""
     return "stopped early" if over and trial.state == "waiting" else trial.state
 
@@ -66,7 +66,7 @@ def _row(rank: int, trial: Trial, columns: Columns, over: bool) -> dict[str, Any
         **{name: trial.values.get(name) for name in columns.settings},
         "step": trial.shown_step,
         columns.metric: trial.value,
-        "state": in_words(trial, over),
+        "state": state_label(trial, over),
         "cost_usd": round(trial.cost_usd, 6),
         "seconds": round(trial.seconds, 1),
         "attempts": trial.attempts,

@@ -1,15 +1,15 @@
 """What a sweep does next: a function of its spec and of the results so far, whatever the order they arrived in.
 
-Real trials finish in whatever order machines, kills and restarts make of it. Decisions are therefore made in a time of
-their own: a sweep is played by virtual workers, for whom training lasts as long as it has FLOPs. The play stops at the
-first virtual end whose real result is not there yet, and goes on when it is. So the same results always lead to the
-same decisions, a sweep that was killed and played again makes those it would have made, and nothing about decisions
+Real trials finish in whatever order machines, kills and restarts make of it. Decisions are therefore made in a
+simulation: virtual workers train the sweep, for whom training lasts as long as it has FLOPs. The simulation stops at
+the first virtual end whose real result is not there yet, and goes on when it is. So the same results always lead to the
+same decisions, a sweep that was killed and simulated again makes those it would have made, and nothing about decisions
 needs to be kept.
 
-Real workers need not idle while the play waits. Where trials are drawn without regard to results, every one of them
-will be begun sooner or later, so the next ones may be begun ahead of their time. TPE does regard results; there are
-twice as many virtual workers as real ones, so that other work is there. And where no decision depends on a result at
-all (no rungs, or full ones), there are as many virtual workers as there is work.
+Real workers need not idle while the simulation waits. Where trials are drawn without regard to results, every one of
+them will be begun sooner or later, so the next ones may be begun ahead of their time. TPE does regard results; there
+are twice as many virtual workers as real ones, so that other work is there. And where no decision depends on a result
+at all (no rungs, or full ones), there are as many virtual workers as there is work.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Results = Mapping[TrialRung, float]
 
 @dataclass
 class Planner:
-    """Plays a sweep; `work` says what remains to be trained given all results so far."""
+    """Simulates a sweep; `work` returns what remains to be trained, given all results so far."""
 
     schedule: Schedule
     sampler: Sampler

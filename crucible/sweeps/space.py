@@ -138,7 +138,7 @@ class Space:
                 check(values)
             except ConfigError as error:
                 raise ConfigError(
-                    f"space: {in_words(values)} is no valid configuration: {error}; change the space, or tie the "
+                    f"space: {as_text(values)} is no valid configuration: {error}; change the space, or tie the "
                     f"settings together with `when`"
                 ) from None
 
@@ -157,7 +157,7 @@ class Space:
         return extend({}, self.dimensions)
 
 
-def in_words(values: Mapping[str, Value]) -> str:
+def as_text(values: Mapping[str, Value]) -> str:
     """`learning_rate = 0.001, n_embd = 64`, for messages."""
     return ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items())
 

@@ -12,7 +12,7 @@ from crucible.formatting import markdown_table
 from crucible.jobs.records import EndReason, Limits, Outcome
 from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
-from crucible.reports.interval import interval_in_words
+from crucible.reports.interval import interval_label
 from crucible.reports.report import inexact_kernels
 from crucible.reports.summary import summarise
 from crucible.store import Store
@@ -117,7 +117,7 @@ def test_the_reason_for_the_interval_follows_from_the_figures(store: Store, tmp_
         past.job.store.delete("attempts/0001/outcome.json")
         figures = {"interval_seconds": 38.0, "stall_seconds": 0.1, "durable_seconds": 1.5, "bytes": 1e6} | saving
         attempt.end(Outcome(end_reason=EndReason.COMPLETED, message="done", saving=figures))
-        return interval_in_words(summarise(past.job).attempts, fixed)
+        return interval_label(summarise(past.job).attempts, fixed)
 
     assert "loses least time (Young and Daly)" in reason()
     assert "set in the configuration" in reason(fixed=38.0)

@@ -115,7 +115,7 @@ def known() -> list[dict[str, Any]]:
 def build(recipe: Recipe, on_line: OnLine = lambda line: None, *, again: bool = False) -> str:
     """Build the image unless this engine has it, and return its reference. `on_line` gets the builder's lines.
 
-    Raises `ServiceError` with the builder's last words when it fails.
+    Raises `ServiceError` with the builder's last lines when it fails.
     """
     reference = recipe.reference
     if not again and find(recipe):

@@ -52,7 +52,7 @@ def stack_repository(stack_name: str, region: str | None, profile: str | None) -
 def push(recipe: Recipe, repository: str, login: Login | None, on_line: Callable[[str], None]) -> str:
     """Push the recipe's image, which this engine must have, and return its reference by digest.
 
-    `repository` is registry and name, without a tag. Raises `ServiceError` with the registry's words.
+    `repository` is registry and name, without a tag. Raises `ServiceError` with the registry's message.
     """
     from docker.errors import APIError
 

@@ -157,12 +157,12 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
             started: tuple[Container, Event] = super()._create_and_start_container(configuration)
         except APIError as error:
             self._remove_unstarted(configuration)
-            raise _in_words(error, configuration) from error
+            raise _as_own_error(error, configuration) from error
         try:
             self._start_further_nodes(configuration)
         except APIError as error:  # all or none
             started[0].stop(timeout=configuration.stop_timeout_seconds)
-            raise _in_words(error, configuration) from error
+            raise _as_own_error(error, configuration) from error
         return started
 
     def _start_further_nodes(self, configuration: DockerGpuJobConfiguration) -> None:
@@ -265,7 +265,7 @@ def keep_log(container: Container) -> Path:
     return path
 
 
-def _in_words(error: APIError, configuration: DockerGpuJobConfiguration) -> ConfigError | ServiceError:
+def _as_own_error(error: APIError, configuration: DockerGpuJobConfiguration) -> ConfigError | ServiceError:
     said = str(error.explanation or error)
     if "could not select device driver" in said or "nvidia-container-cli" in said or "unresolvable CDI" in said:
         return ConfigError(

@@ -116,7 +116,7 @@ class Drill:
         self.stage, self.seed, self._on_change = stage, seed, on_change
         self.workload = workload or Trainer()
         self.plan = make_plan(stage.faults, kills, seed)
-        self.strikes = [Strike(fault.name, fault.words) for fault in self.plan]
+        self.strikes = [Strike(fault.name, fault.description) for fault in self.plan]
         self.phase = "setting up"
         self.rng = Random(seed)
         self.job = Job(stage.store, f"drill-{seed}")
@@ -137,7 +137,7 @@ class Drill:
 
     def _strike(self, scene: Scene, fault: Fault, strike: Strike) -> bool:
         """Wait for the fault's moment, strike, and see the attempt end; False when its moment never came."""
-        self._say(f"waiting to strike: {fault.words}")
+        self._say(f"waiting to strike: {fault.description}")
         self.workload.draw_moment(scene, self.rng)
         before = _newest(self.job)
         if not self._until(lambda: self._final_state() is not None or fault.ready(scene), fault.look_seconds):
@@ -152,7 +152,7 @@ class Drill:
             return self._strike(scene, fault, strike)
         strike.struck_at = time.time()
         strike.committed_step = max(strike.committed_step, self._committed_step())
-        self._say(f"struck: {fault.words}")
+        self._say(f"struck: {fault.description}")
         if fault.ends_attempt:
             self._until(lambda: struck_attempt.read_outcome() is not None)
             outcome = struck_attempt.read_outcome()

@@ -24,7 +24,7 @@ class Fault:
     """One way to interrupt a run."""
 
     name: str
-    words: str
+    description: str
     strike: Callable[[Scene], bool]
     """Do it; False when the moment has passed and it must be tried again."""
     ready: Callable[[Scene], bool] = Scene.training

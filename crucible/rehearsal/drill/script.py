@@ -83,9 +83,9 @@ class OwnScript:
         kept = []
         for fault in of_pool:
             if fault.name == "kill-workload":
-                kept.append(replace(fault, words="SIGKILL to the script", strike=self._kill_script))
+                kept.append(replace(fault, description="SIGKILL to the script", strike=self._kill_script))
             elif fault.name not in _NOT_WITHOUT_PROCESSES:
-                kept.append(replace(fault, words=fault.words.replace("trainer", "script")))
+                kept.append(replace(fault, description=fault.description.replace("trainer", "script")))
         while_it_saves = "while it writes its checkpoint"
         return [
             Fault("kill-in-save", f"SIGKILL to the script {while_it_saves}", self._in_save(_kill_frozen), always=True),

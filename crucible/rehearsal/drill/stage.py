@@ -80,8 +80,8 @@ class Stage:
             check=False,
         )
         if done.returncode:
-            words = (done.stderr or done.stdout).strip().splitlines()
-            raise ServiceError(f"{name} {arguments[0]} failed: {words[-1] if words else 'it printed nothing'}")
+            lines = (done.stderr or done.stdout).strip().splitlines()
+            raise ServiceError(f"{name} {arguments[0]} failed: {lines[-1] if lines else 'it printed nothing'}")
         return done.stdout
 
 
