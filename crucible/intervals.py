@@ -25,11 +25,8 @@ from dataclasses import dataclass, field
 
 from crucible.errors import ConfigError
 
-ASSUMED_SPOT_MTBF_SECONDS = 2 * 3600.0
-"""Mean time between interruptions of spot machines when there is no history. Pessimistic on purpose (V100 spot traces
-of 2023 show about 4 h), because saving too often is cheap and saving too rarely is not."""
 UNINTERRUPTED_MTBF_SECONDS = 24 * 3600.0
-"""The same for a machine that nobody takes away: it still crashes, runs out of memory or loses power."""
+"""Mean time between failures of a machine that nobody takes away: it crashes, runs out of memory or loses power."""
 FIRST_INTERVAL_SECONDS = 15.0
 """Until a save has been measured."""
 

@@ -31,16 +31,18 @@ def open_job(store: Store, name: str) -> Job:
     from crucible.jobs.job import Job
 
     if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
-        raise ConfigError(f"job: there is no job {name!r} in {store.uri}; {meant(name, Job.ids(store), 'jobs')}")
+        raise ConfigError(
+            f"job: there is no job {name!r} in {store.uri}; {meant(name, Job.ids(store), 'crucible jobs ls')}"
+        )
     return Job(store, name)
 
 
-def meant(name: str, names: list[str], group: str) -> str:
-    """What to do about a name that is none of `names`, which `crucible GROUP ls` lists."""
+def meant(name: str, names: list[str], listed_by: str) -> str:
+    """What to do about a name that is none of `names`; `listed_by`: the command that lists them."""
     import difflib
 
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or [n for n in names if n.startswith(name)][:3]
-    return f"did you mean {' or '.join(near)}?" if near else f"`crucible {group} ls` lists what there is"
+    return f"did you mean {' or '.join(near)}?" if near else f"`{listed_by}` lists what there is"
 
 
 def print_json(value: Any) -> None:

@@ -213,7 +213,7 @@ def open_sweep(store: Store, name: str) -> Sweep:
     found = Sweep(store, name)
     if not found.exists():
         raise ConfigError(
-            f"sweep: there is no sweep {name!r} in {store.uri}; {meant(name, Sweep.ids(store), 'sweeps')}"
+            f"sweep: there is no sweep {name!r} in {store.uri}; {meant(name, Sweep.ids(store), 'crucible sweeps ls')}"
         )
     return found
 

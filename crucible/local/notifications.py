@@ -24,7 +24,6 @@ from crucible.local.state import PROJECT
 
 FOLDER = PROJECT / "infrastructure" / "automations"
 PREFIX = "crucible-"
-PLACEHOLDER = "BLOCK_DOCUMENT_ID"
 BLOCK_NAME = "crucible-notify"
 TEST = "test"
 """The automation that `crucible notify test` triggers."""

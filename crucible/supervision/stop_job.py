@@ -32,7 +32,7 @@ def stop_job(job: Job, request: StopRequest) -> Stopped:
         return _asked(live, "its supervisor is asked to stop")
     status = status_of(job)
     if live is None and (status is None or status.state is not JobState.RUNNING):
-        raise ConfigError(f"job {job.job_id} is not running: {_why_not(job, status)}")
+        raise ConfigError(f"job {job.job_id} is not running: {_why_not(status)}")
     if live is not None and live.read_claim() is None:
         live.end(Outcome(end_reason=request.end_reason, message=request.reason, decided_by="person"))
     newest = job.read_newest_supervisor()
@@ -60,7 +60,7 @@ def _live_attempt(job: Job) -> Attempt | None:
     return attempts[-1] if attempts and attempts[-1].read_outcome() is None else None
 
 
-def _why_not(job: Job, status: JobStatus | None) -> str:
+def _why_not(status: JobStatus | None) -> str:
     if status is not None:
         return f"it is {status.state} ({status.reason})"
     return "it was never started"

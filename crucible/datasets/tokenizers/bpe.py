@@ -54,7 +54,7 @@ class BpeTokenizer(Tokenizer):
 
     @cached_property
     def _fast(self) -> TiktokenTwin | None:
-        return tiktoken_twin(json.loads(self._content), self._slow)
+        return tiktoken_twin(json.loads(self._content))
 
     def encode(self, text: str) -> TokenIds:
         if len(text) >= _WORTH_A_TWIN and self._fast is not None:

@@ -47,7 +47,7 @@ class TiktokenTwin:
 _UNSURE = ("Cn", "Cs", "Co")
 
 
-def tiktoken_twin(content: dict[str, Any], slow: Any) -> TiktokenTwin | None:
+def tiktoken_twin(content: dict[str, Any]) -> TiktokenTwin | None:
     """The tokenizer of a tokenizer.json in tiktoken, or None where tiktoken is missing or would give other ids.
 
     tiktoken merges any two tokens whose concatenation is a token, lowest id first; `tokenizers` merges the pairs it is

@@ -33,11 +33,6 @@ def own_recipe(folder: Path, dockerfile: str, on_line: OnLine = lambda line: Non
     return Recipe("cpu", base=base, arguments={"SCRIPT_PATH": path})
 
 
-def build_own(folder: Path, dockerfile: str, on_line: OnLine = lambda line: None) -> str:
-    """The reference of the folder's image with Crucible in it, built unless this engine has it. The same errors."""
-    return build(own_recipe(folder, dockerfile, on_line), on_line)
-
-
 def _require_python(image: str, dockerfile: str) -> str:
     """The PATH of the image. Raises `ConfigError` unless it has a Python that Crucible can run with."""
     from docker.errors import APIError, ContainerError

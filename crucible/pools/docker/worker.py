@@ -44,7 +44,6 @@ NODE_LABEL = "crucible.node"
 FURTHER_NODE = ["python", "-m", "tasks.node"]
 LEAVE_SECONDS = 20
 """How long the further nodes have to leave once the attempt is over."""
-POOL_LABEL = "io.prefect.work-pool-name"
 
 
 class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  # prefect-docker is untyped

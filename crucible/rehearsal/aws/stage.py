@@ -15,7 +15,7 @@ import httpx
 
 from crucible.local.access import auth_string
 from crucible.local.state import PROJECT, Home
-from crucible.pools.aws.pools import ON_DEMAND, SPOT
+from crucible.pools.aws.pools import SPOT
 from crucible.rehearsal.aws.client import AwsRehearsal, NothingToHitError, RehearsalError
 from crucible.rehearsal.aws.session import PARAMETERS, prefect_secret, serving_pools
 from crucible.rehearsal.drill.faults import Fault
@@ -158,7 +158,3 @@ def _runs_on_demand(state: dict[str, Any]) -> bool:
 
 def _unstopped(tasks: list[dict[str, str]]) -> list[str]:
     return [f"ECS task {task['id']} ({task['status']})" for task in tasks if task["status"] != "STOPPED"]
-
-
-POOLS = (SPOT, ON_DEMAND)
-"""Pools that `ec2_stage` can bring up."""

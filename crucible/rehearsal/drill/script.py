@@ -124,7 +124,7 @@ class OwnScript:
         self.total_steps = final.step
         self.undisturbed_sha256 = _digest(final)
         self._measure(job)
-        self._require_long_enough(job, plan)
+        self._require_long_enough(plan)
         self._seen.clear()
         return seconds
 
@@ -168,7 +168,7 @@ class OwnScript:
         self._findings.interval_steps = round(statistics.median(gaps)) if gaps else 0
         self._findings.interval_seconds = seconds
 
-    def _require_long_enough(self, job: Job, plan: Sequence[Fault]) -> None:
+    def _require_long_enough(self, plan: Sequence[Fault]) -> None:
         """Every fault waits for a save of its attempt, and for up to one interval more."""
         interval, seconds = self._findings.interval_steps, self._findings.interval_seconds
         if not interval:
