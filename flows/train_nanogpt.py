@@ -18,7 +18,8 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
 from crucible.config import TrainConfig
-from crucible.datasets.build import DatasetInfo, find_unread, resolve_dataset
+from crucible.datasets.build import find_unread
+from crucible.datasets.finished import DatasetInfo, resolve_dataset
 from crucible.datasets.meta import DatasetMeta, require_block_size
 from crucible.errors import ConfigError, DataError
 from crucible.estimate.ranking import Preferences

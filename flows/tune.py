@@ -19,7 +19,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from crucible.config import TrainConfig
-from crucible.datasets.build import resolve_dataset
+from crucible.datasets.finished import resolve_dataset
 from crucible.datasets.meta import require_block_size
 from crucible.errors import ConfigError
 from crucible.estimate.ranking import Preferences

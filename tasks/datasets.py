@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 from crucible.datasets import build
 from crucible.datasets.config import DatasetConfig
 from crucible.datasets.disk import work_folder
+from crucible.datasets.finished import DatasetInfo
 from crucible.datasets.meta import ShardMeta
 from crucible.datasets.progress import Progress, Stop
 from crucible.formatting import markdown_table
@@ -24,7 +25,7 @@ PROGRESS_SECONDS = 10.0
 """Time between two log lines of a long step."""
 
 
-def prepare_dataset(config: DatasetConfig, store: Store) -> build.DatasetInfo:
+def prepare_dataset(config: DatasetConfig, store: Store) -> DatasetInfo:
     """Make the dataset, or find it in the store; call from any flow. Raises what `build_dataset` raises.
 
     Shards are mapped over the flow's task runner; an artifact says what came out.
@@ -75,12 +76,12 @@ def build_shard(name: str, planned: build.Plan, store: Store, meter: build.Meter
 
 
 @task(name="finish dataset", task_run_name="finish", persist_result=False, **NETWORK_RETRIES)
-def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store: Store) -> build.DatasetInfo:
+def finish_dataset(planned: build.Plan, shards: list[ShardMeta], store: Store) -> DatasetInfo:
     """Write the tokenizer and meta.json: from here on the dataset exists."""
     return build.finish(planned, shards, store)
 
 
-def report_dataset(info: build.DatasetInfo) -> None:
+def report_dataset(info: DatasetInfo) -> None:
     """Show the dataset in the Prefect UI, as an artifact of the current run."""
     meta = info.meta
     shards = [shard for split in meta.splits.values() for shard in split.shards]

@@ -13,7 +13,7 @@ from crucible.cli.records import JsonOption, StoreOption, open_store, print_json
 from crucible.formatting import print_table
 
 if TYPE_CHECKING:
-    from crucible.datasets.build import DatasetInfo
+    from crucible.datasets.finished import DatasetInfo
     from crucible.datasets.progress import ProgressCallback
 
 
@@ -74,7 +74,7 @@ def prepare(
 
 def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
     """List the finished datasets of the store."""
-    from crucible.datasets.build import list_datasets
+    from crucible.datasets.finished import list_datasets
 
     infos = list_datasets(open_store(store), lambda problem: typer.echo(f"warning: {problem}", err=True))
     if as_json:
@@ -103,7 +103,7 @@ def show(
     as_json: JsonOption = False,
 ) -> None:
     """Show one dataset; with --json, its meta.json."""
-    from crucible.datasets.build import resolve_dataset
+    from crucible.datasets.finished import resolve_dataset
 
     info = resolve_dataset(open_store(store), digest)
     if as_json:
@@ -120,8 +120,8 @@ def export_nanogpt(
 ) -> None:
     """Write a dataset in the files that nanoGPT's own train.py reads."""
     from crucible.datasets import nanogpt
-    from crucible.datasets.build import resolve_dataset
     from crucible.datasets.fetch import fetch_dataset
+    from crucible.datasets.finished import resolve_dataset
     from crucible.home import crucible_home
 
     opened = open_store(store)

@@ -7,6 +7,7 @@
     tokenizers/      turns it into ids
     shards.py        writes them
     build.py         all of it, under a content digest
+    finished.py      finds the finished ones in a store
     fetch.py         downloads a finished dataset to a machine
 
 Plain Python: no Prefect and no torch.

@@ -14,7 +14,7 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from crucible.datasets.config import DEFAULT_BPE_TOKENS, DEFAULT_CHARACTERS, DatasetConfig
 from crucible.datasets.disk import work_folder
+from crucible.datasets.finished import DatasetInfo, find_dataset, prefix_of
 from crucible.datasets.formats import FileKind, Unreadable, file_kind, not_utf8, plain_text, refuse
 from crucible.datasets.meta import META_FILE, SPLITS, DatasetMeta, ShardMeta, SplitMeta, TokenizerMeta
 from crucible.datasets.nanogpt_source import (
@@ -68,19 +69,6 @@ BPE_SAMPLE_BYTES = 8 << 20
 merges (a tenth of 80 MB: 3.37 instead of 3.49 bytes per token) and takes time and memory in proportion."""
 
 _CODE_POINTS = 0x110000
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """A finished dataset in a store. `cached`: it was there before it was asked for."""
-
-    uri: str
-    meta: DatasetMeta
-    cached: bool
-
-    @property
-    def digest(self) -> str:
-        return self.meta.digest
 
 
 @dataclass(frozen=True)
@@ -227,7 +215,7 @@ def build_shard(planned: Plan, item: ShardItem, store: Store, meter: Meter | Non
             shard = copy_tokens(item, planned.tokenizer, path, advanced)
         else:
             shard = write_shard(item, planned.tokenizer, path, advanced)
-        store.upload(path, f"{_prefix(planned.digest)}/{shard.file}")
+        store.upload(path, f"{prefix_of(planned.digest)}/{shard.file}")
     finally:
         path.unlink(missing_ok=True)
     return shard
@@ -263,7 +251,7 @@ def finish(planned: Plan, shards: list[ShardMeta], store: Store) -> DatasetInfo:
             for split, pairs in by_split.items()
         },
     )
-    prefix = _prefix(planned.digest)
+    prefix = prefix_of(planned.digest)
     store.write(f"{prefix}/{TOKENIZER_FILE}", tokenizer_json)
     try:
         store.create_json(f"{prefix}/{META_FILE}", meta.model_dump(mode="json"))
@@ -271,42 +259,6 @@ def finish(planned: Plan, shards: list[ShardMeta], store: Store) -> DatasetInfo:
         meta = DatasetMeta.parse(store.read_json(f"{prefix}/{META_FILE}"), f"{store.uri}/{prefix}/{META_FILE}")
     _remember(store, planned.request, planned.digest)
     return DatasetInfo(f"{store.uri}/{prefix}", meta, cached=False)
-
-
-def find_dataset(store: Store, digest: str) -> DatasetInfo | None:
-    """The finished dataset with this digest, or None."""
-    key = f"{_prefix(digest)}/{META_FILE}"
-    try:
-        meta = store.read_model(key, DatasetMeta, f"delete the folder {_prefix(digest)} and prepare the dataset again")
-    except ObjectMissing:
-        return None
-    return DatasetInfo(f"{store.uri}/{_prefix(digest)}", meta, cached=True)
-
-
-def list_datasets(store: Store, on_damage: Callable[[str], None] = logger.warning) -> list[DatasetInfo]:
-    """Every finished dataset of the store; `on_damage` receives a message for each one that cannot be read."""
-    found = []
-    for digest in store.folders("datasets"):
-        try:
-            info = find_dataset(store, digest) if digest != "index" else None
-        except RecordDamaged as error:
-            on_damage(str(error))
-            continue
-        if info is not None:
-            found.append(info)
-    return found
-
-
-def resolve_dataset(store: Store, digest: str) -> DatasetInfo:
-    """The finished dataset whose digest begins with `digest`. Raises DataError if there is none or more than one."""
-    matches = [info for info in list_datasets(store) if info.digest.startswith(digest)]
-    if len(matches) > 1:
-        raise DataError(
-            f"dataset {digest!r} could be any of {', '.join(info.digest for info in matches)}; give more of its digest"
-        )
-    if not matches:
-        raise DataError(f"dataset {digest!r} is not in {store.uri}; `crucible data ls` shows those that are")
-    return matches[0]
 
 
 class Meter:
@@ -429,10 +381,6 @@ def _byte_limit(config: DatasetConfig) -> int | None:
 def _digest(content: dict[str, Any]) -> str:
     """The first 128 bits of the sha256: short enough to read, long enough to be unique."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def _prefix(digest: str) -> str:
-    return f"datasets/{digest}"
 
 
 def _indexed(store: Store, request: str) -> str | None:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from crucible.datasets import build
-from crucible.datasets.build import build_dataset, find_dataset, find_unread, list_datasets, resolve_dataset
+from crucible.datasets.build import build_dataset, find_unread
 from crucible.datasets.config import SHAKESPEARE_SHA256, DatasetConfig
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
+from crucible.datasets.finished import find_dataset, list_datasets, resolve_dataset
 from crucible.datasets.meta import load_meta, require_block_size
 from crucible.datasets.nanogpt import export_nanogpt
 from crucible.datasets.progress import PreprocessingStopped, Progress, Stop, silent

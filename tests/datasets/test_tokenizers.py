@@ -70,7 +70,7 @@ def test_a_character_without_a_token_is_named() -> None:
         CharTokenizer("ab").encode("abé")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(WITHOUT_LONE_SURROGATES)
 def test_bytes_hold_any_text(text: str) -> None:
     tokenizer = ByteTokenizer()

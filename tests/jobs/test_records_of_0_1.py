@@ -15,7 +15,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
 from crucible.cli.main import build_app
 from crucible.config import TrainConfig
-from crucible.datasets.build import list_datasets
+from crucible.datasets.finished import list_datasets
 from crucible.estimate.history import estimates, read_plan, speeds
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
