@@ -22,8 +22,11 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from crucible.adapter.tensorboard import EventFiles
+from crucible.checkpoints.commits import Checkpoints
+from crucible.cli.main import build_app
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
@@ -189,6 +192,55 @@ def test_the_commands_of_own_script_md(stage: Stage, tmp_path: Path) -> None:
     assert secret.encode() not in records
     packages = [entry for entry in stage.store.list("code") if entry.key.endswith(".tar.gz")]
     assert len(packages) == 2, "crucible.yaml came between two of the runs"
+    _run_inline_commands(text, job, tmp_path, environment)
+
+
+NOT_RUN_HERE = {
+    "crucible up": "the stage was brought up with it",
+    "crucible run": "a whole job more; the same command with --dry-run is run",
+    "crucible tune": "tests/flows/test_tune_script.py runs a sweep",
+    "crucible drill --script": "takes minutes; the drill of the trainer runs here, and of a script in `make test-slow`",
+}
+"""Commands in the sentences of docs/own-script.md, and why the test does not run them."""
+
+
+def _run_inline_commands(text: str, job: Job, folder: Path, environment: dict[str, str]) -> None:
+    """Those between backquotes, in this process: `jobs fork` without the start of its run."""
+    blocks = re.findall(r"^\$ (.*)$", text, flags=re.MULTILINE)
+    found = [line for line in dict.fromkeys(re.findall(r"`(crucible [^`]+)`", text)) if line not in blocks]
+    assert set(found) > NOT_RUN_HERE.keys()
+    [settings] = re.findall(r"^```yaml\n(command: python train.py.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    (folder / "crucible.yaml").write_text(settings)
+    (folder / "data").mkdir()
+    (folder / "data" / "text.txt").write_text("read by the script")
+    (folder / "printed.txt").write_text("step 100 loss 0.5\nstep 100 saved\n")
+    places = {
+        "JOB": job.job_id,
+        "FILE": "printed.txt",
+        "DIR": "fetched",
+        "STEP": str(Checkpoints(job).list()[0].shown_step),
+    }
+    commands = [re.sub("|".join(rf"\b{name}\b" for name in places), lambda m: places[m[0]], line) for line in found]
+    options = "--config crucible.yaml --data data --include printed.txt --gpus 1 --env LOG_LEVEL --secret HF_TOKEN"
+    commands.append(f"crucible run --dry-run --pool local {options}")
+    printed = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("crucible.local.forking._start", lambda *_: "no run")
+        for name, value in {**environment, "LOG_LEVEL": "debug"}.items():
+            patch.setenv(name, value)
+        for command in commands:
+            if command in NOT_RUN_HERE:
+                continue
+            done = CliRunner().invoke(build_app(), shlex.split(command)[1:])
+            assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception!r}"
+            printed[command] = done.output
+    assert "1 line match step_from, the last at step 100" in printed["crucible run --sample-log printed.txt"]
+    assert list((folder / "fetched").rglob("ckpt.pt")), "what the script wrote"
+    [name] = [name for name in Job.ids(job.root) if name.startswith(f"{job.job_id}-from-")]
+    fork = Job(job.root, name).read_spec()
+    assert fork.script is not None
+    assert fork.script.command[-2:] == ["--lr", "0.01"]
 
 
 def test_starting_a_finished_job_again_trains_nothing_twice(stage: Stage, quickstart: dict[str, str]) -> None:
