@@ -147,7 +147,9 @@ class ScriptSettings(Settings):
         default_factory=dict, description="What the script is configured with; shown in reports, not interpreted."
     )
     checkpoint: CheckpointFiles | None = Field(
-        None, description="Where the script saves by itself. Empty: it follows the workload contract."
+        None,
+        title="Checkpoint",
+        description="Where the script saves by itself. Empty: it follows the workload contract.",
     )
     resume: Words = Field(
         default_factory=list,

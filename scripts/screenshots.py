@@ -183,8 +183,14 @@ def take_all(home: Home, job: str, sweep: str | None, out: Path) -> None:
             page.take(f"{ui}/artifacts/artifact/{searched}", "img[src^='data:image/png']", out / "sweep.png", 1750)
 
 
-def publish_sample(home: Home, api_url: str) -> dict[str, str]:
-    """Publish the pages of the sample's jobs; returns the artifact's id of each picture's name."""
+COMPARED = ("baseline", "shakespeare-spot", "gpt2-small-try")
+
+
+def publish_sample(home: Home, api_url: str, comparison: Path) -> dict[str, str]:
+    """Publish the pages of the sample's jobs; returns the artifact's id of each picture's name.
+
+    `comparison`: where to write the page of `crucible compare --out`, which is no artifact.
+    """
     from datetime import UTC, datetime, timedelta
 
     from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -195,7 +201,9 @@ def publish_sample(home: Home, api_url: str) -> dict[str, str]:
     from crucible.jobs.job import Job
     from crucible.prefect_compat.live_artifacts import LiveArtifact
     from crucible.reports import job_report
+    from crucible.reports.compare import compare, comparison_page
     from crucible.reports.costs import cost_page
+    from crucible.reports.html import html_page
     from crucible.reports.overview import OverviewReader
     from crucible.reports.overview_page import overview_page
     from crucible.reports.sweep import sweep_report
@@ -214,6 +222,8 @@ def publish_sample(home: Home, api_url: str) -> dict[str, str]:
             BudgetLimit("ada-daily", 2.0, period="day", owner="ada"),
         ]
         states = [budget_state(limit, costs, now) for limit in limits]
+        compared = comparison_page(compare([Job(store, name) for name in COMPARED]))
+        comparison.write_text(html_page(compared, "A comparison"), encoding="utf-8")
         sweep = Sweep(store, "rates")
         pages = {
             "overview": ("overview", overview_page(OverviewReader(store).read())),
@@ -236,11 +246,13 @@ def take_sample(home: Home, out: Path) -> None:
     if api_url is None:
         raise CrucibleError("no local server is running; run: crucible up")
     ui = api_url.removesuffix("/api") + "/v2"
-    pages = publish_sample(home, api_url)
     with access.connect(home, api_url) as api:
-        named = _answer(api, "/deployments/filter", {"deployments": {"name": {"any_": ["train-nanogpt"]}}})
+        named = _answer(api, "/deployments/filter", {"deployments": {"name": {"any_": ["train-script"]}}})
     out.mkdir(parents=True, exist_ok=True)
-    with chromium() as page:
+    with tempfile.TemporaryDirectory(prefix="crucible-compare-") as folder, chromium() as page:
+        comparison = Path(folder, "compare.html")
+        pages = publish_sample(home, api_url, comparison)
+        page.take(comparison.as_uri(), "img[src^='data:image/png']", out / "compare.png", 1400)
         page.open(access.login_link(home, f"{ui}/dashboard"), "Flow Runs")
         for name, artifact in pages.items():
             page.take(f"{ui}/artifacts/artifact/{artifact}", "img[src^='data:image/png']", out / f"{name}.png", 1750)
@@ -248,7 +260,7 @@ def take_sample(home: Home, out: Path) -> None:
         page.take(f"{ui}/artifacts/artifact/{pages['overview']}", "img[src^='data:image/png']", telephone, 1750, 390)
         if named:
             form = f"{ui}/deployments/deployment/{named[0]['id']}/run"
-            page.take(form, "Parameters", out / "parameter-form.png", 1750)
+            page.take(form, "Parameters", out / "parameter-form.png", 1280)
 
 
 def _newest_artifact(api: httpx.Client, key: str) -> str | None:

@@ -181,6 +181,9 @@ def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None
     if standing.state == "CANCELLED":
         typer.echo(f"{'':10}go on: crucible jobs continue {job}", err=True)
         raise typer.Exit(EXIT_STOPPED)
+    if "ModuleNotFoundError: " in standing.message:
+        fix = "a package belongs in the folder's requirements.txt; crucible run --dry-run shows which files travel"
+        typer.echo(f"{'':10}{fix}", err=True)
     if summary is not None and summary.attempts:
         typer.echo(f"{'':10}everything that it printed: crucible logs {job}", err=True)
     raise typer.Exit(EXIT_FAILED)

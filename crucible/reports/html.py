@@ -12,6 +12,7 @@ body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink); 
 h1, h2 { line-height: 1.2; } h2 { margin-top: 2rem; border-bottom: 1px solid var(--line); padding-bottom: .3rem; }
 table { display: block; overflow-x: auto; border-collapse: collapse; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: start; }
+td[style*="right"] { white-space: nowrap; }
 code { background: var(--code); padding: .1rem .3rem; border-radius: 4px; }
 pre { background: var(--code); padding: .8rem; overflow-x: auto; } pre code { background: none; padding: 0; }
 img { max-width: 100%; height: auto; }

@@ -42,7 +42,8 @@ def loss_curve(rows: Sequence[Row], attempt_starts: Mapping[int, int] | None = N
                 f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(-2, 7), ha="right", color=VALIDATION
             )
         if train or val:
-            axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+            # Above the axes: inside them, the labels of attempts would run through it.
+            axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 0.98), ncols=2, labelcolor=INK)
         else:
             axes.text(0.5, 0.5, "no losses reported yet", ha="center", transform=axes.transAxes, color=INK)
         _mark_attempts(axes, attempt_starts or {})

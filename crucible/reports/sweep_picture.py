@@ -16,7 +16,8 @@ Curve = Sequence[tuple[float, float]]
 
 MOST_LINES = 120
 """Trials that are drawn, the best first: more lines than that hide each other."""
-COLOURS = "viridis_r"
+COLOURS, LIGHTEST, DARKEST = "viridis_r", 0.25, 0.65
+"""Green to blue: the map's yellow end cannot be read on a light page, nor its violet end on a dark one."""
 BEST = "#c8431f"
 
 
@@ -42,7 +43,8 @@ def _colours(shown: Sequence[Trial]) -> dict[int, Any]:
     from matplotlib import colormaps
 
     by_loss = sorted(shown, key=lambda trial: trial.loss or 0.0)  # of a metric to be raised, its negative
-    shades = {t.number: colormaps[COLOURS](0.95 * i / max(1, len(by_loss) - 1)) for i, t in enumerate(by_loss)}
+    step = (DARKEST - LIGHTEST) / max(1, len(by_loss) - 1)
+    shades = {trial.number: colormaps[COLOURS](LIGHTEST + place * step) for place, trial in enumerate(by_loss)}
     return shades | {shown[0].number: BEST}
 
 

@@ -253,6 +253,13 @@ def test_the_exit_code_says_how_it_ended(state: str, code: int, capsys: pytest.C
     assert json.loads(capsys.readouterr().out)["state"] == state
 
 
+def test_a_missing_package_names_the_file_that_installs_it(capsys: pytest.CaptureFixture[str]) -> None:
+    missing = "the workload failed with exit code 1: ModuleNotFoundError: No module named 'einops'"
+    with pytest.raises(typer.Exit):
+        run.conclude(Standing("FAILED", missing, None), "mine", "a-run", as_json=False)
+    assert "requirements.txt" in capsys.readouterr().err
+
+
 def test_a_terminal_keeps_the_whole_traceback_of_a_script_that_failed(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from apprise.plugins.sendgrid import NotifySendGrid
+from apprise.plugins.slack import NotifySlack
 from prefect.blocks.notifications import SendgridEmail, SlackWebhook
 from prefect.states import Scheduled
 from typer.testing import CliRunner
@@ -60,13 +62,17 @@ class Mailbox:
     """Messages that came to a web hook; other tests on the same server may cause some as well."""
 
     def __init__(self) -> None:
-        self._messages: list[dict[str, str]] = []
+        self._messages: list[dict[str, Any]] = []
         self._came = threading.Condition()
 
-    def put(self, message: dict[str, str]) -> None:
+    def put(self, message: dict[str, Any]) -> None:
         with self._came:
             self._messages.append(message)
             self._came.notify_all()
+
+    def everything(self) -> list[dict[str, Any]]:
+        """What has come so far."""
+        return [*self._messages]
 
     def body(self, subject: str, seconds: float = 120.0) -> str | None:
         """Wait for the message with that subject; None when it does not come."""
@@ -177,12 +183,27 @@ def test_a_target_that_cannot_be_reached_is_reported(api: httpx.Client, monkeypa
     assert send_test(api, seconds=120.0) == {"webhook": "no answer; is its address right?"}
 
 
-def test_slack_and_mail_are_blocks_that_prefect_takes(api: httpx.Client) -> None:
+def test_slack_and_mail_are_blocks_that_prefect_takes_and_delivers(
+    api: httpx.Client, mailbox: tuple[str, Mailbox], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both services have one address each, which apprise knows: here it is a web hook on this machine."""
     slack = "https://hooks.slack.com/services/T0000AAAA/B0000AAAA/abcdefghijklmnopqrstuvwx"
     mail = Target.email(["ada@example.com"], "ci@example.com", "SG.key")
     switch_on(api, [Target.slack(slack), mail], ["budget"])
-    assert SlackWebhook.load(BLOCK_NAME).url.get_secret_value() == slack  # type: ignore[union-attr]
-    assert SendgridEmail.load(BLOCK_NAME).to_emails == ["ada@example.com"]  # type: ignore[union-attr]
+    to_slack, by_mail = SlackWebhook.load(BLOCK_NAME), SendgridEmail.load(BLOCK_NAME)
+    assert to_slack.url.get_secret_value() == slack  # type: ignore[union-attr]
+    assert by_mail.to_emails == ["ada@example.com"]  # type: ignore[union-attr]
+    address, told = mailbox
+    monkeypatch.setattr(NotifySlack, "webhook_url", address.rstrip("/"))
+    monkeypatch.setattr(NotifySendGrid, "notify_url", address)
+    to_slack.notify("it failed", "Crucible job a")  # type: ignore[union-attr]
+    by_mail.notify("it failed", "Crucible job b")  # type: ignore[union-attr]
+    (posted, sent) = told.everything()
+    assert posted["attachments"][0]["title"] == "Crucible job a"
+    assert "it failed" in posted["attachments"][0]["text"]
+    assert sent["personalizations"][0]["to"][0]["email"] == "ada@example.com"
+    assert (sent["from"]["email"], sent["subject"]) == ("ci@example.com", "Crucible job b")
+    assert "it failed" in sent["content"][0]["value"]
     assert len(automations_on(api)["budget"]["actions"]) == 2
     for wrong in (lambda: Target.slack("https://example.com"), lambda: Target.email(["ada"], "b@c", "k")):
         with pytest.raises(ConfigError):
