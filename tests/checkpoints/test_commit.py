@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.checkpoints.restore import restore
+from crucible.checkpoints.restore import choose_checkpoint, restore
 from crucible.contract import finished_folders, step_of
-from crucible.errors import CheckpointError, StoreError, StoreUnavailable
+from crucible.errors import CheckpointError, ConfigError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.store import Store
 from crucible.store.retry import wait_at_most
@@ -37,6 +37,20 @@ def test_a_commit_is_restored_as_it_was(job: Job, scratch: Path) -> None:
     assert found[0].step == 200
     assert found[1] == scratch / "restore" / "step-00000200"
     assert is_whole(found[1], 200)
+
+
+def test_a_checkpoint_is_named_by_the_step_that_people_are_shown(job: Job, scratch: Path) -> None:
+    """The commit with a script's outputs has a number of its own, and is shown at the script's last step."""
+    attempt = running(job, 1)
+    checkpoints = Checkpoints(job)
+    with pytest.raises(ConfigError, match=r"^--from newest: job job has saved nothing yet$"):
+        choose_checkpoint(checkpoints, "", "--from newest")
+    commit(attempt, scratch, 100)
+    commit(attempt, scratch, 201, output_of_step=200)
+    chosen = [choose_checkpoint(checkpoints, which, "--from").step for which in ("100", "200", "201", "")]
+    assert chosen == [100, 201, 201, 201]
+    with pytest.raises(ConfigError, match=r"has no such checkpoint; there are: 200, 100$"):
+        choose_checkpoint(checkpoints, "150", "--from 150")
 
 
 def test_nothing_committed_is_a_fresh_start(job: Job, scratch: Path) -> None:
