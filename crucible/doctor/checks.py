@@ -49,6 +49,8 @@ class Check:
 
 def run_all(checks: list[Callable[[], Check]]) -> list[Check]:
     """The rows in order. The checks mostly wait for other programs, so they run at once."""
+    import prefect  # noqa: F401 - imported by two threads at once, it reports a deadlock of its plugins' imports
+
     with ThreadPoolExecutor(max_workers=len(checks)) as threads:
         return [future.result() for future in [threads.submit(check) for check in checks]]
 

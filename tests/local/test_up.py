@@ -72,6 +72,7 @@ class User:
             command, cwd=self.home, env=env, capture_output=True, encoding="utf-8", check=False, umask=0o077
         )
         assert (done.returncode != 0) == fails, f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "deadlock" not in done.stderr, done.stderr  # of imports by several threads at once
         return done.stderr if fails else done.stdout
 
     def up(self, **options: Any) -> str:
