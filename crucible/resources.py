@@ -149,7 +149,7 @@ def _slurm(wanted: Resources) -> dict[str, Any]:
 
 def _skypilot(wanted: Resources) -> dict[str, Any]:
     """The machine itself is the launch's instance, whose name says all of it."""
-    return _given(memory=None if wanted.memory_gib is None else f"{wanted.memory_gib:g}+")
+    return _given(nodes=wanted.nodes or None, memory=None if wanted.memory_gib is None else f"{wanted.memory_gib:g}+")
 
 
 def _kubernetes(wanted: Resources) -> dict[str, Any]:
@@ -168,7 +168,7 @@ _KNOWN = {
     "ec2-on-demand": frozenset({"nodes", "gpus", "instance", "memory_gib", "image"}),
     "modal": frozenset({"gpus", "instance", "memory_gib", "image", "timeout_hours"}),
     "slurm": frozenset({"nodes", "gpus", "memory_gib", "timeout_hours"}),
-    "skypilot": frozenset({"gpus", "instance", "memory_gib"}),
+    "skypilot": frozenset({"nodes", "gpus", "instance", "memory_gib"}),
     "kubernetes": frozenset({"gpus", "memory_gib"}),
 }
 _VARIABLES = {

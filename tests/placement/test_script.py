@@ -65,7 +65,7 @@ def test_what_a_pool_cannot_choose_is_refused_by_name(pool: str, asked: str) -> 
         Resources.model_validate({asked: 4}).job_variables(pool)
 
 
-@pytest.mark.parametrize("pool", ["modal", "skypilot", "kubernetes"])
+@pytest.mark.parametrize("pool", ["modal", "kubernetes"])
 def test_a_pool_of_single_machines_refuses_nodes(pool: str) -> None:
     with pytest.raises(ConfigError, match=f"nodes = 2: the pool {pool} runs an attempt on one machine; .*slurm"):
         Resources(nodes="2").job_variables(pool)

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from crucible.contract import Variable
 from crucible.pools.common.configuration import OfferedJobConfiguration
 from crucible.pools.skypilot.offers import OWN_MACHINES
+from crucible.resources import NodeRange, Resources
 
 SPOT_CLOUDS = ("aws", "azure", "gcp", "ibm", "mithril", "nebius", "oci", "primeintellect", "runpod", "vast", "verda")
 STEADY_CLOUDS = (
@@ -48,6 +49,11 @@ class _SkyFields(BaseModel):
     )
     instance_type: str = Field(default="", description="The cloud's own name of the machine, such as g2-standard-4.")
     accelerators: str = Field(default="", title="GPUs", description="Type and number, such as L4:1. Empty: none.")
+    nodes: str = Field(
+        default="1",
+        description="Machines that train together: 2, or a range like 2..4. SkyPilot brings up all or none: of a range "
+        "the most, and where there are not so many, the least.",
+    )
     use_spot: bool = Field(
         default=False, title="Spot", description="A spot machine: cheaper, and reclaimed at any time."
     )
@@ -105,6 +111,11 @@ class _SkyFields(BaseModel):
         if found is not None and found["cloud"] not in CLOUDS:
             raise ValueError(f"SkyPilot knows no cloud {found['cloud']!r}; it knows {', '.join(sorted(CLOUDS))}")
         return value
+
+    @field_validator("nodes", mode="before")
+    @classmethod
+    def _nodes(cls, value: Any) -> str:
+        return Resources(nodes=value).nodes
 
     @field_validator("accelerators", mode="before")
     @classmethod
@@ -173,9 +184,14 @@ class SkyJobConfiguration(_SkyFields, OfferedJobConfiguration):
             return f"job variable env: {bad[0]!r} is not the name of an environment variable"
         return None
 
-    def task(self, workdir: str) -> dict[str, Any]:
-        """SkyPilot's task. Its optimizer has nothing to choose that is named here; what may be secret is in `secrets`,
-        which it does not show."""
+    @property
+    def node_range(self) -> NodeRange:
+        """How many machines train together, at least and at most."""
+        return Resources(nodes=self.nodes).node_range
+
+    def task(self, workdir: str, nodes: int = 1) -> dict[str, Any]:
+        """SkyPilot's task on so many machines. Its optimizer has nothing to choose that is named here; what may be
+        secret is in `secrets`, which it does not show."""
         wanted = {
             "infra": self.infra,
             "instance_type": self.instance_type,
@@ -187,7 +203,7 @@ class SkyJobConfiguration(_SkyFields, OfferedJobConfiguration):
             "image_id": self.image,
         }
         made = {
-            "num_nodes": 1,
+            "num_nodes": nodes,
             "resources": {name: value for name, value in wanted.items() if value not in ("", None)},
             "workdir": workdir,
             "setup": self.setup.strip(),
@@ -203,9 +219,19 @@ class SkyJobConfiguration(_SkyFields, OfferedJobConfiguration):
             self.prologue.strip(),
             path,
             'export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"',
+            _SEVERAL_NODES if self.node_range.most > 1 else "",
             f"exec python -m crucible.agent.entrypoint -- {self.command or self._base_flow_run_command()}",
         ]
         return "\n".join(line for line in lines if line)
+
+
+_SEVERAL_NODES = f"""\
+rank=${{SKYPILOT_NODE_RANK:-0}}
+export {Variable.NODES}=${{SKYPILOT_NUM_NODES:-1}}
+export {Variable.NODE_ADDRESS}=$(echo "$SKYPILOT_NODE_IPS" | sed -n "$((rank + 1))p")
+if [ "$rank" -gt 0 ]; then export {Variable.NODE_RANK}=$rank; exec python -m tasks.node; fi"""
+"""The first machine runs the flow run, and with it the attempt; each other one is a further node of it.
+https://docs.skypilot.co/en/latest/running-jobs/environment-variables.html"""
 
 
 def _in_shell(path: str) -> str:

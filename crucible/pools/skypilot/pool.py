@@ -9,7 +9,7 @@ from crucible.pools.common import pool_options
 
 POOL = "skypilot"
 OFFERED = (
-    *("infra", "instance_type", "accelerators", "use_spot", "cpus", "memory", "disk_gib", "autostop_minutes"),
+    *("infra", "instance_type", "accelerators", "nodes", "use_spot", "cpus", "memory", "disk_gib", "autostop_minutes"),
     *("grace_seconds", "max_restarts"),
 )
 """What a run may choose. What runs on the machine, from which folder and image, it may not."""

@@ -51,8 +51,10 @@ from crucible.pools.skypilot.environment import python_of
 from crucible.pools.skypilot.failures import (
     ApiServerUnreachable,
     ClusterLost,
+    NoCapacity,
     NotPrepared,
     OutOfReach,
+    QuotaExceeded,
     RequestRefused,
     SkyFailure,
     end_of_task,
@@ -116,15 +118,17 @@ class SkyWorker(MachineWorker, BaseWorker[SkyJobConfiguration, SkyVariables, Wat
         sky, name = self.sky(configuration), cluster_name(str(self.work_pool.id), flow_run)
         machine = SkyMachine(self, flow_run, configuration, sky, name)
         if not await machine.exists():
-            task = configuration.task(_copied(configuration.workdir))
             # The supervisor does not give up a run that waits in a queue; `start_minutes` is the limit here.
             await self.show_queued(flow_run, f"SkyPilot brings up cluster {name}")
-            machine.request = await sky.launch(name, task, configuration.autostop_minutes)
+            await machine.launch(configuration.node_range.most)
             where = "/".join(
                 part for part in (configuration.infra, configuration.instance_type, configuration.accelerators) if part
             )
             spot = ", spot" if configuration.use_spot else ""
-            self.get_flow_run_logger(flow_run).info("SkyPilot brings up cluster %s (%s%s)", name, where, spot)
+            several = f", {machine.nodes} nodes" if machine.nodes > 1 else ""
+            self.get_flow_run_logger(flow_run).info(
+                "SkyPilot brings up cluster %s (%s%s%s)", name, where, spot, several
+            )
         return machine
 
     async def _require_reach(self, flow_run: FlowRun, configuration: SkyJobConfiguration) -> None:
@@ -205,6 +209,14 @@ class SkyMachine(Machine):
         self.name, self.pid = name, pid_of(worker.type, name)
         self.request: str | None = None
         """Of the launch, while it may still be under way."""
+        self.nodes = configuration.node_range.most
+        """How many machines were asked for last."""
+
+    async def launch(self, nodes: int) -> None:
+        """Begin to bring up so many machines, all or none. Raises `SkyFailure`."""
+        self.nodes = nodes
+        task = self._configuration.task(_copied(self._configuration.workdir), nodes)
+        self.request = await self._sky.launch(self.name, task, self._configuration.autostop_minutes)
 
     async def exists(self) -> bool:
         """Whether the cluster is there, or on its way."""
@@ -226,7 +238,7 @@ class SkyMachine(Machine):
         if self.request is not None:
             try:
                 async with asyncio.timeout(60 * self._configuration.start_minutes):
-                    await self._come_up(self.request)
+                    await self._come_up()
             except TimeoutError:
                 raise self._not_ready() from None
         while True:
@@ -264,13 +276,18 @@ class SkyMachine(Machine):
         with contextlib.suppress(ClusterLost):
             await self._sky.down(self.name)
 
-    async def _come_up(self, request: str) -> None:
+    async def _come_up(self) -> None:
         """Until SkyPilot has the cluster up and its task submitted. Raises what stood in its way."""
-        while True:
+        least = self._configuration.node_range.least
+        while self.request is not None:
             try:
-                await self._sky.wait(request)
+                await self._sky.wait(self.request)
                 self.request = None
-                return
+            except (NoCapacity, QuotaExceeded) as none:
+                if self.nodes == least:
+                    raise
+                self._log.warning("%s; asking for %d nodes instead of %d", none, least, self.nodes)
+                await self.launch(least)
             except ApiServerUnreachable as away:
                 if not await self._goes_on(away):
                     raise

@@ -27,11 +27,10 @@ class FakeSky:
         )
         self.python.chmod(0o755)
 
-    def trouble(self, call: str, kind: str, message: str, *history: str) -> None:
-        """Let a call of the SDK fail from now on."""
-        (self.root / "trouble.json").write_text(
-            json.dumps({call: {"type": kind, "message": message, "history": history}})
-        )
+    def trouble(self, call: str, kind: str, message: str, *history: str, from_nodes: int = 1) -> None:
+        """Let a call of the SDK fail from now on, for clusters of at least so many nodes."""
+        wanted = {"type": kind, "message": message, "history": history, "from_nodes": from_nodes}
+        (self.root / "trouble.json").write_text(json.dumps({call: wanted}))
 
     def launched(self) -> list[Any]:
         return [json.loads(line) for line in self._lines("launched")]

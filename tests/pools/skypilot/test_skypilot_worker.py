@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -134,6 +135,42 @@ def test_an_attempt_is_one_cluster_of_what_was_named_and_it_is_taken_down_with_i
     assert task["secrets"]["TOKEN"] == "very-secret"
     assert task["secrets"]["PREFECT__FLOW_RUN_ID"] == str(run.id)
     assert sky.downed() == [runs.cluster(run)]
+
+
+def test_where_there_are_too_few_machines_for_a_range_the_least_of_it_is_asked_for(runs: Runs, sky: FakeSky) -> None:
+    sky.trouble("up", "ResourcesUnavailableError", "no capacity", from_nodes=4)
+    run = runs.create(nodes="2..4")
+
+    def end() -> None:
+        while len(sky.launched()) < 2:
+            pass
+        sky.set(runs.cluster(run), job="SUCCEEDED")
+
+    assert runs.run(run, end).startswith("CRASHED TaskEnded")
+    assert [task["num_nodes"] for _, task, *_ in sky.launched()] == [4, 2]
+
+
+def test_each_machine_of_a_cluster_runs_its_part_of_the_attempt(tmp_path: Path) -> None:
+    (tmp_path / "python").write_text(
+        '#!/bin/sh\necho "$* of $CRUCIBLE_NODES at $CRUCIBLE_NODE_ADDRESS, number ${CRUCIBLE_NODE_RANK:-0}"\n'
+    )
+    (tmp_path / "python").chmod(0o755)
+    script = SkyJobConfiguration(infra="gcp", nodes="2..4", venv="").script()
+    given = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2",
+    }
+    printed = [
+        subprocess.run(
+            ["sh", "-c", script], env={**given, "SKYPILOT_NODE_RANK": rank}, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for rank in ("0", "1")
+    ]
+    assert printed == [
+        "-m crucible.agent.entrypoint -- python -m prefect.engine of 2 at 10.0.0.1, number 0",
+        "-m tasks.node of 2 at 10.0.0.2, number 1",
+    ]
 
 
 def test_a_cluster_that_is_gone_is_lost_and_nothing_is_taken_for_its_end(runs: Runs, sky: FakeSky) -> None:

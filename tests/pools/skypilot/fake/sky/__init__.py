@@ -51,10 +51,10 @@ class Request:
     status: str
 
 
-def _trouble(call: str) -> None:
+def _trouble(call: str, nodes: int = 1) -> None:
     file = ROOT / "trouble.json"
     wanted = json.loads(file.read_text()).get(call) if file.exists() else None
-    if wanted is not None:
+    if wanted is not None and nodes >= wanted["from_nodes"]:
         error = type(wanted["type"], (Exception,), {})(wanted["message"])
         error.failover_history = [Exception(one) for one in wanted.get("history", [])]
         raise error
@@ -67,19 +67,19 @@ def _clusters() -> dict[str, dict[str, Any]]:
 def launch(task: Task, cluster_name: str, *, idle_minutes_to_autostop: int | None = None, down: bool = False) -> str:
     print("what SkyPilot prints must not be taken for an answer")
     _trouble("launch")
-    with (ROOT / "launched").open("a") as log:
-        log.write(json.dumps([cluster_name, task.config, idle_minutes_to_autostop, down]) + "\n")
     status = "INIT" if (ROOT / "slow").exists() else "UP"
-    record = {"status": status, "job": "RUNNING", "launched_at": int(time.time())}
+    record = {"status": status, "job": "RUNNING", "launched_at": int(time.time()), "nodes": task.config["num_nodes"]}
     (ROOT / "clusters").mkdir(exist_ok=True)
     (ROOT / "clusters" / f"{cluster_name}.json").write_text(json.dumps(record))
+    with (ROOT / "launched").open("a") as log:
+        log.write(json.dumps([cluster_name, task.config, idle_minutes_to_autostop, down]) + "\n")
     return f"launch-{cluster_name}"
 
 
 def get(request: Any) -> Any:
     if not isinstance(request, str):
         return request
-    _trouble("up")
+    _trouble("up", _clusters().get(request.removeprefix("launch-"), {}).get("nodes", 1))
     while (ROOT / "slow").exists():
         time.sleep(0.02)
     return (1, None)
