@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -45,6 +46,7 @@ def options(
     """Training runs that survive the cloud: preprocess, train, evaluate and tune with Prefect."""
 
 
+@functools.cache
 def build_app() -> typer.Typer:
     """Return the app with the commands of every module of this package registered."""
     app = typer.Typer(

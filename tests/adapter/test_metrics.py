@@ -160,6 +160,8 @@ def test_lightning_chooses_the_bar_that_prints_as_it_moves(tmp_path: Path) -> No
     """Against a package of Lightning's shape: importing the real one takes seconds."""
     module = tmp_path / "lightning" / "pytorch" / "trainer" / "connectors" / "callback_connector.py"
     module.parent.mkdir(parents=True)
+    for folder in list(module.parents)[:4]:
+        (folder / "__init__.py").touch()  # without it, an installed Lightning comes before this one
     module.write_text("class RichProgressBar: pass\nclass TQDMProgressBar: pass\n")
     shown = (
         "from lightning.pytorch.trainer.connectors import callback_connector as c; print(c.RichProgressBar.__name__)"

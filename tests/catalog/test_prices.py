@@ -10,7 +10,6 @@ from typing import Any
 import boto3
 import pytest
 from botocore.stub import ANY, Stubber
-from moto import mock_aws
 
 from crucible.catalog import prices
 from crucible.catalog.offers import Offer, load_catalog
@@ -56,10 +55,12 @@ def test_spot_prices_are_the_median_of_the_zones_and_on_demand_is_put_beside(mon
     assert found.messages[2] == "Modal billing rates: skipped, no Modal token is set up"
 
 
-@mock_aws
 def test_a_stand_ins_prices_are_not_taken_and_a_failing_source_stops_no_other() -> None:
+    from moto import mock_aws  # here: it loads for two seconds, in each process that collects this file
+
     # moto answers every spot price with $0.00001, and knows only a few products.
-    found = prices.refresh(some("ec2-spot/g5.xlarge"), "us-east-1", NOW)
+    with mock_aws():
+        found = prices.refresh(some("ec2-spot/g5.xlarge"), "us-east-1", NOW)
     assert found.offers == ()
     assert "0 prices; refused, more than 10 times off: g5.xlarge at $1e-05" in found.messages[0]
     assert len(found.messages) == 3

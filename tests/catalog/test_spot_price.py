@@ -11,7 +11,6 @@ from pathlib import Path
 import boto3
 import pytest
 from botocore.stub import Stubber
-from moto import mock_aws
 
 from crucible.catalog import ec2
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
@@ -29,6 +28,8 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_network_or_credentials_that_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from moto import mock_aws  # here: it loads for two seconds, in each process that collects this file
+
     with mock_aws():
         assert spot_price("g5.xlarge", "us-east-1b") > 0
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")

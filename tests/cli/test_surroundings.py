@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,19 +84,27 @@ def test_an_odd_home_a_narrow_umask_a_plain_locale_and_another_file_system(
     assert list(other_file_system.iterdir()) == [], "nothing stays behind"
 
 
-def test_a_checkout_that_is_read_only(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that others may enter. Not pytest's: whenever another pytest of this user starts, it closes its own."""
+    with tempfile.TemporaryDirectory(prefix="crucible-surroundings-") as name:
+        folder = Path(name)
+        for path in (folder, *folder.parents):
+            if path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o055 != 0o055:
+                path.chmod(path.stat().st_mode | 0o055)
+        yield folder
+
+
+def test_a_checkout_that_is_read_only(open_folder: Path) -> None:
     """As an installation by an administrator: no command writes beside its code."""
     if os.getuid() == 0 and shutil.which("setpriv") is None:
         pytest.skip("NOT TESTED: root may write everywhere, and setpriv is not here to be somebody else")
-    checkout = tmp_path / "checkout"
+    checkout = open_folder / "checkout"
     for folder in ("crucible", "flows", "tasks", "blocks"):
         shutil.copytree(PROJECT / folder, checkout / folder, ignore=shutil.ignore_patterns("__pycache__"))
     before = set(checkout.rglob("*"))
-    home = tmp_path / "home"
+    home = open_folder / "home"
     home.mkdir()
-    for path in (tmp_path, *tmp_path.parents):
-        if path.stat().st_uid == os.getuid() and path != Path("/tmp"):
-            path.chmod(path.stat().st_mode | 0o055)
     for path in (checkout, *before):
         path.chmod(0o555 if path.is_dir() else 0o444)
     home.chmod(0o777)
@@ -115,7 +124,7 @@ def test_a_checkout_that_is_read_only(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
-    for path in (checkout, *before):  # so that pytest can remove it
+    for path in (checkout, *before):  # so that it can be removed
         path.chmod(0o755 if path.is_dir() else 0o644)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["jobs ls"].startswith("no jobs in file://")

@@ -8,19 +8,23 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
-from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy.dialects import registry
 
 from crucible.local.sqlite_dialect import _Connection
+
+if TYPE_CHECKING:  # all of Prefect's server, in each process that collects this file
+    from prefect.server.database.configurations import AioSqliteConfiguration
 
 
 @asynccontextmanager
 async def server_database(file: Path) -> AsyncIterator[tuple[AioSqliteConfiguration, Any]]:
     """Prefect's own database code on the dialect, as the server uses it, and a table `run`."""
+    from prefect.server.database.configurations import AioSqliteConfiguration
+
     registry.register("sqlite.crucible", "crucible.local.sqlite_dialect", "Dialect")
     with contextlib.closing(sqlite3.connect(file)) as connection:
         connection.execute("CREATE TABLE run (id)")

@@ -1,10 +1,14 @@
-"""One local set-up from nothing to nothing, by the commands that a user types."""
+"""One local set-up from nothing to nothing, by the commands that a user types.
+
+Only the server's tables are there already: the shared server of all tests has made them, by the same command.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -96,12 +100,13 @@ class User:
 
 
 @pytest.fixture(scope="module")
-def user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[User]:
+def user(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[User]:
     """A user whose `crucible up` has run while another program held the usual port."""
     folder = tmp_path_factory.mktemp("user")
     user = User(folder / "Zoë's 100% home", folder / "project")
     (user.project / "flows").mkdir(parents=True)
-    user.home.mkdir()
+    user.crucible.prefect.mkdir(parents=True)
+    shutil.copy(migrated_database, user.crucible.prefect / "prefect.db")
     (user.project / "flows" / "greet.py").write_text(FLOW)
     (user.project / "prefect.yaml").write_text(DEPLOYMENTS)
     with socket.socket() as squatter:

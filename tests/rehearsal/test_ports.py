@@ -14,7 +14,6 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 
-from crucible.rehearsal.aws.__main__ import control_server
 from crucible.rehearsal.drill.stage import local_s3
 
 PAGE = {"Origin": "https://evil.example.com"}
@@ -62,6 +61,8 @@ def serving(server: ThreadingHTTPServer) -> Iterator[None]:
 
 
 def test_faults_are_for_those_who_have_the_address() -> None:
+    from crucible.rehearsal.aws.__main__ import control_server  # with all of moto: not in each process that collects
+
     cloud = SimpleNamespace(timeline=["something"], within=lambda do: do(), state=lambda: {})
     server = control_server(cloud, "not-a-secret")  # type: ignore[arg-type]
     with serving(server):
