@@ -75,7 +75,7 @@ def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
     """
     harmless = replace(stage, faults=chosen(stage.faults, "kill-in-save,kill-all"))
     with ThreadPoolExecutor(1) as executor:
-        yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=2.5)).run)
+        yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=1.8)).run)
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
@@ -94,11 +94,11 @@ def start_endless(stage: Stage, job: str, **given: str) -> str:
     return str(api(stage, "POST", f"/deployments/{deployment}/create_flow_run", json=run)["id"])
 
 
-def eventually(holds: Callable[[], Any], what: str, seconds: float = 400) -> Any:
+def eventually(holds: Callable[[], Any], what: str, seconds: float = 400, look_seconds: float = 0.1) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := holds()):
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(0.1)
+        time.sleep(look_seconds)
     return found
 
 
@@ -107,7 +107,7 @@ def final_state(stage: Stage, run: str) -> dict[str, Any]:
         state = api(stage, "GET", f"/flow_runs/{run}")["state"]
         return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
 
-    state: dict[str, Any] = eventually(ended, "a final state")
+    state: dict[str, Any] = eventually(ended, "a final state", look_seconds=0.5)  # each look is a request
     return state
 
 
@@ -295,7 +295,7 @@ def test_a_pause_in_prefect_saves_resume_goes_on_from_there_and_cancel_saves_too
     assert begun.step == outcome.committed_step
     eventually(lambda: (beat := job.attempt(2).read_heartbeat()) and beat.step > begun.step, "a step of its own")
     eventually(lambda: any(record.step > begun.step for record in read_records(job)), "points in the tracker")
-    stage.prefect("flow-run", "cancel", run)
+    cancel(stage, run)
     require_cancelled(stage, run, job)
     assert len(job.attempts()) == 2
     [tracker] = read_records(job)
@@ -378,10 +378,15 @@ def test_a_second_start_takes_the_job_over_and_cancel_saves_first_also_without_a
     worker.kill()
     saved = job.attempt(1).read_heartbeat().committed_step
     eventually(lambda: job.attempt(1).read_heartbeat().committed_step > saved, "a commit without the worker")
-    cancel = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-    api(stage, "POST", f"/flow_runs/{second}/set_state", json=cancel)  # as the UI does
+    cancel(stage, second)
     require_cancelled(stage, second, job)
     assert len(job.attempts()) == 1
+
+
+def cancel(stage: Stage, run: str) -> None:
+    """As the UI does it, and `prefect flow-run cancel` as well."""
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+    api(stage, "POST", f"/flow_runs/{run}/set_state", json=cancelling)
 
 
 def require_cancelled(stage: Stage, run: str, job: Job) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,41 @@ def postgres_url() -> Iterator[str]:
         yield url
 
 
+def test_the_server_is_started_with_the_users_postgresql_and_on_no_other_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A process that does nothing stands in for the server; with a real one: `make test-slow`."""
+
+    def silent(home: Home, api_url: str, database_url: str | None = None) -> services.Service:
+        return replace(
+            real(home, api_url, database_url),
+            command=(sys.executable, "-S", "-c", "import time; time.sleep(600)"),
+            answers=lambda record: True,
+        )
+
+    real = services.server
+    monkeypatch.setattr(services, "server", silent)
+    home, state = Home(tmp_path / "home"), State()
+    monkeypatch.setenv(database.SETTING, SECRET_URL)
+    try:
+        up.ensure_server(home, PROJECT, state, quiet)
+        process = state.services["server"].find()
+        assert process is not None
+        assert process.environ()[database.SETTING] == SECRET_URL.replace("postgresql", "postgresql+asyncpg")
+        assert state.database == database.describe(SECRET_URL)
+
+        # Another shell, without the setting: it goes on as it is. After a crash it must not start on another database.
+        monkeypatch.delenv(database.SETTING)
+        up.ensure_server(home, PROJECT, state, quiet)
+        assert state.services["server"].pid == process.pid
+        up.stop_services(home, state.model_copy(deep=True), quiet)
+        with pytest.raises(ServiceError, match=rf"uses PostgreSQL.*{database.SETTING} is not set here"):
+            up.ensure_server(home, PROJECT, state, quiet)
+    finally:
+        up.stop_services(home, state, quiet)
+
+
+@pytest.mark.slow
 def test_the_server_keeps_its_data_in_the_users_postgresql(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def test_ec2_from_no_account_to_a_pool_without_a_worker(
     assert "the server has no such pool" in check.found
     assert check.fix == "crucible aws up"
 
-    prefect_server.prefect("work-pool", "create", "ec2-on-demand", "--type", "process")
+    prefect_server.create_pool("ec2-on-demand")
     check = pool_checks.ec2("ec2-on-demand")
     assert "no worker polls the pool" in check.found
     assert check.fix == "crucible aws worker ec2-on-demand"

@@ -132,7 +132,7 @@ def test_the_usual_port_was_taken_so_another_one_is_used(user: User) -> None:
 def test_a_deployment_runs_by_its_bare_name(user: User) -> None:
     user.types("prefect", "deployment", "run", "greeting", "--param", "name=world")
     while (run := user.flow_runs("greeting")[0])["state_type"] not in ("COMPLETED", "FAILED", "CRASHED"):
-        time.sleep(0.2)
+        time.sleep(0.5)
     assert run["state_type"] == "COMPLETED", run["state"]
     assert run["parameters"] == {"name": "world"}
     assert "hello world" in user.crucible.log("worker").read_text()
@@ -141,7 +141,7 @@ def test_a_deployment_runs_by_its_bare_name(user: User) -> None:
 def test_an_active_schedule_yields_runs(user: User) -> None:
     """With a SQLAlchemy that Prefect's own bounds admit, the server looks healthy and this never happens."""
     while not (runs := user.flow_runs("hourly")):
-        time.sleep(0.2)
+        time.sleep(0.5)
     assert {run["state_type"] for run in runs} == {"SCHEDULED"}
 
 

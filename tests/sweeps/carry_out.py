@@ -56,7 +56,7 @@ def carry_on(sweep: Sweep, usd_per_hour: float = 0.0, cancelled: Callable[[], bo
         make_launcher=lambda job: HereLauncher(machine),
         places=lambda config: [Placement("local", usd_per_hour=usd_per_hour)],
         here=True,
-        timeouts=Timeouts(ended_and_silent=0.0, poll=0.05),
+        timeouts=Timeouts(ended_and_silent=0.0, poll=0.2),
         cancelled=cancelled,
     ).run()
 

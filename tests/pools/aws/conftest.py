@@ -28,6 +28,7 @@ from crucible.rehearsal.aws.session import prefect_secret
 from tests.conftest import PrefectServer
 
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the Prefect server from answering for a minute
+LOOK_AGAIN_SECONDS = 0.3  # each look is a request to the server, which others use as well
 
 PARAMETERS = {
     "BudgetEmail": "someone@example.com",
@@ -91,7 +92,7 @@ class Pool:
             if time.monotonic() > deadline:
                 said = "\n".join(entry["message"] for entry in self.cloud.timeline()[-15:])
                 raise AssertionError(f"the run is {now.state!r}\n{said}\n{self.log.read_text()[-4000:]}")
-            time.sleep(0.1)
+            time.sleep(LOOK_AGAIN_SECONDS)
         return now
 
     def tasks(self, run: FlowRun) -> list[dict[str, Any]]:
@@ -108,7 +109,7 @@ class Pool:
         task: dict[str, Any] = self.cloud.wait_for(there, f"a {status} task", PATIENCE_SECONDS)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while self.client.read_flow_run(run.id).infrastructure_pid is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+            time.sleep(LOOK_AGAIN_SECONDS)
         return task
 
 

@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry
+from prefect.workers.process import ProcessWorker
 
 POOL = "woken"
 PATIENCE_SECONDS = 180.0
@@ -25,7 +26,8 @@ PATIENCE_SECONDS = 180.0
 
 @pytest.fixture(scope="module")
 def client(prefect_server: Any) -> Iterator[SyncPrefectClient]:
-    prefect_server.prefect("work-pool", "create", POOL, "--type", "process")
+    template = ProcessWorker.get_default_base_job_template()
+    prefect_server.create_pool(POOL, base_job_template=template)
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url}), get_client(sync_client=True) as client:
         yield client
 

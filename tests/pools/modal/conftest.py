@@ -17,11 +17,13 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
+from crucible.pools.modal.worker import ModalWorker
 from crucible.rehearsal.modal import FakeModal, SandboxView
 
 PROJECT = Path(__file__).resolve().parents[3]
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the server from answering for a minute
-LOOK_AGAIN_SECONDS = 0.1
+LOOK_AGAIN_SECONDS = 0.3
+"""Each look is a request to the server, which others use as well."""
 
 
 @dataclass
@@ -124,7 +126,8 @@ def _of(run: FlowRun, views: list[SandboxView]) -> list[SandboxView]:
 def modal_pool(prefect_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
     """One stand-in, one pool and one worker for all tests: each of them takes seconds to start."""
     name = "modal-tests"
-    prefect_server.prefect("work-pool", "create", name, "--type", "modal")
+    template = ModalWorker.get_default_base_job_template()
+    prefect_server.create_pool(name, type=ModalWorker.type, base_job_template=template)
     env = {
         **prefect_server.env,
         "PREFECT_LOGGING_TO_API_BATCH_INTERVAL": "0.5",
