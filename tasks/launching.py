@@ -16,7 +16,7 @@ from crucible.agent.nodes import MISSING_NODE
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Launch, Outcome
 from crucible.pools.aws.diagnosis import diagnose
-from crucible.pools.common.watching import QUEUED
+from crucible.pools.common.failures import QUEUED
 from crucible.pools.modal import failures as modal
 from crucible.pools.skypilot import failures as skypilot
 from crucible.pools.skypilot import offers as skypilot_offers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,9 +19,11 @@ from crucible.estimate.ranking import Preferences, Ranked, Recommendation, why_n
 from crucible.formatting import money, rough_duration
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Limits, Record
-from crucible.placement.deadline import DeadlinePolicy
 from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
+
+if TYPE_CHECKING:
+    from crucible.placement.deadline import DeadlinePolicy
 
 logger = logging.getLogger(__name__)
 
@@ -171,6 +174,8 @@ def deadline_policy(
     pair = _spot_and_steady(places)
     if choice.finish_by is None or pair is None:
         return None
+    from crucible.placement.deadline import DeadlinePolicy  # loads numpy, which a job without a deadline does not need
+
     spot, steady = places[pair[0]], pair[1]
     return DeadlinePolicy(
         places=places,

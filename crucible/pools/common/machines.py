@@ -19,16 +19,8 @@ from prefect.states import Cancelled, Pending
 
 from crucible.errors import CrucibleError
 from crucible.pools.common.api_retry import retry_while_away
-from crucible.pools.common.watching import (
-    QUEUED,
-    NothingRuns,
-    PoolFailure,
-    WatchingResult,
-    WatchingWorker,
-    age_seconds,
-    has_moved_on,
-    look_seconds,
-)
+from crucible.pools.common.failures import QUEUED, NothingRuns, PoolFailure
+from crucible.pools.common.watching import WatchingResult, WatchingWorker, age_seconds, has_moved_on, look_seconds
 
 if TYPE_CHECKING:
     import anyio.abc

@@ -14,7 +14,7 @@ import copy
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -35,6 +35,7 @@ from prefect.workers.base import BaseWorkerResult
 from crucible.errors import CrucibleError
 from crucible.pools.common.api_retry import retry_while_away
 from crucible.pools.common.event_driven import EventDrivenWorker
+from crucible.pools.common.failures import NothingRuns, PoolFailure
 
 _ALIVE = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
 _WORKER_LABEL, _RESTARTS_LABEL = "prefect.worker.name", "crucible.restarts"
@@ -43,25 +44,8 @@ _UNMARKED_SECONDS = 120.0
 _SUBMITTING_SECONDS = 120.0
 _PAUSES_SECONDS = (1, 2, 5, 10, 30)
 _PAGE = 200
-QUEUED = "Queued"
-"""Name of the state, of type PENDING, of a run that waits in its pool's own queue; its turn comes."""
 EXPECTED = (CrucibleError, PrefectHTTPStatusError, ObjectNotFound, httpx.HTTPError)
 """What may fail while the server or the cloud is away; the next heartbeat tries again."""
-
-
-class PoolFailure(CrucibleError):
-    """Why a flow run on a pool came to nothing. `state_name` names its state, which is of the type CRASHED.
-
-    It never says whether the work was saved: only the attempt's own record does.
-    """
-
-    state_name: ClassVar[str] = "Crashed"
-    cancels: ClassVar[bool] = False
-    """Whether a person wanted this end: the run is then cancelled."""
-
-
-class NothingRuns(PoolFailure):
-    """The pool knows nothing that runs, or ran, for the flow run."""
 
 
 class WatchingResult(BaseWorkerResult):

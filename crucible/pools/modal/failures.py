@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from crucible.pools.common.watching import NothingRuns, PoolFailure
-from crucible.pools.modal.configuration import ModalJobConfiguration
+from crucible.pools.common.failures import NothingRuns, PoolFailure
+
+if TYPE_CHECKING:
+    from crucible.pools.modal.configuration import ModalJobConfiguration
 
 _KILLED = 137
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from crucible.pools.common.watching import NothingRuns, PoolFailure
+from crucible.pools.common.failures import NothingRuns, PoolFailure
 
 
 class SkyFailure(PoolFailure):

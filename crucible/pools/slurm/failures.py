@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from crucible.pools.common.watching import NothingRuns, PoolFailure
+from crucible.pools.common.failures import NothingRuns, PoolFailure
 
 EXIT_SAVED = 75
 _COMMAND_MISSING = (126, 127)
