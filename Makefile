@@ -30,11 +30,13 @@ test: lint
 test-slow: $(VENV)/installed-slow
 	$(PYTEST) -m slow --timeout 3600
 
+# mypy uses one core. What else there is to do, the other core does meanwhile.
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo
+	$(BIN)/mypy & mypy=$$!; \
+	$(BIN)/lint-imports --no-logo && $(BIN)/python -m tests.compile_all; others=$$?; \
+	wait $$mypy && exit $$others
 
 bench: $(VENV)/installed-dev
 	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done

@@ -30,16 +30,19 @@ LONGEST_FIRST = (
     "tests/flows/test_pipeline.py",
     "tests/pools/docker/test_on_engine.py",
     "tests/flows/test_tune.py",
-    "tests/local/test_up.py",
     "tests/examples/test_examples.py",
+    "tests/local/test_up.py",
     "tests/pools/aws/test_ecs_pool.py",
-    "tests/flows/test_tune_script.py",
     "tests/pools/modal/test_modal_worker.py",
+    "tests/flows/test_tune_script.py",
     "tests/evaluation/test_flow.py",
     "tests/training/test_processes.py",
     "tests/training/test_interruptions.py",
 )
-"""Files that take minutes: begun late, one of them would be all that still runs at the end."""
+"""Files that take minutes: begun late, one of them would be all that still runs at the end.
+
+Of the first four, two need no server at first: the shared one takes a while to make its tables.
+"""
 
 
 def _keep_away_from_the_user() -> Path:
