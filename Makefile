@@ -73,7 +73,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "Installing Crucible with everything its tests use ..."
-	@$(INSTALL) --editable '.[dev]'
+	@$(COMPILE) & $(INSTALL) --editable '.[dev]'; installed=$$?; wait; exit $$installed
 	@$(COMPILE) || true
 	@touch $@ $(VENV)/installed
 

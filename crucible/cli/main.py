@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import importlib
 import os
@@ -82,11 +83,19 @@ def _name(info: CommandInfo | TyperInfo) -> str:
     return str(info.name or getattr(info.callback, "__name__", ""))
 
 
+def _with_only(app: typer.Typer, name: str) -> typer.Typer:
+    """`app` with the command or group of that name alone, if there is one: Typer builds all of an app at each start."""
+    only = copy.copy(app)
+    only.registered_commands = [info for info in app.registered_commands if _name(info) == name]
+    only.registered_groups = [info for info in app.registered_groups if _name(info) == name]
+    return only if only.registered_commands or only.registered_groups else app
+
+
 def main() -> None:
     """Run the command line; an expected error becomes one line on stderr and exit code 1."""
     bypass_proxies(os.environ)
     try:
-        build_app()()
+        _with_only(build_app(), (sys.argv[1:] or [""])[0])()
     except CrucibleError as error:
         typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)

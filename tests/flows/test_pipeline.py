@@ -88,7 +88,7 @@ def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
 def start_endless(stage: Stage, job: str, **given: str) -> str:
     """A run of `train-script` as the UI starts it, of a workload that waits most of the time; returns its id."""
     deployment = api(stage, "GET", "/deployments/name/train-script/train-script")["id"]
-    command = shlex.join(scripted(steps=1_000_000, every=10, seconds=0.05))
+    command = shlex.join(scripted(steps=1_000_000, every=10, seconds=0.1))
     parameters = {"command": command, "job": job, "project": "demo", "owner": "ada", **given}
     run = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
     return str(api(stage, "POST", f"/deployments/{deployment}/create_flow_run", json=run)["id"])
