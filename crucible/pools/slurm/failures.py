@@ -226,6 +226,7 @@ _WAITS = {
     "Cleaning": "what it ran before is being cleaned up",
     "Prolog": "its node is being prepared",
 }
+_NOT_ALLOWED = re.compile(r"account.{1,40}(can.t[ _]use[ _]this[ _]partition|not[ _]permitted)", re.I)
 _PER_JOB = re.compile(r"(Assoc|QOS)Max\w*PerJob|(Assoc|QOS)Max\w*WallDuration|QOSMax\w*PerNode", re.I)
 _ALLOCATION = re.compile(r"(Assoc|QOS)Grp\w*(Minutes|RunMinutes)", re.I)
 _SHARED_LIMIT = re.compile(r"(Assoc|QOS)(Grp|Max)|MaxJobs|QOSUsage|QOSMin", re.I)
@@ -238,6 +239,8 @@ def waiting(reason: str) -> Waiting:
         return Waiting(_HOPELESS[name], hopeless=True)
     if name in _WAITS:
         return Waiting(_WAITS[name])
+    if _NOT_ALLOWED.search(reason):  # a sentence, not one of Slurm's names
+        return Waiting(_HOPELESS["AccountNotAllowed"], hopeless=True)
     if "launch" in name and "held" in name:
         return Waiting("Slurm could not start it on its node and holds it", hopeless=True)
     if _PER_JOB.search(name):

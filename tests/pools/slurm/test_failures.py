@@ -93,6 +93,7 @@ def test_a_job_that_still_does_something_is_not_over(state: str) -> None:
         ("QOSMaxGRESPerJob", True, "more than one job may have"),
         ("QOSMinGRES", True, "ask for more"),
         ("InvalidAccount", True, "account"),
+        ("Job's_account_not_known,_so_it_can't_use_this_partition_(closed_allows_lab)", True, "set account"),
         ("InvalidQOS", True, "qos"),
         ("BadConstraints", True, "constraint"),
         ("launch_failed_requeued_held", True, "could not start it"),

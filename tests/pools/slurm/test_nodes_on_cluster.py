@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 from pathlib import Path
 
@@ -15,11 +16,10 @@ from crucible.pools.slurm import script
 from crucible.rehearsal.slurm.cluster import LocalCluster
 from tests.pools.slurm.test_on_cluster import Jobs
 from tests.tasks.test_training_on_nodes import weights
-from tests.tasks.training_on_nodes import ENDLESS, PROJECT, ROWS, new_job
+from tests.tasks.training_on_nodes import DEATH, ENDLESS, PROJECT, ROWS, death_step, new_job
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
-KILL_AT = 17
 
 
 @pytest.fixture
@@ -28,13 +28,20 @@ def jobs(cluster: LocalCluster, tmp_path: Path) -> Jobs:
 
 
 def submit(
-    jobs: Jobs, job: Job, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None
+    jobs: Jobs,
+    job: Job,
+    number: int,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int | None = None,
+    death: str = "",
 ) -> str:
-    """One batch job of two nodes, which runs the attempt as a flow run would."""
+    """One batch job of two nodes, which runs the attempt as a flow run would; `death` is of the second node."""
     (folder / "rows").mkdir(exist_ok=True)
     job.decide(Launch(number=number, pool="slurm", reason="test", nodes=2, stop_at_step=stop_at))
     program = "python -m tests.tasks.training_on_nodes"
-    further = f"{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK"
+    dying = f"env {DEATH}={shlex.quote(death)} " if death else ""
+    further = f"{dying}{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK"
     monkeypatch.setattr(script, "FURTHER_NODE", further)
     return asyncio.run(
         jobs.submit(
@@ -49,7 +56,7 @@ def submit(
 
 
 def outcome(job: Job, number: int) -> Outcome:
-    until(lambda: job.attempt(number).read_outcome(), 300)
+    until(lambda: job.attempt(number).read_outcome(), 900)
     found = job.attempt(number).read_outcome()
     assert found is not None
     return found
@@ -58,14 +65,15 @@ def outcome(job: Job, number: int) -> Outcome:
 def test_a_node_that_dies_costs_time_and_no_bit(
     cluster: LocalCluster, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed = new_job(tmp_path / "killed", max_iters=ENDLESS)
-    job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch)
-    until(lambda: (beat := killed.attempt(1).read_heartbeat()) and beat.step >= KILL_AT, 300)
+    step, stands = death_step(), tmp_path / "stands"
+    killed = new_job(tmp_path / "killed", max_iters=ENDLESS, checkpoint_interval_seconds=0.1)
+    job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch, death=f"{step} {stands}")
+    until(stands.exists, 600)
     _, second = cluster.nodes
     cluster.kill_node(second)
     try:
         ended = outcome(killed, 1)
-        assert ended.end_reason is EndReason.INTERRUPTED, (ended, jobs.output(job_id))
+        assert (ended.end_reason, ended.step) == (EndReason.INTERRUPTED, step), (ended, jobs.output(job_id))
         assert "node 1" in ended.message
     finally:
         cluster.start_node(second)
@@ -82,3 +90,4 @@ def test_a_node_that_dies_costs_time_and_no_bit(
     one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
     assert (one.step, other.step) == (last, last)
     assert weights(one) == weights(other)
+    print(f"went on from step {ended.committed_step}; at step {last} both have weights {weights(one)[:12]}")

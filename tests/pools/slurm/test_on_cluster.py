@@ -264,7 +264,15 @@ async def run_all(worker: SlurmWorker, runs: list[FlowRun]) -> None:
     await asyncio.gather(*(worker.run(run, made) for run, made in zip(runs, configurations, strict=True)))
 
 
-def test_every_end_of_a_job_is_a_state_of_its_run_with_words(runs: Runs) -> None:
+@pytest.fixture
+def closed(cluster: LocalCluster) -> Iterator[str]:
+    """A partition for an account that nobody here has."""
+    cluster.call("scontrol", "create", "PartitionName=closed", "Nodes=ALL", "AllowAccounts=lab")
+    yield "closed"
+    cluster.call("scontrol", "delete", "PartitionName=closed")
+
+
+def test_every_end_of_a_job_is_a_state_of_its_run_with_words(runs: Runs, closed: str) -> None:
     expected = {
         runs.create(
             "sh -c 'echo trouble; exit 3'"
@@ -274,6 +282,8 @@ def test_every_end_of_a_job_is_a_state_of_its_run_with_words(runs: Runs) -> None
             "true", partition="short", time_limit_minutes=5
         ).id: "CRASHED NeverStarts: Slurm job {} would never",
         runs.create("true", partition="nosuch").id: "CRASHED SubmissionRefused: there is no such partition",
+        runs.create("true", partition=closed, account="me").id: "CRASHED NeverStarts: Slurm job {} would never start: "
+        "its account may not use the partition; set account",
         runs.create("sh -c 'scancel $SLURM_JOB_ID; sleep 60'").id: "CANCELLED Cancelled: Slurm job {} was cancelled",
     }
     found = [runs.client.read_flow_run(run_id) for run_id in expected]
@@ -381,6 +391,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"account": "a b; rm -rf /"}, "job variable account: write a name"),
     ({"extra_flags": ["--wrap=reboot"]}, "'--wrap=reboot' is not among the options"),
     ({"extra_flags": ["--nodelist=nosuch"]}, "Invalid node name"),
+    ({"extra_flags": ["--licenses=nosuch"]}, "Invalid license specification"),
+    ({"extra_flags": ["--begin=never"]}, "Invalid --begin specification"),
     ({"extra_flags": ["nice"]}, "write an option as --name=value"),
     ({"workdir": "/no/such/folder"}, "workdir '/no/such/folder'"),
     ({"login_node": "-oProxyCommand=reboot"}, "job variable login_node: write user@host"),
