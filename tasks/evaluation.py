@@ -19,7 +19,7 @@ from prefect import get_run_logger, task
 from crucible.agent.workload import Workload
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import MODELS, Checkpoint, best_checkpoint
-from crucible.checkpoints.restore import choose_checkpoint, fetch
+from crucible.checkpoints.restore import choose_checkpoint, fetch, fetch_chosen
 from crucible.contract import step_name
 from crucible.datasets.disk import work_folder
 from crucible.datasets.fetch import fetch_dataset
@@ -77,8 +77,7 @@ def fetch_checkpoints(job: Job, step: int | None, work: Path) -> list[Path]:
     if step is not None:
         chosen = choose_checkpoint(checkpoints, str(step), f"step = {step}")
         folder = work / step_name(step)
-        if problem := fetch(checkpoints, chosen, folder):
-            raise CheckpointError(f"the checkpoint of step {step} of {job.job_id} is damaged: {problem}")
+        fetch_chosen(checkpoints, chosen, folder)
         return [folder]
     there = checkpoints.list()
     newest = _newest_whole(checkpoints, there, work)

@@ -13,10 +13,10 @@ from typing import Any
 
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint
-from crucible.checkpoints.restore import fetch
+from crucible.checkpoints.restore import fetch_chosen
 from crucible.config import TrainConfig
 from crucible.contract import STATE_FILE, file_sha256, step_name
-from crucible.errors import CheckpointError, ConfigError
+from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.workload.folders import CHECKSUMS
 
@@ -50,10 +50,7 @@ def copy_checkpoint(parent: Checkpoints, chosen: Checkpoint, fork: Job, config: 
     `config`: what the fork trains, written into the copy in place of what the parent trained; None for a script.
     """
     folder = work / step_name(chosen.step)
-    if problem := fetch(parent, chosen, folder):
-        raise CheckpointError(
-            f"--from {chosen.step}: the checkpoint of {parent.job.job_id} cannot be copied: {problem}; choose another"
-        )
+    fetch_chosen(parent, chosen, folder)
     if config is not None:
         _write_config(folder, config)
     Checkpoints(fork).commit(fork.attempt(BEGINNING), folder)

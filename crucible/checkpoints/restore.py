@@ -90,6 +90,17 @@ def fetch(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> str
     return checkpoints.verify(checkpoint, target)
 
 
+def fetch_chosen(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> None:
+    """`fetch` one that a person chose: raises `CheckpointError` when it is damaged, and leaves nothing then."""
+    if problem := fetch(checkpoints, checkpoint, target):
+        shutil.rmtree(target, ignore_errors=True)
+        job = checkpoints.job.job_id
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.shown_step} of {job} is damaged: {problem}; choose another: "
+            f"`crucible checkpoints verify {job}` finds those that are whole"
+        )
+
+
 def download(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path) -> None:
     """Fetch a checkpoint's files into the folder `target`, which is replaced."""
     shutil.rmtree(target, ignore_errors=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import FOLDER, MANIFEST, MODELS, Checkpoint
-from crucible.checkpoints.restore import fetch
-from crucible.errors import CheckpointError, ConfigError
+from crucible.checkpoints.restore import fetch_chosen
+from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import now
 from crucible.store.base import local_disk
@@ -41,8 +41,7 @@ def share_checkpoint(job: Job, checkpoint: Checkpoint, expires: timedelta, folde
     """
 
     def place(target: Path) -> None:
-        if problem := fetch(Checkpoints(job), checkpoint, target):
-            raise CheckpointError(f"the checkpoint of step {checkpoint.step} of {job.job_id} is damaged: {problem}")
+        fetch_chosen(Checkpoints(job), checkpoint, target)
         job.store.download(f"{FOLDER}/{checkpoint.name}/{MANIFEST}", target / MANIFEST)
 
     return _share(job, f"{job.job_id}-{checkpoint.name}", place, expires, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -102,9 +101,9 @@ def get(
     as_json: JsonOption = False,
 ) -> None:
     """Fetch one checkpoint, verified."""
-    from crucible.checkpoints.restore import choose_checkpoint, fetch
+    from crucible.checkpoints.restore import choose_checkpoint, fetch_chosen
     from crucible.contract import step_name
-    from crucible.errors import CheckpointError, ConfigError
+    from crucible.errors import ConfigError
 
     found = _open(store, job)
     which = "" if step is None else str(step)
@@ -113,13 +112,7 @@ def get(
     if target.exists():
         raise ConfigError(f"DIR: {target} is there already; remove it or name another folder")
     partial = target.with_name(target.name + ".partial")
-    problem = fetch(found, checkpoint, partial)
-    if problem is not None:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise CheckpointError(
-            f"checkpoint of step {checkpoint.step} is damaged: {problem}; `crucible checkpoints verify {job}` finds a "
-            f"whole one"
-        )
+    fetch_chosen(found, checkpoint, partial)
     partial.rename(target)
     if as_json:
         print_json({**_line(checkpoint), "folder": str(target)})
