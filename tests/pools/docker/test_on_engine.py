@@ -31,7 +31,7 @@ from crucible.jobs.records import EndReason, JobSpec, Launch
 from crucible.local.docker import bring_up
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
-from crucible.pools.docker.own_image import build_own
+from crucible.pools.docker.own_image import own_recipe
 from crucible.pools.docker.pool import PoolOptions, pool_template
 from crucible.pools.docker.registry import push
 from crucible.pools.docker.worker import DockerGpuWorker
@@ -116,7 +116,7 @@ def test_a_folders_own_dockerfile_gets_crucible_beside_its_programs(
     program = "mkdir -p /opt/mine && printf '#!/bin/sh\\necho mine\\n' > /opt/mine/train && chmod 755 /opt/mine/train"
     dockerfile = tmp_path / "Dockerfile"
     dockerfile.write_text(f"FROM {image}\nUSER root\nRUN {program}\nENV PATH=/opt/mine:$PATH\nUSER 10001:10001\n")
-    built = build_own(tmp_path, "Dockerfile")
+    built = build(own_recipe(tmp_path, "Dockerfile"), print)
     look = "import os, subprocess, crucible; print(subprocess.check_output('train', env={'PATH': os.environ[NAME]}))"
     said = client.containers.run(
         built, ["-c", look.replace("NAME", "'CRUCIBLE_SCRIPT_PATH'")], entrypoint=["/opt/venv/bin/python"], remove=True
@@ -124,7 +124,7 @@ def test_a_folders_own_dockerfile_gets_crucible_beside_its_programs(
     assert b"mine" in said
     dockerfile.write_text("FROM scratch\nCOPY Dockerfile /\n")
     with pytest.raises(ConfigError, match="no python3 that starts"):
-        build_own(tmp_path, "Dockerfile")
+        own_recipe(tmp_path, "Dockerfile")
 
 
 def configuration(image: str, **variables: Any) -> DockerGpuJobConfiguration:
