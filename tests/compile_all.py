@@ -36,7 +36,7 @@ def compile_test_files() -> int:
 
 if __name__ == "__main__":
     for folder in FOLDERS:
-        compileall.compile_dir(ROOT / folder, quiet=2, rx=None)
+        compileall.compile_dir(ROOT / folder, quiet=2)
     try:
         compile_test_files()
     except (ImportError, AttributeError, TypeError) as error:

@@ -75,7 +75,7 @@ def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
     """
     harmless = replace(stage, faults=chosen(stage.faults, "kill-in-save,kill-all"))
     with ThreadPoolExecutor(1) as executor:
-        yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=1.8)).run)
+        yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=2.5)).run)
 
 
 def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
