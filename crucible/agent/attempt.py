@@ -50,6 +50,7 @@ from crucible.agent.states import (
 from crucible.agent.uploads import Uploads
 from crucible.agent.watching import LimitsRead, SpentRead, Status, Watching
 from crucible.agent.workload import Workload
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut, MachineUnfit, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import Claim, EndReason, Limits, Outcome, Rendezvous
@@ -111,6 +112,7 @@ class _AttemptRun:
         self._limits = Limits()
         self._command = WorkloadCommand(())
         self._resume_from: Path | None = None
+        self._newest: Checkpoint | None = None
 
     # The caller's thread
 
@@ -213,6 +215,7 @@ class _AttemptRun:
             case Prepared(command):
                 self._command = command
             case Committed(checkpoint, seconds):
+                self._newest = checkpoint
                 if self._interval:
                     self._interval.committed(seconds, checkpoint.bytes)
         self.state, action = transition(self.state, item)
@@ -417,7 +420,10 @@ class _AttemptRun:
     def _committed_step(self, reason: EndReason) -> int:
         """The last checkpoint of a finished script has its outputs, and a number of its own after the last save's."""
         total, step = self.plan.total_steps, self.state.committed_step
-        return min(step, total) if reason is EndReason.COMPLETED and total is not None else step
+        if reason is not EndReason.COMPLETED:
+            return step
+        shown = step if self._newest is None else self._newest.shown_step
+        return shown if total is None else min(shown, total)
 
     def _leave(self) -> None:
         if self._watching:

@@ -29,14 +29,20 @@ class AttemptRecords:
     @property
     def committed_step(self) -> int:
         start = self.start.step if self.start else 0
-        return max(start, *(record.committed_step if record else 0 for record in (self.outcome, self.heartbeat)))
+        return max(start, *(record.committed_step if record else 0 for record in self._progress))
 
     @property
     def reached_step(self) -> int | None:
         """The last step it trained; None before it had anything to start from."""
         if self.start is None:
             return None
-        return max(self.committed_step, *(r.step if r else 0 for r in (self.outcome, self.heartbeat)))
+        return max(self.committed_step, *(r.step if r else 0 for r in self._progress))
+
+    @property
+    def _progress(self) -> tuple[Outcome | Heartbeat | None, ...]:
+        """The agent's own outcome says all; a supervisor's knows no more than the last heartbeat."""
+        told = self.outcome is not None and self.outcome.decided_by == "agent"
+        return (self.outcome, None if told else self.heartbeat)
 
 
 @dataclass(frozen=True)
