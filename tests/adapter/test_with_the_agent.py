@@ -14,6 +14,8 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Outcome
 from crucible.reports.report import job_report
+from crucible.reports.summary import summarise
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from tests.adapter.harness import nano, nano_state
 from tests.agent.harness import Bell, Recorder, plan, stop
@@ -72,3 +74,19 @@ def test_a_foreign_script_is_carried_resumed_and_reported(job: Job, tmp_path: Pa
     page = job_report(job)
     assert "when the script saves" in page
     assert "**The resume was not exact**" in page
+
+
+def test_a_script_that_reports_no_step_is_not_shown_at_the_number_of_its_outputs(store: Store, tmp_path: Path) -> None:
+    script = ScriptConfig(
+        command=[sys.executable, "-S", "-c", "open('model.txt', 'w').write('x')"], output=["model.txt"]
+    )
+    job = new_job(store, script=script)
+
+    def prepare(scratch: Scratch) -> list[str]:
+        (scratch.root / "script.json").write_text(script.model_dump_json())
+        return [sys.executable, "-P", "-m", "crucible.adapter", "--script", str(scratch.root / "script.json")]
+
+    outcome = run_attempt(launched(job, 1), plan(tmp_path, prepare), Recorder())
+    assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 0)
+    assert Checkpoints(job).list()[0].step == 1
+    assert summarise(job).step == 0
