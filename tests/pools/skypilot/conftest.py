@@ -44,7 +44,9 @@ class FakeSky:
     def set(self, name: str, **values: Any) -> None:
         file = self.root / "clusters" / f"{name}.json"
         known = json.loads(file.read_text()) if file.exists() else {"status": "UP", "job": "RUNNING", "launched_at": 1}
-        file.write_text(json.dumps(known | values))
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(known | values))
+        partial.replace(file)
 
     def lose(self, name: str) -> None:
         (self.root / "clusters" / f"{name}.json").unlink()

@@ -2,7 +2,7 @@
 
     SKYPILOT_PYTHON=$CRUCIBLE_HOME/skypilot/bin/python pytest -m slow -s tests/pools/skypilot/test_on_slurm.py
 
-Takes 10 to 20 minutes on two cores: a cluster takes minutes to come up, and there are four.
+Takes 10 to 20 minutes on two cores: a cluster takes minutes to come up, and there are five.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Rehearsal:
     stage: Stage
     cloud: SlurmCloud
 
-    def start(self, job: str, steps: int) -> Job:
+    def start(self, job: str, steps: int, nodes: int = 1) -> Job:
         config = {
             **SMALL,
             "max_iters": steps,
@@ -56,7 +56,7 @@ class Rehearsal:
             "pool": "skypilot",
             "job": job,
             "config": config,
-            "resources": {"instance": INFRA, "gpus": 0},
+            "resources": {"instance": INFRA, "gpus": 0, "nodes": nodes},
             "run_evaluation": False,
             "store": self.stage.store.uri,
         }
@@ -154,6 +154,16 @@ def test_an_attempt_runs_from_submission_to_completed(rehearsal: Rehearsal) -> N
     assert outcome is not None
     assert (outcome.end_reason, outcome.committed_step) == (EndReason.COMPLETED, 200)
     until(lambda: "crucible-" not in rehearsal.sky("status"))
+
+
+def test_two_machines_of_a_cluster_train_together(rehearsal: Rehearsal) -> None:
+    job = rehearsal.start("both", 200, nodes=2)
+    until(lambda: (status := status_of(job)) is not None and status.state is not JobState.RUNNING)
+    report("two machines", job.attempt(1))
+    claim, outcome = job.attempt(1).read_claim(), job.attempt(1).read_outcome()
+    assert claim is not None
+    assert outcome is not None
+    assert (claim.nodes, outcome.end_reason, outcome.committed_step) == (2, EndReason.COMPLETED, 200)
 
 
 def test_one_that_is_stopped_goes_on_and_so_does_one_whose_cluster_is_taken_down(rehearsal: Rehearsal) -> None:

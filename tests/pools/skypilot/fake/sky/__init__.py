@@ -70,7 +70,9 @@ def launch(task: Task, cluster_name: str, *, idle_minutes_to_autostop: int | Non
     status = "INIT" if (ROOT / "slow").exists() else "UP"
     record = {"status": status, "job": "RUNNING", "launched_at": int(time.time()), "nodes": task.config["num_nodes"]}
     (ROOT / "clusters").mkdir(exist_ok=True)
-    (ROOT / "clusters" / f"{cluster_name}.json").write_text(json.dumps(record))
+    partial = ROOT / f"{cluster_name}.partial"
+    partial.write_text(json.dumps(record))
+    partial.replace(ROOT / "clusters" / f"{cluster_name}.json")
     with (ROOT / "launched").open("a") as log:
         log.write(json.dumps([cluster_name, task.config, idle_minutes_to_autostop, down]) + "\n")
     return f"launch-{cluster_name}"
