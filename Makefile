@@ -11,6 +11,9 @@ BIN := $(VENV)/bin
 # pip would compile what it installs on one core, and also what nobody imports. setuptools would warn of what an editable
 # installation always is.
 INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+# uv takes seconds where pip takes a minute, but does not read pip's configuration: where it fails, pip installs.
+WITH_UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
+install = $(WITH_UV) $(1) 2>/dev/null || $(INSTALL) $(1)
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 # Many of the long tests wait for other processes, so four at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
@@ -30,12 +33,13 @@ test: lint
 test-slow: $(VENV)/installed-slow
 	$(PYTEST) -m slow --timeout 3600
 
-# mypy uses one core. What else there is to do, the other core does meanwhile.
+# mypy uses one core. What else there is to do, compiling what was installed above all, the other core does meanwhile.
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy & mypy=$$!; \
 	$(BIN)/lint-imports --no-logo && $(BIN)/python -m tests.compile_all; others=$$?; \
+	[ -e $(VENV)/compiled ] || { $(COMPILE); touch $(VENV)/compiled; }; \
 	wait $$mypy && exit $$others
 
 bench: $(VENV)/installed-dev
@@ -45,7 +49,7 @@ drill: $(VENV)/installed-dev
 	$(BIN)/crucible drill
 
 docs: $(VENV)/installed
-	@$(INSTALL) --editable '.[docs]'
+	@$(call install,--editable '.[docs]')
 	$(BIN)/zensical build --clean --strict
 
 screenshots: $(VENV)/installed-dev
@@ -62,24 +66,23 @@ clean:
 $(VENV)/torch: constraints.txt | $(VENV)/made
 	@$(INSTALL) pip
 	@echo "Installing torch (large; once) ..."
-	@$(INSTALL) torch
+	@$(INSTALL) torch uv
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "Installing Crucible ..."
-	@$(INSTALL) --editable .
+	@$(call install,--editable .)
 	@$(COMPILE) || true # templates and examples in some packages are no valid Python
-	@touch $@
+	@touch $@ $(VENV)/compiled
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 	@echo "Installing Crucible with everything its tests use ..."
-	@$(COMPILE) & $(INSTALL) --editable '.[dev]'; installed=$$?; wait; exit $$installed
-	@$(COMPILE) || true
-	@touch $@ $(VENV)/installed
+	@$(call install,--editable '.[dev]')
+	@rm -f $(VENV)/compiled && touch $@ $(VENV)/installed
 
 $(VENV)/installed-slow: $(VENV)/installed-dev
 	@echo "Installing what only slow tests use ..."
-	@$(INSTALL) --editable '.[dev,slow]'
+	@$(call install,--editable '.[dev,slow]')
 	@touch $@
 
 # The first of these that is a Python this project runs on makes the environment; PYTHON=… puts another one first.
