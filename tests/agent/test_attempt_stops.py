@@ -140,7 +140,7 @@ def test_a_notice_before_the_start_starts_nothing(job: Job, tmp_path: Path) -> N
 
 def _set_when(holds: Any, event: threading.Event) -> None:
     end = time.monotonic() + LONG_ENOUGH
-    while not holds() and time.monotonic() < end:
+    while not (holds() or event.is_set()) and time.monotonic() < end:
         time.sleep(0.005)
     time.sleep(0.1)
     event.set()
@@ -221,8 +221,12 @@ def test_a_limit_raised_while_the_last_save_is_under_way_still_counts_as_raised(
         if "budget" in message:
             job.set_limits(Limits(max_cost_usd=1000.0))
             beats = len(observer.heartbeats)
-            threading.Thread(target=_set_when, args=(lambda: len(observer.heartbeats) > beats + 3, raised)).start()
+            threads.append(
+                threading.Thread(target=_set_when, args=(lambda: len(observer.heartbeats) > beats + 3, raised))
+            )
+            threads[-1].start()
 
+    threads: list[threading.Thread] = []
     observer = Recorder(reactions={"notice": raise_limits})
     bolted = _Bolted(raised)
     launch = Launch(number=1, pool="local", reason="test", usd_per_hour=3600.0 * 20)
@@ -230,6 +234,9 @@ def test_a_limit_raised_while_the_last_save_is_under_way_still_counts_as_raised(
     launched(job, 1)
     command = scripted(steps=1000, at={"2": f"wait {tmp_path}/never"})
     outcome = run_attempt(slow.attempt(1), plan(tmp_path, command, launch), observer)
+    raised.set()
+    for thread in threads:
+        thread.join()
     assert outcome.end_reason is EndReason.BUDGET
     assert outcome.limits == Limits(max_cost_usd=1.0)
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -96,6 +97,6 @@ def test_since_leaves_out_what_was_written_before(job: Job, store: Store) -> Non
 def test_following_ends_with_the_attempt(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     job.attempt(1).write_output(0, b"first\n")
     steps: list[Callable[[], None]] = [lambda: job.attempt(1).write_output(0, b"first\nsecond\n"), lambda: end(job, 1)]
-    monkeypatch.setattr("crucible.jobs.printed.time.sleep", lambda _: steps.pop(0)())
+    monkeypatch.setattr("crucible.jobs.printed.time", SimpleNamespace(sleep=lambda _: steps.pop(0)()))
     assert logs(store, "-f", "--attempt", "1") == ["1 | first", "1 | second"]
     assert not steps
