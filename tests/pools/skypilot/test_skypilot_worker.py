@@ -26,6 +26,7 @@ from crucible.pools.skypilot.failures import classify
 from crucible.pools.skypilot.worker import SkyWorker
 from crucible.store import store_at
 from tests.pools.skypilot.conftest import FakeSky
+from tests.waiting import until
 
 T = TypeVar("T")
 ELSEWHERE = {"PREFECT_API_URL": "https://prefect.example.org/api"}
@@ -142,8 +143,7 @@ def test_where_there_are_too_few_machines_for_a_range_the_least_of_it_is_asked_f
     run = runs.create(nodes="2..4")
 
     def end() -> None:
-        while len(sky.launched()) < 2:
-            pass
+        until(lambda: len(sky.launched()) == 2, 20)
         sky.set(runs.cluster(run), job="SUCCEEDED")
 
     assert runs.run(run, end).startswith("CRASHED TaskEnded")
