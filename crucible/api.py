@@ -199,6 +199,8 @@ class JobHandle:
 
         Raises:
             ConfigError: there is no such checkpoint (the message lists those that are there), or it forbids a change.
+            ServiceError: the Prefect server did not start it. Where its answer got lost (`StartUnknown`), the new job
+                is kept, and the same call with its name starts it once.
         """
         changes = Changes(settings=settings, command=list(command), env=env or {})
         made, flow_run = fork_job(self._job(), str(step), changes, name)

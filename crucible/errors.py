@@ -67,6 +67,10 @@ class ServiceError(CrucibleError):
     """A local service (server, worker, watchdog) did not start or does not answer."""
 
 
+class StartUnknown(ServiceError):
+    """The answer to a request for a flow run got lost, so the run may exist: delete nothing that it would need."""
+
+
 class MachineUnfit(CrucibleError):
     """This machine should not train: its GPU is broken, throttled or taken. Another machine can do the same work."""
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 
-from crucible.errors import ConfigError, ServiceError
+from crucible.errors import ConfigError, ServiceError, StartUnknown
 from crucible.jobs.job import Job
 from crucible.jobs.limits import change_limits
 from crucible.jobs.records import JobSpec, now
@@ -93,8 +93,11 @@ def _sweep_of(job: Job) -> str | None:
     return sweep if number.isdigit() and sweep and job.root.exists(f"sweeps/{sweep}/sweep.json") else None
 
 
-def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -> str:
-    """Run the flow run's deployment again for `what` ("job x"); return the new run's id. Raises the same errors."""
+def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any], key: str = "") -> str:
+    """Run the flow run's deployment again for `what` ("job x"); return the new run's id. Raises the same errors.
+
+    The same `key` gives the same run; see `create_run`.
+    """
     noun, name = what.split(" ", 1)
     again = f"start {flow} with the parameters that it had, {noun} = {name} among them: it goes on where it was saved"
     if not flow_run_id:
@@ -106,8 +109,10 @@ def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -
             if before.deployment_id is None or found != flow:
                 by = f"{found}, not by a deployment of {flow}"
                 raise ConfigError(f"{what} was started by {by}; start that again with the parameters that it had")
-            run = client.create_flow_run_from_deployment(
+            return create_run(
+                client,
                 before.deployment_id,
+                key,
                 parameters={**before.parameters, **changes},
                 job_variables=before.job_variables or {},
             )
@@ -115,4 +120,21 @@ def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any]) -
         raise ConfigError(f"this server does not know the flow run that carried out {what}; {again}") from error
     except (httpx.HTTPError, PrefectException) as error:
         raise ServiceError(f"the Prefect server did not start it: {error}; see crucible doctor") from error
+
+
+def create_run(client: SyncPrefectClient, deployment: UUID, key: str = "", **options: Any) -> str:
+    """Create a flow run of a deployment and return its id: one run, however often Prefect's client repeats the request.
+
+    The same `key` gives the same run in a later call, too. `options`: those of `create_flow_run_from_deployment`.
+    Raises `StartUnknown` when no answer says whether there is a run, else what Prefect's client raises.
+    """
+    try:
+        run = client.create_flow_run_from_deployment(deployment, idempotency_key=key or uuid4().hex, **options)
+    except httpx.HTTPError as error:
+        if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
+            raise
+        raise StartUnknown(
+            f"the Prefect server gave no answer ({error or type(error).__name__}), so it may have started the run or "
+            "not; see crucible doctor"
+        ) from error
     return str(run.id)

@@ -17,10 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.forking import copy_checkpoint, forked_config
 from crucible.checkpoints.restore import choose_checkpoint
-from crucible.errors import ConfigError, ServiceError
+from crucible.errors import ConfigError, ServiceError, StartUnknown
 from crucible.jobs.job import Job, checked_job_id
 from crucible.jobs.records import ForkedFrom, JobSpec, now
-from crucible.local.continuing import CONFIGURED, SCRIPT, run_again, script_parameters
+from crucible.local.continuing import CONFIGURED, SCRIPT, create_run, run_again, script_parameters
 from crucible.script_config import ScriptConfig
 
 
@@ -41,8 +41,9 @@ def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name:
     """Start a new job at a commit of `parent`; returns it, and the id of its flow run.
 
     `which`: a step, `best`, or empty for the newest. The checkpoint is copied before anything else, and nothing of the
-    parent is written to. Raises `ConfigError` for a step that is not there, which lists those that are, and for a
-    change that the checkpoint forbids.
+    parent is written to. Where the server's answer gets lost (`StartUnknown`), the fork is kept, since its run may
+    exist; the same fork under the same name then gives that run, or starts it. Raises `ConfigError` for a step that is
+    not there, which lists those that are, and for a change that the checkpoint forbids.
     """
     before, changes = parent.read_spec(), changes or Changes()
     if before.evaluates:
@@ -51,21 +52,38 @@ def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name:
     chosen = choose_checkpoint(checkpoints, which, f"--from {which or 'newest'}")
     fork = Job(parent.root, name or _free_name(parent, chosen.shown_step))
     checked_job_id(fork.job_id)
-    if fork.store.exists("job.json"):
-        raise ConfigError(f"job: {fork.job_id!r} exists already; choose a new job name")
     origin = ForkedFrom(job=parent.job_id, step=chosen.step, attempt=chosen.attempt)
     spec = _forked_spec(before, changes, chosen.step).model_copy(
         update={"job_id": fork.job_id, "forked_from": origin, "sweep": "", "created_at": now()}
     )
-    parent.root.require_guarantees()
-    with tempfile.TemporaryDirectory(prefix="crucible-fork-") as work:
-        copy_checkpoint(checkpoints, chosen, fork, spec.config if spec.script is None else None, Path(work))
-    Job.create(parent.root, spec)
+    is_new = not fork.store.exists("job.json")
+    if is_new:
+        parent.root.require_guarantees()
+        with tempfile.TemporaryDirectory(prefix="crucible-fork-") as work:
+            copy_checkpoint(checkpoints, chosen, fork, spec.config if spec.script is None else None, Path(work))
+        Job.create(parent.root, spec)
+    else:
+        _require_awaiting_start(fork, spec)
     try:
-        return fork, _start(parent, fork, spec)
-    except (ConfigError, ServiceError):  # its name stays free, and its copy takes no room
-        fork.delete()
+        return fork, _start(parent, fork, fork.read_spec())
+    except StartUnknown as error:
+        raise StartUnknown(
+            f"{error}. The fork is kept: crucible jobs show {fork.job_id}. If it does not start, fork again with "
+            f"--name {fork.job_id} and the same options; that starts it once"
+        ) from error
+    except (ConfigError, ServiceError):
+        if is_new:  # its name stays free, and its copy takes no room
+            fork.delete()
         raise
+
+
+def _require_awaiting_start(fork: Job, spec: JobSpec) -> None:
+    """Raise `ConfigError` unless the job is this fork, of a call that did not learn whether its run was created."""
+    made, wanted = (each.model_dump(mode="json", exclude={"created_at"}) for each in (fork.read_spec(), spec))
+    if made != wanted:
+        raise ConfigError(f"job: {fork.job_id!r} exists already; choose a new job name")
+    if fork.read_newest_supervisor() is not None:
+        raise ConfigError(f"job: {fork.job_id!r} is this fork and has been started: crucible jobs show {fork.job_id}")
 
 
 def _forked_spec(before: JobSpec, changes: Changes, step: int) -> JobSpec:
@@ -104,24 +122,25 @@ def _start(parent: Job, fork: Job, spec: JobSpec) -> str:
     supervisor = parent.read_newest_supervisor()
     run = supervisor.flow_run_id if supervisor else ""
     changes: dict[str, Any] = {"job": fork.job_id, "finish_by": ""}
+    key = f"{fork.store.uri}/{spec.created_at.timestamp():.6f}"
     if spec.script is not None:
         changes |= script_parameters(parent, spec, spec.script, run)
     try:
-        return run_again(f"job {parent.job_id}", run, flow, changes)
+        return run_again(f"job {parent.job_id}", run, flow, changes, key)
     except ConfigError:  # started by a program, a sweep, or on another server
-        return _start_anew(flow, {**changes, "store": parent.root.uri, "project": spec.project, "owner": spec.owner})
+        given = {**changes, "store": parent.root.uri, "project": spec.project, "owner": spec.owner}
+        return _start_anew(flow, given, key)
 
 
-def _start_anew(flow: str, parameters: dict[str, Any]) -> str:
+def _start_anew(flow: str, parameters: dict[str, Any], key: str) -> str:
     try:
         with get_client(sync_client=True) as client:
             deployment = client.read_deployment_by_name(f"{flow}/{flow}")
-            run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters, name=parameters["job"])
+            return create_run(client, deployment.id, key, parameters=parameters, name=parameters["job"])
     except ObjectNotFound as error:
         raise ServiceError(f"the server has no deployment {flow}/{flow}; run: crucible up") from error
     except (httpx.HTTPError, PrefectException) as error:
         raise ServiceError(f"the Prefect server did not start it: {error}; see crucible doctor") from error
-    return str(run.id)
 
 
 def parse_settings(given: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from typer.testing import CliRunner
 
 import crucible
@@ -16,7 +21,7 @@ from crucible.checkpoints.restore import restore
 from crucible.checkpoints.retention import retain
 from crucible.cli import jobs as command
 from crucible.config import TrainConfig
-from crucible.errors import CheckpointError, ConfigError, ServiceError
+from crucible.errors import CheckpointError, ConfigError, ServiceError, StartUnknown
 from crucible.jobs.job import Job
 from crucible.jobs.records import CodePackage, JobSpec
 from crucible.local import forking
@@ -103,6 +108,43 @@ def test_a_fork_that_cannot_be_started_leaves_its_name_free(parent: Job, monkeyp
     with pytest.raises(ServiceError):
         crucible.job("mine", store=parent.root.uri).fork(6)
     assert Job.ids(parent.root) == ["mine"]
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_a_fork_whose_start_got_no_answer_is_kept_and_starts_once(parent: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    @flow(name="train-script")
+    def supervise() -> None:
+        """Never run."""
+
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(supervise)
+        deployment = client.create_deployment(flow_id, name=f"tests-{uuid.uuid4().hex}", enforce_parameter_schema=False)
+        before = client.create_flow_run_from_deployment(deployment)
+    parent.supervise(str(before.id))
+    create = SyncPrefectClient.create_flow_run_from_deployment
+
+    def lose_answer(*given: Any, **options: Any) -> None:
+        create(*given, **options)
+        raise httpx.ReadTimeout("timed out")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("connection refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SyncPrefectClient, "create_flow_run_from_deployment", lose_answer)
+        with pytest.raises(StartUnknown, match=r"timed out.*--name mine-from-9"):
+            forking.fork_job(parent)
+        patched.setattr(SyncPrefectClient, "read_flow_run", refuse)
+        with pytest.raises(ServiceError, match="connection refused"):
+            forking.fork_job(parent, name="mine-from-9")
+    assert len(Checkpoints(Job.open(parent.root, "mine-from-9")).list()) == 1
+    fork, run = forking.fork_job(parent, name="mine-from-9")
+    with get_client(sync_client=True) as client:
+        of_it = DeploymentFilter(id=DeploymentFilterId(any_=[deployment]))
+        assert {str(found.id) for found in client.read_flow_runs(deployment_filter=of_it)} == {str(before.id), run}
+    fork.supervise(run)
+    with pytest.raises(ConfigError, match="is this fork and has been started"):
+        forking.fork_job(parent, name="mine-from-9")
 
 
 def test_best_newest_and_names_that_are_taken(parent: Job, started: list[tuple[str, JobSpec]]) -> None:
