@@ -106,13 +106,13 @@ class JobHandle:
         return _status(summary, state, summary.reason or (summary.attempts[-1].end if summary.attempts else ""))
 
     async def monitor(self) -> AsyncIterator[Status]:
-        """The status, each time it has changed, until the job has ended.
+        """The status, each time it has changed, until the job has ended. It outlasts an outage of the Prefect server.
 
         >>> async for status in job.monitor():  # doctest: +SKIP
         ...     print(status.pool, status.progress, status.train_loss, status.cost_usd, status.moved)
 
         Raises:
-            ServiceError: the Prefect server stays out of reach.
+            ServiceError: the Prefect server refuses, or no longer has the job's flow run.
         """
         statuses = self._statuses()
         try:
@@ -122,11 +122,12 @@ class JobHandle:
             await asyncio.to_thread(statuses.close)
 
     def wait(self, timeout_seconds: float | None = None) -> Status:
-        """Wait until the job has ended, and return its last status, whatever that is.
+        """Wait until the job has ended, and return its last status, whatever that is. It outlasts an outage of the
+        Prefect server.
 
         Raises:
             TimeoutError: it has not ended in time; it goes on.
-            ServiceError: the Prefect server stays out of reach.
+            ServiceError: the Prefect server refuses, or no longer has the job's flow run.
         """
         until = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         status = self.status()
@@ -386,7 +387,7 @@ def _of_standing(standing: Standing) -> Status:
     summary = standing.summary
     if standing.state not in FINAL:
         running = summary is not None and summary.state is JobState.RUNNING
-        return _status(summary, "running" if running else "waiting", standing.stage)
+        return _status(summary, "running" if running else "waiting", standing.unanswered or standing.stage)
     if summary is not None and summary.state not in (None, JobState.RUNNING):
         return _status(summary, summary.state, standing.message)
     return _status(summary, standing.state.lower(), standing.message)

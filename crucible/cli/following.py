@@ -20,6 +20,24 @@ LINES = 8
 LOG_SECONDS = 1.0
 
 
+class ServerNotices:
+    """Messages for a person who follows a run: that the server stopped answering, and that it answers again."""
+
+    def __init__(self, what: str, look: str) -> None:
+        """`look`: the command that shows the run later."""
+        self._what, self._look, self._away = what, look, False
+
+    def new(self, unanswered: str) -> str:
+        """The message to print now; empty where there is nothing new. `unanswered`: see `RunState`."""
+        was_away, self._away = self._away, bool(unanswered)
+        if self._away and not was_away:
+            return (
+                f"warning: {unanswered}; {self._what} goes on without it, and this command keeps waiting. Press Ctrl-C "
+                f"to detach; look at it later with: {self._look}"
+            )
+        return "the Prefect server answers again" if was_away and not self._away else ""
+
+
 class Screen:
     """A bar with log lines under it on a terminal; elsewhere the stages and the lines, one after another."""
 
@@ -36,6 +54,7 @@ class Screen:
         self._lines: deque[str] = deque(maxlen=LINES)
         self._last = LastLines()
         self._log, self._looked, self._stage = PrintedLines(Job(store, job)), 0.0, ""
+        self._server = ServerNotices(job, f"crucible jobs show {job}")
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
         self._bar = Progress(*columns, console=self._console)
         self._task = self._bar.add_task("waiting for the worker", total=None, figures="")
@@ -59,6 +78,8 @@ class Screen:
         from crucible.cli.quickstart import show
         from crucible.local.follow import FINAL
 
+        if notice := self._server.new(standing.unanswered):
+            self.say(notice)
         new: list[str] = []
         if standing.state in FINAL or time.monotonic() - self._looked > LOG_SECONDS:
             new, self._looked = [printable(line.text) for line in self._log.read_new()], time.monotonic()

@@ -87,15 +87,19 @@ def watch(api: httpx.Client, flow_run: str, store: Store, job: str) -> JobSummar
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+    from crucible.cli.following import ServerNotices
     from crucible.errors import ServiceError
     from crucible.local.follow import follow
 
+    server = ServerNotices(job, f"crucible jobs show {job}")
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"))
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("waiting for the worker", total=None, figures="")
         stage = ""
         for standing in follow(api, flow_run, store, job):
+            if notice := server.new(standing.unanswered):
+                console.print(notice, soft_wrap=True, markup=False, highlight=False)
             show(progress, bar, standing)
             if not console.is_terminal and standing.stage != stage:
                 stage = standing.stage

@@ -144,11 +144,14 @@ def _plan(planned: SweepOfScript) -> dict[str, str]:
 
 def _follow(api: Any, flow_run: str, store: Store, sweep: str) -> SweepStanding:
     """Print a line whenever trials have ended, until the sweep has; Ctrl-C detaches."""
+    from crucible.cli.following import ServerNotices
     from crucible.local.follow_sweep import follow_sweep
 
-    shown = ""
+    shown, server = "", ServerNotices(sweep, f"crucible sweeps show {sweep}")
     try:
         for standing in follow_sweep(api, flow_run, store, sweep):
+            if notice := server.new(standing.unanswered):
+                typer.echo(notice, err=True)
             if standing.progress != shown:
                 shown = standing.progress
                 typer.echo(f"{'':10}{shown}", err=True)

@@ -5,21 +5,34 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import httpx
 
 from crucible.errors import ServiceError
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason
+from crucible.jobs.records import EndReason, now
 from crucible.reports.summary import JobSummary, summarise
 from crucible.store import Store
 
 LOOK_SECONDS = 0.5
 RUNNING_LOOK_SECONDS = 2.0
 """While the run is running. Each look takes 15 ms of the server's CPU, which the training misses on a small machine."""
-WAIT_SECONDS = 90.0
-"""How long the server may be out of reach, and a crashed run may wait for the watchdog to restart it."""
+SILENT_SECONDS = 10.0
+"""How long the server may leave requests unanswered before the person who follows is notified."""
+CRASH_SECONDS = 90.0
+"""How long a crashed run may wait for the watchdog to restart it."""
 FINAL = {"COMPLETED", "FAILED", "CANCELLED"}
+
+
+class RunState(NamedTuple):
+    """A flow run's state."""
+
+    kind: str
+    """Prefect's type of state: SCHEDULED, PENDING, RUNNING, COMPLETED, …; empty before the server's first answer."""
+    message: str
+    unanswered: str = ""
+    """Since when the server has not answered, as a message; empty while it does."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +40,12 @@ class Standing:
     """Where a run is at one moment."""
 
     state: str
-    """Prefect's type of state: SCHEDULED, PENDING, RUNNING, COMPLETED, …"""
+    """As `RunState.kind`."""
     message: str
     summary: JobSummary | None
     """The job; None until the dataset is there and the job on record."""
+    unanswered: str = ""
+    """As in `RunState`. The job's records are current all the same."""
 
     @property
     def stage(self) -> str:
@@ -54,47 +69,49 @@ class Standing:
 def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> Iterator[Standing]:
     """Where the run stands, again and again until it has ended; the last one is final.
 
-    Raises `ServiceError` when the server stays out of reach.
+    Goes on while the server does not answer; raises `ServiceError` when it refuses.
     """
-    for state, message in read_states(api, flow_run_id):
+    for state, message, unanswered in read_states(api, flow_run_id):
         known = store.exists(f"jobs/{job_id}/job.json")
-        yield Standing(state, message, summarise(Job(store, job_id)) if known else None)
+        yield Standing(state, message, summarise(Job(store, job_id)) if known else None, unanswered)
 
 
-def read_states(api: httpx.Client, flow_run_id: str) -> Iterator[tuple[str, str]]:
-    """The flow run's state and its message, again and again until it has ended; the last one is final.
+def read_states(api: httpx.Client, flow_run_id: str) -> Iterator[RunState]:
+    """The flow run's state, again and again until it has ended; the last one is final.
 
-    Raises `ServiceError` when the server stays out of reach.
+    While the server does not answer, it is the last one known: the job goes on without the server. Raises
+    `ServiceError` when the server refuses, such as after somebody deleted the flow run.
     """
-    server, crash = Deadline(), Deadline()
-    kind = ""
+    silence, crash = Silence(api), time.monotonic()
+    known = RunState("", "")
     while True:
         try:
             state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
-            server.restart()
         except httpx.HTTPError as error:
-            if server.has_passed():
-                raise ServiceError(
-                    f"the Prefect server at {api.base_url} does not answer ({error}); see: crucible doctor"
-                ) from error
+            if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
+                raise ServiceError(f"the Prefect server does not show flow run {flow_run_id}: {error}") from error
+            crash = time.monotonic()  # the watchdog cannot restart anything without the server
+            yield known._replace(unanswered=silence.described(error))
         else:
-            kind = state["type"]
-            yield kind, state["message"] or state["name"]
-            if kind != "CRASHED":
-                crash.restart()
-            if kind in FINAL or (kind == "CRASHED" and crash.has_passed()):
+            silence = Silence(api)
+            known = RunState(state["type"], state["message"] or state["name"])
+            if known.kind != "CRASHED":
+                crash = time.monotonic()
+            yield known
+            if known.kind in FINAL or time.monotonic() - crash > CRASH_SECONDS:
                 return
-        time.sleep(RUNNING_LOOK_SECONDS if kind == "RUNNING" else LOOK_SECONDS)
+        time.sleep(RUNNING_LOOK_SECONDS if known.kind == "RUNNING" else LOOK_SECONDS)
 
 
-class Deadline:
-    """Passes `WAIT_SECONDS` after its last restart."""
+class Silence:
+    """The time since the server's last answer."""
 
-    def __init__(self) -> None:
-        self._since = time.monotonic()
+    def __init__(self, api: httpx.Client) -> None:
+        self._server, self._since, self._at = str(api.base_url).rstrip("/"), time.monotonic(), now()
 
-    def restart(self) -> None:
-        self._since = time.monotonic()
-
-    def has_passed(self) -> bool:
-        return time.monotonic() - self._since > WAIT_SECONDS
+    def described(self, error: httpx.HTTPError) -> str:
+        """The silence as a message; empty while it may be a restart of the server."""
+        if time.monotonic() - self._since < SILENT_SECONDS:
+            return ""
+        reason = str(error) or type(error).__name__
+        return f"the Prefect server at {self._server} has not answered since {self._at:%H:%M:%S} UTC ({reason})"

@@ -21,28 +21,30 @@ class SweepStanding:
     """Where a search is at one moment."""
 
     state: str
-    """Prefect's type of state: SCHEDULED, PENDING, RUNNING, COMPLETED, …"""
+    """As `RunState.kind`."""
     message: str
     progress: str
     """How many trials there are, and the best of them, as people read it."""
+    unanswered: str = ""
+    """As in `RunState`. The trials' records are current all the same."""
 
 
 def follow_sweep(api: httpx.Client, flow_run_id: str, store: Store, sweep_id: str) -> Iterator[SweepStanding]:
     """Where the search stands, again and again until it has ended; the last one is final.
 
-    Raises `ServiceError` when the server stays out of reach.
+    Goes on while the server does not answer; raises `ServiceError` when it refuses.
     """
     sweep = Sweep(store, sweep_id)
-    for state, message in read_states(api, flow_run_id):
+    for state, message, unanswered in read_states(api, flow_run_id):
         trials = sweep.read_trials() if sweep.exists() else []
-        yield SweepStanding(state, message, _progress(state, trials))
+        yield SweepStanding(state, message, _progress(state, trials), unanswered)
         if state not in FINAL:
             time.sleep(LOOK_SECONDS)
 
 
 def _progress(state: str, trials: list[Trial]) -> str:
     if not trials:
-        return "waiting for the worker" if state in ("SCHEDULED", "PENDING") else "preparing"
+        return "waiting for the worker" if state in ("", "SCHEDULED", "PENDING") else "preparing"
     running = sum(trial.state == "running" for trial in trials)
     parts = [f"{len(trials)} trials, {running} running"]
     if failed := sum(bool(trial.failure) for trial in trials):
