@@ -164,6 +164,13 @@ class JobSpec(Record):
         return "evaluate" if self.evaluates else "preprocess" if self.prepares else "train"
 
     @property
+    def continue_command(self) -> str:
+        """What starts the job again: a stage or a trial goes on with the job or the sweep that it is a part of."""
+        if self.sweep:
+            return f"crucible sweeps continue {self.sweep}"
+        return f"crucible jobs continue {self.prepares or self.evaluates or self.job_id}"
+
+    @property
     def total_steps(self) -> int | None:
         """How many steps the whole training has, where the configuration says so."""
         if self.config:

@@ -30,8 +30,9 @@ def continue_job(job: Job, limits: Mapping[str, Any], finish_by: str | None = No
     """Start a job again that stopped, failed or was cancelled, with new limits where given; returns the flow run's id.
 
     What it had saved is where it goes on. `limits`: see `change_limits`; `finish_by`: a new deadline with its zone, or
-    `none`. Raises `ConfigError` while the job runs, and as `start_again` does.
+    `none`. Raises `ConfigError` while the job runs, for a stage or a trial, and as `start_again` does.
     """
+    _require_own_life(job)
     status = status_of(job)
     if status is not None and status.state is JobState.RUNNING and is_supervised(job.root, job.job_id):
         raise ConfigError(
@@ -52,12 +53,6 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
 
     Raises `ConfigError` when no deployment started the job, `ServiceError` when the server does not answer.
     """
-    if (sweep := _sweep_of(job)) is not None:
-        where = "" if job.root.uri == store_at(default_store_uri()).uri else f" --store {job.root.uri}"
-        raise ConfigError(
-            f"job {job.job_id} is a trial of sweep {sweep}, which decides how far it trains; continue the sweep: "
-            f"`crucible sweeps continue {sweep}{where}`"
-        )
     supervisor = job.read_newest_supervisor()
     before = supervisor.flow_run_id if supervisor else ""
     spec = job.read_spec()
@@ -65,6 +60,23 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
         changes = {**script_parameters(job, spec, spec.script, before), **changes}
     flow = CONFIGURED if spec.script is None else SCRIPT
     return run_again(f"job {job.job_id}", before, flow, {"job": job.job_id, **changes})
+
+
+def _require_own_life(job: Job) -> None:
+    """Raise `ConfigError` for a job that goes on only with the job or the sweep that it is a part of."""
+    spec = job.read_spec()
+    where = "" if job.root.uri == store_at(default_store_uri()).uri else f" --store {job.root.uri}"
+    if spec.script is not None and spec.stage != "train":
+        whole = spec.sweep or spec.prepares or spec.evaluates
+        raise ConfigError(
+            f"job {job.job_id} is the stage {spec.stage} of {whole} and goes on with it: "
+            f"`{spec.continue_command}{where}`"
+        )
+    if (sweep := _sweep_of(job)) is not None:
+        raise ConfigError(
+            f"job {job.job_id} is a trial of sweep {sweep}, which decides how far it trains; continue the sweep: "
+            f"`crucible sweeps continue {sweep}{where}`"
+        )
 
 
 def script_parameters(job: Job, spec: JobSpec, script: ScriptConfig, flow_run_id: str) -> dict[str, Any]:

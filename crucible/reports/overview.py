@@ -308,18 +308,18 @@ def _why(summary: JobSummary, last: AttemptSummary | None, status: JobStatus | N
 
 def _needs(summary: JobSummary, last: AttemptSummary | None, supervised: bool, at: datetime, job: Job) -> str:
     """What a person has to do, with the command."""
-    name = summary.job_id
+    name, go_on = summary.job_id, summary.spec.continue_command
     match summary.state:
         case JobState.BUDGET_STOP:
-            return f"stopped at its limits; to go on: `crucible jobs continue {name} --max-cost-usd …`"
+            return f"stopped at its limits; to go on: `{go_on} --max-cost-usd …`"
         case JobState.FAILED if summary.spec.prepares and summary.spec.script is None:
             return f"failed before there was a job: fix the cause, then start {summary.spec.prepares} again"
         case JobState.FAILED:
-            return f"failed: fix the cause, then `crucible jobs continue {name}`; `crucible logs {name}` shows it"
+            return f"failed: fix the cause, then `{go_on}`; `crucible logs {name}` shows it"
         case JobState.STOPPED:
-            return f"given up; look at `crucible jobs show {name}`, then `crucible jobs continue {name}`"
+            return f"given up; look at `crucible jobs show {name}`, then `{go_on}`"
         case JobState.PAUSED:
-            return f"paused; Resume in the Prefect UI, or `crucible jobs continue {name}`"
+            return f"paused; Resume in the Prefect UI, or `{go_on}`"
         case JobState.RUNNING if not supervised:
             return "nothing supervises it: is the watchdog running? `crucible doctor`"
         case JobState.RUNNING if last is not None and last.end == "waiting for a machine":

@@ -109,6 +109,11 @@ def test_what_cannot_be_continued_says_why(store: Store) -> None:
     with pytest.raises(ConfigError, match=f"`crucible sweeps continue rates --store {trial.root.uri}`") as refused:
         run(trial)
     assert "prefect deployment run" not in str(refused.value)
+    script = ScriptConfig(command=["true"])
+    stage = Job.create(store.child("stage"), JobSpec(job_id="a-evaluate-local", script=script, evaluates="a"))
+    with pytest.raises(ConfigError, match="is the stage evaluate of a and goes on with it: `crucible jobs continue a "):
+        run(stage, "--max-hours", "2")
+    assert stage.read_limits() == Limits()
     with pytest.raises(ConfigError, match="max_cost_usd"):
         run(supervised(store.child("bad")), "--max-cost-usd", "-1")
     alone = Job.create(store.child("alone"), JobSpec(job_id="stopped"))

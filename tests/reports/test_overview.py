@@ -17,6 +17,7 @@ from crucible.jobs.status import JobState, JobStatus
 from crucible.reports.curve import POINTS, SmallCurve, sparkline
 from crucible.reports.overview import Overview, OverviewReader
 from crucible.reports.overview_page import overview_page
+from crucible.script_config import ScriptConfig
 from crucible.store import FileStore, Store
 from crucible.supervision.heartbeat import FOLDER, SupervisorHeartbeat
 from tests.reports.history import Past, interrupted_twice
@@ -73,6 +74,22 @@ def test_what_a_person_has_to_do(store: Store, state: JobState, words: str) -> N
     found = OverviewReader(store).read()
     assert words in found.jobs[0].needs
     assert bool(words) == ("## Needs you" in overview_page(found))
+
+
+@pytest.mark.parametrize("state", [JobState.BUDGET_STOP, JobState.FAILED, JobState.STOPPED, JobState.PAUSED])
+def test_a_stage_goes_on_with_the_job_or_the_sweep_that_it_is_part_of(store: Store, state: JobState) -> None:
+    script = ScriptConfig(command=["true"])
+    Job.create(store, JobSpec(job_id="a-preprocess", script=script, prepares="a"))
+    Job.create(store, JobSpec(job_id="a-evaluate-local", script=script, evaluates="a"))
+    Job.create(store, JobSpec(job_id="s-preprocess", script=script, prepares="s", sweep="s"))
+    for name in Job.ids(store):
+        status = JobStatus(state=state, reason="because", supervisor=1)
+        Job(store, name).store.write_model("status.json", status)
+    needs = {line.job: line.needs for line in OverviewReader(store).read().jobs}
+    assert "`crucible jobs continue a" in needs["a-preprocess"]
+    assert "`crucible jobs continue a" in needs["a-evaluate-local"]
+    assert "`crucible sweeps continue s" in needs["s-preprocess"]
+    assert not any("continue a-" in text for text in needs.values())
 
 
 class Counting(FileStore):
