@@ -29,7 +29,7 @@ def test_whoever_follows_outlasts_an_outage_of_the_server_and_is_notified_of_it(
                 return httpx.Response(200, json={"state": {"type": state, "name": state.title(), "message": ""}})
             case httpx.Response() as response:
                 return response
-            case error:
+            case Exception() as error:
                 raise error
 
     clock = itertools.count()
