@@ -109,7 +109,7 @@ class Past:
         for sequence, first in enumerate(range(0, len(lines), ROWS_IN_A_PIECE)):
             piece = lines[first : first + ROWS_IN_A_PIECE]
             attempt.append_metrics(sequence, ("\n".join(piece) + "\n").encode())
-        attempt.write_output(0, "\n".join(_printed(line) for line in lines).encode() + b"\n")
+        attempt.output.write(0, "\n".join(_printed(line) for line in lines).encode() + b"\n")
         commits = [step for step in range(start + 1, to_step + 1) if step % CHECKPOINT_STEPS == 0]
         for step in [*commits, *([to_step] if saves and to_step not in commits else [])][-3:]:
             self._commit(attempt, step)

@@ -42,8 +42,8 @@ def test_importing_it_is_light() -> None:
 
 def test_a_finished_job_shows_what_it_did(store: Store, tmp_path: Path) -> None:
     past = interrupted_twice(store, tmp_path)
-    past.job.attempt(1).write_output(0, b"first\nsec")
-    past.job.attempt(1).write_output(1, b"ond\nlast")
+    past.job.attempt(1).output.write(0, b"first\nsec")
+    past.job.attempt(1).output.write(1, b"ond\nlast")
     job = crucible.job("shakespeare", store=store.uri)
     status = job.status()
     assert (status.state, status.step, status.total_steps, status.progress) == ("completed", 2000, 2000, 1.0)

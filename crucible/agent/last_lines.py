@@ -63,9 +63,9 @@ class LastLines:
 def read_last_lines(attempt: Attempt) -> list[str]:
     """The last lines that an attempt printed, a traceback whole, from the store."""
     lines = LastLines()
-    for part in attempt.list_output()[-PARTS:]:
+    for part in attempt.output.list_parts()[-PARTS:]:
         try:
-            text = attempt.read_output_part(part.number).decode(errors="replace")
+            text = attempt.output.read_part(part.number).decode(errors="replace")
         except ObjectMissing:  # cleaned up meanwhile
             continue
         for line in text.splitlines():

@@ -100,7 +100,7 @@ class OutputLog:
         sequence = self._sequence + 1 if full and self._part else self._sequence
         part = new if begins else self._part + new
         try:
-            self._attempt.write_output(sequence, part)
+            self._attempt.output.write(sequence, part)
         except StoreError as error:
             self._post(Trouble("store", f"the workload's output could not be kept: {error}"))
             return False

@@ -33,8 +33,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, Self
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
@@ -47,6 +45,7 @@ from crucible.jobs.numbered import (
     read_newest,
     record_numbers,
 )
+from crucible.jobs.output import AttemptOutput
 from crucible.jobs.records import (
     NO_STEP,
     Claim,
@@ -65,16 +64,6 @@ from crucible.jobs.records import (
     Supervisor,
 )
 from crucible.store import Store
-
-
-@dataclass(frozen=True)
-class OutputPart:
-    """One object of an attempt's output."""
-
-    number: int
-    size: int
-    at: datetime
-    """When it was last written."""
 
 
 class Attempt:
@@ -201,36 +190,10 @@ class Attempt:
         for info in self.job.store.list(f"{self._prefix}/metrics"):
             yield from self.job.store.read(info.key).splitlines()
 
-    def write_output(self, number: int, text: bytes) -> None:
-        """Put a part of what the workload printed (whole lines) after those before it; the newest one may grow."""
-        self.job.store.write(self._output_key(number), text)
-
-    def list_output(self) -> list[OutputPart]:
-        """The parts of what the workload printed, in order."""
-        found = []
-        for info in self.job.store.list(f"{self._prefix}/output"):
-            number = info.key.rpartition("/")[2].removesuffix(".log")
-            if number.isdigit():
-                found.append(OutputPart(int(number), info.size, info.modified))
-        return found
-
-    def output_size(self, number: int) -> int | None:
-        """Bytes of that part; None before there is one."""
-        try:
-            return self.job.store.size(self._output_key(number))
-        except ObjectMissing:
-            return None
-
-    def read_output_part(self, number: int) -> bytes:
-        """That part. Raises `ObjectMissing`."""
-        return self.job.store.read(self._output_key(number))
-
-    def read_output(self) -> bytes:
-        """Everything that the workload printed."""
-        return b"".join(self.read_output_part(part.number) for part in self.list_output())
-
-    def _output_key(self, number: int) -> str:
-        return f"{self._prefix}/output/{number:06d}.log"
+    @property
+    def output(self) -> AttemptOutput:
+        """What the workload printed; nothing is read before one of its methods is called."""
+        return AttemptOutput(self.job.store, f"{self._prefix}/output")
 
     def _create(self, name: str, record: Record) -> None:
         self.job.store.create_model(f"{self._prefix}/{name}.json", record)

@@ -10,7 +10,8 @@ from datetime import datetime
 from itertools import repeat
 
 from crucible.errors import ObjectMissing
-from crucible.jobs.job import Attempt, Job, OutputPart
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.output import OutputPart
 from crucible.jobs.records import now
 
 LOOK_SECONDS = 1.0
@@ -75,18 +76,18 @@ class PrintedLines:
             place = self._places[source.number] = _Place(part=-1)
             yield from self._read_all(source, place)
         while True:
-            size = source.output_size(place.part)
+            size = source.output.read_size(place.part)
             if size is not None and size > place.offset:
-                new = source.read_output_part(place.part)[place.offset :]
+                new = source.output.read_part(place.part)[place.offset :]
                 place.offset += len(new)
                 yield from _lines(source.number, place, new, now())
-            if source.output_size(place.part + 1) is None:
+            if source.output.read_size(place.part + 1) is None:
                 return
             place.part, place.offset = place.part + 1, 0
 
     def _read_all(self, source: Attempt, place: _Place) -> Iterator[PrintedLine]:
         """What is there at the first look, several objects at a time: a training of days has thousands."""
-        parts = source.list_output()
+        parts = source.output.list_parts()
         wanted = [part for part in parts if self.since is None or part.at >= self.since]
         with ThreadPoolExecutor(PARALLEL_READS, thread_name_prefix="output") as pool:
             for first in range(0, len(wanted), PARALLEL_READS):
@@ -107,7 +108,7 @@ class PrintedLines:
 
 def _read_part(source: Attempt, part: OutputPart) -> bytes:
     try:
-        return source.read_output_part(part.number)
+        return source.output.read_part(part.number)
     except ObjectMissing:  # cleaned up meanwhile
         return b""
 

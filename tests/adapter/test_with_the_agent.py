@@ -67,7 +67,7 @@ def test_a_foreign_script_is_carried_resumed_and_reported(job: Job, tmp_path: Pa
     third = attempt(job, 3, tmp_path, f"--max_iters={newest.step + 6}")
     assert third.end_reason is EndReason.COMPLETED
     assert third.committed_step == newest.step + 5 - newest.step % 5
-    output = job.attempt(3).read_output().decode()
+    output = job.attempt(3).output.read().decode()
     assert "Resuming training from out" in output
     losses = [json.loads(line) for line in job.attempt(3).metrics()]
     assert {line["step"] for line in losses if "train_loss" in line} == set(range(newest.step, newest.step + 7))

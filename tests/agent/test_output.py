@@ -33,7 +33,7 @@ def test_all_output_is_kept_and_the_whole_traceback_reaches_people(job: Job, tmp
     observer = Recorder()
     outcome = run_attempt(launched(job, 1), plan(tmp_path, [sys.executable, "-S", "-c", FAILING]), observer)
     assert outcome.message == "the workload failed with exit code 1: ValueError: no such column: b"
-    kept = job.attempt(1).read_output().decode().splitlines()
+    kept = job.attempt(1).output.read().decode().splitlines()
     assert kept[:3000] == [f"line {number}" for number in range(3000)]
     (tail,) = observer.messages("last-lines")
     lines = tail.splitlines()
@@ -50,7 +50,7 @@ def test_output_beyond_the_most_that_is_kept_is_named(job: Job, monkeypatch: pyt
         kept.add(f"line {number}")
     kept.close(30.0)
     end = "[the rest is left out: 10 bytes of one attempt are kept]"
-    assert attempt.read_output().decode().splitlines() == ["line 0", "line 1", end]
+    assert attempt.output.read().decode().splitlines() == ["line 0", "line 1", end]
 
 
 def last(*lines: str) -> LastLines:

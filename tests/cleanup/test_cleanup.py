@@ -71,7 +71,7 @@ def make_job(store: Store, name: str, kind: str) -> None:
     if kind != "live":
         outcome = Outcome(end_reason=EndReason.COMPLETED, message="completed")
         job.store.write_model("attempts/0001/outcome.json", outcome)
-    job.attempt(1).write_output(0, b"step 1\n")
+    job.attempt(1).output.write(0, b"step 1\n")
     job.attempt(1).append_metrics(0, b'{"step": 1, "train_loss": 2.0}\n')
     for step in STEPS:
         losses = {} if kind == "script" else {"val_loss": 1.0 + (step - BEST) ** 2}

@@ -268,7 +268,7 @@ def test_a_terminal_keeps_the_whole_traceback_of_a_script_that_failed(
     job.decide(Launch(number=1, pool="local", reason="test"))
     frames = [f'  File "/a/{"long/" * 40}train.py", line {number}, in deeper' for number in range(30)]
     printed = ["loaded"] * 400 + ["Traceback (most recent call last):", *frames, "ValueError: no such column"]
-    job.attempt(1).write_output(0, "".join(f"{line}\n" for line in printed).encode())
+    job.attempt(1).output.write(0, "".join(f"{line}\n" for line in printed).encode())
     monkeypatch.setattr(
         "crucible.local.follow.follow", lambda *_: iter([Standing("FAILED", "exit code 1: ValueError", None)])
     )

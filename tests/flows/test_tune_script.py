@@ -85,13 +85,13 @@ def test_a_script_is_searched_by_its_own_metric_and_the_rungs_of_its_own_saves(
     assert ends == [EndReason.PAUSED, EndReason.COMPLETED]
     assert len(Job(store, "own-preprocess").attempts()) == 1, "once for all trials"
     evaluated = Job(store, f"{best.job_id}-evaluate-local")
-    assert b'evaluated {"step": 9}' in evaluated.attempt(1).read_output()
+    assert b'evaluated {"step": 9}' in evaluated.attempt(1).output.read()
     assert {cost.stage for cost in attempt_costs(store, {}) if cost.sweep == "own"} == {
         "preprocess",
         "train",
         "evaluate",
     }
-    assert b"--resume" not in job.attempt(1).read_output()
+    assert b"--resume" not in job.attempt(1).output.read()
     assert job.attempt(2).read_start().step == 3  # type: ignore[union-attr]
     with get_client(sync_client=True) as client:
         page = next(str(a.data) for a in client.read_artifacts() if a.key == "sweep-own")

@@ -54,27 +54,27 @@ def test_a_line_arrives_soon_and_objects_stay_few(job: Job) -> None:
         until(partial(arrived, number + 1))
     output.close(10)
     assert read == [f"line {number}" for number in range(60)]
-    assert [part.number for part in job.attempt(1).list_output()] == [0, 1]
+    assert [part.number for part in job.attempt(1).output.list_parts()] == [0, 1]
     assert not troubles
-    assert job.attempt(1).read_output() == b"".join(b"line %d\n" % number for number in range(60))
+    assert job.attempt(1).output.read() == b"".join(b"line %d\n" % number for number in range(60))
 
 
 def test_attempts_follow_each_other_and_a_line_without_an_end_comes_last(job: Job, store: Store) -> None:
-    job.attempt(1).write_output(0, b"one\ntw")
+    job.attempt(1).output.write(0, b"one\ntw")
     lines = PrintedLines(job)
     assert [(line.attempt, line.text) for line in lines.read_new()] == [(1, "one")]
-    job.attempt(1).write_output(0, b"one\ntwo\nthr")
-    job.attempt(1).write_output(1, b"ee\ncut")
+    job.attempt(1).output.write(0, b"one\ntwo\nthr")
+    job.attempt(1).output.write(1, b"ee\ncut")
     assert [line.text for line in lines.read_new()] == ["two", "three"]
     end(job, 1)
-    job.attempt(2).write_output(0, b"again\n")
+    job.attempt(2).output.write(0, b"again\n")
     assert [(line.attempt, line.text) for line in lines.read_new()] == [(1, "cut"), (2, "again")]
     assert logs(store) == ["1 | one", "1 | two", "1 | three", "1 | cut", "2 | again"]
 
 
 def test_attempt_pattern_and_form(job: Job, store: Store) -> None:
-    job.attempt(1).write_output(0, b"step 1: loss 2.5\n\x1b[31mstep 2: loss nan\x1b[0m\n")
-    job.attempt(2).write_output(0, b"step 3: loss 2.1\n")
+    job.attempt(1).output.write(0, b"step 1: loss 2.5\n\x1b[31mstep 2: loss nan\x1b[0m\n")
+    job.attempt(2).output.write(0, b"step 3: loss 2.1\n")
     assert logs(store, "--grep", "loss [0-9]") == ["1 | step 1: loss 2.5", "2 | step 3: loss 2.1"]
     assert logs(store, "--attempt", "1", "--raw") == ["step 1: loss 2.5", "step 2: loss nan"]
     printed = [json.loads(line) for line in logs(store, "--json", "--attempt", "2")]
@@ -87,7 +87,7 @@ def test_attempt_pattern_and_form(job: Job, store: Store) -> None:
 
 def test_since_leaves_out_what_was_written_before(job: Job, store: Store) -> None:
     for number, text in enumerate((b"old\n", b"new\n")):
-        job.attempt(1).write_output(number, text)
+        job.attempt(1).output.write(number, text)
     hour_ago = time.time() - 3600
     os.utime(Path(store.uri.removeprefix("file://"), "jobs/printing/attempts/0001/output/000000.log"), (hour_ago,) * 2)
     assert logs(store, "--since", "10m") == ["1 | new"]
@@ -95,8 +95,8 @@ def test_since_leaves_out_what_was_written_before(job: Job, store: Store) -> Non
 
 
 def test_following_ends_with_the_attempt(job: Job, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    job.attempt(1).write_output(0, b"first\n")
-    steps: list[Callable[[], None]] = [lambda: job.attempt(1).write_output(0, b"first\nsecond\n"), lambda: end(job, 1)]
+    job.attempt(1).output.write(0, b"first\n")
+    steps: list[Callable[[], None]] = [lambda: job.attempt(1).output.write(0, b"first\nsecond\n"), lambda: end(job, 1)]
     monkeypatch.setattr("crucible.jobs.printed.time", SimpleNamespace(sleep=lambda _: steps.pop(0)()))
     assert logs(store, "-f", "--attempt", "1") == ["1 | first", "1 | second"]
     assert not steps

@@ -73,8 +73,8 @@ def test_a_job_that_failed_shows_what_it_printed_last_with_the_traceback_whole(s
     attempt = past.attempt(0, 10, [])
     frames = [f'  File "train.py", line {number}, in deeper' for number in range(30)]
     printed = ["loaded"] * 400 + ["Traceback (most recent call last):", *frames, "ValueError: no such column: ```"]
-    attempt.write_output(0, "".join(f"{line}\n" for line in printed[:410]).encode())
-    attempt.write_output(1, "".join(f"{line}\n" for line in printed[410:]).encode())
+    attempt.output.write(0, "".join(f"{line}\n" for line in printed[:410]).encode())
+    attempt.output.write(1, "".join(f"{line}\n" for line in printed[410:]).encode())
     past.status(JobState.FAILED, "ValueError: no such column")
 
     page = job_report(past.job)

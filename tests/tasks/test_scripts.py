@@ -78,7 +78,7 @@ def attempt(job: Job, tmp_path: Path) -> Outcome:
 
 
 def printed(job: Job) -> str:
-    return job.attempt(1).read_output().decode()
+    return job.attempt(1).output.read().decode()
 
 
 def test_a_folder_runs_in_a_fresh_copy_and_is_evaluated_in_another(folder: Path, store: Store, tmp_path: Path) -> None:
