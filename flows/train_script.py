@@ -12,7 +12,8 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 
-from crucible.jobs.records import JobSpec, now, stage_name
+from crucible.jobs.records import JobSpec, now
+from crucible.jobs.stage_records import stage_name
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.overflow import OverflowPolicy
 from crucible.placement.script import place_script

@@ -16,7 +16,8 @@ from prefect.logging import get_run_logger
 from crucible.errors import ConfigError, CrucibleError, StoreError
 from crucible.formatting import money
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, StageRun, stage_name
+from crucible.jobs.records import JobSpec
+from crucible.jobs.stage_records import StageRun, stage_name
 from crucible.jobs.status import JobState, JobStatus
 from tasks.supervising import SupervisedJob
 

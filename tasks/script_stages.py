@@ -14,7 +14,8 @@ from prefect.exceptions import TerminationSignal
 
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
-from crucible.jobs.records import Limits, StageRun, now, stage_name
+from crucible.jobs.records import Limits, now
+from crucible.jobs.stage_records import StageRun, stage_name
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.placement.choice import Choice
 from crucible.placement.overflow import OverflowPolicy

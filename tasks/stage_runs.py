@@ -24,7 +24,8 @@ from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
 from crucible.errors import CrucibleError, ServiceError
 from crucible.formatting import money
-from crucible.jobs.records import JobSpec, Launch, StageRun, now
+from crucible.jobs.records import JobSpec, Launch, now
+from crucible.jobs.stage_records import StageRun
 from crucible.local.pool_commands import COMMANDS
 from crucible.placement.script import place_script
 from crucible.pools.skypilot import offers as skypilot_offers

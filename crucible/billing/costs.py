@@ -19,7 +19,8 @@ from crucible.catalog.offers import Offer
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome, StageRun
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
+from crucible.jobs.stage_records import StageRun
 from crucible.store import Store
 
 logger = logging.getLogger(__name__)

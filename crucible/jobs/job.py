@@ -58,11 +58,11 @@ from crucible.jobs.records import (
     Outcome,
     Record,
     Rendezvous,
-    StageRun,
     Start,
     StopRequest,
     Supervisor,
 )
+from crucible.jobs.stage_records import StageRun
 from crucible.store import Store
 
 

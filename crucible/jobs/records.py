@@ -178,11 +178,6 @@ class JobSpec(Record):
         return self.script.total_steps if self.script else None
 
 
-def stage_name(of: str, stage: str) -> str:
-    """The name of the job that a stage of a script's job or sweep is."""
-    return f"{of[:40]}-{stage}"
-
-
 class Limits(Record):
     """How much may be spent on a job before a person is asked."""
 
@@ -364,29 +359,6 @@ class Outcome(Record):
         if not self.end_reason.saves or (self.saved is None and self.decided_by != "agent"):
             return self.end_reason.label
         return f"{self.end_reason.label}, {'nothing new saved' if self.saved is False else 'saved'}"
-
-
-class StageRun(Record):
-    """A stage before or after the training, on a machine that somebody pays for.
-
-    A stage of a script is a job with a bill of its own, which `job` names. Any other is a flow run, and this is its
-    bill.
-    """
-
-    fix = "delete it: the stage is then missing from the job's bill"
-
-    name: str
-    """Of the record: the flow run's id, or the job's."""
-    stage: str
-    pool: ShownText
-    job: str = ""
-    instance: ShownText = ""
-    usd_per_hour: float = 0.0
-    seconds: float = 0.0
-    cost_usd: float = 0.0
-    end: ShownText = ""
-    """Empty while it runs."""
-    started_at: datetime = Field(default_factory=now)
 
 
 class StopRequest(Record):

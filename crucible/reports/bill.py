@@ -8,7 +8,7 @@ from crucible.billing.costs import MICRO, on_demand_micro_usd
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
 from crucible.formatting import UNKNOWN, duration, markdown_table, money
-from crucible.jobs.records import StageRun
+from crucible.jobs.stage_records import StageRun
 from crucible.reports.summary import AttemptSummary, JobSummary
 
 

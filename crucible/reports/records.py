@@ -9,7 +9,8 @@ from typing import Protocol, TypeVar
 from crucible.errors import RecordDamaged
 from crucible.estimate.history import PlannedCost, read_plan
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Limits, Outcome, StageRun, Start
+from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Limits, Outcome, Start
+from crucible.jobs.stage_records import StageRun
 from crucible.jobs.status import JobStatus, status_of
 
 R = TypeVar("R")

@@ -11,7 +11,8 @@ from crucible.billing.costs import attempt_usd_per_hour
 from crucible.estimate.history import PlannedCost
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, Row
-from crucible.jobs.records import EndReason, JobSpec, Limits, StageRun
+from crucible.jobs.records import EndReason, JobSpec, Limits
+from crucible.jobs.stage_records import StageRun
 from crucible.jobs.status import JobState
 from crucible.reports.records import AttemptRecords, JobRecords, read_records
 from crucible.supervision.retry_policy import STARTED_AGAIN

@@ -17,7 +17,8 @@ from typing import Any
 from pydantic import Field
 
 from crucible.config import TrainConfig
-from crucible.jobs.records import CodePackage, Record, ShownText, now, stage_name
+from crucible.jobs.records import CodePackage, Record, ShownText, now
+from crucible.jobs.stage_records import stage_name
 from crucible.jobs.status import JobState
 from crucible.resources import Resources
 from crucible.script_config import EvaluateStage, PreprocessStage, ScriptConfig

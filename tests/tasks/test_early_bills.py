@@ -7,7 +7,8 @@ import pytest
 from crucible.billing.costs import attempt_costs
 from crucible.errors import ServiceError
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, StageRun
+from crucible.jobs.records import JobSpec
+from crucible.jobs.stage_records import StageRun
 from crucible.reports import job_report
 from crucible.reports.overview import OverviewReader
 from crucible.store import Store

@@ -11,7 +11,8 @@ import pytest
 
 from crucible.billing.costs import attempt_costs
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Limits, StageRun
+from crucible.jobs.records import JobSpec, Limits
+from crucible.jobs.stage_records import StageRun
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.choice import Choice
 from crucible.placement.script import place_script

@@ -15,7 +15,8 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Completed, Crashed, Failed, Running
 
 from crucible.errors import ServiceError
-from crucible.jobs.records import JobSpec, Launch, StageRun, now
+from crucible.jobs.records import JobSpec, Launch, now
+from crucible.jobs.stage_records import StageRun
 from crucible.resources import Resources
 from tasks import deployment_runs, stage_runs
 from tests.supervision.deployed import deployed_run, state_of
