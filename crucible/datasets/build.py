@@ -14,7 +14,6 @@ import hashlib
 import json
 import logging
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,14 +45,12 @@ from crucible.datasets.sources import (
     limited,
     open_source,
 )
-from crucible.datasets.text import Document, NotUtf8, Span, code_points, read_pieces
+from crucible.datasets.text import Document, NotUtf8, code_points, read_pieces
+from crucible.datasets.tokenizer_choice import BPE_SAMPLE_BYTES, given_tokenizer, make_tokenizer
 from crucible.datasets.tokenizers import Tokenizer
-from crucible.datasets.tokenizers.bpe import BpeTokenizer, gpt2_bpe, train_bpe
-from crucible.datasets.tokenizers.byte import ByteTokenizer
 from crucible.datasets.tokenizers.char import CharTokenizer
-from crucible.datasets.tokenizers.files import TOKENIZER_FILE, load_tokenizer
+from crucible.datasets.tokenizers.files import TOKENIZER_FILE
 from crucible.errors import DataError, ObjectExists, ObjectMissing, RecordDamaged
-from crucible.home import local_path
 from crucible.store import Store
 
 logger = logging.getLogger(__name__)
@@ -63,10 +60,6 @@ FORMAT_VERSION = 1
 
 READER_VERSION = 1
 """Part of the digest of text that is not used as its bytes lie there (`formats`)."""
-
-BPE_SAMPLE_BYTES = 8 << 20
-"""How much text byte-pair merges are learned from, spread evenly over the training split. More text hardly improves the
-merges (a tenth of 80 MB: 3.37 instead of 3.49 bytes per token) and takes time and memory in proportion."""
 
 _CODE_POINTS = 0x110000
 
@@ -126,7 +119,7 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
         raise DataError(f"source {config.label} is empty; give a source that holds text")
     characters, counts = _read_through(documents, progress)
     spans = split_text(documents, characters, config.val_fraction)
-    tokenizer = _make_tokenizer(config, counts, spans["train"], len(documents), progress)
+    tokenizer = make_tokenizer(config, counts, spans["train"], len(documents), progress)
     replaced = tokenizer.missing(counts) if isinstance(tokenizer, CharTokenizer) else 0
     return Plan(
         digest=digest,
@@ -310,43 +303,6 @@ def _reading(kinds: list[FileKind], config: DatasetConfig) -> dict[str, Any]:
     return {"reader": READER_VERSION, **field}
 
 
-def _make_tokenizer(
-    config: DatasetConfig, counts: np.ndarray, train: list[Span], documents: int, progress: ProgressCallback
-) -> Tokenizer:
-    if config.tokenizer == "char":
-        separator = "\n" if documents > 1 else ""
-        return CharTokenizer.from_counts(counts, config.vocab_size or DEFAULT_CHARACTERS, always=separator)
-    if config.tokenizer == "byte":
-        return ByteTokenizer()
-    if config.tokenizer == "bpe":
-        return train_bpe(_sample(train, progress), config.vocab_size or DEFAULT_BPE_TOKENS)
-    if config.tokenizer == "gpt2":
-        return gpt2_bpe()
-    given = _given_tokenizer(config)
-    if isinstance(given, BpeTokenizer):
-        given.require_pieces(str(config.tokenizer_file))
-    return given
-
-
-def _given_tokenizer(config: DatasetConfig) -> Tokenizer:
-    assert config.tokenizer_file is not None  # the config's own check
-    return load_tokenizer(local_path(config.tokenizer_file, "tokenizer_file"))
-
-
-def _sample(spans: list[Span], progress: ProgressCallback) -> Iterator[str]:
-    """Text of the spans up to `BPE_SAMPLE_BYTES`, in pieces spread evenly over them."""
-    total = sum(span.length for span in spans)
-    share = min(1.0, BPE_SAMPLE_BYTES / total)
-    due = taken = 0.0
-    for span in spans:
-        for piece in read_pieces(span.document, span.start, span.end, 1 << 16):
-            due += len(piece) * share
-            if taken < due:
-                taken += len(piece)
-                progress(Progress("learn merges", int(taken), int(total * share)))
-                yield piece
-
-
 def _options(config: DatasetConfig) -> dict[str, Any]:
     """What decides the tokens besides the text. Patterns are not in it: they decide which text it is."""
     options: dict[str, Any] = {
@@ -368,7 +324,7 @@ def _options(config: DatasetConfig) -> dict[str, Any]:
     elif config.tokenizer == "char":
         options["vocab_size"] = config.vocab_size or DEFAULT_CHARACTERS
     elif config.tokenizer == "file":
-        options["tokenizer"] = hashlib.sha256(_given_tokenizer(config).to_json().encode()).hexdigest()
+        options["tokenizer"] = hashlib.sha256(given_tokenizer(config).to_json().encode()).hexdigest()
     return options
 
 
