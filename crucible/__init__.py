@@ -12,7 +12,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PLACES = {
-    **dict.fromkeys(("JobHandle", "Status", "job", "submit", "sweep"), "crucible.api"),
+    **dict.fromkeys(("JobHandle", "Status"), "crucible.job_handle"),
+    **dict.fromkeys(("job", "submit", "sweep"), "crucible.api"),
     "Limits": "crucible.jobs.records",
     "RunConfig": "crucible.run_config",
     "ScriptConfig": "crucible.script_config",

@@ -13,9 +13,9 @@ from typing import Any
 PAGE = Path(__file__).parents[1] / "docs" / "python-api.md"
 
 CONTENT = {
-    "Start and follow": ("crucible.api", ["submit", "job", "JobHandle", "Status"]),
+    "Start and follow": ("crucible", ["submit", "job", "JobHandle", "Status"]),
     "Estimate": ("crucible.estimate.request", ["estimate"]),
-    "Sweeps": ("crucible.api", ["sweep"]),
+    "Sweeps": ("crucible", ["sweep"]),
     "In a training script": ("crucible.workload", ["resume_or_start", "Run"]),
 }
 """Section: the module, and the names in it."""
