@@ -17,7 +17,7 @@ only one on the machine that talks to the store. It imports neither torch nor Pr
     output.py              keeps all that it prints; last_lines.py says why it failed
     nodes.py               several nodes: who they are, and the first one's watch over the others
     member.py              the agent of a node that is not the first; torchrun.py starts a node's processes
-    exit_classification.py why an attempt ended
+    exit_classification.py why an attempt ended, also by what the pool and the other nodes know
     metrics.py             reads what the workload reports
     cost_meter.py          what the attempt has cost so far
     observer.py            who is shown what happens

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from crucible.agent.cost_meter import CostMeter
-from crucible.agent.exit_classification import classify_exit, unexplained, was_saved
+from crucible.agent.exit_classification import classify_exit, committed_step, explain, was_saved
 from crucible.agent.metrics import MetricsFile, MetricsRelay, numbers
 from crucible.agent.nodes import NodeWatch
 from crucible.agent.notices import Notice
@@ -335,33 +335,19 @@ class _AttemptRun:
             if not isinstance(step, int):
                 continue
             found = numbers(values)
-            status = self.status
-            if step > self.state.start_step and status.first_step_after_seconds is None:
-                status = replace(status, first_step_after_seconds=round(self.meter.seconds(), 3))
             if self._interval:
-                self._measure_saves(self._interval, found)
-            shown = {k: v for k, v in found.items() if not k.startswith("checkpoint_")}
-            self.status = replace(status, step=max(status.step, step), metrics={**status.metrics, **shown})
+                self._interval.reported(found)
+            self.status = self.status.advanced(step, found, self.state.start_step, self.meter.seconds())
             self._publish()
             self.observer.metrics(step, found)
-
-    @staticmethod
-    def _measure_saves(interval: SaveInterval, found: dict[str, float]) -> None:
-        own = found.get("checkpoint_interval_seconds")
-        if own is not None:
-            interval.measured_own_interval(own)
-        if "checkpoint_stall_seconds" in found or own is not None:
-            stall = found.get("checkpoint_stall_seconds", 0.0)
-            interval.measured(stall, found.get("checkpoint_write_seconds", 0.0))
 
     # The end
 
     def _conclude(self) -> Outcome:
         self._read_metrics()
-        if unexplained(self.state, self.plan.launch.stop_at_step) and (notice := self.plan.explain()) is not None:
-            self.state = replace(self.state, notice=notice)
+        self.state, notices = explain(self.state, self.plan, self._nodes)
+        for notice in notices:
             self.journal.notice(notice)
-        self._explain_by_other_nodes()
         reason, message = classify_exit(self.state, self.plan.launch.stop_at_step)
         if self.state.uncommitted is not None:
             self.journal.trouble("store", f"the last checkpoint could not be committed: {self.state.uncommitted}")
@@ -370,20 +356,6 @@ class _AttemptRun:
         if self.state.failure is not None and self.state.fenced is None and not unfit:
             raise self.state.failure
         return outcome
-
-    def _explain_by_other_nodes(self) -> None:
-        """A workload whose peer is gone fails, too: what counts is why the peer went."""
-        end = self.state.end
-        failed = end is not None and end.end_reason in (EndReason.FAILED, EndReason.KILLED)
-        if self._nodes is None or end is None or not failed or self.state.fenced or self.state.failure:
-            return
-        if self.state.notice is not None:  # the processes are killed, or lose each other, one after the other
-            self.state = replace(self.state, end=replace(end, end_reason=EndReason.KILLED))
-            return
-        explained, notice = self._nodes.explain(end)
-        self.state = replace(self.state, end=explained, notice=notice)
-        if notice is not None:
-            self.journal.notice(notice)
 
     def _record(self, reason: EndReason, message: str) -> Outcome:
         while not self._items.empty():
@@ -394,7 +366,7 @@ class _AttemptRun:
             end_reason=reason,
             message=message,
             step=self.status.step,
-            committed_step=self._committed_step(reason),
+            committed_step=committed_step(self.state, reason, self._newest, self.plan.total_steps),
             exit_code=self.state.end.exit_code if self.state.end else None,
             seconds=round(self.meter.seconds(), 3),
             cost_usd=self.meter.usd(),
@@ -416,14 +388,6 @@ class _AttemptRun:
             standing = outcome  # what this process did, whatever was decided about it meanwhile
         self.observer.event("ended", f"{standing.label}: {standing.message}", end_reason=standing.end_reason)
         return standing
-
-    def _committed_step(self, reason: EndReason) -> int:
-        """The last checkpoint of a finished script has its outputs, and a number of its own after the last save's."""
-        total, step = self.plan.total_steps, self.state.committed_step
-        if reason is not EndReason.COMPLETED:
-            return step
-        shown = step if self._newest is None else self._newest.shown_step
-        return shown if total is None else min(shown, total)
 
     def _leave(self) -> None:
         if self._watching:

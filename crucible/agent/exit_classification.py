@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from crucible.agent.nodes import NodeWatch
+from crucible.agent.notices import Notice
+from crucible.agent.plan import AttemptPlan
 from crucible.agent.states import State
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.contract import EXIT_SAVED
 from crucible.errors import LocalDiskError, MachineUnfit, SourceUnreachable, StoreUnavailable
 from crucible.jobs.records import EndReason
@@ -42,6 +48,33 @@ def unexplained(state: State, stop_at_step: int | None) -> bool:
         return state.notice is not None
     reached = stop_at_step is not None and state.committed_step >= stop_at_step
     return state.end.end_reason in (EndReason.INTERRUPTED, EndReason.KILLED) and not reached
+
+
+def explain(state: State, plan: AttemptPlan, nodes: NodeWatch | None) -> tuple[State, list[Notice]]:
+    """The state with what the pool and the other nodes know of the end, and the notices that they had.
+
+    A workload whose peer is gone fails, too: what counts is why the peer went.
+    """
+    notices = []
+    if unexplained(state, plan.launch.stop_at_step) and (notice := plan.explain()) is not None:
+        state = replace(state, notice=notice)
+        notices.append(notice)
+    end = state.end
+    failed = end is not None and end.end_reason in (EndReason.FAILED, EndReason.KILLED)
+    if nodes is None or end is None or not failed or state.fenced or state.failure:
+        return state, notices
+    if state.notice is not None:  # the processes are killed, or lose each other, one after the other
+        return replace(state, end=replace(end, end_reason=EndReason.KILLED)), notices
+    explained, found = nodes.explain(end)
+    return replace(state, end=explained, notice=found), [*notices, *([found] if found else [])]
+
+
+def committed_step(state: State, reason: EndReason, newest: Checkpoint | None, total_steps: int | None) -> int:
+    """The last checkpoint of a finished script has its outputs, and a number of its own after the last save's."""
+    if reason is not EndReason.COMPLETED:
+        return state.committed_step
+    shown = state.committed_step if newest is None else newest.shown_step
+    return shown if total_steps is None else min(shown, total_steps)
 
 
 def was_saved(state: State) -> bool:

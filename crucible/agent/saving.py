@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,15 @@ class SaveInterval:
         self.figures.stall_seconds.append(stall_seconds)
         self.figures.write_seconds.append(write_seconds)
         self._choose()
+
+    def reported(self, figures: Mapping[str, float]) -> None:
+        """The workload reported these metrics; some of them are what its saves cost."""
+        own = figures.get("checkpoint_interval_seconds")
+        if own is not None:
+            self.measured_own_interval(own)
+        if "checkpoint_stall_seconds" in figures or own is not None:
+            stall = figures.get("checkpoint_stall_seconds", 0.0)
+            self.measured(stall, figures.get("checkpoint_write_seconds", 0.0))
 
     def measured_own_interval(self, seconds: float) -> None:
         """A script that saves when it likes has saved again; `seconds` between its saves."""

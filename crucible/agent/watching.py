@@ -11,7 +11,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from crucible.agent.cost_meter import CostMeter
 from crucible.agent.metrics import MetricsRelay
@@ -51,6 +51,16 @@ class Status:
     saving: Mapping[str, float] = field(default_factory=dict)
     spent_before_usd: float | None = None
     """What the job's earlier attempts cost; None until it has been read."""
+
+    def advanced(self, step: int, metrics: Mapping[str, float], start_step: int, seconds: float) -> Status:
+        """After the workload reported that step, `seconds` after the claim; `saving` has what saves cost."""
+        first = self.first_step_after_seconds
+        if first is None and step > start_step:
+            first = round(seconds, 3)
+        shown = {name: value for name, value in metrics.items() if not name.startswith("checkpoint_")}
+        return replace(
+            self, step=max(self.step, step), metrics={**self.metrics, **shown}, first_step_after_seconds=first
+        )
 
 
 Post = Callable[[Notice | Fenced | Trouble | LimitsRead], None]
