@@ -13,7 +13,8 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.status import JobState, status_of
 from crucible.rehearsal.drill.stage import Stage, local_stage
-from tests.flows.test_pipeline import eventually, final_state, require_within_cap
+from tests.flows.staged import eventually, final_state
+from tests.flows.test_pipeline import require_within_cap
 
 CAP = 0.05
 SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "threads": 1}

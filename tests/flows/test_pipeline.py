@@ -9,8 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -30,7 +29,7 @@ from crucible.cli.main import build_app
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits
 from crucible.jobs.status import JobState, status_of
-from crucible.local.access import connect, prefect_settings
+from crucible.local.access import prefect_settings
 from crucible.local.state import PROJECT, State
 from crucible.rehearsal.drill.drill import Drill, DrillResult
 from crucible.rehearsal.drill.plan import chosen
@@ -44,9 +43,10 @@ from crucible.trackers.records import read_records
 from flows.train_nanogpt import train_nanogpt
 from tasks.ending import Ended
 from tasks.launching import PrefectLauncher
-from tests.agent.harness import SCRIPTED, newest, scripted
+from tests.agent.harness import SCRIPTED, newest
 from tests.agent.runner import Silent
 from tests.agent.scripted import weights_after
+from tests.flows.staged import api, cancel, eventually, final_state, heartbeat_of, require_cancelled, start_endless
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -76,39 +76,6 @@ def drill(stage: Stage) -> Iterator[Future[DrillResult]]:
     harmless = replace(stage, faults=chosen(stage.faults, "kill-in-save,kill-all"))
     with ThreadPoolExecutor(1) as executor:
         yield executor.submit(Drill(harmless, kills=2, seed=3, workload=Trainer(seconds_between_faults=2.5)).run)
-
-
-def api(stage: Stage, method: str, path: str, **arguments: Any) -> Any:
-    with connect(stage.home, State.load(stage.home).api_url or "", seconds=60) as client:
-        response = client.request(method, path, **arguments)
-    response.raise_for_status()
-    return response.json()
-
-
-def start_endless(stage: Stage, job: str, **given: str) -> str:
-    """A run of `train-script` as the UI starts it, of a workload that waits most of the time; returns its id."""
-    deployment = api(stage, "GET", "/deployments/name/train-script/train-script")["id"]
-    command = shlex.join(scripted(steps=1_000_000, every=10, seconds=0.1))
-    parameters = {"command": command, "job": job, "project": "demo", "owner": "ada", **given}
-    run = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
-    return str(api(stage, "POST", f"/deployments/{deployment}/create_flow_run", json=run)["id"])
-
-
-def eventually(holds: Callable[[], Any], what: str, seconds: float = 400, look_seconds: float = 0.1) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := holds()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
-        time.sleep(look_seconds)
-    return found
-
-
-def final_state(stage: Stage, run: str) -> dict[str, Any]:
-    def ended() -> dict[str, Any] | None:
-        state = api(stage, "GET", f"/flow_runs/{run}")["state"]
-        return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else None
-
-    state: dict[str, Any] = eventually(ended, "a final state", look_seconds=0.5)  # each look is a request
-    return state
 
 
 @pytest.fixture(scope="module")
@@ -381,25 +348,6 @@ def test_a_second_start_takes_the_job_over_and_cancel_saves_first_also_without_a
     cancel(stage, second)
     require_cancelled(stage, second, job)
     assert len(job.attempts()) == 1
-
-
-def cancel(stage: Stage, run: str) -> None:
-    """As the UI does it, and `prefect flow-run cancel` as well."""
-    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
-    api(stage, "POST", f"/flow_runs/{run}/set_state", json=cancelling)
-
-
-def require_cancelled(stage: Stage, run: str, job: Job) -> None:
-    """The newest attempt saves, the run is over, and so is the supervisor's heartbeat."""
-    outcome = eventually(lambda: job.attempts()[-1].read_outcome(), "the attempt's end")
-    assert outcome.end_reason is EndReason.CANCELLED
-    assert outcome.committed_step == outcome.step > 0
-    assert final_state(stage, run)["type"] == "CANCELLED"
-    eventually(lambda: not heartbeat_of(stage, run), "its last sign of life")
-
-
-def heartbeat_of(stage: Stage, run: str) -> bool:
-    return run in {beat.flow_run_id for beat in supervisor_heartbeats(stage.store)}
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from flows.parameters import TrainOverrides
 from flows.tune import tune_nanogpt
 from tasks.ending import Ended
 from tests.conftest import PrefectServer
-from tests.flows.test_pipeline import eventually
+from tests.flows.staged import eventually
 from tests.sweeps.carry_out import LADDER, carry_on, carry_out, new_sweep
 
 PROJECT = Path(__file__).parents[2]
