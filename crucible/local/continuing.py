@@ -32,7 +32,6 @@ def continue_job(job: Job, limits: Mapping[str, Any], finish_by: str | None = No
     What it had saved is where it goes on. `limits`: see `change_limits`; `finish_by`: a new deadline with its zone, or
     `none`. Raises `ConfigError` while the job runs, for a stage or a trial, and as `start_again` does.
     """
-    _require_own_life(job)
     status = status_of(job)
     if status is not None and status.state is JobState.RUNNING and is_supervised(job.root, job.job_id):
         raise ConfigError(
@@ -40,6 +39,7 @@ def continue_job(job: Job, limits: Mapping[str, Any], finish_by: str | None = No
         )
     if finish_by is not None and finish_by.lower() != "none":
         moment_to_come(finish_by, now())  # refused here, rather than by the run that it would start
+    _require_own_life(job)
     changes: dict[str, Any] = change_limits(job, limits).model_dump(
         include={"max_cost_usd", "max_hours", "max_attempts"}
     )
