@@ -15,7 +15,7 @@ from moto.events.models import events_backends
 from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from crucible.rehearsal.aws import change_sets, cloudformation
+from crucible.rehearsal.aws import change_sets, cloudformation, prices
 from crucible.rehearsal.aws.machines import Machines
 from crucible.rehearsal.aws.metadata import MetadataService
 from crucible.rehearsal.aws.runs import Run
@@ -32,6 +32,7 @@ class Cloud:
     def __init__(self, settings: Settings) -> None:
         cloudformation.install()
         change_sets.install()
+        prices.install()
         self.settings = settings
         self.timeline: list[dict[str, Any]] = []
         self.expired_keys: set[str] = set()

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from crucible.catalog.ec2 import spot_price
+from crucible.catalog.offers import load_catalog
 from crucible.pools.aws import stack
 from crucible.pools.aws.errors import AwsError
 from crucible.pools.aws.session import Aws
 from crucible.pools.aws.stack import TEMPLATE, StackState
+from crucible.rehearsal.aws.client import AwsRehearsal
 
 
 def group(aws: Aws, name: str) -> dict[str, Any]:
@@ -168,6 +171,13 @@ def load_template() -> dict[str, Any]:
 
     Loader.add_multi_constructor("!", plain)
     return dict(yaml.load(TEMPLATE.read_text(), Loader=Loader))
+
+
+def test_a_rehearsed_machine_costs_what_the_catalog_says(cloud: AwsRehearsal, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cloud.environment.items():
+        monkeypatch.setenv(name, value)
+    prices = {offer.instance: offer.usd_per_hour for offer in load_catalog() if offer.pool == "ec2-spot"}
+    assert spot_price("g4dn.xlarge", "us-east-1b") == prices["g4dn.xlarge"] > 0.05
 
 
 def test_the_budget_watches_ec2(aws: Aws) -> None:
