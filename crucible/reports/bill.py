@@ -30,11 +30,11 @@ def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
         offer, nodes = known.get(f"{entry.pool}/{entry.instance}"), getattr(entry, "nodes", 1)
         on_demand += on_demand_micro_usd(entry.seconds, micro, offer and offer.on_nodes(nodes))
         seconds += entry.seconds
-        machine = (entry.instance or UNKNOWN) + (f" x {nodes}" if nodes > 1 else "")
-        where = [name, entry.pool or UNKNOWN, machine]
-        rows.append([*where, duration(entry.seconds), f"{entry.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"])
-    rows.append(["total", "", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
-    table = markdown_table(["attempt", "pool", "instance", "time", "USD/h", "USD"], rows, numbers=(0, 3, 4, 5))
+        machine = f"{entry.pool or UNKNOWN}<br>{entry.instance or UNKNOWN}" + (f" x {nodes}" if nodes > 1 else "")
+        figures = [duration(entry.seconds), f"{entry.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"]
+        rows.append([name, machine, *figures])
+    rows.append(["total", "", duration(seconds), "", f"{paid / MICRO:.6f}"])
+    table = markdown_table(["attempt", "machine", "time", "USD/h", "USD"], rows, numbers=(2, 3, 4))
     remarks = [_saved(paid, on_demand), _extra(summary.attempts), _left(summary), _unplanned(summary.attempts)]
     return "\n\n".join([table, *filter(None, remarks)])
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from html import escape
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from markdown_it.rules_inline import StateInline
+
+BREAK = "<br>"
 _STYLE = """
 :root { color-scheme: light dark; --line: #7d859050; --ink: #1f2328; --page: #ffffff; --code: #7d859018; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --page: #0d1117; } }
@@ -20,10 +25,11 @@ img { max-width: 100%; height: auto; }
 
 
 def html_page(markdown: str, title: str) -> str:
-    """The page; HTML in the markdown is shown as text, and pictures must be in it as data."""
+    """The page; HTML in the markdown but `<br>` is shown as text, and pictures must be in it as data."""
     from markdown_it import MarkdownIt
 
     parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser.inline.ruler.before("autolink", "line_break", _line_break)
     parser.validateLink = lambda url: url.startswith(("http://", "https://", "data:image/png;base64,", "#"))  # type: ignore[method-assign]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -31,3 +37,13 @@ def html_page(markdown: str, title: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"{parser.render(markdown)}</body>\n</html>\n"
     )
+
+
+def _line_break(state: StateInline, silent: bool) -> bool:
+    """A rule of markdown-it for `<br>`, which cells of tables have instead of line ends."""
+    if not state.src.startswith(BREAK, state.pos):
+        return False
+    if not silent:
+        state.push("hardbreak", "br", 0)
+    state.pos += len(BREAK)
+    return True

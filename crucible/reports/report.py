@@ -187,27 +187,33 @@ def _story(attempt: AttemptSummary) -> str:
 
 
 def attempts_table(attempts: Sequence[AttemptSummary]) -> str:
-    """One line for each attempt, first to last."""
-    headings = ["attempt", "pool", "instance", "from step", "to step", "steps lost", "recovered in", "end", "cost"]
+    """One row for each attempt, first to last. Cells have several lines, so that the table fits on a telephone."""
     rows = [
         [
-            str(a.number),
-            a.pool or UNKNOWN,
-            a.instance or UNKNOWN,
-            _number(a.from_step),
-            _number(a.to_step),
-            _number(a.steps_lost) if a.end_reason else UNKNOWN,
-            duration(a.recovery_seconds) if a.recovery_seconds is not None else UNKNOWN,
+            "<br>".join(filter(None, [f"**{a.number}**", a.pool or UNKNOWN, a.instance])),
+            _steps(a),
             a.end,
             money(a.cost_usd),
         ]
         for a in attempts
     ]
-    return markdown_table(headings, rows, numbers=(0, 3, 4, 5, 6, 8))
+    return markdown_table(["attempt", "steps", "end", "cost"], rows, numbers=(3,))
+
+
+def _steps(attempt: AttemptSummary) -> str:
+    """From where to where, what was lost at the end, and how long the start took."""
+    if attempt.from_step is None:
+        return UNKNOWN
+    lines = [f"{_number(attempt.from_step)} → {_number(attempt.to_step)}"]
+    if attempt.end_reason:
+        lines.append(f"{_number(attempt.steps_lost)} lost")
+    if attempt.recovery_seconds is not None:
+        lines.append(f"recovered in {duration(attempt.recovery_seconds)}")
+    return "<br>".join(lines)
 
 
 def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
-    """One line for each commit that counts, newest first."""
+    """One row for each commit that counts, newest first."""
     best = best_checkpoint(checkpoints)
     rows = []
     for index, checkpoint in enumerate(checkpoints):
@@ -216,17 +222,14 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
         marks += ["with the outputs"] if checkpoint.has_output else []
         rows.append(
             [
-                _number(checkpoint.shown_step),
-                str(checkpoint.attempt),
+                "<br>".join([f"**{_number(checkpoint.shown_step)}**", *marks]),
                 loss_cell(checkpoint),
-                size(checkpoint.bytes),
-                f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC",
-                ", ".join(marks),
+                f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC<br>{size(checkpoint.bytes)}, "
+                f"attempt {checkpoint.attempt}",
                 f"`crucible checkpoints get {checkpoint.job_id} --step {checkpoint.step}`",
             ]
         )
-    headings = ["step", "attempt", "validation loss", "size", "committed", "", "fetch it"]
-    return markdown_table(headings, rows, numbers=(0, 1, 2, 3))
+    return markdown_table(["step", "validation loss", "committed", "fetch it"], rows)
 
 
 def loss_cell(checkpoint: Checkpoint) -> str:

@@ -85,6 +85,8 @@ def test_share_prints_where_the_file_is(two: FileStore, tmp_path: Path) -> None:
 
 def test_text_of_others_is_no_html() -> None:
     page = html_page("# a\n\n<script>alert(1)</script> [x](javascript:alert(1)) ![p](http://a/b)\n", "<b>")
+    table = html_page("| a |\n| --- |\n| one<br>two `<br>` |\n", "a")
+    assert "one<br />\ntwo <code>&lt;br&gt;</code>" in table
 
     assert "<script>" not in page
     assert 'href="javascript' not in page
