@@ -83,7 +83,7 @@ class RunConfig(ScriptSettings):
         description="Where curves are shown, too: tensorboard, mlflow, wandb, trackio, or names of Tracker blocks.",
     )
     store: str = Field("default", min_length=1, description="Name of a Store block, or an address (file://…, s3://…).")
-    project: str = Field("default", description="Whose money it is: shown in cost reports.")
+    project: str = Field("default", description="The project whose budget and cost report count it.")
     owner: str = Field("", description="Who started it: shown in cost reports.")
 
     @model_validator(mode="before")

@@ -38,7 +38,7 @@ OptimizeFor = Annotated[Goal, Field(description="What comes first, for auto.")]
 ResourcesWanted = Annotated[
     Resources, Field(description="GPUs, machine type, memory or image of each attempt, instead of the pool's.")
 ]
-Project = Annotated[str, Field(description="Whose money it is: shown in cost reports.")]
+Project = Annotated[str, Field(description="The project whose budget and cost report count it.")]
 Owner = Annotated[str, Field(description="Who started it: shown in cost reports.")]
 TrackerNames = Annotated[
     str,
@@ -192,7 +192,9 @@ class ScriptSpending(Request):
         description="Where curves are shown, too: tensorboard, mlflow, wandb, trackio, or names of Tracker blocks; "
         "several with commas. Empty: as crucible.yaml says, else nowhere.",
     )
-    project: str = Field("", description="Whose money it is: shown in cost reports. Empty: as crucible.yaml says.")
+    project: str = Field(
+        "", description="The project whose budget and cost report count it. Empty: as crucible.yaml says."
+    )
     owner: str = Field("", description="Who started it: shown in cost reports. Empty: as crucible.yaml says.")
     store: str = Field(
         "",

@@ -12,11 +12,12 @@ from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job,
 def fork(
     job: JobArgument,
     command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- COMMAND…", help="Of a script: its new command line.")
+        list[str] | None, typer.Argument(metavar="-- COMMAND…", help="A script's new command line; default: the job's.")
     ] = None,
-    from_: Annotated[str, typer.Option("--from", help="A step, or best; default: the newest checkpoint.")] = "",
+    from_: Annotated[str, typer.Option("--from", help="Step of a checkpoint, or best; default: the newest.")] = "",
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="name=value: a setting to change; env.NAME=value for a script.")
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: a setting to change; env.NAME=VALUE: a script's variable. Repeatable."),
     ] = None,
     name: Annotated[str, typer.Option(help="The new job's name; default: JOB-from-STEP.")] = "",
     store: StoreOption = None,

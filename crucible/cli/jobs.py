@@ -30,7 +30,7 @@ NOT_IN_TABLE = ("time", "max_iters", "checkpoint_")
 
 def register(app: typer.Typer) -> None:
     """Add the `jobs` commands."""
-    group = typer.Typer(help="Jobs: where they stand, what they cost, how to stop them.", no_args_is_help=True)
+    group = typer.Typer(help="Jobs: list, show, stop, continue and fork them.", no_args_is_help=True)
     group.command("ls")(list_)
     group.command()(show)
     group.command()(metrics)
@@ -80,7 +80,7 @@ def list_(store: StoreOption = None, as_json: JsonOption = False) -> None:
 
 
 def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = False) -> None:
-    """Show one job: where it stands, its attempts and its limits."""
+    """Show one job: its state, attempts, cost and limits."""
     from crucible.checkpoints.commits import Checkpoints
     from crucible.reports import Metrics, summarise
 
@@ -123,12 +123,12 @@ def show(job: JobArgument, store: StoreOption = None, as_json: JsonOption = Fals
 def metrics(
     job: JobArgument,
     last: Annotated[
-        int | None, typer.Option(min=1, help="Only the last so many rows; default: 20, --json: all.")
+        int | None, typer.Option(min=1, help="Only so many of the newest rows; default: 20, with --json all.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print what a job reported, step by step, over all its attempts."""
+    """Print a job's metrics, step by step, over all its attempts."""
     from crucible.reports import Metrics
 
     found = open_job(open_store(store), job)
@@ -150,12 +150,12 @@ def metrics(
 def report(
     job: JobArgument,
     out: Annotated[
-        Path | None, typer.Option(dir_okay=False, help="Write the page, picture included, to this file.")
+        Path | None, typer.Option(dir_okay=False, help="Write the page, pictures included, to this file.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print a job's report as markdown, without its picture; with --out, write it with the picture."""
+    """Print a job's report as Markdown, without its pictures; --out writes it to a file with them."""
     import re
 
     from crucible.errors import ConfigError
@@ -177,11 +177,11 @@ def report(
 
 def stop(
     job: JobArgument,
-    reason: Annotated[str, typer.Option(help="What the records shall say about it.")] = "stopped by a person",
+    reason: Annotated[str, typer.Option(help="The reason to put on record.")] = "stopped by a person",
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Stop a job whatever it is doing, saved where there is something to save; it can be continued later."""
+    """Save and stop a job, whatever it is doing. It can be continued later."""
     from crucible.jobs.records import EndReason, StopRequest
     from crucible.supervision.stop_job import stop_job
 
@@ -195,16 +195,16 @@ def stop(
 
 def limits(
     job: JobArgument,
-    max_cost_usd: Annotated[str | None, typer.Option(help="Dollars over all attempts, or none.")] = None,
-    max_hours: Annotated[str | None, typer.Option(help="Hours since the job was made, or none.")] = None,
-    max_attempts: Annotated[str | None, typer.Option(help="Attempts in all.")] = None,
+    max_cost_usd: Annotated[str | None, typer.Option(help="Cap in US dollars over all attempts, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Cap in hours since the job was created, or none.")] = None,
+    max_attempts: Annotated[str | None, typer.Option(help="Cap on attempts in all; 50 in a new job.")] = None,
     max_attempts_without_progress: Annotated[
-        str | None, typer.Option(help="Attempts in a row that may save nothing new.")
+        str | None, typer.Option(help="Cap on attempts in a row that save nothing new; 2 in a new job.")
     ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show or change what may be spent on a job; a running attempt applies a change within seconds."""
+    """Show a job's limits, or change those that you give; a running attempt applies a change within seconds."""
     from crucible.jobs.limits import change_limits
 
     found = open_job(open_store(store), job)
@@ -223,16 +223,18 @@ def limits(
 
 def continue_(
     job: JobArgument,
-    max_cost_usd: Annotated[str | None, typer.Option(help="The new cap in dollars over all attempts, or none.")] = None,
-    max_hours: Annotated[str | None, typer.Option(help="Hours since the job was made, or none.")] = None,
-    max_attempts: Annotated[str | None, typer.Option(help="Attempts in all.")] = None,
-    finish_by: Annotated[str | None, typer.Option(help="A new deadline with its zone, or none.")] = None,
+    max_cost_usd: Annotated[str | None, typer.Option(help="New cap in US dollars over all attempts, or none.")] = None,
+    max_hours: Annotated[str | None, typer.Option(help="Cap in hours since the job was created, or none.")] = None,
+    max_attempts: Annotated[str | None, typer.Option(help="Cap on attempts in all; 50 in a new job.")] = None,
+    finish_by: Annotated[
+        str | None, typer.Option(help="New deadline, such as 2026-05-07T18:00+02:00, or none.")
+    ] = None,
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Start a job again that stopped at its limits, was cancelled or failed; raise its limits first where given.
+    """Continue a job that stopped at its limits, was cancelled or failed, from its newest checkpoint.
 
-    What it had saved is where it goes on.
+    Limits that you give replace those it had.
     """
     from crucible.local.continuing import continue_job
 

@@ -26,7 +26,7 @@ PANELS = {
     "Train": ("run", "tune", "init", "estimate", "data", "secret"),
     "Watch": ("overview", "jobs", "logs", "sweeps", "compare", "tensorboard", "track"),
     "Models": ("checkpoints", "report", "share", "serve"),
-    "Cost and care": ("cost", "prices", "notify", "prune", "cleanup", "simulate"),
+    "Cost and maintenance": ("cost", "prices", "notify", "prune", "cleanup", "simulate"),
     "Rehearse": ("drill", "rehearse"),
     "Machines": ("docker", "aws", "modal", "slurm", "kubernetes", "sky", "images"),
 }

@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 def run(
     command: options.Command = None,
     pool: options.Pool = None,
-    name: Annotated[str | None, typer.Option(help="The job's name. An existing one is continued.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The job's name; an existing job is continued. Default: the folder and the time.")
+    ] = None,
     max_cost_usd: options.MaxCost = None,
     max_hours: options.MaxHours = None,
     finish_by: options.FinishBy = None,
@@ -46,14 +48,22 @@ def run(
     store: options.StoreName = None,
     folder: options.Folder = Path(),
     config_file: options.ConfigFile = None,
-    follow: Annotated[bool, typer.Option("--follow/--detach", help="Stay until the end, or return at once.")] = True,
+    follow: Annotated[
+        bool, typer.Option("--follow/--detach", help="Follow the job to its end, or return at once.")
+    ] = True,
     sample_log: Annotated[
-        Path | None, typer.Option(help="With --dry-run: try the metrics on this file of printed lines.", exists=True)
+        Path | None,
+        typer.Option(help="Try --metrics on this file of lines that the script printed; start nothing.", exists=True),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
-    """Run a training script of your own, in a copy of its folder, on any pool."""
+    """Run a training script of your own, in a copy of its folder, on any pool.
+
+    Options take precedence over crucible.yaml, which takes precedence over the defaults below.
+    """
     from crucible.local import access
     from crucible.local.run_script import plan_run
 

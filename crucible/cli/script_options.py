@@ -16,36 +16,70 @@ if TYPE_CHECKING:
     from crucible.store import Store
 
 Command = Annotated[
-    list[str] | None, typer.Argument(metavar="-- COMMAND…", help="What to run; without it, crucible.yaml's command.")
+    list[str] | None, typer.Argument(metavar="-- COMMAND…", help="What to run; default: crucible.yaml's command.")
 ]
-Pool = Annotated[str | None, typer.Option(help="local, docker-gpu, ec2-spot, ec2-on-demand, modal, slurm or skypilot.")]
-MaxCost = Annotated[float | None, typer.Option(help="Stop, saved, before it costs more.")]
-MaxHours = Annotated[float | None, typer.Option(help="Stop, saved, after so many hours.")]
-FinishBy = Annotated[str | None, typer.Option(help="Stop, saved, at this time, with its zone.")]
-Project = Annotated[str | None, typer.Option(help="Whose money it is.")]
-Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of each attempt; 0: none.")]
+Pool = Annotated[
+    str | None,
+    typer.Option(
+        help="Work pool: local, docker-gpu, ec2-spot, ec2-on-demand, modal, slurm or skypilot; default: local."
+    ),
+]
+MaxCost = Annotated[
+    float | None, typer.Option(help="Save and stop before the cost exceeds so many US dollars; default: no cap.")
+]
+MaxHours = Annotated[float | None, typer.Option(help="Save and stop after so many hours; default: no cap.")]
+FinishBy = Annotated[
+    str | None, typer.Option(help="Save and stop at this time, such as 2026-05-07T18:00+02:00; default: no deadline.")
+]
+Project = Annotated[
+    str | None, typer.Option(help="The project whose budget and cost report count it; default: default.")
+]
+Gpus = Annotated[int | None, typer.Option(min=0, help="GPUs of each attempt; 0: none; default: what the pool gives.")]
 Nodes = Annotated[
-    str | None, typer.Option(help="Machines that train together: 2, or 2..4 for as many of them as there are.")
+    str | None, typer.Option(help="Machines that train together: 2, or 2..4 for as many as there are; default: 1.")
 ]
-Env = Annotated[list[str] | None, typer.Option(help="NAME=VALUE, or NAME for the value in this shell.")]
-Secret = Annotated[list[str] | None, typer.Option(help="NAME of a variable with a secret; see crucible secret.")]
-Include = Annotated[list[str] | None, typer.Option(help="An ignored file that belongs to the code.")]
-Data = Annotated[list[str] | None, typer.Option(help="A file or folder that the script reads.")]
-ResumeFlag = Annotated[str | None, typer.Option(help="Arguments added after a restart, such as --resume.")]
-CheckpointPath = Annotated[str | None, typer.Option(help="What the script saves: a file, a folder or a glob.")]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(help="Environment variable: NAME=VALUE, or NAME for its value in this shell. Repeatable."),
+]
+Secret = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME of an environment variable that stays secret; see crucible secret. Repeatable."),
+]
+Include = Annotated[
+    list[str] | None, typer.Option(help="File or glob that belongs to the code although git ignores it. Repeatable.")
+]
+Data = Annotated[list[str] | None, typer.Option(help="File or folder that the script reads. Repeatable.")]
+ResumeFlag = Annotated[
+    str | None,
+    typer.Option(help="Arguments to append when it restarts from a checkpoint, such as --resume; default: none."),
+]
+CheckpointPath = Annotated[
+    str | None,
+    typer.Option(
+        help="File, folder or glob in which the script saves; default: none, so that a restart begins at step 0 unless "
+        "the script follows the workload contract."
+    ),
+]
 Metrics = Annotated[
     str | None,
-    typer.Option(help="nanogpt, huggingface, lightning, or a regular expression with (?P<step>…); see the docs."),
+    typer.Option(
+        help="Where its metrics are: nanogpt, huggingface, lightning, jsonl:FILE, tensorboard:DIR, or a regular "
+        "expression with (?P<step>…) over printed lines; default: JSON lines in $CRUCIBLE_METRICS_FILE."
+    ),
 ]
-Output = Annotated[list[str] | None, typer.Option(help="What to keep when the script is done.")]
+Output = Annotated[
+    list[str] | None,
+    typer.Option(help="File, folder or glob to keep at the end; default: all that it wrote, up to 2 GiB. Repeatable."),
+]
 Tracker = Annotated[
     list[str] | None,
-    typer.Option(help="Show the curves there, too: tensorboard, mlflow, wandb, trackio, or a Tracker block."),
+    typer.Option(help="Also show the curves in tensorboard, mlflow, wandb, trackio or a Tracker block. Repeatable."),
 ]
-StoreName = Annotated[str | None, typer.Option(help="Store block or address.")]
+StoreName = Annotated[str | None, typer.Option(help="Store block, or an address (s3://…); default: default.")]
 Folder = Annotated[Path, typer.Option(help="The folder of the script.", file_okay=False, exists=True)]
 ConfigFile = Annotated[
-    Path | None, typer.Option("--config", help="Settings, instead of the folder's crucible.yaml.", dir_okay=False)
+    Path | None, typer.Option("--config", help="Settings file; default: the folder's crucible.yaml.", dir_okay=False)
 ]
 
 

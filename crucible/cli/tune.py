@@ -39,7 +39,10 @@ def tune(
     total_steps: Annotated[int | None, typer.Option(help="Steps of a whole training; needed for rungs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides which trials are drawn.")] = None,
     pool: options.Pool = None,
-    name: Annotated[str | None, typer.Option(help="The sweep's name. An existing one is continued.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="The sweep's name; an existing one is continued. Default: the folder and the time."),
+    ] = None,
     max_cost_usd: options.MaxCost = None,
     max_hours: options.MaxHours = None,
     finish_by: options.FinishBy = None,
@@ -57,8 +60,12 @@ def tune(
     store: options.StoreName = None,
     folder: options.Folder = Path(),
     config_file: options.ConfigFile = None,
-    follow: Annotated[bool, typer.Option("--follow/--detach", help="Stay until the end, or return at once.")] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and show everything, start nothing.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow/--detach", help="Follow the sweep to its end, or return at once.")
+    ] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and print the plan; start nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Search for the best arguments of a training script: each {name} of the space in its command gets a value."""
