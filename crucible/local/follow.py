@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +17,12 @@ from crucible.store import Store
 
 LOOK_SECONDS = 0.5
 RUNNING_LOOK_SECONDS = 2.0
-"""While the run is running. Each look takes 15 ms of the server's CPU, which the training misses on a small machine."""
+"""While the run is running."""
+ATTEMPT_RUNS_SECONDS = 10.0
+"""While the records show that an attempt runs, how often the server is asked: an answer takes 20 ms of CPU, which the
+training misses on a small machine."""
+ATTEMPT_DONE_SECONDS = 1.0
+"""Once they show that the last attempt has completed: the end is near."""
 SILENT_SECONDS = 10.0
 """How long the server may leave requests unanswered before the person who follows is notified."""
 CRASH_SECONDS = 90.0
@@ -71,20 +76,34 @@ def follow(api: httpx.Client, flow_run_id: str, store: Store, job_id: str) -> It
 
     Goes on while the server does not answer; raises `ServiceError` when it refuses.
     """
-    for state, message, unanswered in read_states(api, flow_run_id):
-        known = store.exists(f"jobs/{job_id}/job.json")
-        yield Standing(state, message, summarise(Job(store, job_id)) if known else None, unanswered)
+    summary: JobSummary | None = None
+
+    def ask_every() -> float:
+        if summary is None or not summary.attempts:
+            return RUNNING_LOOK_SECONDS
+        end = summary.attempts[-1].end_reason
+        if end is None:
+            return ATTEMPT_RUNS_SECONDS
+        return ATTEMPT_DONE_SECONDS if end is EndReason.COMPLETED else RUNNING_LOOK_SECONDS
+
+    for state, message, unanswered in read_states(api, flow_run_id, ask_every):
+        summary = summarise(Job(store, job_id)) if store.exists(f"jobs/{job_id}/job.json") else None
+        yield Standing(state, message, summary, unanswered)
 
 
-def read_states(api: httpx.Client, flow_run_id: str) -> Iterator[RunState]:
+def read_states(
+    api: httpx.Client, flow_run_id: str, ask_every: Callable[[], float] = lambda: RUNNING_LOOK_SECONDS
+) -> Iterator[RunState]:
     """The flow run's state, again and again until it has ended; the last one is final.
 
-    While the server does not answer, it is the last one known: the job goes on without the server. Raises
-    `ServiceError` when the server refuses, such as after somebody deleted the flow run.
+    A running run is looked up every `ask_every()` seconds; meanwhile, and while the server does not answer, the last
+    state that is known comes again: the job goes on without the server. Raises `ServiceError` when the server refuses,
+    such as after somebody deleted the flow run.
     """
     silence, crash = Silence(api), time.monotonic()
     known = RunState("", "")
     while True:
+        asked_at = time.monotonic()
         try:
             state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
         except httpx.HTTPError as error:
@@ -92,15 +111,22 @@ def read_states(api: httpx.Client, flow_run_id: str) -> Iterator[RunState]:
                 raise ServiceError(f"the Prefect server does not show flow run {flow_run_id}: {error}") from error
             crash = time.monotonic()  # the watchdog cannot restart anything without the server
             yield known._replace(unanswered=silence.described(error))
-        else:
-            silence = Silence(api)
-            known = RunState(state["type"], state["message"] or state["name"])
-            if known.kind != "CRASHED":
-                crash = time.monotonic()
-            yield known
-            if known.kind in FINAL or time.monotonic() - crash > CRASH_SECONDS:
-                return
-        time.sleep(RUNNING_LOOK_SECONDS if known.kind == "RUNNING" else LOOK_SECONDS)
+            time.sleep(RUNNING_LOOK_SECONDS if known.kind == "RUNNING" else LOOK_SECONDS)
+            continue
+        silence = Silence(api)
+        known = RunState(state["type"], state["message"] or state["name"])
+        if known.kind != "CRASHED":
+            crash = time.monotonic()
+        yield known
+        if known.kind in FINAL or time.monotonic() - crash > CRASH_SECONDS:
+            return
+        if known.kind != "RUNNING":
+            time.sleep(LOOK_SECONDS)
+            continue
+        while (left := asked_at + ask_every() - time.monotonic()) > 0:
+            time.sleep(min(left, RUNNING_LOOK_SECONDS))
+            if left > RUNNING_LOOK_SECONDS:
+                yield known
 
 
 class Silence:

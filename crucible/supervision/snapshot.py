@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from crucible.errors import RecordDamaged
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import EndReason, Heartbeat, Launch, Limits, Outcome, StopRequest, Supervisor
+from crucible.jobs.records import EndReason, Heartbeat, Launch, Limits, Outcome, StopRequest
 
 T = TypeVar("T")
 
@@ -137,7 +137,8 @@ class JobSnapshot:
 class SnapshotReader:
     """Reads snapshots of one job. Kept for the life of a supervisor, it reads what cannot change only once.
 
-    While an attempt is live, what changes rarely (limits, a person's request to stop) is read every `refresh_seconds`.
+    While an attempt is live, what changes rarely (limits, a person's request to stop, who supervises) is read every
+    `refresh_seconds`: it was two thirds of the CPU that a supervisor took from a training beside it.
     """
 
     job: Job
@@ -147,26 +148,25 @@ class SnapshotReader:
     _live: AttemptView | None = field(default=None, init=False)
     _created_at: datetime | None = field(default=None, init=False)
     _stages_usd: float = field(default=0.0, init=False)
-    _slow: tuple[float, Limits, StopRequest | None] | None = field(default=None, init=False)
+    _slow: _SlowRecords | None = field(default=None, init=False)
 
     def read(self) -> JobSnapshot:
         """Look now. Raises `RecordDamaged` where the job cannot go on, and what the store raises."""
         warnings: list[str] = []
-        newest = self.job.read_newest_supervisor()
         if self._created_at is None:
             self._stages_usd = (
                 _unless_damaged(self.job.stages_usd, warnings) or 0.0
             )  # no stage runs beside the attempts
             self._created_at = self.job.read_spec().created_at
         attempts = tuple(self._attempts(warnings))
-        limits, stop_request = self._read_slow(newest)
+        slow = self._read_slow()
         return JobSnapshot(
-            newest_supervisor=newest.number if newest else 0,
+            newest_supervisor=slow.newest_supervisor,
             created_at=self._created_at,
-            limits=limits,
+            limits=slow.limits,
             attempts=attempts,
             stages_usd=self._stages_usd,
-            stop_request=stop_request,
+            stop_request=slow.stop_request,
             warnings=tuple(warnings),
         )
 
@@ -216,11 +216,27 @@ class SnapshotReader:
             return AttemptView(pool="", launched_at=self._created_at or datetime.min, number=attempt.number)
         return AttemptView(launch.pool, launch.decided_at, number=attempt.number, launch=launch)
 
-    def _read_slow(self, supervisor: Supervisor | None) -> tuple[Limits, StopRequest | None]:
-        if self._slow is None or self._live is None or self.clock() >= self._slow[0]:
-            found = self.job.read_limits(), self.job.read_stop_request(supervisor.name) if supervisor else None
-            self._slow = (self.clock() + self.refresh_seconds, *found)
-        return self._slow[1:]
+    def _read_slow(self) -> _SlowRecords:
+        if self._slow is None or self._live is None or self.clock() >= self._slow.again_at:
+            newest = self.job.read_newest_supervisor()
+            self._slow = _SlowRecords(
+                again_at=self.clock() + self.refresh_seconds,
+                newest_supervisor=newest.number if newest else 0,
+                limits=self.job.read_limits(),
+                stop_request=self.job.read_stop_request(newest.name) if newest else None,
+            )
+        return self._slow
+
+
+@dataclass(frozen=True)
+class _SlowRecords:
+    """What changes rarely."""
+
+    again_at: float
+    """When to read them again, by the reader's clock."""
+    newest_supervisor: int
+    limits: Limits
+    stop_request: StopRequest | None
 
 
 def _unless_damaged(read: Callable[[], T | None], warnings: list[str]) -> T | None:
