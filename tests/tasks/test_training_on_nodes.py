@@ -7,32 +7,24 @@ from pathlib import Path
 import pytest
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.checkpoints.manifest import Checkpoint
 from crucible.jobs.records import EndReason
-from tests.tasks.training_on_nodes import ENDLESS, STEPS, death_step, new_job, rows_of_steps, run
+from tests.tasks.training_on_nodes import ENDLESS, STEPS, Death, new_job, require_same_weights, rows_of_steps, run
 
 pytestmark = pytest.mark.slow
 
 
-def weights(checkpoint: Checkpoint) -> str:
-    return next(file.sha256 for file in checkpoint.files if file.name == "model.safetensors")
-
-
 def test_a_node_that_dies_costs_time_and_no_bit(tmp_path: Path) -> None:
-    step = death_step()
+    death = Death.planned(tmp_path)
     killed = new_job(tmp_path / "killed", max_iters=ENDLESS, checkpoint_interval_seconds=0.1)
-    first = run(killed, 1, 2, tmp_path / "killed", kill_at=step)
-    assert (first.end_reason, first.step) == (EndReason.INTERRUPTED, step)
+    first = run(killed, 1, 2, tmp_path / "killed", death=death)
+    assert (first.end_reason, first.step) == (EndReason.INTERRUPTED, death.step)
     assert "node 1" in first.message
     last = first.committed_step + 20
     assert run(killed, 2, 2, tmp_path / "killed", stop_at=last).end_reason is EndReason.PAUSED
 
     undisturbed = new_job(tmp_path / "undisturbed", max_iters=ENDLESS)
     assert run(undisturbed, 1, 2, tmp_path / "undisturbed", stop_at=last).end_reason is EndReason.PAUSED
-    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (last, last)
-    assert weights(one) == weights(other)
-    print(f"went on from step {first.committed_step}; at step {last} both have weights {weights(one)[:12]}")
+    require_same_weights(undisturbed, killed, last, death)
 
 
 def test_from_two_nodes_to_one_and_back_the_data_stays(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +24,71 @@ from crucible.agent.attempt import run_attempt
 from crucible.agent.member import run_member
 from crucible.agent.nodes import Nodes
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
+from crucible.checkpoints.commits import Checkpoints
+from crucible.checkpoints.manifest import Checkpoint
 from crucible.datasets.build import build_dataset
 from crucible.datasets.config import DatasetConfig
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec, Launch, Outcome
+from crucible.jobs.records import JobSpec, Launch, Outcome, now
 from crucible.resources import Resources
 from crucible.store import Store, store_at
 from tasks.nodes import first_node, further_node
 from tasks.training import attempt_plan
 from tests.agent.harness import Recorder
+from tests.tasks.standing.sitecustomize import DEATH, stand_at_death
 from tests.training.conftest import TINY
 from tests.waiting import until
 
 PROJECT = Path(__file__).parents[2]
 JOB = "on-nodes"
 ROWS = "TEST_ROWS_FOLDER"
-DEATH = "TEST_DEATH"
-"""`STEP FILE`, for the second node: at that step it stops, once, and makes the file. Whoever sees that kills it."""
 SEED = int(os.environ.get("TEST_SEED", "3"))
 STEPS = 40
 ENDLESS = 100_000
 """Steps of a training that is stopped: an idle machine makes forty before anybody could kill one of its nodes."""
 
 
-def death_step() -> int:
-    """After how many steps the second node dies."""
-    step = random.Random(SEED).randrange(12, 36)
-    print(f"seed {SEED}: node 1 dies after exactly {step} steps")
-    return step
+@dataclass
+class Death:
+    """Of the second node, after exactly so many steps."""
+
+    step: int
+    file: Path
+    """Has the step in it, and is gone once the node has stopped there."""
+    struck_at: datetime | None = None
+
+    @classmethod
+    def planned(cls, folder: Path) -> Death:
+        """At the step that the seed gives."""
+        death = cls(random.Random(SEED).randrange(12, 36), folder / "death")
+        death.file.write_text(str(death.step))
+        print(f"seed {SEED}: node 1 dies after exactly {death.step} steps")
+        return death
+
+    def strike(self, kill: Callable[[], object]) -> None:
+        """Kill the node as soon as it has stopped there."""
+        until(lambda: not self.file.exists(), 900)
+        self.struck_at = now()
+        kill()
+
+
+def weights(checkpoint: Checkpoint) -> str:
+    """The sha256 of its weights."""
+    return next(file.sha256 for file in checkpoint.files if file.name == "model.safetensors")
+
+
+def require_same_weights(undisturbed: Job, killed: Job, last: int, death: Death) -> None:
+    """Both jobs end at step `last` with the same bits."""
+    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
+    assert (one.step, other.step) == (last, last)
+    assert weights(one) == weights(other)
+    ended = killed.attempt(1).read_outcome()
+    assert ended is not None
+    assert death.struck_at is not None
+    print(
+        f"ended {(ended.ended_at - death.struck_at).total_seconds():.1f} s after that; went on from step "
+        f"{ended.committed_step}; at step {last} both have weights {weights(one)[:12]}"
+    )
 
 
 def new_job(folder: Path, **changes: Any) -> Job:
@@ -67,27 +105,26 @@ def new_job(folder: Path, **changes: Any) -> Job:
 
 
 def run(
-    job: Job, number: int, nodes: int, folder: Path, kill_at: int | None = None, stop_at: int | None = None
+    job: Job, number: int, nodes: int, folder: Path, death: Death | None = None, stop_at: int | None = None
 ) -> Outcome:
-    """An attempt on so many processes of this machine; after `kill_at` steps the second one dies, workload and all."""
+    """An attempt on so many processes of this machine; the second one dies, workload and all, as planned."""
     job.decide(Launch(number=number, pool="local", reason="test", nodes=nodes, stop_at_step=stop_at))
     environment = {**os.environ, "CRUCIBLE_HOME": str(folder / "home"), ROWS: str(folder / "rows")}
     (folder / "rows").mkdir(exist_ok=True)
-    stands = folder / "stands"
-    further = environment if kill_at is None else {**environment, DEATH: f"{kill_at} {stands}"}
+    if death is not None:
+        environment[DEATH] = str(death.file)
     command = [sys.executable, "-m", "tests.tasks.training_on_nodes", "further", job.root.uri, str(number)]
     others = [
-        subprocess.Popen([*command, str(rank)], env=further, cwd=PROJECT, start_new_session=True)
+        subprocess.Popen([*command, str(rank)], env=environment, cwd=PROJECT, start_new_session=True)
         for rank in range(1, nodes)
     ]
 
     def kill() -> None:
-        until(lambda: stands.exists() or others[0].poll() is not None, 3600)
         if others[0].poll() is None:
             os.killpg(others[0].pid, signal.SIGKILL)
 
-    if kill_at is not None:
-        threading.Thread(target=kill, daemon=True).start()
+    if death is not None:
+        threading.Thread(target=death.strike, args=(kill,), daemon=True).start()
     plan = _plan(job, number, Nodes(nodes), environment)
     try:
         return run_attempt(job.attempt(number), replace(plan, scratch=folder / "scratch"), Recorder())
@@ -143,24 +180,8 @@ def _train(arguments: list[str]) -> int:
         return tensor
 
     Split.batch = batch  # type: ignore[method-assign]
-    if os.environ.get("RANK") == "1" and DEATH in os.environ:
-        _stand_at(*os.environ[DEATH].split(maxsplit=1))
+    stand_at_death()
     return training.main(arguments)
-
-
-def _stand_at(step: str, file: str) -> None:
-    """Let the trainer go no further than that step, so that the other node cannot either."""
-    from crucible.training.trainer import Trainer
-
-    whole = Trainer.train_step
-
-    def train_step(self: Trainer) -> None:
-        if self.step == int(step) and not Path(file).exists():
-            Path(file).touch()
-            threading.Event().wait()
-        whole(self)
-
-    Trainer.train_step = train_step  # type: ignore[method-assign]
 
 
 def main(kind: str, *arguments: str) -> int:

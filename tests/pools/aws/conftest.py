@@ -26,6 +26,7 @@ from crucible.pools.common.registration import PULL_STEPS
 from crucible.rehearsal.aws.client import AwsRehearsal
 from crucible.rehearsal.aws.session import prefect_secret
 from tests.conftest import PrefectServer
+from tests.tasks.standing.sitecustomize import DEATH, STANDING
 
 PATIENCE_SECONDS = 180.0  # a busy machine's SQLite may keep the Prefect server from answering for a minute
 LOOK_AGAIN_SECONDS = 0.3  # each look is a request to the server, which others use as well
@@ -125,13 +126,17 @@ def pools(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[str, Path]]:
     """Both pools, registered from the stack's outputs, and the worker of the first with its log."""
+    log = tmp_path_factory.mktemp("aws-worker") / "worker.log"
     options = PoolOptions(
-        image=f"{stack_state.outputs['ImageRepository']}:rehearsal", owner="tests", prefix="test-", memory_mib=4000
+        image=f"{stack_state.outputs['ImageRepository']}:rehearsal",
+        owner="tests",
+        prefix="test-",
+        memory_mib=4000,
+        environment={"PYTHONPATH": str(STANDING), DEATH: str(log.with_name("death"))},
     )
     with temporary_settings({PREFECT_API_URL: prefect_server.api_url}):
         name = register(stack_state.outputs, stack_state.parameters, options, deploy=False)[0]
         _offer(name, "command", "task_role_arn")
-    log = tmp_path_factory.mktemp("aws-worker") / "worker.log"
     environment = {
         **prefect_server.env,
         **cloud.environment,

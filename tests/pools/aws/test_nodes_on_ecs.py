@@ -9,16 +9,12 @@ from typing import Any
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
-from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Launch, Outcome
 from crucible.pools.aws.nodes import NODE_TAG, create_tasks
 from tests.pools.aws.conftest import PULL_STEPS, Pool
-from tests.tasks.test_training_on_nodes import weights
-from tests.tasks.training_on_nodes import ENDLESS, new_job
+from tests.tasks.training_on_nodes import ENDLESS, Death, new_job, require_same_weights
 from tests.waiting import until
-
-KILL_AT = 17
 
 
 def submit(pool: Pool, job: Job, number: int, stop_at: int | None = None) -> FlowRun:
@@ -37,7 +33,7 @@ def submit(pool: Pool, job: Job, number: int, stop_at: int | None = None) -> Flo
 
 
 def outcome(job: Job, number: int) -> Outcome:
-    until(lambda: job.attempt(number).read_outcome(), 400)
+    until(lambda: job.attempt(number).read_outcome(), 900)
     found = job.attempt(number).read_outcome()
     assert found is not None
     return found
@@ -51,13 +47,25 @@ def further(pool: Pool, job: Job, number: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_machine_that_is_lost_costs_time_and_no_bit(pool: Pool, tmp_path: Path) -> None:
-    killed = new_job(tmp_path / "killed", max_iters=ENDLESS)
+    death = Death.planned(pool.log.parent)
+    killed = new_job(tmp_path / "killed", max_iters=ENDLESS, checkpoint_interval_seconds=0.1)
     submit(pool, killed, 1)
-    until(lambda: (beat := killed.attempt(1).read_heartbeat()) and beat.step >= KILL_AT, 400)
-    pool.cloud.fault("reclaim", instance=further(pool, killed, 1)["instance"])
+    types: list[str] = []
+
+    def reclaim() -> None:
+        lost = further(pool, killed, 1)["instance"]
+        types.extend(machine["type"] for machine in pool.cloud.state()["instances"] if machine["id"] == lost)
+        pool.cloud.fault("reclaim", instance=lost)
+
+    death.strike(reclaim)
     ended = outcome(killed, 1)
-    assert ended.end_reason is EndReason.INTERRUPTED, ended
+    assert (ended.end_reason, ended.step) == (EndReason.INTERRUPTED, death.step), ended
     assert "node 1" in ended.message
+    claim, report = killed.attempt(1).read_claim(), killed.attempt(1).read_node_report(1)
+    assert claim is not None
+    assert report is not None
+    assert ended.further_instances == [report.instance] == types
+    assert ended.usd_per_hour == pytest.approx((claim.usd_per_hour or 0) / 2 + (report.usd_per_hour or 0)), "of both"
     last = ended.committed_step + 20
     submit(pool, killed, 2, stop_at=last)
     assert outcome(killed, 2).end_reason is EndReason.PAUSED
@@ -68,9 +76,7 @@ def test_a_machine_that_is_lost_costs_time_and_no_bit(pool: Pool, tmp_path: Path
     undisturbed = new_job(tmp_path / "undisturbed", max_iters=ENDLESS)
     submit(pool, undisturbed, 1, stop_at=last)
     assert outcome(undisturbed, 1).end_reason is EndReason.PAUSED
-    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (last, last)
-    assert weights(one) == weights(other)
+    require_same_weights(undisturbed, killed, last, death)
 
 
 class Ecs:

@@ -32,7 +32,7 @@ from crucible.local.docker import bring_up
 from crucible.pools.docker.configuration import DockerGpuJobConfiguration
 from crucible.pools.docker.images import PROJECT, Recipe, build, context_files, find
 from crucible.pools.docker.own_image import own_recipe
-from crucible.pools.docker.pool import PoolOptions, pool_template
+from crucible.pools.docker.pool import PoolOptions, pool_template, register
 from crucible.pools.docker.registry import push
 from crucible.pools.docker.worker import DockerGpuWorker
 from crucible.rehearsal.docker_engine import OwnEngine
@@ -44,6 +44,8 @@ from crucible.store import Store
 from tasks.launching import PrefectLauncher
 from tests.conftest import PrefectServer
 from tests.pools.docker.registry import Registry
+from tests.tasks.standing.sitecustomize import DEATH, STANDING
+from tests.tasks.training_on_nodes import Death, require_same_weights
 
 SMALL = {"n_layer": 1, "n_embd": 32, "n_head": 2, "block_size": 32, "batch_size": 4, "eval_interval": 1_000_000}
 # Which code multiplies is measured once for each CRUCIBLE_HOME; where two ways are about as fast, two homes may differ.
@@ -234,45 +236,52 @@ def test_training_goes_on_in_the_next_container_after_docker_stop(
     assert "Traceback" not in log
 
 
-@pytest.mark.slow
-def test_two_containers_train_together_and_one_that_is_killed_costs_no_bit(
-    image: str, client: docker.DockerClient, prefect_server: PrefectServer, prefect_api: str, store: Store
-) -> None:
+@pytest.fixture
+def dying(image: str, prefect_server: PrefectServer, prefect_api: str, tmp_path: Path) -> Iterator[Death]:
+    """The pool, in whose containers the second node stops at the step of its death."""
     with get_client(sync_client=True) as prefect:
         flow = prefect.create_flow_from_name("train")
         prefect.create_deployment(flow_id=flow, name="local", entrypoint="flows/train.py:train")
     bring_up(prefect_server.home, lambda part, status: None, gpus="0", image=image)
+    folder = tmp_path / "death-of-a-node"
+    folder.mkdir()
+    folder.chmod(0o777)  # the container's user removes the file
+    death = Death.planned(folder)
+    environment = {"PYTHONPATH": "/standing:/opt/crucible", DEATH: f"/tests/{death.file.name}"}
+    mounted = {"volumes": [f"{STANDING}:/standing:ro", f"{folder}:/tests"]}
+    register(PoolOptions(image=image, gpus="0", environment=environment, settings=mounted))
+    yield death
+    register(PoolOptions(image=image, gpus="0", settings={"env": "", "volumes": ""}))
+
+
+@pytest.mark.slow
+def test_two_containers_train_together_and_one_that_is_killed_costs_no_bit(
+    client: docker.DockerClient, dying: Death, store: Store
+) -> None:
     info = build_dataset(DatasetConfig(source="python-stdlib", max_bytes=20_000), store)
-    config = TrainConfig.preset("debug", max_iters=1_000_000, checkpoint_interval_seconds=0.2, **KERNELS, **SMALL)
+    config = TrainConfig.preset("debug", max_iters=1_000_000, checkpoint_interval_seconds=0.1, **KERNELS, **SMALL)
     two = Resources(nodes="2", gpus=0)
-    launcher = PrefectLauncher(store.uri, "test", "", two)
-    weights, last = [], 0
-    for kill in (True, False):
-        name = f"two-{uuid4().hex[:6]}"
-        job = Job.create(store, JobSpec(job_id=name, config=config, dataset=info.digest, resources=two))
-        launcher._runs.clear()
-        if kill:
-            attempt_of(job, launcher, 1, nodes=2)
-            committed(job.attempt(1))
-            client.containers.get(f"{name}-attempt-1-node-1").kill()
-            outcome = eventually(job.attempt(1).read_outcome)
-            assert outcome.end_reason is EndReason.INTERRUPTED, outcome
-            assert "node 1" in outcome.message
-            last = outcome.committed_step + 50
-        number = 2 if kill else 1
-        attempt_of(job, launcher, number, nodes=2, stop_at_step=last)
+    spec = JobSpec(job_id="", config=config, dataset=info.digest, resources=two)
+    killed, undisturbed = (
+        Job.create(store, spec.model_copy(update={"job_id": f"{name}-{uuid4().hex[:6]}"}))
+        for name in ("killed", "undisturbed")
+    )
+    attempt_of(killed, PrefectLauncher(store.uri, "test", "", two), 1, nodes=2)
+    dying.strike(lambda: client.containers.get(f"{killed.job_id}-attempt-1-node-1").kill())
+    outcome = eventually(killed.attempt(1).read_outcome)
+    assert (outcome.end_reason, outcome.step) == (EndReason.INTERRUPTED, dying.step), outcome
+    assert "node 1" in outcome.message
+    last = outcome.committed_step + 50
+    for job, number in ((killed, 2), (undisturbed, 1)):
+        attempt_of(job, PrefectLauncher(store.uri, "test", "", two), number, nodes=2, stop_at_step=last)
         outcome = eventually(job.attempt(number).read_outcome)
         assert (outcome.end_reason, outcome.committed_step) == (EndReason.PAUSED, last), outcome
         claim = job.attempt(number).read_claim()
         assert claim is not None
         assert claim.nodes == 2
-        newest = Checkpoints(job).list()[0]
-        weights += [next(file.sha256 for file in newest.files if file.name == "model.safetensors")]
-        gone = eventually(
-            lambda name=name: not client.containers.list(all=True, filters={"label": f"crucible.job={name}"})
-        )
-        assert gone
-    assert weights[0] == weights[1]
+        left = {"all": True, "filters": {"label": f"crucible.job={job.job_id}"}}
+        assert eventually(lambda left=left: not client.containers.list(**left))
+    require_same_weights(undisturbed, killed, last, dying)
 
 
 def attempt_of(job: Job, launcher: PrefectLauncher, number: int, **more: Any) -> UUID:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from pathlib import Path
 
 import pytest
 
-from crucible.checkpoints.commits import Checkpoints
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, Launch, Outcome
 from crucible.pools.slurm import script
 from crucible.rehearsal.slurm.cluster import LocalCluster
 from tests.pools.slurm.test_on_cluster import Jobs
-from tests.tasks.test_training_on_nodes import weights
-from tests.tasks.training_on_nodes import DEATH, ENDLESS, PROJECT, ROWS, death_step, new_job
+from tests.tasks.standing.sitecustomize import DEATH
+from tests.tasks.training_on_nodes import ENDLESS, PROJECT, ROWS, Death, new_job, require_same_weights
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
@@ -34,20 +32,21 @@ def submit(
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
     stop_at: int | None = None,
-    death: str = "",
 ) -> str:
-    """One batch job of two nodes, which runs the attempt as a flow run would; `death` is of the second node."""
+    """One batch job of two nodes, which runs the attempt as a flow run would; the second may die (`Death`)."""
     (folder / "rows").mkdir(exist_ok=True)
     job.decide(Launch(number=number, pool="slurm", reason="test", nodes=2, stop_at_step=stop_at))
     program = "python -m tests.tasks.training_on_nodes"
-    dying = f"env {DEATH}={shlex.quote(death)} " if death else ""
-    further = f"{dying}{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK"
-    monkeypatch.setattr(script, "FURTHER_NODE", further)
+    monkeypatch.setattr(script, "FURTHER_NODE", f"{program} further {job.root.uri} {number} $CRUCIBLE_NODE_RANK")
     return asyncio.run(
         jobs.submit(
             f"{program} first slurm {job.root.uri} {number}",
             name=f"nodes-{folder.name}",
-            env={ROWS: str(folder / "rows"), "CRUCIBLE_HOME": str(folder / "home")},
+            env={
+                ROWS: str(folder / "rows"),
+                "CRUCIBLE_HOME": str(folder / "home"),
+                DEATH: str(folder.parent / "death"),
+            },
             nodes="2",
             venv=sys.prefix,
             workdir=str(PROJECT),
@@ -65,15 +64,14 @@ def outcome(job: Job, number: int) -> Outcome:
 def test_a_node_that_dies_costs_time_and_no_bit(
     cluster: LocalCluster, jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, stands = death_step(), tmp_path / "stands"
+    death = Death.planned(tmp_path)
     killed = new_job(tmp_path / "killed", max_iters=ENDLESS, checkpoint_interval_seconds=0.1)
-    job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch, death=f"{step} {stands}")
-    until(stands.exists, 600)
+    job_id = submit(jobs, killed, 1, tmp_path / "killed", monkeypatch)
     _, second = cluster.nodes
-    cluster.kill_node(second)
+    death.strike(lambda: cluster.kill_node(second))
     try:
         ended = outcome(killed, 1)
-        assert (ended.end_reason, ended.step) == (EndReason.INTERRUPTED, step), (ended, jobs.output(job_id))
+        assert (ended.end_reason, ended.step) == (EndReason.INTERRUPTED, death.step), (ended, jobs.output(job_id))
         assert "node 1" in ended.message
     finally:
         cluster.start_node(second)
@@ -87,7 +85,4 @@ def test_a_node_that_dies_costs_time_and_no_bit(
     job_id = submit(jobs, undisturbed, 1, tmp_path / "undisturbed", monkeypatch, stop_at=last)
     assert outcome(undisturbed, 1).end_reason is EndReason.PAUSED, jobs.output(job_id)
     assert jobs.end(job_id).state == "COMPLETED", jobs.output(job_id)
-    one, other = (Checkpoints(job).list()[0] for job in (undisturbed, killed))
-    assert (one.step, other.step) == (last, last)
-    assert weights(one) == weights(other)
-    print(f"went on from step {ended.committed_step}; at step {last} both have weights {weights(one)[:12]}")
+    require_same_weights(undisturbed, killed, last, death)
