@@ -18,9 +18,9 @@ from flows.forms import described
 from flows.parameters import StoreName
 from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
+from tasks.machine import machine_tags
 from tasks.observing import add_tags, job_tags
 from tasks.storage import open_store
-from tasks.training import machine_tags
 
 Format = Literal["huggingface", "nanogpt"]
 

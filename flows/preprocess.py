@@ -13,9 +13,9 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from crucible.datasets.config import DatasetConfig
 from tasks.console import outlive_the_console
 from tasks.datasets import prepare_dataset
+from tasks.machine import machine_tags
 from tasks.observing import add_tags
 from tasks.storage import open_store
-from tasks.training import machine_tags
 
 
 @flow(

@@ -19,9 +19,11 @@ from prefect.client.orchestration import get_client
 
 from crucible.agent.member import run_member
 from crucible.agent.notices import Notice
+from crucible.billing.machine_price import EC2_POOLS
 from crucible.contract import DEFAULT_STOP_GRACE_SECONDS, Variable
 from crucible.errors import ConfigError, CrucibleError
 from crucible.jobs.job import Job
+from tasks.machine import Machine
 from tasks.nodes import further_node
 from tasks.storage import open_store
 from tasks.training import attempt_plan
@@ -64,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError(f"attempt: {number} of {name} was never decided on")
         plan = attempt_plan(job, job.read_spec(), launch, further_node(rank))
         plan = replace(plan, sources=(*plan.sources, stop))
+        if launch.pool in EC2_POOLS:  # each node is a request of its own, and may get another machine
+            machine = Machine.here()
+            plan = replace(plan, claim=lambda: machine.claim(number, launch), current_price=machine.current_price)
         run_member(job.attempt(number), plan, lambda line: print(f"[node {rank}] {line}", flush=True))
     except CrucibleError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -49,7 +49,9 @@ def first_node(spec: JobSpec, pool: str) -> Nodes:
         processes = max(1, gpus if spec.resources.gpus is not None or used > 1 else 1)
     address = os.environ.get(Variable.NODE_ADDRESS) or ("127.0.0.1" if pool == "local" else own_address())
     join = EC2_JOIN_SECONDS if pool in EC2_POOLS else JOIN_SECONDS
-    return Nodes(used, processes, address, join_seconds=join)
+    # A machine of its own is given back by a node that leaves; a batch job's and a cluster's are not.
+    held = given if pool in ("slurm", "skypilot") else used
+    return Nodes(used, processes, address, join_seconds=join, held=held)
 
 
 def further_node(rank: int) -> Nodes:

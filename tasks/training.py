@@ -5,29 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prefect.exceptions import TerminationSignal
-from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
 from crucible.agent.health import machine_problem, torch_cuda_version
 from crucible.agent.machine_metrics import machine_sampler
 from crucible.agent.nodes import Nodes
 from crucible.agent.notices import Notice
-from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.agent.observer import Observer
 from crucible.agent.plan import AttemptPlan, Scratch, WorkloadCommand
 from crucible.agent.saving import SavePolicy
 from crucible.agent.sources import sources_of_this_machine, why_signalled
-from crucible.billing.machine_price import EC2_POOLS, machine_price
-from crucible.catalog.ec2 import PriceUnavailable, spot_price
-from crucible.catalog.offers import load_catalog
-from crucible.catalog.this_machine import cpu_count
+from crucible.billing.machine_price import EC2_POOLS
 from crucible.checkpoints.initial import place_weights
 from crucible.config import TrainConfig
 from crucible.contract import finished_folders
@@ -35,8 +27,9 @@ from crucible.datasets.fetch import fetch_dataset
 from crucible.errors import ConfigError
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome
+from crucible.jobs.records import EndReason, JobSpec, Launch, Outcome
 from crucible.store import Store
+from tasks.machine import Machine
 from tasks.nodes import first_node, local_nodes, run_logger, threads_of_a_node, torchrun, usable_gpus
 from tasks.observing import AttemptObserver
 from tasks.scripts import prepare_script
@@ -57,11 +50,11 @@ def train_attempt(job: Job, number: int, observer: Observer | None = None) -> Ou
     if launch is None:
         raise ConfigError(f"attempt: {number} of {job.job_id} was never decided on; start the job with train-nanogpt")
     nodes = first_node(spec, launch.pool)
-    machine = _Machine.here()
+    machine = Machine.here()
     plan = replace(
         attempt_plan(job, spec, launch, nodes),
-        claim=lambda: machine.claim(number, launch, nodes.count),
-        current_price=(lambda: machine.current_price(nodes.count)) if launch.pool in EC2_POOLS else None,
+        claim=lambda: machine.claim(number, launch, nodes),
+        current_price=machine.current_price if launch.pool in EC2_POOLS else None,
         sample_machine=machine_sampler("-1" if _only_cpus(spec) else None),
         interrupts=(TerminationSignal, KeyboardInterrupt),
         on_interrupt=_stop_notice,
@@ -151,66 +144,6 @@ def save_policy(spec: JobSpec, launch: Launch) -> SavePolicy:
 def heartbeat_seconds(store: Store) -> float:
     """Between two signs of life: often where a write is free, rarer where every request costs and takes its time."""
     return 2.0 if store.uri.startswith("file:") else 5.0
-
-
-def machine_tags() -> list[str]:
-    """Which machine of EC2 this is, as tags by which a flow run's supervisor knows its price; empty elsewhere."""
-    if not {f"pool:{pool}" for pool in EC2_POOLS} & set(flow_run.tags):
-        return []
-    identity = _Machine.here().identity
-    names = {"instance": "instance_type", "lifecycle": "lifecycle", "zone": "zone"}
-    return [f"{tag}:{identity[name]}" for tag, name in names.items() if identity.get(name)]
-
-
-@dataclass(frozen=True)
-class _Machine:
-    """The EC2 instance under this attempt as its metadata describe it; empty elsewhere."""
-
-    identity: Mapping[str, str]
-
-    @classmethod
-    def here(cls) -> _Machine:
-        return cls(Ec2MetadataNotices().instance_identity() or {})
-
-    def read_spot_price(self) -> float:
-        """USD per hour now. Raises `PriceUnavailable`, also for a machine that is not on the spot market."""
-        if self.identity.get("lifecycle") != "spot":
-            raise PriceUnavailable("the machine is not on the spot market")
-        return spot_price(self.identity["instance_type"], self.identity["zone"])
-
-    def current_price(self, nodes: int = 1) -> float | None:
-        """USD per hour of so many of this machine now; None where it has no spot price."""
-        with suppress(PriceUnavailable):
-            return nodes * self.read_spot_price()
-        return None
-
-    def claim(self, number: int, launch: Launch, nodes: int = 1) -> Claim:
-        """Claim the attempt for this machine and those that train with it, at the price of this one for each."""
-        facts: dict[str, Any] = dict(self.identity)
-        instance = self.identity.get("instance_type") or launch.instance
-        lifecycle, spot_usd_per_hour = self.identity.get("lifecycle", ""), None
-        if lifecycle == "spot":
-            try:
-                facts["spot_usd_per_hour"] = spot_usd_per_hour = self.read_spot_price()
-            except PriceUnavailable as error:
-                facts["spot_price_unavailable"] = str(error)
-        offers = {offer.key: offer for offer in load_catalog()}
-        price = machine_price(launch, instance, lifecycle, spot_usd_per_hour, offers)
-        return Claim(
-            number=number,
-            flow_run_id=str(flow_run.id or ""),
-            instance=instance,
-            nodes=nodes,
-            usd_per_hour=nodes * price.usd_per_hour,
-            price_remark=price.remark,
-            environment={"python": sys.version.split()[0], "cpus": cpu_count(), **_image(), **facts},
-        )
-
-
-def _image() -> dict[str, str]:
-    """The container image, by its content digest; nothing outside containers."""
-    image = os.environ.get("CRUCIBLE_IMAGE")
-    return {"image": image} if image else {}
 
 
 def _stop_notice() -> Notice:

@@ -87,7 +87,7 @@ class _AttemptRun:
         self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self.observer = Guarded(observer, self._items.put)
         self.journal = Journal(self.observer)
-        self.meter = CostMeter(plan.launch.usd_per_hour)
+        self.meter = CostMeter(plan.launch.usd_per_hour, nodes=plan.nodes.count)
         self.state = State()
         self.status = Status()
         """What the other threads may read: replaced, never changed."""
@@ -159,7 +159,7 @@ class _AttemptRun:
     def _run(self, claim: Claim) -> Outcome:
         try:
             if claim.usd_per_hour is not None:
-                self.meter = CostMeter(claim.usd_per_hour)
+                self.meter = CostMeter(claim.usd_per_hour, nodes=self.plan.nodes.count)
             remark = f"; {claim.price_remark}" if claim.price_remark else ""
             self.observer.event(
                 "claimed", f"attempt {self.attempt.number} of {self.attempt.job.job_id} runs here{remark}"
@@ -371,6 +371,7 @@ class _AttemptRun:
             seconds=round(self.meter.seconds(), 3),
             cost_usd=self.meter.usd(),
             usd_per_hour=self.meter.usd_per_hour,
+            further_instances=self._nodes.instances if self._nodes else [],
             first_step_after_seconds=self.status.first_step_after_seconds,
             notifications=self.journal.notifications,
             saving=dict(self.status.saving),

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from crucible.agent.cost_meter import CostMeter
 from crucible.agent.exit_classification import blame
 from crucible.agent.notices import Notice
 from crucible.agent.plan import AttemptPlan, Scratch
@@ -24,7 +25,7 @@ from crucible.agent.workload import Workload, WorkloadEnd
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import fetch
 from crucible.contract import step_name
-from crucible.errors import CheckpointError, FencedOut, MachineUnfit, RecordDamaged, StoreError
+from crucible.errors import CheckpointError, CrucibleError, FencedOut, MachineUnfit, RecordDamaged, StoreError
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import EndReason, NodeReport, Notification, Outcome, Rendezvous
 from crucible.store.retry import persist, wait_at_most
@@ -70,6 +71,8 @@ class _Member:
         self._over, self._changed = threading.Event(), threading.Event()
         self._owner = _Owner()
         self._report = NodeReport(sequence=0, phase=WAITING)
+        self._meter: CostMeter | None = None
+        """Follows this machine's price."""
         self._workload: Workload | None = None
         self._stopping = False
         self._logged: set[str] = set()
@@ -85,6 +88,7 @@ class _Member:
 
     def run(self) -> None:
         try:
+            self._report_machine()
             meeting = self._wait_for_rendezvous()
             if meeting is None:
                 return
@@ -98,6 +102,19 @@ class _Member:
             self._report_end(WorkloadEnd(blame(error), str(error) or repr(error), 1))
             self._until(lambda: False, LINGER_SECONDS)
         self._log(f"node {self._node} leaves: {self._owner.left or 'it was asked to stop'}")
+
+    def _report_machine(self) -> None:
+        """An attempt costs the sum over its nodes: say which machine this is, and what it costs."""
+        if self._plan.claim is None:
+            return
+        try:
+            claim = self._plan.claim()
+        except CrucibleError as error:  # the bill then takes it for a machine like the first one
+            self._log_once(f"the machine's price is not known: {error}")
+            return
+        self._update(instance=claim.instance, usd_per_hour=claim.usd_per_hour)
+        if claim.usd_per_hour is not None:
+            self._meter = CostMeter(claim.usd_per_hour)
 
     def _wait_for_rendezvous(self) -> Rendezvous | None:
         """Where to meet, as soon as the first node has published it; None when this node is not needed."""
@@ -185,6 +202,10 @@ class _Member:
                 self._handle_notice(notice)
         if self._owner.phase == Phase.STOPPING:
             self._stop_workload(Notice("node", "the attempt saves and stops"))
+        if self._meter is not None and self._plan.current_price is not None:
+            price = self._meter.follow(self._plan.current_price)
+            if price is not None:
+                self._update(usd_per_hour=price)
 
     def _handle_notice(self, notice: Notice) -> None:
         if self._report.notice is None:

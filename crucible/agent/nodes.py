@@ -55,6 +55,8 @@ class Nodes:
     rank: int = 0
     join_seconds: float = JOIN_SECONDS
     """How long the others may take to send their first report."""
+    held: int = 1
+    """How many machines the pool holds until the attempt ends: those that do not share a step's rows evenly, too."""
 
     def environment(self, rendezvous: Rendezvous | None) -> dict[str, str]:
         """What the launcher (`crucible.agent.torchrun`) needs to know."""
@@ -113,6 +115,18 @@ class NodeWatch:
             self._read()
             found = (self._notice(node, seen) for node, seen in self._seen.items())
             return next((notice for notice in found if notice), None)
+
+    @property
+    def reports(self) -> dict[int, NodeReport]:
+        """The other nodes' reports as they were read last."""
+        with self._lock:
+            return {node: seen.report for node, seen in self._seen.items() if seen.report is not None}
+
+    @property
+    def instances(self) -> list[str]:
+        """The machines of the other nodes; empty where not all of them have reported theirs."""
+        found = [report.instance for _, report in sorted(self.reports.items()) if report.instance]
+        return found if len(found) == self.count - 1 else []
 
     def explain(self, end: WorkloadEnd) -> tuple[WorkloadEnd, Notice | None]:
         """What a workload that failed or was killed here really ended of: another node's failure, notice or death.

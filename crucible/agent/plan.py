@@ -120,6 +120,7 @@ class AttemptPlan:
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     cwd: Path = field(default_factory=Path.cwd)
     claim: Callable[[], Claim] | None = None
+    """The first node claims the attempt with it; a further node reports its machine and price from it."""
     current_price: Callable[[], float | None] | None = None
     """USD per hour of this machine now, None where unknown; asked every ten minutes. Without it the price is fixed."""
     machine_problem: Callable[[], str | None] = lambda: None

@@ -116,9 +116,19 @@ class Watching:
                 message = str(error) or repr(error)
                 self._post(Trouble("nodes", f"the other nodes' reports cannot be read: {message}"))
                 continue
+            self._follow_further_prices(self._nodes)
             if notice is not None and notice.source not in posted:
                 posted.add(notice.source)
                 self._post(notice)
+
+    def _follow_further_prices(self, nodes: NodeWatch) -> None:
+        """The attempt costs the sum over its machines, each at its own price."""
+        for node, report in nodes.reports.items():
+            price = report.usd_per_hour
+            if price is not None and self._meter.set_price(price, node):
+                machine = f"node {node} ({report.instance})" if report.instance else f"node {node}"
+                together = f"all {nodes.count} nodes together ${self._meter.usd_per_hour:.4g}"
+                self._observer.event("price", f"{machine} costs ${price:.4g} per hour, {together}")
 
     def _write_heartbeats(self) -> None:
         posted: set[Notice] = set()
@@ -176,6 +186,7 @@ class Watching:
             seconds=round(self._meter.seconds(), 3),
             cost_usd=self._meter.usd(),
             usd_per_hour=self._meter.usd_per_hour,
+            further_instances=self._nodes.instances if self._nodes else [],
             first_step_after_seconds=status.first_step_after_seconds,
             metrics=dict(status.metrics),
             saving=dict(status.saving),

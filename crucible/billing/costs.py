@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 
+from crucible.billing.machines import machines_of, on_demand_usd_per_hour
 from crucible.catalog.offers import Offer
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
@@ -42,7 +43,9 @@ class AttemptCost:
     """`preprocess`, `train` or `evaluate`."""
     pool: str
     instance: str
+    """Of several nodes with different machines, each type once."""
     gpu: str
+    """Of the first node's machine."""
     project: str
     owner: str
     started_at: datetime
@@ -293,10 +296,9 @@ def _sweep_of(job_id: str, sweeps: set[str]) -> str:
     return name if number.isdecimal() and name in sweeps else ""
 
 
-def on_demand_micro_usd(seconds: float, micro_usd: int, offer: Offer | None) -> int:
-    """The same seconds on the same machine on demand; what was paid if that is more, or if the price is unknown."""
-    price = offer.on_demand_usd_per_hour if offer is not None else None
-    return micro_usd if price is None else max(round(seconds / 3600 * price * MICRO), micro_usd)
+def on_demand_micro_usd(seconds: float, micro_usd: int, usd_per_hour: float | None) -> int:
+    """The same seconds at the on-demand price; what was paid if that is more, or if the price is unknown."""
+    return micro_usd if usd_per_hour is None else max(round(seconds / 3600 * usd_per_hour * MICRO), micro_usd)
 
 
 def attempt_usd_per_hour(launch: Launch, claim: Claim | None, record: Heartbeat | Outcome | None) -> float:
@@ -312,9 +314,9 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
     record = outcome or attempt.read_heartbeat()
     if launch is None or claim is None or record is None:
         return None
-    instance = claim.instance or launch.instance  # a pool may choose another machine than the planned one
-    offer = offers.get(f"{launch.pool}/{instance}")
-    offer = offer and offer.on_nodes(claim.nodes)
+    machines = machines_of(launch, claim, record)
+    offer = offers.get(f"{launch.pool}/{machines[0]}")
+    on_demand = on_demand_usd_per_hour(launch.pool, machines, offers)
     micro = round(record.cost_usd * MICRO)
     gpus = offer.gpus if offer is not None else 0
     first_step = outcome.first_step_after_seconds if outcome is not None else None
@@ -323,7 +325,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         attempt=attempt.number,
         stage=spec.stage,
         pool=launch.pool,
-        instance=instance,
+        instance=" + ".join(dict.fromkeys(filter(None, machines))),
         gpu=offer.gpu if offer is not None else "",
         project=spec.project,
         owner=spec.owner,
@@ -332,7 +334,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         seconds=record.seconds,
         usd_per_hour=attempt_usd_per_hour(launch, claim, record),
         micro_usd=micro,
-        on_demand_micro_usd=on_demand_micro_usd(record.seconds, micro, offer),
+        on_demand_micro_usd=on_demand_micro_usd(record.seconds, micro, on_demand),
         idle_seconds=first_step or 0.0,
         sweep=sweep,
         gpus=gpus,
@@ -346,6 +348,7 @@ def _stage_costs(spec: JobSpec, runs: Sequence[StageRun], offers: Mapping[str, O
     for run in runs:
         counted[run.stage] = counted.get(run.stage, 0) + 1
         micro, offer = round(run.cost_usd * MICRO), offers.get(f"{run.pool}/{run.instance}")
+        on_demand = on_demand_usd_per_hour(run.pool, [run.instance], offers)
         costs.append(
             AttemptCost(
                 job=spec.job_id,
@@ -361,7 +364,7 @@ def _stage_costs(spec: JobSpec, runs: Sequence[StageRun], offers: Mapping[str, O
                 seconds=run.seconds,
                 usd_per_hour=run.usd_per_hour,
                 micro_usd=micro,
-                on_demand_micro_usd=on_demand_micro_usd(run.seconds, micro, offer),
+                on_demand_micro_usd=on_demand_micro_usd(run.seconds, micro, on_demand),
                 idle_seconds=0.0,
             )
         )

@@ -57,7 +57,7 @@ def attempt_row(attempt: AttemptSummary) -> list[str]:
     return [
         str(attempt.number),
         attempt.pool or UNKNOWN,
-        attempt.instance or UNKNOWN,
+        attempt.shown_machines or UNKNOWN,
         steps,
         str(attempt.steps_lost) if attempt.end_reason else UNKNOWN,
         duration(attempt.recovery_seconds) if attempt.recovery_seconds is not None else UNKNOWN,

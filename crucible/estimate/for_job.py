@@ -76,11 +76,15 @@ def remember_job(job: Job) -> history.EstimateRecord | None:
 
 
 def _offer_of(attempt: Attempt, offers: list[Offer]) -> Offer | None:
-    """The offer of the machine that took the attempt up, which may be another than the planned one."""
+    """The offer of the machine that took the attempt up, which may be another than the planned one; None for nodes on
+    different machines, whose speed says nothing about either."""
     launch, claim = attempt.read_launch(), attempt.read_claim()
     if launch is None or claim is None:
         return None
     instance = claim.instance or launch.instance
+    outcome = attempt.read_outcome()
+    if outcome is not None and set(outcome.further_instances) - {instance}:
+        return None
     # Own machines are recorded without a type.
     found = (o for o in offers if o.pool == launch.pool and (o.instance == instance or o.own_machine))
     offer = next(found, None)

@@ -233,7 +233,8 @@ class Claim(Record):
     nodes: int = 1
     """How many machines train together."""
     usd_per_hour: float | None = None
-    """What all of them cost together, maybe another price than planned; None in records of earlier versions."""
+    """What all of them cost together, maybe another price than planned, each taken for this machine; None in records of
+    earlier versions."""
     price_remark: ShownText = ""
     """How the price differs from the plan, or that it is a guess."""
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -273,6 +274,10 @@ class NodeReport(Record):
     phase: str
     host: ShownText = Field(default_factory=socket.gethostname)
     pid: int = Field(default_factory=os.getpid)
+    instance: ShownText = ""
+    """The machine's type, where the pool may give each node another one."""
+    usd_per_hour: float | None = None
+    """The machine's price in force; None: that of the first node's machine."""
     notice: Notification | None = None
     """The first request to stop that this machine has received."""
     notice_end_reason: EndReason = EndReason.INTERRUPTED
@@ -316,7 +321,9 @@ class Heartbeat(Record):
     seconds: float = 0.0
     cost_usd: float = 0.0
     usd_per_hour: float | None = None
-    """The price in force at that moment; None in records of earlier versions."""
+    """The price in force at that moment, of all nodes together; None in records of earlier versions."""
+    further_instances: list[ShownText] = Field(default_factory=list)
+    """The machines of the nodes after the first one, in their order, where they report them."""
     first_step_after_seconds: float | None = None
     """From the claim to the first new training step: what a recovery costs in time."""
     metrics: dict[str, float] = Field(default_factory=dict)
@@ -338,7 +345,9 @@ class Outcome(Record):
     seconds: float = 0.0
     cost_usd: float = 0.0
     usd_per_hour: float | None = None
-    """The price in force at that moment; None in records of earlier versions."""
+    """The price in force at that moment, of all nodes together; None in records of earlier versions."""
+    further_instances: list[ShownText] = Field(default_factory=list)
+    """As in the heartbeat."""
     first_step_after_seconds: float | None = None
     """As in the heartbeat."""
     notifications: list[Notification] = Field(default_factory=list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from crucible.billing.costs import MICRO, on_demand_micro_usd
+from crucible.billing.machines import on_demand_usd_per_hour, shown_machines
 from crucible.catalog.offers import Offer, load_catalog
 from crucible.errors import ConfigError
 from crucible.formatting import UNKNOWN, duration, markdown_table, money
@@ -27,10 +28,11 @@ def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
     for name, entry in entries:
         micro = round(entry.cost_usd * MICRO)
         paid += micro
-        offer, nodes = known.get(f"{entry.pool}/{entry.instance}"), getattr(entry, "nodes", 1)
-        on_demand += on_demand_micro_usd(entry.seconds, micro, offer and offer.on_nodes(nodes))
+        machines = entry.machines if isinstance(entry, AttemptSummary) else [entry.instance]
+        price = on_demand_usd_per_hour(entry.pool, machines, known)
+        on_demand += on_demand_micro_usd(entry.seconds, micro, price)
         seconds += entry.seconds
-        machine = f"{entry.pool or UNKNOWN}<br>{entry.instance or UNKNOWN}" + (f" x {nodes}" if nodes > 1 else "")
+        machine = f"{entry.pool or UNKNOWN}<br>{shown_machines(machines) or UNKNOWN}"
         figures = [duration(entry.seconds), f"{entry.usd_per_hour:.4f}", f"{micro / MICRO:.6f}"]
         rows.append([name, machine, *figures])
     rows.append(["total", "", duration(seconds), "", f"{paid / MICRO:.6f}"])

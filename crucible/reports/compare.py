@@ -36,7 +36,7 @@ class ComparedJob:
         """Everything that decides what was trained and where."""
         spec, attempts = self.summary.spec, self.summary.attempts
         pools = ", ".join(dict.fromkeys(attempt.pool for attempt in attempts if attempt.pool))
-        machines = ", ".join(dict.fromkeys(attempt.instance for attempt in attempts if attempt.instance))
+        machines = ", ".join(dict.fromkeys(attempt.shown_machines for attempt in attempts if attempt.shown_machines))
         return {**_settings(spec), "pool": pools or None, "machine": machines or None}
 
     @property

@@ -173,7 +173,7 @@ def _where(summary: JobSummary) -> str:
     if not summary.running or not summary.attempts:
         return ""
     attempt = summary.attempts[-1]
-    machine = f" ({attempt.instance})" if attempt.instance else ""
+    machine = f" ({attempt.shown_machines})" if attempt.shown_machines else ""
     return f" on {attempt.pool}{machine}, attempt {attempt.number}" if attempt.pool else ""
 
 
@@ -190,7 +190,7 @@ def attempts_table(attempts: Sequence[AttemptSummary]) -> str:
     """One row for each attempt, first to last. Cells have several lines, so that the table fits on a telephone."""
     rows = [
         [
-            "<br>".join(filter(None, [f"**{a.number}**", a.pool or UNKNOWN, a.instance])),
+            "<br>".join(filter(None, [f"**{a.number}**", a.pool or UNKNOWN, a.shown_machines])),
             _steps(a),
             a.end,
             money(a.cost_usd),

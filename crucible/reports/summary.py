@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from crucible.billing.costs import attempt_usd_per_hour
+from crucible.billing.machines import machines_of, shown_machines
 from crucible.estimate.history import PlannedCost
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics, Row
@@ -51,6 +52,13 @@ class AttemptSummary:
     price_remark: str = ""
     """How the machine and its price differ from the plan."""
     nodes: int = 1
+    machines: tuple[str, ...] = ()
+    """Of each node, the first one's first."""
+
+    @property
+    def shown_machines(self) -> str:
+        """All of them, as people read them; empty where none is known."""
+        return shown_machines(self.machines)
 
 
 @dataclass(frozen=True)
@@ -141,10 +149,11 @@ def _attempt_summary(attempts: Sequence[AttemptRecords], place: int) -> AttemptS
     own = attempts[place]
     launch, claim, outcome = own.launch, own.claim, own.outcome
     last = outcome or own.heartbeat
+    machines = machines_of(launch, claim, last)
     return AttemptSummary(
         number=own.number,
         pool=launch.pool if launch else "",
-        instance=(claim.instance if claim else "") or (launch.instance if launch else ""),
+        instance=machines[0],
         launched_because=launch.reason if launch else "",
         end_reason=outcome.end_reason if outcome else None,
         end=outcome.label if outcome else _activity(own),
@@ -160,7 +169,8 @@ def _attempt_summary(attempts: Sequence[AttemptRecords], place: int) -> AttemptS
         saving=last.saving if last else {},
         mtbf_seconds=launch.mtbf_seconds if launch else None,
         price_remark=claim.price_remark if claim else "",
-        nodes=claim.nodes if claim else launch.nodes if launch else 1,
+        nodes=len(machines),
+        machines=tuple(machines),
     )
 
 

@@ -120,6 +120,8 @@ class SupervisionContext:
             step=max(committed, beat.step if beat else 0),
             seconds=beat.seconds if beat else 0.0,
             cost_usd=beat.cost_usd if beat else 0.0,
+            usd_per_hour=beat.usd_per_hour if beat else None,
+            further_instances=beat.further_instances if beat else [],
             first_step_after_seconds=beat.first_step_after_seconds if beat else None,
             saving=beat.saving if beat else {},
         )

@@ -103,11 +103,19 @@ def test_a_notice_on_the_second_node_stops_and_saves_all(
     assert any("leaves" in line for line in lines)
 
 
-def test_a_request_to_stop_reaches_the_second_node(job: Job, tmp_path: Path) -> None:
+def test_a_request_to_stop_reaches_the_second_node_and_its_own_price_is_on_the_bill(job: Job, tmp_path: Path) -> None:
     request = StopRequest(end_reason=EndReason.CANCELLED, reason="stopped by a person")
-    outcome, _ = two_nodes(job, tmp_path, LONG, lambda attempt: attempt.request_stop(request))
+
+    def stop(attempt: Attempt) -> None:
+        until(lambda: (beat := attempt.read_heartbeat()) and beat.further_instances == ["g6.xlarge"])
+        attempt.request_stop(request)
+
+    claim = Claim(number=1, instance="g6.xlarge", usd_per_hour=360.0)
+    outcome, _ = two_nodes(job, tmp_path, LONG, stop, claim=lambda: claim)
     assert outcome.end_reason is EndReason.CANCELLED
     assert outcome.saved
+    assert (outcome.usd_per_hour, outcome.further_instances) == (360.0, ["g6.xlarge"]), "the first one is free"
+    assert outcome.cost_usd > 0.09 * outcome.seconds, "from the start"
 
 
 def test_a_fenced_attempt_loses_its_second_node(job: Job, tmp_path: Path) -> None:

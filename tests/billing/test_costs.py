@@ -21,6 +21,7 @@ from crucible.config import TrainConfig
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
+from crucible.reports.summary import summarise
 from crucible.store import Store
 from tests.catalog.offers import MODAL, ON_DEMAND, SPOT, offer_like
 
@@ -212,6 +213,42 @@ def test_the_bill_follows_the_machine_that_ran_the_attempt(store: Store) -> None
     assert (second.usd_per_hour, second.usd) == (0.8, 0.8)
     (unknown, _) = costs.attempt_costs(store, OFFERS)
     assert unknown.on_demand_micro_usd == unknown.micro_usd, "no savings are claimed for a machine without a price"
+
+
+def test_the_bill_of_several_nodes_is_the_sum_over_their_own_machines(store: Store) -> None:
+    """Planned: three times g.small at $0.5. What came: g.small, g.large and g.small, each at a price of its own."""
+    big = offer_like(SPOT, instance="g.large", usd_per_hour=0.9, on_demand_usd_per_hour=4.0, gpu="A10G")
+    job = Job.create(store, JobSpec(job_id="several"))
+    job.decide(Launch(number=1, pool="ec2-spot", instance="g.small", nodes=3, usd_per_hour=1.5, reason="test"))
+    job.attempt(1).take(Claim(number=1, instance="g.small", nodes=3, usd_per_hour=1.2))
+    meter = CostMeter(1.2, clock := Clock(), nodes=3)
+    assert meter.usd_per_hour == 1.2
+    clock.now += 600
+    assert meter.set_price(0.9, node=1), "the first price of a node counts from the start"
+    assert not meter.set_price(0.4, node=2), "it was taken for that"
+    clock.now += 1200
+    assert meter.usd_per_hour == 1.7
+    assert meter.set_price(1.1, node=1), "a later one counts from then on"
+    assert meter.set_price(0.6), "and the first node's own"
+    clock.now += 1800
+    spent = 0.5 * (0.4 + 0.6) + 0.5 * (0.9 + 1.1) + 0.4
+    assert (meter.usd(), meter.usd_per_hour) == (pytest.approx(spent), 2.1)
+    ended = Outcome(
+        end_reason=EndReason.INTERRUPTED,
+        message="",
+        seconds=meter.seconds(),
+        cost_usd=meter.usd(),
+        usd_per_hour=meter.usd_per_hour,
+        further_instances=["g.large", "g.small"],
+    )
+    job.attempt(1).end(ended)
+    (cost,) = costs.attempt_costs(store, OFFERS | {big.key: big})
+    assert (cost.instance, cost.usd_per_hour, cost.usd) == ("g.small + g.large", 2.1, pytest.approx(spent))
+    assert cost.on_demand_micro_usd == 7_000_000, "an hour of g.small twice and of g.large once"
+    (unknown,) = costs.attempt_costs(store, OFFERS)
+    assert unknown.on_demand_micro_usd == unknown.micro_usd, "no savings are claimed where one has no price"
+    (shown,) = summarise(job).attempts
+    assert (shown.shown_machines, shown.nodes, shown.cost_usd) == ("g.small x 2 + g.large", 3, cost.usd)
 
 
 class Clock:

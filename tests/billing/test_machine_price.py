@@ -63,7 +63,7 @@ def test_an_attempt_is_claimed_at_the_price_of_its_machine(
     spot: float | None,
     usd_per_hour: float,
 ) -> None:
-    from tasks import training
+    from tasks import machine as machine_module
 
     def market(instance_type: str, zone: str) -> float:
         if spot is None:
@@ -71,8 +71,8 @@ def test_an_attempt_is_claimed_at_the_price_of_its_machine(
         return spot
 
     monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
-    monkeypatch.setattr(training, "spot_price", market)
-    machine = training._Machine(identity)
+    monkeypatch.setattr(machine_module, "spot_price", market)
+    machine = machine_module.Machine(identity)
     claim = machine.claim(1, PLANNED)
     assert (claim.instance, claim.usd_per_hour) == (identity["instance_type"], usd_per_hour)
     assert claim.price_remark
