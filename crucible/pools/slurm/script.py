@@ -4,6 +4,8 @@ When Slurm preempts a job it signals the job's steps at the beginning of the gra
 end. So the script starts a step that does nothing but listen and passes the signal on to the script; the script asks
 Slurm why, and writes the stop file that the agent watches. This works whatever the cluster's administrators have set.
 
+The listening step sleeps a minute at a time: where a node's daemon is killed, that sleep outlives it.
+
 The end of the job by its time limit is known from the start, and the agent leaves before it.
 
 The first of several nodes runs this script and with it the attempt; one `srun` starts a further node's agent on each of
@@ -20,10 +22,9 @@ from crucible.pools.slurm.cluster import path_in_shell
 
 LONGEST_MARGIN_SECONDS = 120
 """How long before its end a job stops to save; a fifth of the time limit where that is less."""
-
-
 LEAVE_SECONDS = 20
 """How long the further nodes have to leave once the attempt is over."""
+LISTEN_SECONDS = 60
 FURTHER_NODE = "python -m tasks.node"
 
 
@@ -59,6 +60,7 @@ class BatchScript:
             others=self._others(),
             margin=LONGEST_MARGIN_SECONDS,
             leave=LEAVE_SECONDS,
+            listen=LISTEN_SECONDS,
             stop_file=Variable.STOP_FILE.value,
             ends_at=Variable.MACHINE_ENDS_AT.value,
             margin_variable=Variable.LIFETIME_MARGIN_SECONDS.value,
@@ -132,7 +134,7 @@ trap 'write_stop person "cancelled in Prefect" {grace}' USR1
 
 srun --overlap --nodes=1 --ntasks=1 --gres=none --quiet --nodelist="$SLURMD_NODENAME" sh -c '
   trap "kill -TERM $1; exit 0" TERM
-  while :; do sleep 3600 & wait $!; done' listen $$ >/dev/null 2>&1 &
+  while :; do sleep {listen} & wait $!; done' listen $$ >/dev/null 2>&1 &
 listener=$!
 
 others=

@@ -44,10 +44,12 @@ from crucible.pools.slurm.failures import (
     NodeLost,
     Preempted,
     SlurmFailure,
+    SubmissionRefused,
     TimeLimitReached,
     failure_of,
     waiting,
 )
+from crucible.pools.slurm.inventory import never_starts
 from crucible.pools.slurm.shell import Shell
 
 T = TypeVar("T")
@@ -100,6 +102,8 @@ class SlurmWorker(MachineWorker, BaseWorker[SlurmJobConfiguration, SlurmVariable
         )
         job_id = await cluster.find(wanted.name, comment)
         if job_id is None:
+            if problem := await never_starts(cluster.shell, configuration):
+                raise SubmissionRefused(problem)
             job_id = await self._submit(cluster, wanted)
             self.get_flow_run_logger(flow_run).info("Submitted Slurm job %s", job_id)
         return SlurmJob(self, flow_run, configuration, cluster, job_id)

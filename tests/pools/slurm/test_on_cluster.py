@@ -22,10 +22,12 @@ from prefect.states import Cancelled, Cancelling, Pending
 from crucible.agent.sources import sources_of_this_machine
 from crucible.errors import ConfigError, CrucibleError
 from crucible.pools.common.machines import pid_of
+from crucible.pools.slurm import script
 from crucible.pools.slurm.cluster import Cluster, Submission
 from crucible.pools.slurm.configuration import SlurmJobConfiguration
 from crucible.pools.slurm.failures import JobView
 from crucible.pools.slurm.inventory import read_inventory
+from crucible.pools.slurm.script import LISTEN_SECONDS
 from crucible.pools.slurm.setup import SlurmSetup, pool_settings
 from crucible.pools.slurm.shell import Shell
 from crucible.pools.slurm.worker import SlurmJob, SlurmWorker
@@ -114,7 +116,7 @@ def jobs(cluster: LocalCluster, logs: Path) -> Jobs:
 def is_listening() -> bool:
     """Whether a job's listening step has come as far as its `sleep`; before that a signal would end it unheard."""
     for process in psutil.process_iter(["cmdline", "ppid"]):
-        if (process.info["cmdline"] or [])[-1:] == ["3600"]:
+        if (process.info["cmdline"] or [])[-1:] == [str(LISTEN_SECONDS)]:
             with contextlib.suppress(psutil.Error):
                 if "listen" in psutil.Process(process.info["ppid"]).cmdline():
                     return True
@@ -192,6 +194,13 @@ def test_a_successor_waits_until_the_attempt_before_has_ended(jobs: Jobs) -> Non
     jobs.cluster.call("scancel", first, second)
 
 
+def test_of_a_range_of_nodes_those_that_there_are_train(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(script, "FURTHER_NODE", "sh -c 'echo node $CRUCIBLE_NODE_RANK of $CRUCIBLE_NODES'")
+    job_id = jobs.start("sh -c 'echo ready, $CRUCIBLE_NODES nodes'", nodes="2..4")
+    assert jobs.end(job_id).exit_code == 0
+    assert sorted(jobs.output(job_id).split("\n")) == ["", "node 1 of 2", "ready, 2 nodes"]
+
+
 # The worker
 
 
@@ -264,7 +273,7 @@ async def run_all(worker: SlurmWorker, runs: list[FlowRun]) -> None:
     await asyncio.gather(*(worker.run(run, made) for run, made in zip(runs, configurations, strict=True)))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def closed(cluster: LocalCluster) -> Iterator[str]:
     """A partition for an account that nobody here has."""
     cluster.call("scontrol", "create", "PartitionName=closed", "Nodes=ALL", "AllowAccounts=lab")
@@ -280,9 +289,9 @@ def test_every_end_of_a_job_is_a_state_of_its_run_with_words(runs: Runs, closed:
         runs.create("no-such-program").id: "CRASHED CommandNotFound: the command of Slurm job {} was not found on n",
         runs.create(
             "true", partition="short", time_limit_minutes=5
-        ).id: "CRASHED NeverStarts: Slurm job {} would never",
+        ).id: "CRASHED SubmissionRefused: time_limit_minutes: 5 is over the maximum of partition short, 1",
         runs.create("true", partition="nosuch").id: "CRASHED SubmissionRefused: there is no such partition",
-        runs.create("true", partition=closed, account="me").id: "CRASHED NeverStarts: Slurm job {} would never start: "
+        runs.create("true", partition=closed).id: "CRASHED NeverStarts: Slurm job {} would never start: "
         "its account may not use the partition; set account",
         runs.create("sh -c 'scancel $SLURM_JOB_ID; sleep 60'").id: "CANCELLED Cancelled: Slurm job {} was cancelled",
     }
@@ -383,11 +392,14 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"gpus": "a100:1"}, "change gpus"),
     ({"gpus": "99"}, "change gpus"),
     ({"gpus": "many"}, "job variable gpus: write a number"),
+    ({"nodes": "4..2"}, "nodes = '4..2' must be how many machines"),
     ({"cpus": 0}, "job variable cpus"),
     ({"memory_mib": 999_999_999}, "lower memory_mib"),
     ({"constraint": "fancy"}, "change constraint"),
     ({"reservation": "mine"}, "the reservation cannot be used"),
     ({"time_limit_minutes": -5}, "job variable time_limit_minutes"),
+    ({"time_limit_minutes": 5, "partition": "short"}, "5 is over the maximum of partition short, 1"),
+    ({"account": "me", "partition": "closed"}, "me may not use partition closed (it allows lab)"),
     ({"account": "a b; rm -rf /"}, "job variable account: write a name"),
     ({"extra_flags": ["--wrap=reboot"]}, "'--wrap=reboot' is not among the options"),
     ({"extra_flags": ["--nodelist=nosuch"]}, "Invalid node name"),
@@ -402,18 +414,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("fields", "words"), WRONG, ids=lambda value: str(value)[:30])
-def test_what_cannot_work_is_refused_in_one_message(jobs: Jobs, fields: dict[str, Any], words: str) -> None:
+def test_what_cannot_work_is_refused_in_one_message(
+    jobs: Jobs, closed: str, fields: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = jobs.cluster.jobs()
     given = {"workdir": str(jobs.logs.parent), "log_folder": str(jobs.logs), **fields}
     template = SlurmWorker.get_default_base_job_template()
+    worker = SlurmWorker(work_pool_name="none", name="slurm-1")
+    monkeypatch.setattr(SlurmWorker, "work_pool", type("Pool", (), {"id": uuid4()}))
 
     async def submit() -> None:
         made = await SlurmJobConfiguration.from_template_and_values(template, given, client=object())
-        slurm = Cluster(Shell(made.login_node))
-        env = {name: value or "" for name, value in made.env.items()}
-        await slurm.submit(
-            Submission("test-wrong", "wrong", made.options(), made.script(), env, made.workdir, made.log_folder)
-        )
+        await worker.start_machine(FlowRun(flow_id=uuid4()), made)
 
     with pytest.raises(CrucibleError) as caught:
         asyncio.run(submit())
