@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 
 from crucible.catalog.offers import TRIED_ANYWAY, load_catalog
+from crucible.catalog.skypilot import POOL as SKYPILOT
 from crucible.errors import ConfigError
 from crucible.placement.choice import AUTO, FALLBACK, Choice, without_estimate
 from crucible.resources import Resources
@@ -25,6 +26,11 @@ def place_script(pool: str, wanted: Resources) -> Choice:
     if pool in TRIED_ANYWAY:
         return Choice(placements=[without_estimate(pool, nodes=wanted.node_range.most)])
     known = dict.fromkeys((*TRIED_ANYWAY, *(offer.pool for offer in load_catalog())))
+    if pool == SKYPILOT and pool not in known:
+        raise ConfigError(
+            "pool: the catalog has no machines of skypilot yet; take them from SkyPilot's own tables with: "
+            "crucible prices import"
+        )
     if pool not in known:
         near = difflib.get_close_matches(pool, known, n=1)
         fix = f"did you mean {near[0]}?" if near else f"choose {', '.join(known)}"

@@ -36,6 +36,15 @@ def test_auto_is_refused_because_there_is_no_estimate() -> None:
 
 
 @pytest.mark.parametrize(
+    ("pool", "words"),
+    [("skypilot", "crucible prices import"), ("ec2-spt", "did you mean ec2-spot?")],
+)
+def test_a_pool_without_machines_in_the_catalog_is_refused_with_what_to_do(pool: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        place_script(pool, Resources())
+
+
+@pytest.mark.parametrize(
     ("pool", "asked", "variables"),
     [
         ("local", {"gpus": 1}, {}),

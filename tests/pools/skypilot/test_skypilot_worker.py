@@ -19,12 +19,18 @@ from crucible.cli.sky import status
 from crucible.config import TrainConfig
 from crucible.errors import CrucibleError
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, JobSpec
+from crucible.jobs.records import EndReason, JobSpec, Launch
+from crucible.jobs.status import JobState
 from crucible.pools.common.machines import pid_of
 from crucible.pools.skypilot.configuration import SkyJobConfiguration, cluster_name
 from crucible.pools.skypilot.failures import classify
 from crucible.pools.skypilot.worker import SkyWorker
-from crucible.store import store_at
+from crucible.store import Store, store_at
+from crucible.supervision.retry_policy import Placement
+from crucible.supervision.supervisor import Supervision
+from tasks.launching import PrefectLauncher
+from tests.faults.small_jobs import new_job
+from tests.faults.world import Life, Listening, Pool, World, alive_for, ends
 from tests.pools.skypilot.conftest import FakeSky
 from tests.waiting import until
 
@@ -173,7 +179,14 @@ def test_each_machine_of_a_cluster_runs_its_part_of_the_attempt(tmp_path: Path) 
     ]
 
 
-def test_a_cluster_that_is_gone_is_lost_and_nothing_is_taken_for_its_end(runs: Runs, sky: FakeSky) -> None:
+@pytest.mark.parametrize(
+    ("life", "end_reason"),
+    [(alive_for(10), EndReason.LOST), ([], EndReason.NOT_STARTED)],
+    ids=["it trains, and has saved nothing", "its attempt has not begun"],
+)
+def test_a_cluster_that_is_gone_without_a_save_is_lost_and_the_next_begins_again(
+    runs: Runs, sky: FakeSky, store: Store, life: Life, end_reason: EndReason
+) -> None:
     run = runs.create()
 
     def lose() -> None:
@@ -181,6 +194,24 @@ def test_a_cluster_that_is_gone_is_lost_and_nothing_is_taken_for_its_end(runs: R
         sky.lose(runs.cluster(run))
 
     assert runs.run(run, lose).startswith("CRASHED ClusterLost: cluster crucible-")
+
+    # What follows from that state for the job, by a clock of its own
+    job, world, listening = new_job(store), World(), Listening()
+    launcher = PrefectLauncher(store.uri, "test", "")
+    launcher._runs[1] = runs.read(run)
+    hint = launcher.hint(job, Launch(number=1, pool="skypilot", reason="test"))
+    pool = Pool(world, {1: life, 2: alive_for(5, (6, ends("completed")))}, hints={1: hint})
+    supervision = Supervision(
+        job, pool, [Placement("skypilot")], listener=listening, sleep=world.sleep, clock=world.clock
+    )
+    assert supervision.run().state is JobState.COMPLETED
+    outcome, start = job.attempt(1).read_outcome(), job.attempt(2).read_start()
+    assert outcome is not None
+    assert start is not None
+    assert (outcome.end_reason, outcome.committed_step, start.step) == (end_reason, 0, 0)
+    assert "ClusterLost: cluster crucible-" in outcome.message
+    (message,) = (said for said in listening.messages if said.startswith("attempt 2 goes to skypilot"))
+    assert "its cloud reclaimed it, or somebody took it down" in message
 
 
 def test_a_cancelled_attempt_is_asked_through_the_store_and_its_cluster_goes_after_the_grace(
@@ -281,6 +312,7 @@ WRONG_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"infra": "lambda", "use_spot": True}, "use_spot: lambda has no spot machines"),
     ({"accelerators": "one L4"}, "job variable accelerators: write a type and a number"),
     ({"instance_type": "g2; reboot"}, "job variable instance_type: write one name"),
+    ({"nodes": "4..2"}, "nodes = '4..2' must be how many machines"),
     ({"cpus": "many"}, "job variable cpus: write a number"),
     ({"memory": "16GB"}, "job variable memory: write a number"),
     ({"disk_gib": 0}, "job variable disk_gib"),
