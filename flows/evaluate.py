@@ -20,6 +20,7 @@ from tasks.console import outlive_the_console
 from tasks.evaluation import Wanted, evaluate_job
 from tasks.machine import machine_tags
 from tasks.observing import add_tags, job_tags
+from tasks.stopping import stop_with_the_container
 from tasks.storage import open_store
 
 Format = Literal["huggingface", "nanogpt"]
@@ -48,6 +49,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Full validation loss, perplexity, bits per byte, samples, a model card, and exports of a job's model."""
     outlive_the_console()
+    stop_with_the_container()
     record = Job.open(open_store(store), job)
     add_tags(*job_tags(record.read_spec()), "stage:evaluate", *machine_tags())
     return evaluate_job(record, Wanted(step, export, samples, prompt))

@@ -15,6 +15,7 @@ from tasks.console import outlive_the_console
 from tasks.datasets import prepare_dataset
 from tasks.machine import machine_tags
 from tasks.observing import add_tags
+from tasks.stopping import stop_with_the_container
 from tasks.storage import open_store
 
 
@@ -32,6 +33,7 @@ def preprocess(dataset: DatasetConfig = DatasetConfig(), store: str = "default")
         store: Name of a Store block, or an address (file://…, s3://…).
     """
     outlive_the_console()
+    stop_with_the_container()
     add_tags("stage:preprocess", *machine_tags())
     return prepare_dataset(dataset, open_store(store)).digest
 

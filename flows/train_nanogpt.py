@@ -33,6 +33,7 @@ from flows.forms import takes
 from flows.parameters import TrainRequest
 from flows.preprocess import preprocess
 from tasks.console import outlive_the_console
+from tasks.costs import BudgetWatch
 from tasks.early_bills import EarlyBills
 from tasks.ending import end_as, without_heartbeat
 from tasks.initial import Settled, settle
@@ -113,6 +114,8 @@ def _evaluate(request: TrainRequest, run: SupervisedJob) -> None:
                 Resources(),
                 max_cost_usd=_left_of(run.job.read_limits().max_cost_usd, run.job),
                 record=run.job.write_stage,
+                over_budget=BudgetWatch(run.job.root, request.project, request.owner),
+                stop_requested=run.watch.requested,
             )
         )
         return
@@ -161,6 +164,8 @@ def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bil
                 Resources(gpus=0),
                 max_cost_usd=bills.left_usd(_left_of(request.max_cost_usd, run.job)),
                 record=bills.record,
+                over_budget=BudgetWatch(run.job.root, request.project, request.owner),
+                stop_requested=run.watch.requested,
             )
         )
     with without_heartbeat():  # finds what another pool has built

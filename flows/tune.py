@@ -67,8 +67,10 @@ def _tune(request: TuneRequest, run: SupervisedSweep) -> SweepStatus:
     run.track(request.tracker)
     if request.space or request.space_file or not run.sweep.exists():
         _record(request, run)
-    run.set_limits(request.given_limits())
     sweep, spec = run.sweep, run.sweep.read_spec()
+    if (base := spec.config) is None:
+        raise ConfigError(f"sweep: {sweep.sweep_id} searches the settings of a script; start it with tune-script")
+    run.set_limits(request.given_limits())
     meta = resolve_dataset(sweep.root, spec.dataset).meta
 
     @cache
@@ -85,8 +87,6 @@ def _tune(request: TuneRequest, run: SupervisedSweep) -> SweepStatus:
         )
         return choose(sweep.root, wanted).placements
 
-    assert spec.config is not None
-    base = spec.config
     status = run.run_trials(lambda job: places(job.config or base), places(base))
     if status.state is JobState.COMPLETED and request.run_evaluation and (best := sweep.best()) is not None:
         with without_heartbeat():

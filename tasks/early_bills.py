@@ -73,7 +73,7 @@ class EarlyBills:
                 self._run.job.write_stage(bill)
             return
         known = self._run.spec
-        made = JobSpec(job_id=self._kept.job_id, prepares=known.job_id[:40], project=known.project, owner=known.owner)
+        made = JobSpec(job_id=self._kept.job_id, prepares=known.job_id, project=known.project, owner=known.owner)
         Job.create(self._run.job.root, made)
         for bill in spent:
             self._kept.write_stage(bill)

@@ -13,9 +13,16 @@ from prefect.utilities.templating import find_placeholders
 
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec
+from crucible.supervision.retry_policy import Placement
 
 OF_THE_SUPERVISOR = frozenset({"command", "working_dir", "name", "stream_output"})
 """Variables that concern the supervising process alone."""
+OF_THE_MACHINE = {
+    "modal": frozenset({"gpu", "usd_per_hour"}),
+    "skypilot": frozenset({"infra", "instance_type", "accelerators", "use_spot"}),
+}
+"""What the pool is told of the machine that the plan has chosen (`tasks.launching`)."""
 
 
 def given_to_this_run() -> dict[str, Any]:
@@ -24,9 +31,12 @@ def given_to_this_run() -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in OF_THE_SUPERVISOR}
 
 
-def variables_of(job: Job) -> dict[str, Any]:
-    """What this run was given; where that is nothing, what the job has on record."""
-    return given_to_this_run() or job.read_variables()
+def variables_of(job: Job, spec: JobSpec) -> dict[str, Any]:
+    """What this run was given; where that is nothing, what the job has on record.
+
+    What is given is meant for the training. Of its stages only one on the same pool has it, on record.
+    """
+    return (given_to_this_run() if spec.stage == "train" else {}) or job.read_variables()
 
 
 def remember_variables(job: Job) -> None:
@@ -35,21 +45,29 @@ def remember_variables(job: Job) -> None:
         job.set_variables(given)
 
 
-def require_known(wanted: Mapping[str, Any], pools: Iterable[str]) -> None:
-    """Refuse variables that one of the pools does not have, before anything is launched. Raises `ConfigError`."""
-    for pool in dict.fromkeys(pools if wanted else ()):
+def require_known(wanted: Mapping[str, Any], places: Iterable[Placement]) -> None:
+    """Refuse, before anything is launched, variables that a pool does not have, or that would be overruled there.
+
+    Raises `ConfigError`.
+    """
+    for place in places if wanted else ():
+        if place.instance and (named := sorted(wanted.keys() & OF_THE_MACHINE.get(place.pool, frozenset()))):
+            raise ConfigError(
+                f"job variable {', '.join(named)}: the machine on {place.pool} is chosen together with its price; name "
+                f'it as `crucible prices ls` does: -p \'resources={{"instance": "{place.instance}"}}\''
+            )
         with suppress(ObjectNotFound):  # reported when an attempt is launched there
-            _for_pool(wanted, pool)
+            _for_pool(wanted, place.pool)
 
 
-def given_for(job: Job, pool: str) -> dict[str, Any]:
+def given_for(job: Job, spec: JobSpec, pool: str) -> dict[str, Any]:
     """The variables for an attempt on a pool.
 
     Raises:
         ConfigError: the pool has no variable of a name.
         ObjectNotFound: there is no such pool.
     """
-    wanted = variables_of(job)
+    wanted = variables_of(job, spec)
     return _for_pool(wanted, pool) if wanted else {}
 
 

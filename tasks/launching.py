@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.exceptions import PrefectException
-from prefect.states import Cancelled, Cancelling
 
 from crucible.agent.nodes import MISSING_NODE
 from crucible.jobs.job import Job
@@ -23,7 +21,7 @@ from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.pools.slurm import failures as slurm
 from crucible.resources import Resources
 from crucible.supervision.launcher import Hint, Launcher, PoolSays
-from tasks.deployment_runs import start_run
+from tasks.deployment_runs import cancel_run, start_run
 from tasks.job_variables import given_for
 from tasks.observing import emit
 from tasks.queues import AttemptQueue
@@ -104,7 +102,7 @@ class PrefectLauncher:
         return (
             self.resources.job_variables(launch.pool)
             | fewer_nodes(job, launch, self.resources)
-            | (given_for(job, launch.pool) | chosen)
+            | (given_for(job, spec, launch.pool) | chosen)
         )
 
     def hint(self, job: Job, launch: Launch) -> Hint:
@@ -137,11 +135,7 @@ class PrefectLauncher:
         run = self._read(launch)
         if run is None or run.state is None or run.state.type in _ENDED:
             return
-        message = f"attempt {launch.number} {outcome.label}: {outcome.message}"
-        if run.state.type in (StateType.SCHEDULED, StateType.PENDING):
-            self._propose(run, Cancelled(message=message))  # nothing runs that a worker would have to end
-        else:
-            self._propose(run, Cancelling(message=message))
+        cancel_run(run, f"attempt {launch.number} {outcome.label}: {outcome.message}")
 
     def _read(self, launch: Launch) -> FlowRun | None:
         run = self._runs.get(launch.number)
@@ -152,10 +146,6 @@ class PrefectLauncher:
                 return client.read_flow_run(run.id)
         except (httpx.HTTPError, PrefectException):
             return None
-
-    def _propose(self, run: FlowRun, state: State) -> None:
-        with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
-            client.set_flow_run_state(run.id, state, force=True)
 
 
 @dataclass(frozen=True)

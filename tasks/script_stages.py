@@ -12,6 +12,7 @@ from typing import Any
 
 from prefect.exceptions import TerminationSignal
 
+from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
 from crucible.jobs.records import Limits, now
@@ -24,6 +25,7 @@ from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.resources import Resources
 from crucible.script_config import EvaluateStage, Stage
 from crucible.supervision.supervisor import Supervision
+from tasks.job_variables import remember_variables
 from tasks.observing import UNAVAILABLE
 from tasks.placing import pools_now
 from tasks.reporting import artifact_key
@@ -105,7 +107,8 @@ def _stage(
 ) -> tuple[SupervisedJob, Choice]:
     """The stage's job, on record, and where it goes; `relation`: what it has to do with the training's."""
     spec = run.job.read_spec()
-    assert spec.script is not None
+    if spec.script is None:
+        raise ConfigError(f"job: {run.job.job_id} has a stage and no script; start a new job")
     made = {
         "job_id": name,
         "script": stage.script(spec.script),
@@ -122,6 +125,8 @@ def _stage(
     choice = place_script(place.pool, own.spec.resources)
     more = place.max_cost_usd
     own.put_on_record(own.spec, Limits(max_cost_usd=None if more is None else own.job.cost_usd() + more), choice)
+    if place.pool == place.trained_on:
+        remember_variables(own.job)
     run.job.write_stage(StageRun(name=name, stage=own.spec.stage, pool=place.pool, job=name))
     return own, choice
 

@@ -6,6 +6,7 @@ from crucible.jobs.records import JobSpec, Limits
 from crucible.jobs.status import JobState, JobStatus
 from crucible.placement.script import place_script
 from crucible.resources import Resources
+from tasks.job_variables import remember_variables
 from tasks.script_stages import evaluate, run_stage_job
 from tasks.sweep_supervising import SupervisedSweep
 
@@ -32,6 +33,8 @@ def preprocess_once(run: SupervisedSweep) -> JobStatus | None:
     job = run.supervised_job(stage.job_id, stage)
     choice = place_script(pool, stage.resources)
     job.put_on_record(stage, Limits(max_cost_usd=run.sweep.read_limits().max_cost_usd), choice)
+    if pool == spec.pool:
+        remember_variables(job.job)
     return run_stage_job(job, choice)
 
 

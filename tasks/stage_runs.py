@@ -5,6 +5,7 @@ Its machine is on the job's bill, at the price of the machine that took it up, a
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,23 +15,22 @@ from typing import Any
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.exceptions import PrefectException
+from prefect.exceptions import PrefectException, TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.states import Cancelling
 
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
 from crucible.errors import CrucibleError, ServiceError
 from crucible.formatting import money
-from crucible.jobs.records import JobSpec, Launch, now
+from crucible.jobs.records import JobSpec, Launch, StopRequest, now
 from crucible.jobs.stage_records import StageRun
 from crucible.local.pool_commands import COMMANDS
 from crucible.placement.script import place_script
 from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.resources import Resources
-from tasks.deployment_runs import start_run
+from tasks.deployment_runs import cancel_run, start_run
 from tasks.observing import job_tags
 
 TRIES = 3
@@ -43,7 +43,7 @@ MODAL_CPU_USD_PER_HOUR = 0.335
 
 
 class StageOverBudget(CrucibleError):
-    """The job's cap does not pay for the stage."""
+    """The job's cap, or a budget that it shares with others, does not pay for the stage."""
 
 
 @dataclass(frozen=True)
@@ -59,20 +59,31 @@ class StageRequest:
     """What is left of the job's cap; None: no cap."""
     record: Callable[[StageRun], None] = field(default=lambda run: None)
     """Puts the run on the job's bill, again and again while it runs."""
+    over_budget: Callable[[], str | None] = lambda: None
+    """Why a budget that the job shares with others does not pay for the stage."""
+    stop_requested: Callable[[], StopRequest | None] = lambda: None
+    """Whether a person wants this flow run to stop; asked when it is interrupted. Its stage is cancelled then."""
 
 
 def run_stage(request: StageRequest) -> None:
     """Run the stage on the pool to its end, again where its machine went away.
 
     A supervising flow that is started again waits for the run that it had started. Raises `ServiceError` where the
-    stage failed, or the server has no such deployment, and `StageOverBudget` where it was stopped at the job's cap.
+    stage failed, or the server has no such deployment, and `StageOverBudget` where the job's cap or a budget that it
+    shares ends it.
     """
     logger = get_run_logger()
-    stage, pool, left = request.stage, request.pool, request.max_cost_usd
-    for attempt in range(1, TRIES + 1):
+    stage, pool, left, problem = request.stage, request.pool, request.max_cost_usd, ""
+    numbers, tries = itertools.count(1), 0
+    while tries < TRIES:
         if left is not None and left <= 0:
             raise StageOverBudget(f"{stage} on {pool} was not started: the job's max_cost_usd is used up")
-        run = _start(request, attempt)
+        if planned_machine(pool, request.wanted).usd_per_hour and (reason := request.over_budget()) is not None:
+            raise StageOverBudget(f"{stage} on {pool} was not started: {reason}")
+        run = _start(request, next(numbers))
+        if run.state is not None and run.state.is_cancelled():
+            continue  # when a person paused this flow run, which goes on now
+        tries += 1
         logger.info("%s runs on %s: flow run %s", stage, pool, run.name)
         state, cost_usd = _wait(run, request, left)
         if state.is_completed():
@@ -114,10 +125,28 @@ def _start(request: StageRequest, attempt: int) -> FlowRun:
 def _wait(run: FlowRun, request: StageRequest, left: float | None) -> tuple[State, float]:
     """Wait for the run's end; returns its state and what it cost.
 
-    Raises `ServiceError` when the server stays out of reach, `StageOverBudget` once more than `left` is spent.
+    Raises as `_follow` does, and Prefect's `TerminationSignal`. The run is cancelled where it costs too much, and where
+    a person wants this flow run to stop; otherwise a flow run that is started again waits for it.
     """
-    answered_at = time.monotonic()
     meter = _Meter(request)
+    try:
+        return _follow(run, meter, left)
+    except StageOverBudget as error:
+        meter.cancel(run, str(error))
+        raise
+    except TerminationSignal:
+        if (stop := request.stop_requested()) is not None:
+            meter.cancel(run, stop.reason)
+        raise
+
+
+def _follow(run: FlowRun, meter: _Meter, left: float | None) -> tuple[State, float]:
+    """Look at the run until it has ended.
+
+    Raises `ServiceError` when the server stays out of reach, `StageOverBudget` once more than `left` is spent, or
+    a shared budget.
+    """
+    answered_at, request = time.monotonic(), meter.request
     while True:
         try:
             with get_client(sync_client=True) as client:
@@ -134,30 +163,26 @@ def _wait(run: FlowRun, request: StageRequest, left: float | None) -> tuple[Stat
             if seen.state is not None and seen.state.is_final():
                 return seen.state, cost
             if left is not None and cost >= left:
-                _cancel(run)
-                if bill is not None:
-                    request.record(bill.model_copy(update={"end": "cancelled"}))
                 raise StageOverBudget(
                     f"{request.stage} on {request.pool} was stopped at {money(cost)}: the job's max_cost_usd is used up"
                 )
+            if cost and (reason := request.over_budget()) is not None:
+                raise StageOverBudget(f"{request.stage} on {request.pool} was stopped at {money(cost)}: {reason}")
         time.sleep(LOOK_SECONDS)
-
-
-def _cancel(run: FlowRun) -> None:
-    with suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
-        client.set_flow_run_state(run.id, Cancelling(message="the job's max_cost_usd is used up"), force=True)
 
 
 class _Meter:
     """What a run of a stage has cost: its time in the state Running, at the price of its machine."""
 
     def __init__(self, request: StageRequest) -> None:
-        self._request = request
+        self.request = request
+        self._seen: FlowRun | None = None
         self._planned = planned_machine(request.pool, request.wanted)
         self._priced: dict[tuple[str, ...], tuple[str, float]] = {}
 
     def read(self, run: FlowRun) -> StageRun | None:
         """None before a machine has taken it up."""
+        self._seen = run
         if run.start_time is None:
             return None
         over = run.state is not None and run.state.is_final()
@@ -165,8 +190,8 @@ class _Meter:
         instance, usd_per_hour = self._machine(run)
         return StageRun(
             name=str(run.id),
-            stage=self._request.stage,
-            pool=self._request.pool,
+            stage=self.request.stage,
+            pool=self.request.pool,
             instance=instance,
             usd_per_hour=usd_per_hour,
             seconds=seconds,
@@ -174,6 +199,13 @@ class _Meter:
             end=(run.state.name or "").lower() if over and run.state else "",
             started_at=run.start_time,
         )
+
+    def cancel(self, run: FlowRun, why: str) -> None:
+        """End the run for its pool, and on the bill."""
+        seen = self._seen or run
+        cancel_run(seen, why)
+        if (bill := self.read(seen)) is not None:
+            self.request.record(bill.model_copy(update={"end": "cancelled"}))
 
     def _machine(self, run: FlowRun) -> tuple[str, float]:
         """Instance and price: as the machine has tagged its run, else as planned. Asked once for each machine."""

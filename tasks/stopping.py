@@ -11,8 +11,10 @@ import contextvars
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 from uuid import UUID
@@ -24,12 +26,15 @@ from prefect.exceptions import Abort, PrefectException
 from prefect.runtime import flow_run
 from prefect.states import Suspended
 
+from crucible.agent.sources import StopFile
+from crucible.contract import Variable
 from crucible.errors import RecordDamaged, StoreError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
 
 LOOK_SECONDS = 10.0
 """The worker's signal comes at once, so this is for when it does not come; each look is a request to the server."""
+STOP_FILE_SECONDS = 0.5
 
 
 class StopWatch:
@@ -74,7 +79,7 @@ class StopWatch:
     def requested(self) -> StopRequest | None:
         """What a person wants, looked up now: for whoever has just received a signal."""
         self.request = self.request or requested_in_prefect()
-        if self.request is None and self._job is not None and not self._polled.is_set():
+        if self.request is None and self._job is not None:  # also while a stage runs, which is a job of its own
             try:
                 self.request = self._job.read_stop_request(flow_run.id or "")
             except RecordDamaged as error:  # it is there, so somebody wants the job to stop
@@ -84,12 +89,41 @@ class StopWatch:
                 pass  # reported by whoever reads the job's other records
         return self.request
 
+    def carried_out(self) -> None:
+        """The work has stopped as requested: this flow run, started again, is not to stop for the same request."""
+        if self.request is not None and self._job is not None:
+            with suppress(StoreError):
+                self._job.forget_stop_request(flow_run.id or "")
+
     def _look(self) -> None:
         while not self._over.wait(self._look_seconds):
             if self.requested() is not None and not self._polled.is_set():
-                if callable(signal.getsignal(signal.SIGTERM)) and not self._over.is_set():
-                    os.kill(os.getpid(), signal.SIGTERM)
+                if not self._over.is_set():
+                    _interrupt()
                 return
+
+
+def stop_with_the_container(environment: Mapping[str, str] = os.environ) -> None:
+    """Interrupt this flow, as a worker interrupts one, once its container or batch job is asked to stop.
+
+    The signal reaches the container's first process, which passes it on in a file. An attempt's agent watches that;
+    a flow without an agent would go on until it is killed.
+    """
+    path = environment.get(Variable.STOP_FILE)
+    if path:
+        threading.Thread(target=_stop_with, args=(StopFile(Path(path)),), name="stop-file", daemon=True).start()
+
+
+def _stop_with(file: StopFile) -> None:
+    while file.poll() is None:
+        time.sleep(STOP_FILE_SECONDS)
+    _interrupt()
+
+
+def _interrupt() -> None:
+    """Raise Prefect's `TerminationSignal` in the main thread, where something there handles SIGTERM."""
+    if callable(signal.getsignal(signal.SIGTERM)):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def requested_in_prefect() -> StopRequest | None:

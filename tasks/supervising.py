@@ -76,11 +76,12 @@ class SupervisedJob:
     def put_on_record(self, spec: JobSpec, limits: Limits, choice: Choice) -> None:
         """The job, new or as it is there already; not before all is known, or its name would be taken by nothing."""
         first_choice = self.read_choice() is None
-        require_known(variables_of(self.job), (place.pool for place in choice.placements))
+        require_known(variables_of(self.job, spec), choice.placements)
         Job.create(self.job.root, spec)
         if self.job.first_start(flow_run.id or ""):
             self.job.set_limits(limits)
-            remember_variables(self.job)
+            if spec.stage == "train":
+                remember_variables(self.job)
         if first_choice:
             remember_choice(self.job, flow_run.id or "", choice)
         if choice.planned:
@@ -152,6 +153,7 @@ def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobSta
             add_tags(*marks, "stage:pipeline")
             try:
                 status = work(SupervisedJob(job, spec, store, watch, tracking))
+                watch.carried_out()
                 if status.state is JobState.PAUSED and watch.paused:
                     return stay_paused(status.reason)
                 return as_prefect_state(status.state, status.reason)
@@ -161,6 +163,7 @@ def supervised(spec: JobSpec, store: str, work: Callable[[SupervisedJob], JobSta
                 stop = watch.requested()
                 if stop is None:
                     raise
+                watch.carried_out()
                 heartbeat.finish()
                 if watch.paused:
                     return stay_paused(stop.reason)

@@ -114,7 +114,7 @@ class SupervisedSweep:
 
     def supervised_job(self, job_id: str, spec: JobSpec) -> SupervisedJob:
         """A job around the trials: on this machine its attempts live in this process, as those of trials do."""
-        here = HereLauncher(Machine(1, None))
+        here = HereLauncher(Machine(1, None), lambda: self.watch.request)
         return SupervisedJob(Job(self.root, job_id), spec, self.request.store, self.watch, here=here)
 
     def run_trials(self, places: Callable[[JobSpec], Sequence[Placement]], base: Sequence[Placement]) -> SweepStatus:
@@ -124,7 +124,7 @@ class SupervisedSweep:
         """
         sweep, spec = self.sweep, self.sweep.read_spec()
         here = spec.pool == HERE
-        require_known(given_to_this_run(), (place.pool for place in base))
+        require_known(given_to_this_run(), base)
         timeouts = Timeouts(ended_and_silent=2 * heartbeat_seconds(sweep.root) + 2.0)
         if here:  # an attempt whose process is gone is over, and one that has ended has an outcome
             timeouts = Timeouts(ended_and_silent=0.0, poll=LOOK_HERE_SECONDS)
@@ -154,8 +154,6 @@ class SupervisedSweep:
                 if stop is not None:
                     self.heartbeat.finish()
                 run.leave(stop.reason if stop else "the flow run was asked to stop (SIGTERM)", stop is not None)
-                if self.watch.paused:
-                    return stay_paused("the sweep is paused; Resume goes on from there")
                 raise
         if self.watch.paused and status.state is JobState.CANCELLED:
             return stay_paused(status.reason)
@@ -179,7 +177,18 @@ def supervised_sweep(request: SweepRequest, work: Callable[[SupervisedSweep], Sw
             Tracking(request.store, {"sweep": request.name}, lambda: watch.request is not None) as tracking,
         ):
             add_tags(*marks, "stage:tune")
-            status = work(SupervisedSweep(sweep, request, watch, heartbeat, SweepBoard(sweep), tracking))
+            try:
+                status = work(SupervisedSweep(sweep, request, watch, heartbeat, SweepBoard(sweep), tracking))
+            except TerminationSignal:
+                # A person stopped it outside of its trials. Any other end of this process leaves the sweep as it is.
+                if (stop := watch.requested()) is None:
+                    raise
+                heartbeat.finish()
+                if watch.paused:
+                    return stay_paused(stop.reason)
+                return Cancelled(message=stop.reason)
+            if status.state is JobState.PAUSED and watch.paused:  # in a stage around the trials
+                return stay_paused(status.reason)
     except FencedOut as error:
         if (newest := sweep.read_status()) is not None and newest.flow_run_id == flow_run.id:
             raise Abort(str(error)) from error  # this very flow run was started again: its state is not ours to set

@@ -10,28 +10,33 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from prefect.exceptions import TerminationSignal
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 
 from crucible.agent.attempt import run_attempt
+from crucible.agent.notices import Notice
 from crucible.agent.plan import AttemptPlan
 from crucible.agent.sources import sources_of_this_machine
 from crucible.catalog.this_machine import cpu_count, nvidia_gpus
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome
+from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome, StopRequest
 from crucible.local.processes import process_start
 from crucible.supervision.launcher import Hint, Launcher, PoolSays
 from tasks.observing import emit
-from tasks.training import heartbeat_seconds, prepare, save_policy
+from tasks.training import WORKER_GRACE_SECONDS, heartbeat_seconds, prepare, save_policy
 
 
 class SweepHalted(Exception):
@@ -105,21 +110,41 @@ def threads_per_trial(parallelism: int) -> int:
     return max(1, cpu_count() // parallelism)
 
 
-class HereLauncher:
-    """Runs an attempt in the calling thread: `launch` returns when it has ended."""
+@dataclass(frozen=True)
+class AskedToStop:
+    """A source of notices: a person wants the flow run around the attempt to stop."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    requested: Callable[[], StopRequest | None]
+
+    def poll(self) -> Notice | None:
+        request = self.requested()
+        return None if request is None else Notice("person", request.reason, end_reason=request.end_reason)
+
+
+class HereLauncher:
+    """Runs an attempt in the calling thread: `launch` returns when it has ended.
+
+    `stop_requested`: whether a person wants it to stop, for a supervisor that cannot look meanwhile. In the main thread
+    a SIGTERM also lets it save first; `launch` then passes Prefect's `TerminationSignal` on.
+    """
+
+    def __init__(self, machine: Machine, stop_requested: Callable[[], StopRequest | None] = lambda: None) -> None:
+        self._machine, self._stop_requested = machine, stop_requested
 
     def launch(self, job: Job, launch: Launch) -> None:
-        spec = job.read_spec()
+        spec, signalled = job.read_spec(), threading.Event()
+
+        def on_signal() -> Notice:
+            signalled.set()
+            return Notice("signal", "the flow run was asked to stop (SIGTERM)", time.time() + WORKER_GRACE_SECONDS)
+
         with self._machine.share() as shared:
             plan = AttemptPlan(
                 prepare=lambda scratch: prepare(job, spec, scratch, gpus=self._machine.gpus_per_trial),
                 scratch=crucible_home() / "scratch",
                 launch=launch,
                 save=save_policy(spec, launch),
-                sources=sources_of_this_machine(),
+                sources=(*sources_of_this_machine(), AskedToStop(self._stop_requested)),
                 environment={**os.environ, **shared},
                 claim=lambda: Claim(
                     number=launch.number,
@@ -129,10 +154,13 @@ class HereLauncher:
                 ),
                 total_steps=spec.total_steps,
                 cwd=Path.cwd(),
-                interrupts=(),  # signals reach the main thread; the sweep passes them on as stop requests
+                interrupts=(TerminationSignal,),  # not in the thread of a trial, which its sweep asks to stop
+                on_interrupt=on_signal,
                 heartbeat_seconds=heartbeat_seconds(job.root),
             )
             run_attempt(job.attempt(launch.number), plan, TrialObserver(job, launch.number))
+        if signalled.is_set():
+            raise TerminationSignal(signal.SIGTERM)
 
     def hint(self, job: Job, launch: Launch) -> Hint:
         """Asked after `launch` has returned or refused: an attempt of this process is over by then."""

@@ -9,12 +9,15 @@ taken over by another one, or when the first node is silent.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from crucible.agent.cost_meter import CostMeter
 from crucible.agent.exit_classification import blame
@@ -29,6 +32,8 @@ from crucible.errors import CheckpointError, CrucibleError, FencedOut, MachineUn
 from crucible.jobs.job import Attempt
 from crucible.jobs.records import EndReason, NodeReport, Notification, Outcome, Rendezvous
 from crucible.store.retry import persist, wait_at_most
+
+T = TypeVar("T")
 
 OWNER_SILENT_SECONDS = 45.0
 """Without a heartbeat of the first node, as far as the store could be read: the supervisor gives it up by then."""
@@ -124,13 +129,14 @@ class _Member:
             nonlocal found
             try:
                 found = self._attempt.read_rendezvous()
+            except RecordDamaged:
+                raise  # waiting does not help
             except StoreError:
                 return False
             return found is not None
 
-        if not self._until(published, START_SECONDS):
+        if not self._until(published, START_SECONDS) or found is None:
             return None
-        assert found is not None
         if self._node >= found.nodes:
             self._owner = _Owner(left=f"the attempt trains on {found.nodes} nodes")
             return None
@@ -139,15 +145,16 @@ class _Member:
     def _train(self, meeting: Rendezvous) -> WorkloadEnd | None:
         """Restore, prepare and train; the workload's end, or None when the attempt was over before."""
         self._set_phase(Phase.RESTORING)
-        if problem := self._plan.machine_problem():
-            raise MachineUnfit(problem)
-        resume_from = self._restore()
+        restored = self._while_looking(self._restore)
+        if restored is None:
+            return None
         self._set_phase(Phase.PREPARING)
         nodes = replace(self._plan.nodes, count=meeting.nodes, processes=meeting.processes)
         plan = replace(self._plan, nodes=nodes)
-        command = plan.prepare(self._scratch)
-        if self._owner.left or self._stopping:
+        command = self._while_looking(lambda: plan.prepare(self._scratch))
+        if command is None:
             return None
+        [resume_from] = restored
         environment = plan.workload_environment(
             self._attempt.job.job_id, self._scratch, resume_from, command.environment, meeting
         )
@@ -159,14 +166,30 @@ class _Member:
             return None
         return workload.end()
 
-    def _restore(self) -> Path | None:
-        """The very commit that the first node began with."""
+    def _while_looking(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, which may take its time in a thread of its own; None when there is no more to do."""
+        doing: Future[T] = Future()
+
+        def do() -> None:
+            try:
+                doing.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - raised by whoever waits
+                doing.set_exception(error)
+
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(do,), name="preparing", daemon=True).start()
+        return doing.result() if self._until(lambda: bool(wait([doing], LOOK_SECONDS).done)) else None
+
+    def _restore(self) -> tuple[Path | None]:
+        """The very commit that the first node began with; the path is None where it began with none."""
+        if problem := self._plan.machine_problem():
+            raise MachineUnfit(problem)
         pause = wait_at_most(RESTORE_SECONDS)
         start = persist(self._attempt.read_start, pause)
         if start is None:
             raise FencedOut(f"attempt {self._attempt.number} was superseded before it had begun")
         if start.from_attempt is None:
-            return None
+            return (None,)
         checkpoints = Checkpoints(self._attempt.job)
         found = next(
             (c for c in persist(checkpoints.list, pause) if (c.step, c.attempt) == (start.step, start.from_attempt)),
@@ -176,7 +199,7 @@ class _Member:
         problem = "it is gone" if found is None else persist(lambda: fetch(checkpoints, found, target), pause)
         if problem is not None:
             raise CheckpointError(f"the checkpoint of step {start.step} cannot be restored here: {problem}")
-        return target
+        return (target,)
 
     def _until(self, done: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait, and act on notices and on what the first node does, until `done`; False when there is no more to do."""

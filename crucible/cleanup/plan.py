@@ -13,6 +13,7 @@ from crucible.cleanup.leftovers import abandoned_scratch, expired_shares, unfini
 from crucible.cleanup.quota import ProjectUse, project_use
 from crucible.cleanup.removal import Kind, Removal
 from crucible.code.pruning import Unused, find_unused, remove
+from crucible.errors import RecordDamaged
 from crucible.formatting import counted, markdown_table, size
 from crucible.jobs.records import now
 from crucible.store import Store
@@ -43,7 +44,7 @@ class CleanupPlan:
     removals: Sequence[Removal]
     use: Sequence[ProjectUse]
     left_alone: Sequence[str] = ()
-    """Jobs whose records cannot be read."""
+    """Jobs and kinds of things whose records cannot be read, and why."""
 
     @property
     def bytes(self) -> int:
@@ -81,14 +82,15 @@ def plan_cleanup(store: Store, request: CleanupRequest, scratch: Path, at: datet
         ({Kind.SHARED}, lambda: expired_shares(store, at)),
         ({Kind.SCRATCH}, lambda: abandoned_scratch(scratch, leftovers)),
     ]
-    found = [
-        removal
-        for kinds, find in finders
-        if kinds & set(request.kinds)
-        for removal in find()
-        if removal.kind in request.kinds
-    ]
-    return CleanupPlan(found, project_use(store, request.quota_bytes), jobs.left_alone)
+    found: list[Removal] = []
+    left_alone: list[str] = []
+    for kinds, find in finders:
+        if kinds & set(request.kinds):
+            try:
+                found += [removal for removal in find() if removal.kind in request.kinds]
+            except RecordDamaged as error:  # what it needs is not known; the other kinds go on
+                left_alone.append(f"{', '.join(sorted(kinds))}: {error}")
+    return CleanupPlan(found, project_use(store, request.quota_bytes), [*left_alone, *jobs.left_alone])
 
 
 def clean_up(plan: CleanupPlan, report: Callable[[Removal], None] = lambda _: None) -> CleanupResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ from crucible.cli.records import JsonOption, StoreOption, meant, open_store, pri
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
+    from crucible.jobs.job import Job
+    from crucible.jobs.records import StopRequest
     from crucible.store import Store
     from crucible.sweeps import Sweep, SweepLimits
 
@@ -104,24 +107,38 @@ def stop(
     store: StoreOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the running trials to save and stop; the sweep can be continued later."""
-    from crucible.errors import ConfigError
+    """Ask what runs of the sweep to save and stop, trials or a stage around them; it can be continued later."""
+    from crucible.errors import ConfigError, RecordDamaged
+    from crucible.jobs.job import Job
     from crucible.jobs.records import EndReason, StopRequest
 
     found = open_sweep(open_store(store), sweep)
-    asked = []
+    request, prepared = StopRequest(end_reason=EndReason.CANCELLED, reason=reason), found.read_spec().prepared_by
+    asked: list[int] = []
+    stages = [prepared] if prepared else []
     for trial in found.read_trials():
-        attempts = found.job(trial.number).attempts() if trial.state == "running" else []
-        if attempts and attempts[-1].read_outcome() is None:
-            attempts[-1].request_stop(StopRequest(end_reason=EndReason.CANCELLED, reason=reason))
+        job = found.job(trial.number)
+        if trial.state == "running" and _ask_to_stop(job, request):
             asked.append(trial.number)
-    if not asked:
+        with suppress(RecordDamaged):
+            stages += [run.job for run in job.read_stages() if run.job]
+    stages = [name for name in stages if _ask_to_stop(Job(found.root, name), request)]
+    if not asked and not stages:
         raise ConfigError(f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}` shows where it stands")
     if as_json:
-        print_json({"sweep": sweep, "trials": asked, "reason": reason})
+        print_json({"sweep": sweep, "trials": asked, "stages": stages, "reason": reason})
     else:
-        numbers = ", ".join(map(str, asked))
-        typer.echo(f"trials {numbers} of {sweep} are asked to save and stop; the sweep ends when they have")
+        what = [f"trials {', '.join(map(str, asked))}"] if asked else []
+        typer.echo(f"{' and '.join([*what, *stages])} of {sweep} are asked to save and stop; the sweep ends then")
+
+
+def _ask_to_stop(job: Job, request: StopRequest) -> bool:
+    """Whether an attempt of the job is not over, and is asked now."""
+    attempts = job.attempts()
+    if not attempts or attempts[-1].read_outcome() is not None:
+        return False
+    attempts[-1].request_stop(request)
+    return True
 
 
 def limits(
@@ -159,10 +176,11 @@ def continue_(
     from crucible.errors import ConfigError
     from crucible.jobs.status import JobState
     from crucible.local.continuing import run_again
+    from crucible.supervision.heartbeat import is_supervised
 
     found = open_sweep(open_store(store), sweep)
     status = found.read_status()
-    if status is not None and status.state is JobState.RUNNING:
+    if status is not None and status.state is JobState.RUNNING and is_supervised(found.root, sweep):
         raise ConfigError(
             f"sweep {sweep} is running; `crucible sweeps limits {sweep}` changes its limits while it does"
         )

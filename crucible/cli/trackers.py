@@ -33,15 +33,10 @@ def tensorboard(
     from pathlib import Path
 
     from crucible.errors import ConfigError
-    from crucible.jobs.job import Job
-    from crucible.trackers.view import show
+    from crucible.trackers.view import newest_jobs, show
 
     opened = open_store(store)
-    if jobs:
-        found = [open_job(opened, name) for name in dict.fromkeys(jobs)]
-    else:
-        every = [Job(opened, name) for name in Job.ids(opened)]
-        found = sorted(every, key=lambda job: job.read_spec().created_at, reverse=True)[:NEWEST]
+    found = [open_job(opened, name) for name in dict.fromkeys(jobs)] if jobs else newest_jobs(opened, NEWEST)
     if not found:
         raise ConfigError(f"job: there are no jobs in {opened.uri} yet")
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crucible.errors import ConfigError
+from crucible.parent_death_guard import guarded
 from crucible.store.base import local_disk
 
 NONE = "none"
@@ -155,13 +156,14 @@ def _run(command: list[str], folder: Path, target: Path, file: str, report: Call
     environment.pop("PYTHONPATH", None)
     last: deque[str] = deque(maxlen=LAST_LINES)
     with subprocess.Popen(
-        command,
+        guarded(command),  # one left behind would go on in the folder that the next attempt installs to
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:

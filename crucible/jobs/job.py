@@ -317,15 +317,13 @@ class Job:
     def read_newest_supervisor(self) -> Supervisor | None:
         return read_newest(self.store, "supervisors", Supervisor)
 
-    def request_stop(self, request: StopRequest) -> None:
-        """Ask whoever decides for this job now to stop it, whatever it is doing; the first request stands.
+    def request_stop(self, request: StopRequest, supervisor: str) -> None:
+        """Ask that supervisor (`Supervisor.name`) to stop the job, whatever it is doing; the first request stands.
 
         It concerns that flow run only, restarted or not: a later start of the job is a new wish.
         """
-        newest = self.read_newest_supervisor()
-        if newest is not None:
-            with suppress(ObjectExists):
-                self.store.create_json(f"stops/{newest.name}.json", request.model_dump(mode="json"))
+        with suppress(ObjectExists):
+            self.store.create_json(f"stops/{supervisor}.json", request.model_dump(mode="json"))
 
     def read_stop_request(self, supervisor: str) -> StopRequest | None:
         """The request to that supervisor (`Supervisor.name`), if there is one."""

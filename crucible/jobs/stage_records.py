@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 
 from pydantic import Field
 
 from crucible.jobs.records import Record, ShownText, now
 
+LONGEST_IN_STAGE_NAME = 40
+"""A job's name has 63 characters at most, and a stage's ends in up to `-evaluate-ec2-on-demand`."""
+IN_STAGE_NAME = 31
+"""So many characters of a job's name, at least, begin those of its stages."""
+
 
 def stage_name(of: str, stage: str) -> str:
-    """The name of the job that a stage of a script's job or sweep is."""
-    return f"{of[:40]}-{stage}"
+    """The name of the job that a stage of a script's job or sweep is; two long names of one beginning get two."""
+    if len(of) > LONGEST_IN_STAGE_NAME:
+        of = f"{of[:IN_STAGE_NAME]}-{hashlib.sha256(of.encode()).hexdigest()[:8]}"
+    return f"{of}-{stage}"
 
 
 class StageRun(Record):

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, now
+from crucible.jobs.stage_records import stage_name
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.reports.curve import SmallCurve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
@@ -179,17 +180,18 @@ class OverviewReader:
         names: Iterable[str],
         ended: dict[str, L | None],
         supervised: set[str],
-        read: Callable[[str, bool], L | None],
+        read: Callable[[str, set[str]], L | None],
         damaged: list[str],
     ) -> list[L]:
         recent = self.clock() - timedelta(days=RECENT_DAYS)
         names = list(names)
-        wanted = [name for name in names if name in supervised or name not in ended]
+        stages = tuple(stage_name(subject, "") for subject in supervised)  # their names begin so
+        wanted = [name for name in names if name not in ended or name in supervised or name.startswith(stages)]
         found: dict[str, L | None] = {}
 
         def look(name: str) -> None:
             try:
-                found[name] = read(name, name in supervised)
+                found[name] = read(name, supervised)
             except (RecordDamaged, ObjectMissing, ConfigError) as error:
                 damaged.append(f"{name}: {error}")
 
@@ -206,7 +208,7 @@ class OverviewReader:
     def _recent(self) -> datetime:
         return self.clock() - timedelta(days=RECENT_DAYS)
 
-    def _read_job(self, name: str, supervised: bool) -> JobLine | None:
+    def _read_job(self, name: str, supervised: set[str]) -> JobLine | None:
         job = Job(self.store, name)
         status = status_of(job)
         if status is not None and status.state is not JobState.RUNNING and status.at < self._recent():
@@ -215,7 +217,8 @@ class OverviewReader:
         at = status.at if status else summary.spec.created_at
         if at < self._recent() and (status is None or status.state is not JobState.RUNNING):
             return None
-        last = summary.attempts[-1] if summary.attempts else None
+        last, spec = summary.attempts[-1] if summary.attempts else None, summary.spec
+        of = {name, spec.prepares, spec.evaluates, spec.sweep}  # whose heartbeat is its own
         loss, loss_name = summary.val_loss, "val"
         if loss is None:
             loss, loss_name = summary.train_loss, "train"
@@ -225,7 +228,7 @@ class OverviewReader:
             state=summary.state,
             activity=_activity(summary, last),
             why=_why(summary, last, status),
-            needs=_needs(summary, last, supervised, self.clock(), job),
+            needs=_needs(summary, last, bool(of & supervised), self.clock(), job),
             pool=last.pool if last else "",
             instance=last.instance if last else "",
             attempts=len(summary.attempts),
@@ -239,12 +242,12 @@ class OverviewReader:
             max_cost_usd=summary.limits.max_cost_usd,
             seconds_left=summary.seconds_left,
             seconds=summary.seconds,
-            project=summary.spec.project,
-            owner=summary.spec.owner,
+            project=spec.project,
+            owner=spec.owner,
             at=at,
         )
 
-    def _read_sweep(self, name: str, supervised: bool) -> SweepLine | None:
+    def _read_sweep(self, name: str, supervised: set[str]) -> SweepLine | None:
         sweep = Sweep(self.store, name)
         status = sweep.read_status()
         if status is not None and status.state is not JobState.RUNNING and status.at < self._recent():
@@ -258,7 +261,7 @@ class OverviewReader:
             sweep=name,
             state=state,
             why=status.reason if status else "not started yet",
-            needs=_sweep_needs(name, state, supervised),
+            needs=_sweep_needs(name, state, name in supervised),
             trials=len(trials),
             max_trials=limits.max_trials if limits else None,
             done=sum(trial.state in over for trial in trials),

@@ -213,6 +213,10 @@ class FileStore(Store):
             return RecordDamaged(f"{self.uri}/{key} is a folder where an object should be; move the folder away")
         if isinstance(error, NotADirectoryError):
             return RecordDamaged(f"{what} cannot be written: {error}; move the file away")
+        if isinstance(error, PermissionError) and key and not writing and os.access(self._store, os.R_OK | os.X_OK):
+            return RecordDamaged(  # somebody else's, on a shared store: it must not hide what is ours
+                f"{self.uri}/{key} cannot be read: {error.strerror}; whoever owns it has to let you: chmod -R a+rX"
+            )
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             doing = "written" if writing else "read"
             return StoreAccessDenied(

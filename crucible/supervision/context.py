@@ -102,8 +102,8 @@ class SupervisionContext:
         self.live = snapshot.live
         for warning in snapshot.warnings:
             self.notify_once(f"goes on without a damaged record: {warning}")
-        if snapshot.stop_request is not None:
-            raise StopRequested(snapshot.stop_request)
+        if (request := snapshot.stop_request or self.stop_requested()) is not None:
+            raise StopRequested(request)
         return snapshot
 
     def outcome(self, declared: Declare, view: AttemptView | None = None) -> Outcome:

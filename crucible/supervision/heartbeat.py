@@ -131,14 +131,20 @@ def supervisor_heartbeats(store: Store) -> list[SupervisorHeartbeat]:
 
 def is_supervised(store: Store, subject: str, wait: Callable[[float], object] = time.sleep) -> bool:
     """Whether a process works on the job or sweep now; takes seconds where one looks dead."""
+    return bool(living_supervisors(store, lambda record: record.subject == subject, wait))
+
+
+def living_supervisors(
+    store: Store, concerns: Callable[[SupervisorHeartbeat], bool], wait: Callable[[float], object] = time.sleep
+) -> list[str]:
+    """The flow runs, of those that it `concerns`, whose process works now; takes seconds where one looks dead."""
 
     def positions() -> dict[str, SupervisorHeartbeat]:
-        return {record.flow_run_id: record for record in supervisor_heartbeats(store) if record.subject == subject}
+        return {record.flow_run_id: record for record in supervisor_heartbeats(store) if concerns(record)}
 
     before = positions()
-    if any(record.fresh for record in before.values()):
-        return True
-    if not before:
-        return False
+    fresh = [key for key, record in before.items() if record.fresh]
+    if fresh or not before:
+        return fresh
     wait(HEARTBEAT_SECONDS + 1.0)  # its clock may be wrong: a heartbeat that moves is one that lives
-    return any(key not in before or record.position != before[key].position for key, record in positions().items())
+    return [key for key, record in positions().items() if key not in before or record.position != before[key].position]

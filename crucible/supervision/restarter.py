@@ -23,14 +23,15 @@ from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound, PrefectException
 from prefect.states import AwaitingRetry
 
-from crucible.errors import ConfigError, CrucibleError, StoreError, StoreRefused, StoreUnavailable
+from crucible.errors import ConfigError, CrucibleError, ObjectMissing, StoreError, StoreRefused, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest
+from crucible.jobs.stage_records import IN_STAGE_NAME
 from crucible.store import Store, default_store_uri, store_at
 from crucible.supervision.heartbeat import SupervisorHeartbeat, remove_heartbeat, supervisor_heartbeats
 from crucible.supervision.prefect_server import server_id
 from crucible.supervision.queue_watch import QueueWatch
-from crucible.supervision.stop_job import stop_job
+from crucible.supervision.stop_job import stop_unsupervised_job
 
 LOOK_SECONDS = 5.0
 SILENT_SECONDS = 30.0
@@ -120,19 +121,26 @@ class Restarter:
         return True
 
     def _stop(self, record: SupervisorHeartbeat, reason: EndReason) -> None:
-        """What the dead process would have done: let the attempt save and stop."""
-        try:
-            job = Job.open(self._store, record.subject)
-            newest = job.read_newest_supervisor()
-            if newest is not None and newest.flow_run_id == record.flow_run_id:
-                done = stop_job(job, StopRequest(end_reason=reason, reason=f"{reason} in Prefect"))
-                logger.warning("%s was %s in Prefect: %s", record.subject, reason, done.message)
-        except ConfigError:
-            return  # a sweep, or a job that is over
-        except (StoreUnavailable, StoreRefused):
-            raise
-        except CrucibleError as error:  # damaged records, too: the other jobs must not wait for them
-            logger.warning("%s: its attempt could not be asked to stop: %s", record.subject, error)
+        """What the dead process would have done: let the attempts save and stop.
+
+        Those of stages and trials, too: they are jobs of its own flow run, and named after the job or the sweep.
+        """
+        request = StopRequest(end_reason=reason, reason=f"{reason} in Prefect")
+        for job_id in Job.ids(self._store):
+            if not job_id.startswith(record.subject[:IN_STAGE_NAME]):
+                continue
+            try:
+                job = Job(self._store, job_id)
+                newest = job.read_newest_supervisor()
+                if newest is not None and newest.flow_run_id == record.flow_run_id:
+                    done = stop_unsupervised_job(job, request)
+                    logger.warning("%s was %s in Prefect: %s", job_id, reason, done.message)
+            except (ConfigError, ObjectMissing):
+                continue  # it is over
+            except (StoreUnavailable, StoreRefused):
+                raise
+            except CrucibleError as error:  # damaged records, too: the other jobs must not wait for them
+                logger.warning("%s: its attempt could not be asked to stop: %s", job_id, error)
 
 
 def emit_lost(job: str, message: str) -> None:

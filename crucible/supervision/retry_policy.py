@@ -114,7 +114,9 @@ def decide(history: History) -> Decision:
     last = ended[-1].outcome if ended else None
     if last is not None and not ended[-1].refused and (final := _FINAL.get(last.end_reason)):
         return Decision(final, last.message)
-    saved = f"; step {last.committed_step} is saved" if last else ""
+    saved = ""
+    if last is not None:
+        saved = f"; step {last.committed_step} is saved" if last.committed_step else "; nothing is saved"
     if limits.max_cost_usd is not None and history.spent_usd >= limits.max_cost_usd:
         return Decision(JobState.BUDGET_STOP, f"${history.spent_usd:.4g} of ${limits.max_cost_usd:g} are spent{saved}")
     if limits.max_hours is not None and history.age_hours >= limits.max_hours:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from crucible.errors import ConfigError
+from crucible.errors import ConfigError, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Outcome, StopRequest
 from crucible.jobs.status import JobState, JobStatus, status_of
-from crucible.supervision.heartbeat import is_supervised, remove_heartbeat
+from crucible.supervision.heartbeat import SupervisorHeartbeat, living_supervisors, remove_heartbeat
 
 
 class Stopped(NamedTuple):
@@ -23,13 +23,22 @@ def stop_job(job: Job, request: StopRequest) -> Stopped:
 
     Raises `ConfigError` when it is not running, `StoreError` when its records cannot be read or written.
     """
-    supervised = is_supervised(job.root, job.job_id)
+    supervisors = _living_supervisors(job)
+    if not supervisors:
+        return stop_unsupervised_job(job, request)
     live = _live_attempt(job)
     if live is not None:
         live.request_stop(request)
-    if supervised:
-        job.request_stop(request)
-        return _asked(live, "its supervisor is asked to stop")
+    for supervisor in supervisors:
+        job.request_stop(request, supervisor)
+    return _asked(live, "its supervisor is asked to stop")
+
+
+def stop_unsupervised_job(job: Job, request: StopRequest) -> Stopped:
+    """Stop a job whose supervisor is gone: what that would have done. Raises as `stop_job` does."""
+    live = _live_attempt(job)
+    if live is not None:
+        live.request_stop(request)
     status = status_of(job)
     if live is None and (status is None or status.state is not JobState.RUNNING):
         raise ConfigError(f"job {job.job_id} is not running: {_why_not(status)}")
@@ -47,6 +56,21 @@ def stop_job(job: Job, request: StopRequest) -> Stopped:
     if newest is not None and newest.flow_run_id:
         remove_heartbeat(job.root, newest.flow_run_id)  # or the watchdog would start it again
     return _asked(live, "nothing was running; the job is stopped")
+
+
+def _living_supervisors(job: Job) -> list[str]:
+    """The flow runs that decide for the job now; those of a stage or a trial belong to another job or a sweep."""
+    try:
+        status = status_of(job)
+        runs = status is not None and status.state is JobState.RUNNING
+    except RecordDamaged:
+        runs = True  # perhaps
+    newest = job.read_newest_supervisor() if runs else None
+
+    def concerns(record: SupervisorHeartbeat) -> bool:
+        return record.subject == job.job_id or (newest is not None and record.flow_run_id == newest.flow_run_id)
+
+    return living_supervisors(job.root, concerns)
 
 
 def _asked(live: Attempt | None, otherwise: str) -> Stopped:

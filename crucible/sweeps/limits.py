@@ -57,7 +57,7 @@ def conclude(
         return JobState.FAILED, f"{failure}; {done}; start it again to continue"
     if stop is not None:
         state = _STOPPED.get(stop.end_reason, JobState.FAILED)
-        return state, f"{stop.reason}; {done}; everything is saved, start it again to continue"
+        return state, f"{stop.reason}; {done}; start it again to continue with what is saved"
     if best is None and trials:
         return JobState.FAILED, f"all {len(trials)} trials failed; the leaderboard says why"
     return JobState.COMPLETED, done

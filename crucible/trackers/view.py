@@ -6,18 +6,30 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 
-from crucible.errors import ConfigError, StoreError
+from crucible.errors import ConfigError, ObjectMissing, RecordDamaged, StoreError
 from crucible.extras import how_to_install
 from crucible.jobs.job import Job
 from crucible.jobs.metrics import Metrics
-from crucible.store import FileStore
+from crucible.store import FileStore, Store
 from crucible.trackers.backends.tensorboard import TensorBoardRun
 from crucible.trackers.points import Progress, final_rows
 
 REFRESH_SECONDS = 5.0
+
+
+def newest_jobs(store: Store, most: int) -> list[Job]:
+    """The newest jobs, newest first; one whose records are damaged hides no other."""
+    created: list[tuple[datetime, Job]] = []
+    for name in Job.ids(store):
+        job = Job(store, name)
+        with suppress(RecordDamaged, ObjectMissing):
+            created.append((job.read_spec().created_at, job))
+    return [job for _, job in sorted(created, key=lambda entry: entry[0], reverse=True)[:most]]
 
 
 class EventFolder:

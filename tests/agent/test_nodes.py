@@ -38,7 +38,7 @@ def quick_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def second_node(attempt: Attempt, scratch: Path, command: list[str], **fields: Any) -> Iterator[list[str]]:
+def second_node(attempt: Attempt, scratch: Path, command: Any, **fields: Any) -> Iterator[list[str]]:
     """The attempt's second node in a thread, and what it logs; it has left by itself at the end."""
     lines: list[str] = []
     own = plan(scratch, command, nodes=replace(TWO, rank=1), **fields)
@@ -162,6 +162,47 @@ def test_the_second_node_leaves_a_first_one_that_is_silent(
     with second_node(job.attempt(1), tmp_path, LONG) as lines:
         pass
     assert "no heartbeat of the first node" in lines[-1]
+
+
+def test_a_second_node_does_not_wait_for_a_damaged_place_to_meet(job: Job, tmp_path: Path) -> None:
+    attempt = running(job, 1)
+    attempt.write_heartbeat(Heartbeat(sequence=3, phase="preparing"))
+    job.store.write("attempts/0001/nodes/rendezvous.json", b'{"host": ')
+    with second_node(job.attempt(1), tmp_path, LONG):
+        until(lambda: (found := attempt.read_node_report(1)) and found.end_reason)
+        attempt.end(Outcome(end_reason=EndReason.FAILED, message="as the second node says"))
+    report = attempt.read_node_report(1)
+    assert report is not None
+    assert "nodes/rendezvous.json is damaged" in report.message
+
+
+@pytest.mark.parametrize("notice", [None, Notice("ec2", "spot interruption")], ids=["it is over", "its machine goes"])
+def test_a_second_node_that_is_still_being_prepared_sees_what_happens(
+    job: Job, tmp_path: Path, notice: Notice | None
+) -> None:
+    """Installing what a script needs takes minutes."""
+    attempt, bell, preparing, gate = running(job, 1), Bell(), threading.Event(), threading.Event()
+    attempt.write_heartbeat(Heartbeat(sequence=3, phase="preparing"))
+    attempt.publish_rendezvous(TWO.rendezvous())
+
+    def prepare(_: Scratch) -> list[str]:
+        preparing.set()
+        gate.wait(60)
+        return LONG
+
+    try:
+        with second_node(job.attempt(1), tmp_path, prepare, sources=[bell]) as lines:
+            preparing.wait(60)
+            if notice is not None:
+                bell.ring(notice)
+            else:
+                attempt.end(Outcome(end_reason=EndReason.CANCELLED, message="enough"))
+    finally:
+        gate.set()
+    report = job.attempt(1).read_node_report(1)
+    assert report is not None
+    assert (report.notice and report.notice.reason) == (notice and notice.reason)
+    assert "leaves" in lines[-1]
 
 
 def test_a_second_node_leaves_a_store_that_stays_away(

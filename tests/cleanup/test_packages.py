@@ -106,3 +106,14 @@ def test_a_damaged_record_keeps_what_it_names(store: Store, tmp_path: Path) -> N
     store.write("jobs/cut-off/job.json", text.encode())
     age(store, 30)
     assert find_unused(store, WEEK) == []
+
+
+def test_a_record_that_cannot_be_read_keeps_packages_and_nothing_else(store: Store, tmp_path: Path) -> None:
+    """What it names is not known."""
+    upload(store, tmp_path / "a", "print(1)", own="a")
+    store.write("jobs/cut-off/job.json/inside", b"a folder in its place")
+    store.write("shared/model.tar", b"m")
+    age(store, 30)
+    plan = plan_cleanup(store, CleanupRequest(), tmp_path / "scratch")
+    assert [removal.kind for removal in plan.removals] == [Kind.SHARED]
+    assert any(what.startswith("packages: ") and "cut-off/job.json" in what for what in plan.left_alone)

@@ -13,9 +13,12 @@ import yaml
 import crucible
 from crucible.config import TrainConfig
 from crucible.errors import ConfigError
-from crucible.jobs.records import Claim, EndReason, Launch, Outcome, Start
+from crucible.jobs.job import Job
+from crucible.jobs.records import Claim, EndReason, JobSpec, Launch, Outcome, Start, now
+from crucible.jobs.stage_records import StageRun
 from crucible.jobs.status import JobState
 from crucible.store import Store
+from crucible.supervision.heartbeat import SupervisorHeartbeat
 from crucible.sweeps import Sweep, SweepStatus
 from tests.sweeps.carry_out import new_sweep
 
@@ -100,6 +103,10 @@ def test_what_cannot_be_done_is_told_with_what_can(run: Run, sweep: Sweep) -> No
     with pytest.raises(ConfigError, match="sweep rates was not started by a flow run; start the program"):
         run("sweeps", "continue", "rates")
     sweep.set_status(SweepStatus(state=JobState.RUNNING, reason=""))
+    with pytest.raises(ConfigError, match="sweep rates was not started by a flow run"):
+        run("sweeps", "continue", "rates")  # its process died, which nobody has put on record
+    alive = SupervisorHeartbeat(flow_run_id="at-work", subject="rates", at=now())
+    sweep.root.write_model("supervisor-heartbeats/at-work.json", alive)
     with pytest.raises(ConfigError, match="sweep rates is running"):
         run("sweeps", "continue", "rates")
 
@@ -112,3 +119,12 @@ def test_stop_asks_every_running_trial(run: Run, sweep: Sweep) -> None:
     request = sweep.job(5).attempt(1).read_stop_request()
     assert request is not None
     assert request.end_reason is EndReason.CANCELLED
+
+
+def test_stop_asks_a_stage_around_the_trials(run: Run, sweep: Sweep) -> None:
+    sweep.record_trial(5, {"learning_rate": 0.003})
+    evaluation = Job.create(sweep.root, JobSpec(job_id="rates-0005-evaluate-local", evaluates="rates-0005"))
+    evaluation.decide(Launch(number=1, pool="local", reason="test"))
+    sweep.job(5).write_stage(StageRun(name=evaluation.job_id, stage="evaluate", pool="local", job=evaluation.job_id))
+    assert run("sweeps", "stop", "rates", "--json")["stages"] == [evaluation.job_id]
+    assert evaluation.attempt(1).read_stop_request() is not None

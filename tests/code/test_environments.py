@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from crucible.code.environments import ensure_environment, find_dependencies, variables
 from crucible.errors import ConfigError
+from tests.agent.runner import alive
+from tests.waiting import until
 
 
 def make_wheel(folder: Path, word: str) -> str:
@@ -45,6 +48,18 @@ def says(environment: Path | None, cache: Path, code: str) -> str:
     return subprocess.run(
         ["python", "-c", code], env=env, check=True, capture_output=True, text=True, cwd=cache
     ).stdout.strip()
+
+
+def test_an_installer_goes_with_the_attempt_that_started_it(tmp_path: Path) -> None:
+    """Otherwise it would write on beside the one of the next attempt."""
+    program = (
+        "from pathlib import Path; from crucible.code.environments import _run; "
+        "_run(['sh', '-c', 'echo $$ > pid; exec sleep 600'], Path(), Path('target'), 'requirements.txt', print)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path) as attempt:
+        until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        attempt.kill()
+    until(lambda: not alive(int((tmp_path / "pid").read_text())))
 
 
 def test_requirements_are_installed_once_for_each_content(folder: Path, tmp_path: Path) -> None:

@@ -14,8 +14,14 @@ from crucible.cli.main import build_app
 from crucible.errors import CrucibleError
 from crucible.estimate.history import estimates, speeds
 from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobVariables, NodeReport, Record, StopRequest
+from crucible.jobs.stage_records import StageRun
+from crucible.reports.overview import OverviewReader
 from crucible.store import Store, store_at
 from crucible.supervision.heartbeat import supervisor_heartbeats
+from crucible.trackers.config import TrackerKind
+from crucible.trackers.records import TrackerRecord
+from crucible.trackers.view import newest_jobs
 from tests.jobs.test_records_of_0_1 import RECORDS, RUN
 
 ATTEMPT = "jobs/shakespeare/attempts/0001"
@@ -41,6 +47,14 @@ RECORD_KINDS = {
     "sweeps/rates/trials/0001.json": "sweeps show",
 }
 """One record of each kind in `records_of_0_1`, and the command that reads it."""
+NEWER_RECORDS: dict[str, Record] = {
+    "stages/run-1.json": StageRun(name="run-1", stage="evaluate", pool="modal", cost_usd=0.5, end="completed"),
+    "variables/0001.json": JobVariables(values={"gpus": "1"}),
+    f"stops/{RUN}.json": StopRequest(end_reason=EndReason.CANCELLED, reason="enough"),
+    "trackers/wandb.json": TrackerRecord(name="wandb", kind=TrackerKind.WANDB),
+    "attempts/0001/nodes/0001.json": NodeReport(sequence=1, phase="training"),
+}
+"""Kinds that came later, damaged all at once in a job of their own."""
 SHARED_RECORDS = (
     "datasets/3781f00484bafff5c240baf8a2504aaa/meta.json",
     "history/speeds/ec2-spot/g5.xlarge/shakespeare-0001.json",
@@ -110,18 +124,37 @@ def test_every_kind_of_record_damaged_in_every_way(tmp_path: Path, damage: Calla
             problems.append(f"`crucible {command}` is silent about {rest}")
     for key in SHARED_RECORDS:
         damage(root / key)
+    shutil.copytree(RECORDS / "jobs/shakespeare", root / "jobs/newer")
+    for key, record in NEWER_RECORDS.items():
+        store_at((root / "jobs/newer").as_uri()).write_model(key, record)
+        damage(root / "jobs/newer" / key)
+    run("jobs show newer")
 
     wanted = {
         "shakespeare",
         "script",
+        "newer",
         *(f"shakespeare-{n}" for n, k in enumerate(RECORD_KINDS) if k.startswith("jobs")),
     }
     listed, error = run("jobs ls --json")
     if not wanted <= {line["job"] for line in json.loads(listed)}:
         problems.append(f"`crucible jobs ls` hides jobs: {listed}")
-    for command in ("sweeps ls --json", "cost --by job --json", "data ls", "jobs show script", "sweeps show rates"):
+    for command in (
+        "sweeps ls --json",
+        "cost --by job --json",
+        "data ls",
+        "jobs show script",
+        "sweeps show rates",
+        "cleanup",
+    ):
         if failure := run(command)[1]:
             problems.append(f"`crucible {command}` failed: {failure}")
+    store = store_at(root.as_uri())
+    shown = OverviewReader(store, lambda: Job(store, "script").read_spec().created_at).read()
+    if not {"shakespeare", "script"} <= {line.job for line in shown.jobs}:
+        problems.append(f"`crucible overview` hides jobs: {shown.damaged}")
+    if not {"shakespeare", "script"} <= {job.job_id for job in newest_jobs(store, 99)}:
+        problems.append("`crucible tensorboard` hides jobs")
     assert not problems, "\n".join(problems)
     assert speeds(store_at(root.as_uri())) == [] or damage is foreign_names
     assert estimates(store_at(root.as_uri())) == [] or damage is foreign_names

@@ -92,6 +92,23 @@ def test_a_stage_goes_on_with_the_job_or_the_sweep_that_it_is_part_of(store: Sto
     assert not any("continue a-" in text for text in needs.values())
 
 
+def test_a_stage_is_supervised_and_continued_with_what_it_belongs_to(store: Store) -> None:
+    for stage in ("preprocess", "evaluate-local", "evaluate-modal"):
+        relation = {"prepares": "mine"} if stage == "preprocess" else {"evaluates": "mine"}
+        Job.create(store, JobSpec(job_id=f"mine-{stage}", script=ScriptConfig(command=["true"]), **relation))
+    states = {"preprocess": JobState.COMPLETED, "evaluate-local": JobState.RUNNING, "evaluate-modal": JobState.FAILED}
+    for stage, state in states.items():
+        status = JobStatus(state=state, reason="because", supervisor=1)
+        Job(store, f"mine-{stage}").store.write_model("status.json", status)
+    supervised(store, "mine")
+
+    found = {line.job.removeprefix("mine-"): line for line in OverviewReader(store).read().jobs}
+
+    assert {stage: line.state for stage, line in found.items()} == states
+    assert found["evaluate-local"].needs == ""
+    assert "`crucible jobs continue mine`; `crucible logs mine-evaluate-modal`" in found["evaluate-modal"].needs
+
+
 class Counting(FileStore):
     """Counts what is read of each job."""
 

@@ -274,6 +274,24 @@ def test_a_mistyped_store_is_not_created(tmp_path: Path) -> None:
     assert not (tmp_path / "nope").exists()
 
 
+def test_an_object_of_somebody_elses_hides_no_other_and_a_store_that_is_closed_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two people share a store, one with `umask 077`."""
+    place = store_at(str(tmp_path / "store"))
+    place.write("jobs/theirs/job.json", b"{}")
+
+    def refuse(*_: object) -> int:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RecordDamaged, match=r"theirs/job\.json cannot be read: Permission denied; whoever owns it"):
+        place.read("jobs/theirs/job.json")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(StoreAccessDenied, match="check who owns"):
+        place.read("jobs/theirs/job.json")
+
+
 def test_what_stands_in_an_objects_place_is_named(tmp_path: Path) -> None:
     place = store_at(str(tmp_path / "store"))
     place.write("limits/0001.json/inside", b"x")

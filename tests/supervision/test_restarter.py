@@ -29,6 +29,7 @@ from crucible.supervision.stop_job import stop_job
 from tests.faults.small_jobs import claimed, launched, new_job
 from tests.faults.world import World
 from tests.supervision.deployed import deployed_run, state_of
+from tests.waiting import until
 
 
 def leave_heartbeat(store: Store, run: str, subject: str, server: str = "", folder: str = FOLDER) -> None:
@@ -100,6 +101,26 @@ def test_a_run_cancelled_after_its_process_died_lets_its_attempt_save(
     assert supervisor_heartbeats(store) == []
 
 
+def test_stages_and_trials_of_a_dead_run_that_is_cancelled_save_too(
+    store: Store, restart: Callable[[], list[str]]
+) -> None:
+    """They are jobs of the same flow run, which itself may never have become the supervisor of its own job."""
+    run = deployed_run(Cancelling())
+    stage, other = new_job(store, "mine-preprocess"), new_job(store, "mine-too")
+    stage.supervise(run)
+    other.supervise("another run")
+    asked, left = claimed(stage, 1), claimed(other, 1)
+    leave_heartbeat(store, run, "mine", server_id())
+
+    assert restart() == []
+
+    request = asked.read_stop_request()
+    assert request is not None
+    assert request.end_reason is EndReason.CANCELLED
+    assert left.read_stop_request() is None
+    assert supervisor_heartbeats(store) == []
+
+
 STOP = StopRequest(end_reason=EndReason.CANCELLED, reason="enough")
 
 
@@ -134,6 +155,23 @@ def test_a_supervisor_that_is_there_is_asked(store: Store) -> None:
         assert stop_job(job, STOP) == ("its supervisor is asked to stop", None)
         assert job.read_stop_request("flow-run") == STOP
     assert status_of(job).state is JobState.RUNNING  # type: ignore[union-attr]  # the supervisor's to say
+
+
+def test_a_job_that_another_jobs_flow_run_supervises_is_stopped_between_two_attempts(store: Store) -> None:
+    """A stage, or a trial: the heartbeat names the job or the sweep that it belongs to."""
+    stage, whole = new_job(store, "mine-preprocess"), new_job(store, "mine")
+    running(stage, "flow-run")
+    with HeartbeatWriter(store, "flow-run", "mine"):
+        until(lambda: supervisor_heartbeats(store))
+        assert stop_job(stage, STOP) == ("its supervisor is asked to stop", None)
+        assert stage.read_stop_request("flow-run") == STOP
+        assert status_of(stage).state is JobState.RUNNING  # type: ignore[union-attr]  # the supervisor's to say
+        stop_job(whole, STOP)  # which has no supervisor of its own before its first attempt
+        assert whole.read_stop_request("flow-run") == STOP
+        done = JobStatus(state=JobState.COMPLETED, reason="", supervisor=1, flow_run_id="flow-run")
+        stage.store.write_model("status.json", done)
+        with pytest.raises(ConfigError, match="it is completed"):
+            stop_job(stage, STOP)
 
 
 @pytest.mark.parametrize("moves", [True, False])

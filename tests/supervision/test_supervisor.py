@@ -409,7 +409,7 @@ def test_a_job_is_stopped_within_seconds_while_the_store_is_away(job: Job, world
 
 def test_a_stop_request_to_the_job_ends_it_in_its_pause_between_two_attempts(job: Job, world: World) -> None:
     pool = Pool(world, {0: [(0.5, ends("not-started", 0))]})
-    world.after(20, lambda: job.request_stop(CANCEL))
+    world.after(20, lambda: job.request_stop(CANCEL, Supervisor(number=1).name))
     status = supervision(job, world, pool, timeouts=Timeouts(first_retry_delay=300.0)).run()
     assert (status.state, status.reason) == (JobState.CANCELLED, CANCEL.reason)
     assert world.time < 1030

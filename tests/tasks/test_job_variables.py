@@ -11,11 +11,13 @@ from prefect.client.schemas.actions import WorkPoolCreate
 
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
+from crucible.jobs.records import JobSpec
 from crucible.local.provision import POOL_TEMPLATE
 from crucible.pools.aws.pools import SPOT, pool_template
 from crucible.pools.aws.pools import PoolOptions as AwsOptions
 from crucible.pools.docker import pool as docker
 from crucible.store import Store
+from crucible.supervision.retry_policy import Placement
 from tasks import job_variables
 from tests.pools.aws.test_worker import OUTPUTS
 
@@ -52,11 +54,23 @@ def test_what_one_run_was_given_is_on_record_for_the_next(store: Store, monkeypa
     job_variables.remember_variables(job)
     run_with(monkeypatch)
     job_variables.remember_variables(job)
-    assert job_variables.variables_of(job) == {"memory": "24g"}
+    assert job_variables.variables_of(job, JobSpec(job_id="night")) == {"memory": "24g"}
     run_with(monkeypatch, gpus="1")
     job_variables.remember_variables(job)
     run_with(monkeypatch)
-    assert job_variables.variables_of(Job(store, "night")) == {"gpus": "1"}
+    assert job_variables.variables_of(Job(store, "night"), JobSpec(job_id="night")) == {"gpus": "1"}
+
+
+def test_a_stage_on_another_pool_is_not_refused_for_what_the_training_was_given(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the evaluation would fail when the training is paid."""
+    run_with(monkeypatch, memory="24g")
+    stage = JobSpec(job_id="night-evaluate-local", evaluates="night")
+    job = Job(store, stage.job_id)
+    assert job_variables.variables_of(job, stage) == {}
+    job_variables.remember_variables(job)  # as for one on the same pool
+    assert job_variables.variables_of(job, stage) == {"memory": "24g"}
 
 
 def test_the_pools_own_template_decides(prefect_api: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +79,23 @@ def test_the_pools_own_template_decides(prefect_api: str, store: Store, monkeypa
         pool = WorkPoolCreate(name="with-variables", type="process", base_job_template=template)
         client.create_work_pool(pool, overwrite=True)
     run_with(monkeypatch, env={"FOO": "bar"})
-    assert job_variables.given_for(Job(store, "a"), "with-variables") == {"env": {"FOO": "bar"}}
-    job_variables.require_known({"env": {}}, ["with-variables", "no-such-pool"])
+    given = job_variables.given_for(Job(store, "a"), JobSpec(job_id="a"), "with-variables")
+    assert given == {"env": {"FOO": "bar"}}
+    places = [Placement("with-variables"), Placement("no-such-pool")]
+    job_variables.require_known({"env": {}}, places)
     with pytest.raises(ConfigError, match="job variable gpus"):
-        job_variables.require_known({"gpus": "2"}, ["with-variables"])
+        job_variables.require_known({"gpus": "2"}, places)
+
+
+@pytest.mark.parametrize(
+    ("place", "variable"),
+    [
+        (Placement("modal", "L4"), {"gpu": "H100"}),
+        (Placement("skypilot", "gcp/us-central1/g2-standard-4+L4:1/spot"), {"use_spot": False}),
+    ],
+    ids=["modal", "skypilot"],
+)
+def test_another_machine_than_the_one_that_is_billed_is_refused(place: Placement, variable: dict[str, Any]) -> None:
+    """The plan's machine is what the pool is told: it would be trained on, whatever was given."""
+    with pytest.raises(ConfigError, match=f"job variable {next(iter(variable))}: .*resources=.*{place.instance[:4]}"):
+        job_variables.require_known(variable, [place])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,10 +14,11 @@ import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State, StateType
-from prefect.states import Completed, Crashed, Failed, Running
+from prefect.exceptions import TerminationSignal
+from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
 from crucible.errors import ServiceError
-from crucible.jobs.records import JobSpec, Launch, now
+from crucible.jobs.records import EndReason, JobSpec, Launch, StopRequest, now
 from crucible.jobs.stage_records import StageRun
 from crucible.resources import Resources
 from tasks import deployment_runs, stage_runs
@@ -121,6 +124,61 @@ def test_a_stage_ends_at_the_jobs_cap(
     assert bills[-1].end == "cancelled", "it is not shown as running for ever"
     with pytest.raises(stage_runs.StageOverBudget, match="was not started"):
         pays(0.0)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_stage_is_cancelled_with_the_run_that_waits_for_it_and_only_then(
+    ends: Callable[..., list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch, wanted: bool
+) -> None:
+    """A pause as well: the machine costs money. Resumed, the run starts another one. A restart finds it instead."""
+    ends(Running())
+    stop = StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused in Prefect") if wanted else None
+    bills: list[StageRun] = []
+
+    def interrupt(_: float) -> None:
+        raise TerminationSignal(signal.SIGTERM)
+
+    request = stage_runs.StageRequest(
+        "evaluate",
+        "modal",
+        JobSpec(job_id="mine"),
+        {},
+        Resources(),
+        record=bills.append,
+        stop_requested=lambda: stop,
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(stage_runs, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupt))
+        with pytest.raises(TerminationSignal):
+            stage_runs.run_stage(request)
+    assert state_of(bills[-1].name) is (StateType.CANCELLING if wanted else StateType.RUNNING)
+    assert bills[-1].end == ("cancelled" if wanted else "")
+
+    asked = ends(Cancelled(), Completed())
+    stage_runs.run_stage(request)
+    assert [entry["idempotency_key"].rpartition("/")[2] for entry in asked] == ["1", "2"]
+
+
+def test_a_stage_ends_when_a_budget_that_jobs_share_is_used_up(ends: Callable[..., list[dict[str, Any]]]) -> None:
+    reached: list[str] = []
+
+    def record(bill: StageRun) -> None:
+        reached.append("budget team: $10.00 of $10.00 spent")
+
+    request = stage_runs.StageRequest(
+        "evaluate",
+        "modal",
+        JobSpec(job_id="mine"),
+        {},
+        Resources(),
+        record=record,
+        over_budget=lambda: reached[0] if reached else None,
+    )
+    ends(Running())
+    with pytest.raises(stage_runs.StageOverBudget, match=r"was stopped at .*: budget team"):
+        stage_runs.run_stage(request)
+    with pytest.raises(stage_runs.StageOverBudget, match="was not started: budget team"):
+        stage_runs.run_stage(request)
 
 
 def test_a_pool_of_an_earlier_version_names_the_command_that_updates_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ from prefect.exceptions import TerminationSignal
 
 import tasks.stopping
 import tasks.supervising
+from crucible.contract import StopReason
 from crucible.errors import StoreRefused
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, StopRequest
@@ -67,6 +69,27 @@ def test_a_stop_is_not_interrupted_by_the_request_that_it_serves(store: Store, m
     assert status.state is JobState.CANCELLED
 
 
+def test_a_flow_without_an_agent_stops_when_its_container_is_asked_to(tmp_path: Path) -> None:
+    """Nobody else there reads the file into which the container's first process puts the request."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise TerminationSignal(signal.SIGTERM)
+
+    file = tmp_path / "stop.json"
+
+    def work() -> None:
+        StopReason("container", "the container was asked to stop (SIGTERM)").write(file)
+        threading.Event().wait(60)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        tasks.stopping.stop_with_the_container({"CRUCIBLE_STOP_FILE": str(file)})
+        with pytest.raises(TerminationSignal):
+            work()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_completed_job_goes_on_where_estimates_cannot_learn_from_it(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +102,23 @@ def test_a_completed_job_goes_on_where_estimates_cannot_learn_from_it(
     spec = JobSpec(job_id="demo")
     SupervisedJob(Job(FaultyStore(store, refuse), "demo"), spec, store.uri, StopWatch()).remember()
     assert warnings == ["estimates learn nothing from job demo: access denied"]
+
+
+def test_a_stop_request_to_the_job_reaches_a_stage_that_runs_as_a_job_of_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage's supervisor reads the stage's records, and asks the watch; the request is carried out once."""
+    job = Job.create(store, JobSpec(job_id="demo"))
+    monkeypatch.setattr(tasks.stopping, "requested_in_prefect", lambda: None)
+    monkeypatch.setattr(tasks.stopping, "flow_run", SimpleNamespace(id="run"))
+    request = StopRequest(end_reason=EndReason.CANCELLED, reason="enough")
+    watch = StopWatch(job)
+    with watch.polled():
+        assert watch.requested() is None
+        job.request_stop(request, "run")
+        assert watch.requested() == request
+    watch.carried_out()
+    assert StopWatch(job).requested() is None, "the same flow run, started again, is not to stop for it"
 
 
 def test_a_stop_request_that_is_damaged_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,21 +1,30 @@
-"""Trials in the sweep's own process: which attempts of this machine are over."""
+"""Attempts in the supervisor's own process: how they are stopped, and which of this machine are over."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
+from prefect.exceptions import TerminationSignal
 
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, now
+from crucible.jobs.records import Claim, EndReason, StopRequest, now
+from crucible.jobs.status import JobState
 from crucible.local.processes import process_start
+from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from crucible.supervision.launcher import PoolSays
-from tasks.trials import HereLauncher, Machine
+from crucible.supervision.retry_policy import Placement
+from crucible.supervision.supervisor import Supervision
+from tasks.trials import HereLauncher, Machine, TrialListener
 from tests.faults.small_jobs import launched, new_job
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -44,3 +53,56 @@ def test_a_claim_is_alive_while_its_process_is_whatever_the_clock_was_set_to(sto
 def test_a_process_that_got_the_pid_of_a_claim_is_not_it(store: Store, another: int) -> None:
     own = process_start(os.getpid())
     assert says(new_job(store), pid=another, process_start=own) is PoolSays.ENDED
+
+
+@pytest.fixture
+def began(home: Path) -> Path:
+    """Where the workload says that it runs."""
+    return home / "began"
+
+
+@pytest.fixture
+def supervision(store: Store, began: Path) -> Supervision:
+    """Of a script that runs until it is stopped; a person pauses it as soon as it runs, unless `began` is changed."""
+    job = new_job(store, script=ScriptConfig(command=["sh", "-c", f"touch {began}; exec sleep 600"]))
+    pause = StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused in Prefect")
+
+    def requested() -> StopRequest | None:
+        return pause if began.exists() else None
+
+    launcher = HereLauncher(Machine(1, None), requested)
+    return Supervision(job, launcher, [Placement("local")], TrialListener(), stop_requested=requested)
+
+
+def test_a_person_stops_what_runs_in_the_supervisors_own_thread(supervision: Supervision) -> None:
+    """A stage of a sweep: nobody else looks whether it is to stop until it has ended by itself."""
+    status = supervision.run()
+
+    assert (status.state, status.reason) == (JobState.PAUSED, "paused in Prefect")
+    [outcome] = [attempt.read_outcome() for attempt in supervision.job.attempts()]
+    assert outcome is not None
+    assert outcome.label == "interrupted, nothing new saved"
+
+
+def test_a_signal_lets_it_save_and_reaches_the_flow(supervision: Supervision, began: Path) -> None:
+    def terminate(number: int, frame: object) -> None:
+        raise TerminationSignal(signal.SIGTERM)
+
+    def strike() -> None:
+        until(began.exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    supervision.launcher = HereLauncher(Machine(1, None))
+    before = signal.signal(signal.SIGTERM, terminate)
+    striking = threading.Thread(target=strike)
+    striking.start()
+    try:
+        with pytest.raises(TerminationSignal):
+            supervision.run()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        striking.join()
+
+    [outcome] = [attempt.read_outcome() for attempt in supervision.job.attempts()]
+    assert outcome is not None
+    assert (outcome.end_reason, outcome.decided_by) == (EndReason.INTERRUPTED, "agent")

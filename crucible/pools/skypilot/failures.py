@@ -130,16 +130,22 @@ _BY_TEXT: tuple[tuple[str, type[SkyFailure], str], ...] = (
         "SkyPilot has no access to the cloud; set up its credentials, then: sky check",
     ),
     (
-        r"quota|limit ?exceeded|VcpuLimit|exceeds? (the )?(approved|allowed)|exceeded limit",
-        QuotaExceeded,
-        "the account has no quota for such a machine; ask for more, or choose another instance type or region",
+        r"\b(request|rate) ?limit ?exceeded|throttl|too ?many ?requests|operation rate exceeded|rate exceeded|"
+        r"(queries|requests) per (second|minute|day)",
+        LaunchFailed,
+        "the cloud asks to try again later",
     ),
     (
         r"insufficient.?(instance)?.?capacity|ZONE_RESOURCE_POOL_EXHAUSTED|SkuNotAvailable|AllocationFailed|"
-        r"OverconstrainedAllocation|no.{0,20}capacity|not enough (resources|capacity)|no available nodes|stockout|"
-        r"no longer any instances available|NoFreeResources",
-        NoCapacity,
+        r"OverconstrainedAllocation|\b(no|not)\b.{0,20}capacity|not (have )?enough (resources|capacity)|stockout|"
+        r"no available nodes|no longer any instances available|NoFreeResources",
+        NoCapacity,  # also where other zones want quota
         "the cloud has no such machine free now",
+    ),
+    (
+        r"quota|limit ?exceeded|VcpuLimit|MaxSpotInstanceCount|exceeds? (the )?(approved|allowed)|exceeded limit",
+        QuotaExceeded,
+        "the account has no quota for such a machine; ask for more, or choose another instance type or region",
     ),
     (
         r"invalid instance type|instance type .* (not found|is not)",

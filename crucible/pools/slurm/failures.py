@@ -259,7 +259,7 @@ def waiting(reason: str) -> Waiting:
 _REFUSALS: tuple[tuple[str, type[SlurmFailure], str], ...] = (
     (
         r"unable to contact slurm controller|socket timed out|zero bytes were transmitted|connection (refused|reset)"
-        r"|unable to establish controller machine|protocol authentication error|munge"
+        r"|unable to establish controller machine|protocol authentication error|\bmunge\b"
         r"|backup controller in standby",
         ClusterUnreachable,
         "Slurm's controller does not answer",
@@ -275,7 +275,7 @@ _REFUSALS: tuple[tuple[str, type[SlurmFailure], str], ...] = (
     (r"invalid account", SubmissionRefused, "the account may not be used there; set account to one of yours"),
     (r"invalid qos", SubmissionRefused, "there is no such QOS for you; set qos to one of yours"),
     (
-        r"invalid generic resource|gres\b",
+        r"invalid generic resource|\bgres\b",
         SubmissionRefused,
         "the cluster has no such GPUs; sinfo -o '%P %G' lists them",
     ),
@@ -301,8 +301,9 @@ _NOT_FOUND = re.compile(
     re.I,
 )
 _SSH_REFUSED = re.compile(
-    r"permission denied|host key verification failed|could not resolve hostname|no such identity|bad configuration"
-    r"|too many authentication failures|identity file .* not accessible|remote host identification has changed",
+    r"permission denied|host key verification failed|could not resolve hostname(?!.*temporary failure)|no such identity"
+    r"|bad configuration|too many authentication failures|identity file .* not accessible"
+    r"|remote host identification has changed",
     re.I,
 )
 

@@ -7,6 +7,7 @@ import shutil
 import string
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,16 @@ def test_every_public_image_is_named_by_its_digest(name: str) -> None:
     assert public
     assert all(re.fullmatch(r"\S+:\S+@sha256:[0-9a-f]{64}", image) for image in public), public
     assert name == "compose.yaml" or public == {PUBLIC_BASE}
+
+
+def test_every_module_that_the_compose_file_runs_is_there() -> None:
+    """Bringing it up takes an engine with the Compose plugin, which most test machines lack."""
+    modules = set(re.findall(r"-m,? ([\w.]+)", (PROJECT / "compose.yaml").read_text()))
+    assert {"crucible.local.server", "blocks.deploy"} <= modules
+    for module in modules:
+        found = find_spec(module)
+        assert found is not None, module
+        assert found.submodule_search_locations is None or find_spec(f"{module}.__main__"), module
 
 
 @pytest.mark.parametrize("name", ["requirements.txt", "requirements-gpu.txt", "requirements-uv.txt"])

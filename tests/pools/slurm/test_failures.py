@@ -168,6 +168,7 @@ def test_a_refusal_is_told_from_a_delay_and_from_an_outage(said: str, state: str
         ("me@login1: Permission denied (publickey).", "LoginRefused"),
         ("Host key verification failed.", "LoginRefused"),
         ("ssh: Could not resolve hostname nosuch.invalid: Name or service not known", "LoginRefused"),
+        ("ssh: Could not resolve hostname login1: Temporary failure in name resolution", "ClusterUnreachable"),
         ("ssh: connect to host login1 port 22: Connection refused", "ClusterUnreachable"),
         ("ssh: connect to host login1 port 22: Connection timed out", "ClusterUnreachable"),
     ],
