@@ -89,8 +89,8 @@ def test_a_gpt2_is_fine_tuned_with_its_stages_on_a_cloud(stage: Stage, gpt2: Pat
     assert bill["evaluate"].usd > 0
     page = job_report(job)
     print(page)
-    assert "| preprocess | modal | " in page
-    assert "| evaluate | modal | T4 | " in page
+    assert "| preprocess | modal<br>" in page
+    assert "| evaluate | modal<br>T4 |" in page
 
     again = {**request, "job": "tuned-again", "preprocess_pool": "local", "run_evaluation": False}
     again["config"] = {

@@ -127,7 +127,7 @@ def test_stages_count_towards_the_jobs_cap(store: Store) -> None:
     assert SnapshotReader(job, time.monotonic).read().spent_usd == 0.5, "no attempt is started any more"
     [cost] = attempt_costs(store, {})
     assert (cost.stage, cost.attempt, cost.usd) == ("preprocess", 1, 0.5)
-    assert "| preprocess | modal | " in job_report(job)
+    assert "| preprocess | modal<br>" in job_report(job)
     run = Here(job, spec, store.uri, StopWatch(job))
     trained = JobStatus(state=JobState.COMPLETED, reason="", supervisor=1)
     assert spec.evaluate is not None
