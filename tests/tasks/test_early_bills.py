@@ -38,7 +38,7 @@ def test_a_stage_that_fails_before_its_job_exists_is_paid_for(store: Store) -> N
     assert [(cost.job, cost.stage, cost.usd, cost.project, cost.owner) for cost in costs] == [
         ("mine-preprocess", "preprocess", 0.3, "paper", "ada")
     ] * 2
-    assert "| preprocess | modal | " in job_report(Job(store, "mine-preprocess"))
+    assert "| preprocess | modal<br>" in job_report(Job(store, "mine-preprocess"))
     assert OverviewReader(store).read().needing == [
         ("mine-preprocess", "failed before there was a job: fix the cause, then start mine again")
     ]
