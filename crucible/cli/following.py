@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Self
 
 import typer
 
-from crucible.formatting import printable
+from crucible.formatting import duration, money, printable
 
 if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
     from crucible.local.follow import Standing
     from crucible.store import Store
 
@@ -75,7 +77,6 @@ class Screen:
         """Bring the screen up to date."""
         from rich.text import Text
 
-        from crucible.cli.quickstart import show
         from crucible.local.follow import FINAL
 
         if notice := self._server.new(standing.unanswered):
@@ -124,3 +125,21 @@ class Screen:
     def say(self, message: str) -> None:
         """Print a message that stays."""
         self._console.print(message, soft_wrap=True)
+
+
+def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
+    """Bring the bar up to date. Time and cost are there also for a script that reports no steps."""
+    summary, figures = standing.summary, ""
+    if summary and summary.attempts:
+        parts = []
+        if summary.step:
+            of_all = f"/{summary.total_steps:,} steps" if summary.total_steps else ""
+            parts.append(f"{summary.step:,}{of_all}" if of_all else f"step {summary.step:,}")
+            progress.update(bar, completed=summary.step, total=summary.total_steps)
+        parts += [f"train loss {summary.train_loss:.3f}"] if summary.train_loss is not None else []
+        parts += [f"val loss {summary.val_loss:.3f}"] if summary.val_loss is not None else []
+        left = f"{duration(summary.seconds_left)} left" if summary.seconds_left else ""
+        parts += [left or duration(summary.seconds)] if left or summary.seconds else []
+        parts.append(money(summary.cost_usd))
+        figures = " · ".join(parts)
+    progress.update(bar, description=standing.stage, figures=figures)

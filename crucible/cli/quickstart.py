@@ -10,9 +10,7 @@ from crucible.formatting import duration, money
 
 if TYPE_CHECKING:
     import httpx
-    from rich.progress import Progress, TaskID
 
-    from crucible.local.follow import Standing
     from crucible.reports.summary import JobSummary
     from crucible.store import Store
 
@@ -87,7 +85,7 @@ def watch(api: httpx.Client, flow_run: str, store: Store, job: str) -> JobSummar
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-    from crucible.cli.following import ServerNotices
+    from crucible.cli.following import ServerNotices, show
     from crucible.errors import ServiceError
     from crucible.local.follow import follow
 
@@ -107,24 +105,6 @@ def watch(api: httpx.Client, flow_run: str, store: Store, job: str) -> JobSummar
     if standing.state != "COMPLETED" or standing.summary is None:
         raise ServiceError(f"the run ended as {standing.state.lower()}: {standing.message}")
     return standing.summary
-
-
-def show(progress: Progress, bar: TaskID, standing: Standing) -> None:
-    """Bring the bar up to date. Time and cost are there also for a script that reports no steps."""
-    summary, figures = standing.summary, ""
-    if summary and summary.attempts:
-        parts = []
-        if summary.step:
-            of_all = f"/{summary.total_steps:,} steps" if summary.total_steps else ""
-            parts.append(f"{summary.step:,}{of_all}" if of_all else f"step {summary.step:,}")
-            progress.update(bar, completed=summary.step, total=summary.total_steps)
-        parts += [f"train loss {summary.train_loss:.3f}"] if summary.train_loss is not None else []
-        parts += [f"val loss {summary.val_loss:.3f}"] if summary.val_loss is not None else []
-        left = f"{duration(summary.seconds_left)} left" if summary.seconds_left else ""
-        parts += [left or duration(summary.seconds)] if left or summary.seconds else []
-        parts.append(money(summary.cost_usd))
-        figures = " · ".join(parts)
-    progress.update(bar, description=standing.stage, figures=figures)
 
 
 def conclude(store: Store, summary: JobSummary, preset: str, page: str) -> None:

@@ -273,9 +273,9 @@ async def run_all(worker: SlurmWorker, runs: list[FlowRun]) -> None:
     await asyncio.gather(*(worker.run(run, made) for run, made in zip(runs, configurations, strict=True)))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def closed(cluster: LocalCluster) -> Iterator[str]:
-    """A partition for an account that nobody here has."""
+    """A partition for an account that nobody here has. Made for each test: a controller that restarts forgets it."""
     cluster.call("scontrol", "create", "PartitionName=closed", "Nodes=ALL", "AllowAccounts=lab")
     yield "closed"
     cluster.call("scontrol", "delete", "PartitionName=closed")
