@@ -48,7 +48,7 @@ def register_blocks() -> None:
 
 def load_flows() -> None:
     """Run every file that prefect.yaml names, so that a broken one shows its error: Prefect reports "not found"."""
-    deployments = yaml.safe_load(Path("prefect.yaml").read_text())["deployments"]
+    deployments = yaml.safe_load(Path("prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     for path in sorted({deployment["entrypoint"].rpartition(":")[0] for deployment in deployments}):
         runpy.run_path(path)
 

@@ -192,9 +192,13 @@ class TrainConfig(Settings):
         """The step at which the learning rate has reached min_lr."""
         return self.max_iters if self.lr_decay_iters is None else self.lr_decay_iters
 
-    def processes_on(self, gpus: int) -> int:
-        """How many of the GPUs train: the most that share a step's micro-batches evenly, 1 or more."""
-        return max(n for n in range(1, max(gpus, 1) + 1) if self.gradient_accumulation_steps % n == 0)
+    def processes_on(self, gpus: int, nodes: int = 1) -> int:
+        """How many GPUs of each of so many machines train: the most that share a step evenly, 1 or more.
+
+        One machine shares the micro-batches, as nanoGPT does, several share the rows.
+        """
+        shared = self.gradient_accumulation_steps if nodes == 1 else self.rows_per_step
+        return max((n for n in range(1, max(gpus, 1) + 1) if shared % (nodes * n) == 0), default=1)
 
     @property
     def rows_per_step(self) -> int:
@@ -204,10 +208,6 @@ class TrainConfig(Settings):
     def nodes_on(self, nodes: int) -> int:
         """How many of the machines train: the most that share a step's rows evenly, 1 or more."""
         return max(n for n in range(1, nodes + 1) if self.rows_per_step % n == 0)
-
-    def processes_on_each(self, nodes: int, gpus: int) -> int:
-        """How many GPUs of each of so many machines train: the most that share a step's rows evenly, 1 or more."""
-        return max(n for n in range(1, max(gpus, 1) + 1) if self.rows_per_step % (nodes * n) == 0)
 
     def require_nodes(self, least: int) -> None:
         """Raises `ConfigError` unless so many machines can share a step's rows evenly."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ssl
 from collections.abc import MutableMapping
 
-NAMES = ("127.0.0.1", "localhost", "::1", "169.254.169.254")
-"""The last one is the metadata service of a cloud machine, which answers to that machine only."""
+NAMES = ("127.0.0.1", "localhost", "::1", "169.254.169.254", "host.docker.internal")
+"""The last two are the metadata service of a cloud machine, which answers to that machine only, and the machine that a
+container runs on."""
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 
 

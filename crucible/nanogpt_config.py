@@ -82,7 +82,7 @@ class NanogptConfig:
 def read_nanogpt_config(path: Path) -> NanogptConfig:
     """Read the file. Raises ConfigError naming every line that is more than a value, and `eval_only`."""
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+        tree = ast.parse(path.read_text(encoding="utf-8-sig"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ConfigError(f"config file {path} cannot be read: {reason}") from None

@@ -106,7 +106,7 @@ class Resources(Settings):
         """Variables that keep a process to its GPUs; `visible`: CUDA_VISIBLE_DEVICES as it is now."""
         if self.gpus is None:
             return {}
-        here = visible.split(",") if visible else [str(number) for number in range(self.gpus)]
+        here = visible.split(",") if visible is not None else [str(number) for number in range(self.gpus)]
         return {"CUDA_VISIBLE_DEVICES": ",".join(here[: self.gpus])}
 
 

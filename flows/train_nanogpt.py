@@ -155,6 +155,7 @@ def _placement_request(
 def _prepare(request: TrainRequest, config: TrainConfig, run: SupervisedJob, bills: EarlyBills) -> DatasetInfo:
     """The job's dataset, in the store. What a machine for it costs is in `bills`: the job is not on record yet."""
     if request.preprocess_pool != HERE and not _is_in_the_store(request, run.job):
+        run.job.root.require_guarantees()  # a store that cannot hold the job is refused before a machine is paid for
         run_stage(
             StageRequest(
                 "preprocess",

@@ -30,6 +30,7 @@ from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports import Metrics, loss_curve, summarise
 from crucible.reports.evaluation import EVALUATION, evaluation_page
 from crucible.reports.picture import data_uri
+from crucible.store import store_option
 from tasks.reporting import JobReport, artifact_key
 from tasks.retries import NETWORK_RETRIES, quoted
 
@@ -102,7 +103,8 @@ def measure(job: Job, folders: Sequence[Path], data: Path, work: Path, wanted: W
     logger = get_run_logger()
     out, about = work / "model", work / "job.json"
     summary = summarise(job)
-    about.write_text(json.dumps({**summary.as_json(), "job": job.job_id}))
+    elsewhere = {"store": job.root.uri} if store_option(job.root) else {}  # where the card's commands find the data
+    about.write_text(json.dumps({**summary.as_json(), "job": job.job_id, **elsewhere}))
     command = [
         *(sys.executable, "-m", "crucible.evaluation", "--checkpoint", *map(str, folders)),
         *("--data", str(data), "--out", str(out), "--job", str(about)),

@@ -16,7 +16,7 @@ from crucible.agent.notices_ec2 import Ec2MetadataNotices
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
-from crucible.catalog.this_machine import cpu_count
+from crucible.container import usable_cpus
 from crucible.jobs.records import Claim, Launch
 
 
@@ -73,7 +73,7 @@ class Machine:
             nodes=count,
             usd_per_hour=held * price.usd_per_hour,
             price_remark=price.remark or (f"{held} nodes are paid for, and {count} train" if held > count else ""),
-            environment={"python": sys.version.split()[0], "cpus": cpu_count(), **_image(), **facts},
+            environment={"python": sys.version.split()[0], "cpus": usable_cpus(), **_image(), **facts},
         )
 
 

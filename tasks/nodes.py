@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any
 
 from prefect.exceptions import MissingContextError
@@ -16,7 +17,8 @@ from prefect.logging import get_logger, get_run_logger
 
 from crucible.agent.nodes import JOIN_SECONDS, Nodes, own_address
 from crucible.billing.machine_price import EC2_POOLS
-from crucible.catalog.this_machine import cpu_count, nvidia_gpus
+from crucible.catalog.this_machine import nvidia_gpus
+from crucible.container import usable_cpus
 from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
@@ -43,8 +45,10 @@ def first_node(spec: JobSpec, pool: str) -> Nodes:
             + ("" if used == given else f", of which {used} share a step's rows evenly")
         )
     gpus = usable_gpus(spec)
+    if spec.resources.gpus and gpus < spec.resources.gpus:
+        run_logger().warning("resources: gpus = %d, but nvidia-smi shows %d here", spec.resources.gpus, gpus)
     if spec.config is not None:
-        processes = spec.config.processes_on_each(used, gpus)
+        processes = spec.config.processes_on(gpus, used)
     else:
         processes = max(1, gpus if spec.resources.gpus is not None or used > 1 else 1)
     address = os.environ.get(Variable.NODE_ADDRESS) or ("127.0.0.1" if pool == "local" else own_address())
@@ -61,8 +65,18 @@ def further_node(rank: int) -> Nodes:
 
 def usable_gpus(spec: JobSpec) -> int:
     """How many of this machine's GPUs the job may use."""
-    here = len(nvidia_gpus())
+    here = len(gpus_here())
     return here if spec.resources.gpus is None else min(here, spec.resources.gpus)
+
+
+def gpus_here() -> list[str]:
+    """The GPUs that CUDA lets this process use, as CUDA_VISIBLE_DEVICES names them: Slurm and users hide some."""
+    numbers = [str(number) for number in range(len(nvidia_gpus()))]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not numbers or visible is None:
+        return numbers
+    names = (name.strip() for name in visible.split(","))
+    return list(takewhile(lambda name: name in numbers or name.startswith(("GPU-", "MIG-")), names))
 
 
 def torchrun(command: Sequence[str]) -> list[str]:
@@ -74,7 +88,7 @@ def threads_of_a_node(pool: str, nodes: Nodes) -> dict[str, str]:
     """How many threads each process uses where several nodes are on one machine: together as many as it has CPUs."""
     if pool != "local" or nodes.count == 1 or os.environ.get("OMP_NUM_THREADS"):
         return {}
-    return {"OMP_NUM_THREADS": str(max(1, cpu_count() // (nodes.count * nodes.processes)))}
+    return {"OMP_NUM_THREADS": str(max(1, usable_cpus() // (nodes.count * nodes.processes)))}
 
 
 @contextmanager

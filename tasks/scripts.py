@@ -125,14 +125,14 @@ def prepare_script(
     if spec.code is None:
         return WorkloadCommand(command, environment=_over({}, environment))
     cache, work = crucible_home() / "cache", scratch.root / "work"
-    unpack(job.root, spec.code.digest, work)
+    files = unpack(job.root, spec.code.digest, work)
     place_data(job.root, spec.code.data, work, cache / "data")
     if spec.prepared_by:
         _place_outputs(Job.open(job.root, spec.prepared_by), scratch, work)
     if spec.evaluates:
         environment[Variable.EVALUATE] = str(_place_checkpoint(Job.open(job.root, spec.evaluates), scratch, work))
     own_image = bool(os.environ.get(IMAGE_PATH))
-    found = Dependencies("") if own_image else find_dependencies(work, script.dependencies)
+    found = Dependencies("") if own_image else find_dependencies(work, files, script.dependencies)
     logger.info("dependencies: %s", "those of the image" if own_image else found)
     installed = ensure_environment(found, work, cache / "environments", logger.info)
     machine = variables(installed, cache, dict(os.environ))

@@ -109,27 +109,28 @@ def prepare(
         raise ConfigError(f"job: {job.job_id} has neither a configuration nor a script; start a new job")
     dataset = fetch_dataset(job.root, spec.dataset, crucible_home() / "cache" / "datasets")
     config = scratch.root / "config.json"
-    config.write_text(spec.config.model_dump_json())
+    config.write_text(spec.config.model_dump_json(), encoding="utf-8")
     command = [sys.executable, "-m", "crucible.training", "--config", str(config), "--data", str(dataset)]
     if spec.config.init_from and not finished_folders(scratch.resume):  # a checkpoint of the job's own always wins
         weights = place_weights(job.root, spec.config.init_from, scratch.root, crucible_home() / "cache" / "data")
         command += ["--weights", str(weights)]
     shown = spec.resources.visible_gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
     environment = {**spec.resources.environment, **shown}
-    if nodes.count > 1:
-        return WorkloadCommand(torchrun(command), environment=environment)
     if gpus is None:
         gpus = usable_gpus(spec)
-    processes = spec.config.processes_on(gpus)
-    if processes < gpus:
+    processes = spec.config.processes_on(gpus, nodes.count)
+    if processes < gpus and nodes.rank == 0:  # which alone knows how many there are
         run_logger().warning(
-            "%d of %d GPUs are used: gradient_accumulation_steps = %d cannot be divided among more. %s would use all, "
-            "with another batch size",
+            "%d of %d GPUs are used%s: gradient_accumulation_steps = %d cannot be divided among more. %s would use "
+            "all, with another batch size",
             processes,
             gpus,
+            f" on each of {nodes.count} nodes" if nodes.count > 1 else "",
             spec.config.gradient_accumulation_steps,
-            spec.config.multiples_near(gpus),
+            spec.config.multiples_near(gpus * nodes.count),
         )
+    if nodes.count > 1:
+        return WorkloadCommand(torchrun(command), environment=environment)
     several = ["--processes", str(processes)] if processes > 1 else []
     return WorkloadCommand([*command, *several], environment=environment)
 

@@ -29,12 +29,13 @@ from crucible.agent.attempt import run_attempt
 from crucible.agent.notices import Notice
 from crucible.agent.plan import AttemptPlan
 from crucible.agent.sources import sources_of_this_machine
-from crucible.catalog.this_machine import cpu_count, nvidia_gpus
+from crucible.container import usable_cpus
 from crucible.home import crucible_home
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, Heartbeat, Launch, Outcome, StopRequest
 from crucible.local.processes import process_start
 from crucible.supervision.launcher import Hint, Launcher, PoolSays
+from tasks.nodes import gpus_here
 from tasks.observing import emit
 from tasks.training import WORKER_GRACE_SECONDS, heartbeat_seconds, prepare, save_policy
 
@@ -81,7 +82,7 @@ class Machine:
 
     def __init__(self, parallelism: int, threads: int | None) -> None:
         self._threads = threads
-        self._gpus = len(nvidia_gpus())
+        self._gpus = gpus_here()
         self._alone = parallelism == 1
         self._slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(parallelism):
@@ -90,7 +91,7 @@ class Machine:
     @property
     def gpus_per_trial(self) -> int:
         """All of them for a trial that has the machine to itself, else one."""
-        return self._gpus if self._alone else min(1, self._gpus)
+        return len(self._gpus) if self._alone else min(1, len(self._gpus))
 
     @contextmanager
     def share(self) -> Iterator[Mapping[str, str]]:
@@ -98,8 +99,8 @@ class Machine:
         slot = self._slots.get()
         try:
             shared = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self._threads)) if self._threads else {}
-            if self._gpus > 1 and not self._alone:
-                shared["CUDA_VISIBLE_DEVICES"] = str(slot % self._gpus)
+            if len(self._gpus) > 1 and not self._alone:
+                shared["CUDA_VISIBLE_DEVICES"] = self._gpus[slot % len(self._gpus)]
             yield shared
         finally:
             self._slots.put(slot)
@@ -107,7 +108,7 @@ class Machine:
 
 def threads_per_trial(parallelism: int) -> int:
     """Cores / trials at a time: more threads than cores make all of them slower."""
-    return max(1, cpu_count() // parallelism)
+    return max(1, usable_cpus() // parallelism)
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class HereLauncher:
                     number=launch.number,
                     process_start=process_start(os.getpid()),
                     flow_run_id=str(flow_run.id or ""),
-                    environment={"cpus": cpu_count()},
+                    environment={"cpus": usable_cpus()},
                 ),
                 total_steps=spec.total_steps,
                 cwd=Path.cwd(),

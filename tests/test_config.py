@@ -122,7 +122,7 @@ def test_a_config_file_of_nanogpt_is_read(tmp_path: Path) -> None:
     for part in (str(path), "out_dir: ", "dataset: give the dataset", "always_save_checkpoint: "):
         assert part in draft.remark
 
-    path.write_text("init_from = 'resume'\nout_dir = 'out-x'\n")
+    path.write_text("\ufeffinit_from = 'resume'\nout_dir = 'out-x'\n", encoding="utf-8")  # with a byte-order mark
     assert ConfigDraft.from_file(path).init_from == "resume:out-x/ckpt.pt"
 
 
@@ -248,7 +248,7 @@ def test_every_preset_trains_on_whatever_device_there_is() -> None:
 def test_the_rows_of_a_step_are_shared_by_nodes_or_refused_before_the_start() -> None:
     config = TrainConfig(batch_size=12, gradient_accumulation_steps=1)
     config.require_nodes(3)
-    assert (config.nodes_on(5), config.processes_on_each(3, 8)) == (4, 4)
+    assert (config.nodes_on(5), config.processes_on(8, nodes=3)) == (4, 4)
     with pytest.raises(
         ConfigError, match=r"nodes = 5: the 12 rows of a step .* cannot be divided among 5 nodes; use 4 or 6"
     ):

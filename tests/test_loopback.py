@@ -15,7 +15,7 @@ def test_this_machine_is_reached_past_a_proxy(proxy: str) -> None:
     environment = {proxy: "http://proxy.example.com:3128", "no_proxy": "intranet.example.com"}
     bypass_proxies(environment)
     for name in ("NO_PROXY", "no_proxy"):
-        assert environment[name] == "intranet.example.com,127.0.0.1,localhost,::1,169.254.169.254"
+        assert environment[name] == "intranet.example.com,127.0.0.1,localhost,::1,169.254.169.254,host.docker.internal"
     bypass_proxies(environment)
     assert environment["NO_PROXY"].count("localhost") == 1
 

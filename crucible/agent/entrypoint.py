@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 
 from crucible.contract import DEFAULT_STOP_GRACE_SECONDS, StopReason, Variable
+from crucible.loopback import bypass_proxies
 
 
 def main(arguments: list[str]) -> int:
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, request_stop)
     # A session of its own: a terminal's or a pool's signal to the whole group must reach this process alone.
     environment = {**os.environ, Variable.STOP_FILE: str(stop_file)}
+    bypass_proxies(environment)  # Docker gives containers the proxies of its own configuration
     try:
         child = subprocess.Popen(command, env=environment, start_new_session=True)
     except OSError as error:

@@ -17,7 +17,6 @@ from typing import Any
 
 from crucible.billing.machines import machines_of, on_demand_usd_per_hour
 from crucible.catalog.offers import Offer
-from crucible.config import TrainConfig
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
@@ -338,7 +337,7 @@ def _cost(spec: JobSpec, attempt: Attempt, offers: Mapping[str, Offer], sweep: s
         idle_seconds=first_step or 0.0,
         sweep=sweep,
         gpus=gpus,
-        unused_gpus=_unused(gpus, spec.config),
+        unused_gpus=_unused(gpus, spec, claim.nodes),
     )
 
 
@@ -371,6 +370,7 @@ def _stage_costs(spec: JobSpec, runs: Sequence[StageRun], offers: Mapping[str, O
     return costs
 
 
-def _unused(gpus: int, config: TrainConfig | None) -> int:
-    """GPUs that are paid for and do not train: as many train as share the micro-batches of a step evenly."""
-    return gpus - config.processes_on(gpus) if config and gpus else 0
+def _unused(gpus: int, spec: JobSpec, nodes: int) -> int:
+    """GPUs of each machine that are paid for and do not train: as many train as share a step evenly."""
+    wanted = gpus if spec.resources.gpus is None else min(gpus, spec.resources.gpus)
+    return gpus - spec.config.processes_on(wanted, nodes) if spec.config and gpus else 0

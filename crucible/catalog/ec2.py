@@ -95,8 +95,9 @@ def spot_capacity(offers: Sequence[Offer], region: str | None = None) -> dict[st
         client = session.client("ec2", region_name=where, config=_brief())
         for gpu in dict.fromkeys(offer.gpu for offer in spot):
             types = sorted({offer.instance for offer in spot if offer.gpu == gpu})
-            answer = client.get_spot_placement_scores(InstanceTypes=types, TargetCapacity=1, RegionNames=[where])
-            scores = [entry["Score"] for entry in answer.get("SpotPlacementScores", [])]
+            request = {"InstanceTypes": types, "TargetCapacity": 1, "RegionNames": [where]}
+            pages = client.get_paginator("get_spot_placement_scores").paginate(**request)
+            scores = [entry["Score"] for page in pages for entry in page.get("SpotPlacementScores", [])]
             if scores and max(scores) >= _LIKELY:
                 known |= dict.fromkeys(types, True)
             elif scores and max(scores) <= _UNLIKELY and len(types) >= _FEWEST_TYPES:

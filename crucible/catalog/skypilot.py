@@ -14,6 +14,7 @@ assumptions: the tables have none.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -201,8 +202,10 @@ def _cheapest(offers: Iterable[Offer], *, per_region: bool) -> list[Offer]:
     return list(best.values())
 
 
-def _number(text: str) -> float | None:
+def _number(text: str | None) -> float | None:
+    """None for an empty cell, for one that is missing from the end of its row, and for what is no finite number."""
     try:
-        return float(text)
+        number = float(text or "")
     except ValueError:
         return None
+    return number if math.isfinite(number) else None

@@ -10,9 +10,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-import psutil
-
 from crucible.catalog.offers import Offer
+from crucible.container import total_memory_bytes, usable_cpus
 
 _SIDE = 384  # of the matrices multiplied to measure the CPUs: bound by arithmetic, done in milliseconds
 _CPU_GB_PER_SECOND = 10.0  # assumed: about what one core streams
@@ -35,11 +34,6 @@ def cpu_name() -> str:
     import platform
 
     return platform.processor() or platform.machine()
-
-
-def cpu_count() -> int:
-    """CPUs this process may use."""
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
 
 
 @cache
@@ -73,13 +67,13 @@ def nvidia_gpus() -> tuple[tuple[str, float], ...]:
 
 
 def _described(offer: Offer, offers: list[Offer]) -> Offer:
-    memory = psutil.virtual_memory().total / 2**30
+    memory = total_memory_bytes() / 2**30
     if offer.pool == "local":
         return dataclasses.replace(
             offer,
-            vcpus=cpu_count(),
+            vcpus=usable_cpus(),
             memory_gib=memory,
-            hardware=_slug(f"{cpu_name()} {cpu_count()} cpus"),
+            hardware=_slug(f"{cpu_name()} {usable_cpus()} cpus"),
             peak_tflops_fp32=cpu_flops() / 1e12,
             memory_gb_per_second=_CPU_GB_PER_SECOND,
         )
@@ -93,7 +87,7 @@ def _described(offer: Offer, offers: list[Offer]) -> Offer:
         gpu=name,
         gpus=len(gpus),
         gpu_memory_gib=gpu_memory,
-        vcpus=cpu_count(),
+        vcpus=usable_cpus(),
         memory_gib=memory,
         hardware=_slug(name),
     )

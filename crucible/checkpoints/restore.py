@@ -14,6 +14,7 @@ from crucible.config import TrainConfig
 from crucible.contract import step_name
 from crucible.errors import CheckpointError, ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.records import JobSpec
+from crucible.store import store_option
 
 
 def restore(
@@ -97,7 +98,7 @@ def fetch_chosen(checkpoints: Checkpoints, checkpoint: Checkpoint, target: Path)
         job = checkpoints.job.job_id
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.shown_step} of {job} is damaged: {problem}; choose another: "
-            f"`crucible checkpoints verify {job}` finds those that are whole"
+            f"`crucible checkpoints verify {job}{store_option(checkpoints.job.root)}` finds those that are whole"
         )
 
 

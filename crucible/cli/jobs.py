@@ -20,7 +20,16 @@ from crucible.cli.job_tables import (
     unless_damaged,
 )
 from crucible.cli.logs import logs
-from crucible.cli.records import JobArgument, JsonOption, StoreOption, open_job, open_store, print_facts, print_json
+from crucible.cli.records import (
+    JobArgument,
+    JsonOption,
+    StoreOption,
+    open_job,
+    open_store,
+    print_facts,
+    print_json,
+    store_option,
+)
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 PARALLEL_READS = 8
@@ -190,7 +199,7 @@ def stop(
     if as_json:
         print_json({"job": job, "attempt": done.attempt, "done": done.message, "reason": reason})
     else:
-        typer.echo(f"{job}: {done.message}; `crucible jobs show {job}` says when it has")
+        typer.echo(f"{job}: {done.message}; `crucible jobs show {job}{store_option(found.root)}` says when it has")
 
 
 def limits(

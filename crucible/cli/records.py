@@ -25,6 +25,13 @@ def open_store(address: str | None) -> Store:
     return existing_store(address)
 
 
+def store_option(store: Store) -> str:
+    """What a printed command needs besides a job's name to find it in this store: nothing in the default one."""
+    from crucible.store import store_option
+
+    return store_option(store)
+
+
 def open_job(store: Store, name: str) -> Job:
     """The job of that name. Raises `ConfigError` naming the nearest ones when there is none."""
     from crucible.errors import ConfigError
@@ -32,7 +39,8 @@ def open_job(store: Store, name: str) -> Job:
 
     if not store.exists(f"jobs/{Job(store, name).job_id}/job.json"):
         raise ConfigError(
-            f"job: there is no job {name!r} in {store.uri}; {meant(name, Job.ids(store), 'crucible jobs ls')}"
+            f"job: there is no job {name!r} in {store.uri}; "
+            f"{meant(name, Job.ids(store), f'crucible jobs ls{store_option(store)}')}"
         )
     return Job(store, name)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crucible.cli import script_options as options
-from crucible.cli.records import print_json
+from crucible.cli.records import print_json, store_option
 from crucible.formatting import counted, duration, money
 
 if TYPE_CHECKING:
@@ -94,12 +94,12 @@ def run(
     with access.connect_here() as api:
         flow_run, opened = options.start(api, planned, config.store)
         if not follow:
-            typer.echo(f"detached  follow it: crucible jobs show {planned.job}", err=True)
+            typer.echo(f"detached  follow it: crucible jobs show {planned.job}{store_option(opened)}", err=True)
             if as_json:
                 print_json({"job": planned.job, "flow_run": flow_run, "code": planned.packed.record.digest})
             return
         standing = follow_run(flow_run, opened, planned.job)
-    conclude(standing, planned.job, flow_run, as_json)
+    conclude(standing, opened, planned.job, flow_run, as_json)
 
 
 def _try_metrics(script: ScriptConfig, sample: Path) -> None:
@@ -149,7 +149,9 @@ def follow_run(flow_run: str, store: Store, job: str) -> Standing:
                 return standing
             except KeyboardInterrupt:
                 if stopping or not screen.ask_stop():
-                    typer.echo(f"\ndetached: {job} goes on. Stop it: crucible jobs stop {job}", err=True)
+                    typer.echo(
+                        f"\ndetached: {job} goes on. Stop it: crucible jobs stop {job}{store_option(store)}", err=True
+                    )
                     raise typer.Exit(EXIT_DETACHED) from None
                 stopping = True
                 screen.say(_stop(store, job))
@@ -169,9 +171,9 @@ def _stop(store: Store, job: str) -> str:
         return f"error: {error}"
 
 
-def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None:
+def conclude(standing: Standing, store: Store, job: str, flow_run: str, as_json: bool) -> None:
     """Print how it ended, and exit with the code for it."""
-    summary = standing.summary
+    summary, where = standing.summary, store_option(store)
     if as_json:
         figures = {} if summary is None else {"step": summary.step, "cost_usd": summary.cost_usd}
         print_json({"job": job, "flow_run": flow_run, "state": standing.state, "message": standing.message, **figures})
@@ -181,7 +183,7 @@ def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None
         line = f"{steps}{attempts}, {duration(summary.seconds)}, {money(summary.cost_usd)}"
         colour = {"COMPLETED": "green", "FAILED": "red"}.get(standing.state)
         ending = typer.style(f"{standing.state.lower():<10}", fg=colour)
-        typer.echo(f"{ending}{line}; crucible jobs show {job}", err=True)
+        typer.echo(f"{ending}{line}; crucible jobs show {job}{where}", err=True)
     if standing.state == "COMPLETED":
         return
     failed = standing.state != "CANCELLED"
@@ -189,11 +191,11 @@ def conclude(standing: Standing, job: str, flow_run: str, as_json: bool) -> None
     if summary is not None and summary.attempts and summary.attempts[-1].end_reason is None:
         typer.echo(f"{'':10}attempt {summary.attempts[-1].number} still saves, and ends by itself", err=True)
     if standing.state == "CANCELLED":
-        typer.echo(f"{'':10}go on: crucible jobs continue {job}", err=True)
+        typer.echo(f"{'':10}go on: crucible jobs continue {job}{where}", err=True)
         raise typer.Exit(EXIT_STOPPED)
     if "ModuleNotFoundError: " in standing.message:
         fix = "a package belongs in the folder's requirements.txt; crucible run --dry-run shows which files travel"
         typer.echo(f"{'':10}{fix}", err=True)
     if summary is not None and summary.attempts:
-        typer.echo(f"{'':10}everything that it printed: crucible logs {job}", err=True)
+        typer.echo(f"{'':10}everything that it printed: crucible logs {job}{where}", err=True)
     raise typer.Exit(EXIT_FAILED)

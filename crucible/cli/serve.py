@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from crucible.cli.records import JobArgument, StoreOption, open_job, open_store
+from crucible.cli.records import JobArgument, StoreOption, open_job, open_store, store_option
 
 
 def register(app: typer.Typer) -> None:
@@ -51,6 +51,6 @@ def serve(
         with access.connect_here() as api:
             flow_run, opened = script_options.start(api, planned, request.store)
     typer.echo(f"model     {job}, at http://{host}:{port}/v1 once it has started", err=True)
-    typer.echo(f"stop it   crucible jobs stop {planned.job}", err=True)
+    typer.echo(f"stop it   crucible jobs stop {planned.job}{store_option(opened)}", err=True)
     if follow:
-        run.conclude(run.follow_run(flow_run, opened, planned.job), planned.job, flow_run, as_json=False)
+        run.conclude(run.follow_run(flow_run, opened, planned.job), opened, planned.job, flow_run, as_json=False)

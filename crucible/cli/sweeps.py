@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crucible.cli.records import JsonOption, StoreOption, meant, open_store, print_facts, print_json
+from crucible.cli.records import JsonOption, StoreOption, meant, open_store, print_facts, print_json, store_option
 from crucible.formatting import UNKNOWN, duration, money, print_table
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ def show(
         best = found.best()
         if best is None:
             raise ConfigError(
-                f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}` shows where it stands"
+                f"sweep {sweep} has measured no trial yet; `crucible sweeps show {sweep}{store_option(found.root)}` "
+                f"shows where it stands"
             )
         typer.echo(as_yaml(found.read_kind().describe(best.values)), nl=False)
     elif as_csv:
@@ -124,7 +125,10 @@ def stop(
             stages += [run.job for run in job.read_stages() if run.job]
     stages = [name for name in stages if _ask_to_stop(Job(found.root, name), request)]
     if not asked and not stages:
-        raise ConfigError(f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}` shows where it stands")
+        where = store_option(found.root)
+        raise ConfigError(
+            f"sweep {sweep} has no running trial; `crucible sweeps show {sweep}{where}` shows where it stands"
+        )
     if as_json:
         print_json({"sweep": sweep, "trials": asked, "stages": stages, "reason": reason})
     else:
@@ -182,7 +186,8 @@ def continue_(
     status = found.read_status()
     if status is not None and status.state is JobState.RUNNING and is_supervised(found.root, sweep):
         raise ConfigError(
-            f"sweep {sweep} is running; `crucible sweeps limits {sweep}` changes its limits while it does"
+            f"sweep {sweep} is running; `crucible sweeps limits {sweep}{store_option(found.root)}` changes its limits "
+            f"while it does"
         )
     given = {"max_trials": max_trials, "max_cost_usd": max_cost_usd, "max_hours": max_hours, "finish_by": finish_by}
     changed = change_limits(found, given)
@@ -231,7 +236,8 @@ def open_sweep(store: Store, name: str) -> Sweep:
     found = Sweep(store, name)
     if not found.exists():
         raise ConfigError(
-            f"sweep: there is no sweep {name!r} in {store.uri}; {meant(name, Sweep.ids(store), 'crucible sweeps ls')}"
+            f"sweep: there is no sweep {name!r} in {store.uri}; "
+            f"{meant(name, Sweep.ids(store), f'crucible sweeps ls{store_option(store)}')}"
         )
     return found
 

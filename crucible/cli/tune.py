@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crucible.cli import script_options as options
-from crucible.cli.records import print_json
+from crucible.cli.records import print_json, store_option
 from crucible.cli.run import EXIT_DETACHED, EXIT_FAILED, EXIT_STOPPED, PANEL
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def tune(
     with access.connect_here() as api:
         flow_run, opened = options.start(api, planned, config.store)
         if not follow:
-            typer.echo(f"detached  follow it: crucible sweeps show {planned.job}", err=True)
+            typer.echo(f"detached  follow it: crucible sweeps show {planned.job}{store_option(opened)}", err=True)
             if as_json:
                 print_json({"sweep": planned.job, "flow_run": flow_run, "code": planned.packed.record.digest})
             return
@@ -163,7 +163,7 @@ def _follow(api: Any, flow_run: str, store: Store, sweep: str) -> SweepStanding:
                 shown = standing.progress
                 typer.echo(f"{'':10}{shown}", err=True)
     except KeyboardInterrupt:
-        typer.echo(f"\ndetached: {sweep} goes on. Stop it: crucible sweeps stop {sweep}", err=True)
+        typer.echo(f"\ndetached: {sweep} goes on. Stop it: crucible sweeps stop {sweep}{store_option(store)}", err=True)
         raise typer.Exit(EXIT_DETACHED) from None
     return standing
 
@@ -184,6 +184,6 @@ def _conclude(standing: SweepStanding, store: Store, sweep: str, flow_run: str, 
     if standing.state == "COMPLETED":
         return
     if standing.state == "CANCELLED":
-        typer.echo(f"{'':10}go on: crucible sweeps continue {sweep}", err=True)
+        typer.echo(f"{'':10}go on: crucible sweeps continue {sweep}{store_option(store)}", err=True)
         raise typer.Exit(EXIT_STOPPED)
     raise typer.Exit(EXIT_FAILED)

@@ -107,7 +107,19 @@ def _scan_folder(root: Path, entry: str) -> Iterator[DataFile]:
             path = Path(parent) / name
             if not path.is_file():
                 raise ConfigError(f"data: {path} is neither a file nor a folder, or a link to nothing")
-            yield DataFile(path=path.relative_to(root).as_posix(), **_measure(path, entry))
+            inside_entry = path.relative_to(root).as_posix()
+            if not _is_unicode(inside_entry):
+                raise ConfigError(f"data: the name {inside_entry!r} in {entry} is not UTF-8; rename the file")
+            yield DataFile(path=inside_entry, **_measure(path, entry))
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether a record can hold the name: on Linux it may be any bytes."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _measure(path: Path, entry: str) -> dict[str, object]:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tomllib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +49,9 @@ class Dependencies:
         return self.file or "Crucible's own environment"
 
 
-def find_dependencies(folder: Path, wanted: str = "") -> Dependencies:
-    """What the folder needs. `wanted`: a requirements file, `none`, or empty to look for one.
+def find_dependencies(folder: Path, files: Iterable[str], wanted: str = "") -> Dependencies:
+    """What the folder needs. `files`: those of it that travel; `wanted`: a requirements file, `none`, or empty to look
+    for one.
 
     Raises `ConfigError` for a file that is not there or cannot be read.
     """
@@ -63,8 +64,8 @@ def find_dependencies(folder: Path, wanted: str = "") -> Dependencies:
         return Dependencies("")
     machine = f"{sys.version_info[:2]} {platform.machine()} {sys.platform}"
     digest = hashlib.sha256(f"{machine}\0{Path(name).name}\0".encode())
-    for path in _deciding_files(folder, name):
-        digest.update(f"\0{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    for path in _deciding_files(folder, files, name):
+        digest.update(f"\0{path.relative_to(folder)}\0".encode(errors="surrogateescape") + path.read_bytes())
     return Dependencies(name, digest.hexdigest()[:32])
 
 
@@ -77,8 +78,8 @@ def _has(folder: Path, name: str) -> bool:
     return bool(_project(path).get("project", {}).get("dependencies"))  # a file that only configures tools is none
 
 
-def _deciding_files(folder: Path, name: str) -> list[Path]:
-    """The file itself; with what it is installed from, if that lies in the folder."""
+def _deciding_files(folder: Path, files: Iterable[str], name: str) -> list[Path]:
+    """The file itself; with what it is installed from, if that lies in the folder: any of its `files`."""
     path = folder / name
     text = path.read_text(encoding="utf-8", errors="replace")
     if path.name == LOCK:
@@ -87,13 +88,13 @@ def _deciding_files(folder: Path, name: str) -> list[Path]:
     else:
         others, local = [], _LOCAL.search(text) if path.name != PROJECT else None
     if local:
-        return sorted(file for file in folder.rglob("*") if file.is_file())
+        return [folder / file for file in sorted(files) if (folder / file).is_file()]
     return [path, *others]
 
 
 def _project(path: Path) -> dict[str, dict[str, object]]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"dependencies: {path} cannot be read: {error}") from error
 

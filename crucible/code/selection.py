@@ -99,7 +99,7 @@ def _covered(name: str, carried: set[PurePosixPath]) -> bool:
 
 def _read_ignore_file(path: Path) -> GitIgnoreSpec:
     try:
-        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8").splitlines())
+        return GitIgnoreSpec.from_lines(path.read_text(encoding="utf-8-sig").splitlines())
     except FileNotFoundError:
         return GitIgnoreSpec.from_lines([])
     except (OSError, ValueError) as error:
@@ -205,7 +205,8 @@ def _stays_behind(folder: Path) -> bool:
 def _included(folder: Path, pattern: str) -> set[str]:
     found: set[str] = set()
     try:
-        paths = list(folder.glob(pattern))
+        itself = "[" in pattern and not pattern.startswith("/") and os.path.lexists(folder / pattern)
+        paths = [folder / pattern] if itself else list(folder.glob(pattern))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"include: {pattern!r} is no pattern of paths in the folder: {error}") from None
     for path in paths:

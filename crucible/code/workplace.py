@@ -23,8 +23,8 @@ from crucible.store.base import local_disk
 READ_ONLY = 0o444
 
 
-def unpack(store: Store, digest: str, folder: Path) -> None:
-    """Unpack the package into `folder`, which must not exist yet.
+def unpack(store: Store, digest: str, folder: Path) -> list[str]:
+    """Unpack the package into `folder`, which must not exist yet; returns the files in it.
 
     Raises `ConfigError` when the store does not have it, `DataError` when it is damaged or would leave the folder.
     """
@@ -45,6 +45,7 @@ def unpack(store: Store, digest: str, folder: Path) -> None:
     try:
         with local_disk(folder), tarfile.open(fileobj=io.BytesIO(data)) as archive:
             archive.extractall(folder, filter="data")
+            return archive.getnames()
     except tarfile.TarError as error:
         raise _damaged(store, digest, str(error)) from error
 

@@ -107,17 +107,22 @@ def plan(config: DatasetConfig, store: Store, work: Path, progress: ProgressCall
     documents = source.documents(work, progress)
     content = source.content_sha256 or content_digest(documents, hash_documents(documents, progress))
     _require_content(config, content)
-    kinds = _kinds(documents)
+    files, looked_at = len(documents), [file_kind(document) for document in documents]
+    problems = [kind for kind in looked_at if isinstance(kind, Unreadable)]
+    documents = [document for document, kind in zip(documents, looked_at, strict=True) if isinstance(kind, FileKind)]
+    kinds = [kind for kind in looked_at if isinstance(kind, FileKind)]
     digest = _digest({"content": content, **options, **_reading(kinds, config)})
-    if built := find_dataset(store, digest):
+    if not problems and (built := find_dataset(store, digest)):
         _remember(store, request, digest)
         return Plan(digest, source.description, built=built)
 
-    documents = plain_text(documents, kinds, config.text_field, work, progress)
+    documents, unreadable = plain_text(documents, kinds, config.text_field, work, progress)
+    problems += unreadable
     documents = [document for document in limited(documents, _byte_limit(config)) if document.length]
-    if not documents:
+    if not documents and not problems:
         raise DataError(f"source {config.label} is empty; give a source that holds text")
-    characters, counts = _read_through(documents, progress)
+    characters, counts, unreadable = _read_through(documents, progress)
+    refuse(problems + unreadable, files)  # all at once, whatever is wrong with each
     spans = split_text(documents, characters, config.val_fraction)
     tokenizer = make_tokenizer(config, counts, spans["train"], len(documents), progress)
     replaced = tokenizer.missing(counts) if isinstance(tokenizer, CharTokenizer) else 0
@@ -267,8 +272,10 @@ class Meter:
             self._progress(Progress("tokenize", self._done, self._total))
 
 
-def _read_through(documents: list[Document], progress: ProgressCallback) -> tuple[list[int], np.ndarray]:
-    """The characters of each document, and how often each code point occurs in all. Raises DataError if not UTF-8."""
+def _read_through(
+    documents: list[Document], progress: ProgressCallback
+) -> tuple[list[int], np.ndarray, list[Unreadable]]:
+    """The characters of each document, how often each code point occurs in all, and the files that are not UTF-8."""
     characters = [0] * len(documents)
     counts = np.zeros(_CODE_POINTS, dtype=np.int64)
     problems = []
@@ -283,16 +290,8 @@ def _read_through(documents: list[Document], progress: ProgressCallback) -> tupl
                 progress(Progress("read", done, total))
         except NotUtf8 as error:
             problems.append(not_utf8(error))
-    refuse(problems, len(documents))
     progress(Progress("read", total, total))
-    return characters, counts
-
-
-def _kinds(documents: list[Document]) -> list[FileKind]:
-    """What each file is. Raises DataError naming all that cannot be used."""
-    kinds = [file_kind(document) for document in documents]
-    refuse([kind for kind in kinds if isinstance(kind, Unreadable)], len(documents))
-    return [kind for kind in kinds if isinstance(kind, FileKind)]
+    return characters, counts, problems
 
 
 def _reading(kinds: list[FileKind], config: DatasetConfig) -> dict[str, Any]:

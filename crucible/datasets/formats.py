@@ -14,10 +14,12 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
@@ -37,6 +39,8 @@ except ImportError:  # the data extra is not installed
 
 
 _BLOCK_BYTES = 1 << 20
+_COMPRESSED_BLOCK_BYTES = 1 << 16
+"""Small, since it may hold many times as much text."""
 _LISTED = 100
 
 _REFUSED = {
@@ -64,6 +68,7 @@ _MAGIC = {
     codecs.BOM_UTF16_BE: ".utf-16",
 }
 _MOST_NULS = 1 / 8
+_UNWRITABLE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -127,13 +132,13 @@ def file_kind(document: Document) -> FileKind | Unreadable:
 
 def plain_text(
     documents: list[Document], kinds: list[FileKind], text_field: str, work: Path, progress: ProgressCallback
-) -> list[Document]:
-    """The same text as documents of UTF-8 with newlines; those that are not that yet are written to `work`.
+) -> tuple[list[Document], list[Unreadable]]:
+    """The same text as documents of UTF-8 with newlines, and the files that cannot be read.
 
-    Raises DataError naming every file that cannot be read.
+    Documents that are not that yet are written to `work`; whether the others are UTF-8 is not looked at.
     """
     if all(kind.as_it_is for kind in kinds):
-        return documents
+        return documents, []
     folder = work / "text"
     total, done = sum(document.length for document in documents), 0
     found: list[Document] = []
@@ -155,8 +160,7 @@ def plain_text(
                 problems.append(Unreadable(document, f"cannot be read ({error})", "copy it here again"))
         done += document.length
         progress(Progress("convert", done, total))
-    refuse(problems, len(documents))
-    return found
+    return found, problems
 
 
 def not_utf8(error: NotUtf8) -> Unreadable:
@@ -170,15 +174,27 @@ def refuse(problems: list[Unreadable], files: int) -> None:
         return
     first = problems[0]
     if files == 1:
-        raise DataError(f"{first.document.path} {first.reason}; {first.advice}")
+        raise DataError(_legible(f"{first.document.path} {first.reason}; {first.advice}"))
     advice = "; ".join(dict.fromkeys(problem.advice for problem in problems))
     listed = "; ".join(f"{problem.document.name} {problem.reason}" for problem in problems[:_LISTED])
     more = f"; and {len(problems) - _LISTED} more" if len(problems) > _LISTED else ""
-    names = json.dumps([problem.document.name for problem in problems[:_LISTED]], ensure_ascii=False)
+    names = json.dumps([_as_pattern(problem.document.name) for problem in problems[:_LISTED]], ensure_ascii=False)
     raise DataError(
-        f"{len(problems)} of {files} files cannot be used: {listed}{more}. To use them: {advice}. To leave them out: "
-        f"exclude = {names}"
+        _legible(
+            f"{len(problems)} of {files} files cannot be used: {listed}{more}. To use them: {advice}. To leave them "
+            f"out: exclude = {names}"
+        )
     )
+
+
+def _as_pattern(name: str) -> str:
+    """The name, which matches itself; one whose bytes are no UTF-8 cannot be written, and becomes a pattern."""
+    return re.sub(r"[\[\]]", "?", _UNWRITABLE.sub("?", name)) if _UNWRITABLE.search(name) else name
+
+
+def _legible(text: str) -> str:
+    """The text with U+FFFD for what cannot be written: bytes of file names that are no UTF-8, half characters."""
+    return _UNWRITABLE.sub("\ufffd", text)
 
 
 class _BadRecord(Exception):
@@ -220,9 +236,8 @@ def _decoded(document: Document, kind: FileKind) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     position, first = 0, True
-    with closing(_open(document, kind)) as file:
-        while True:
-            block = file.read(_BLOCK_BYTES)
+    with closing(_blocks(document, kind)) as blocks:
+        for block in chain(blocks, [b""]):
             position += len(block)
             try:
                 text = decoder.decode(block, final=not block)
@@ -231,27 +246,42 @@ def _decoded(document: Document, kind: FileKind) -> Iterator[str]:
             if first and text:
                 text, first = text.removeprefix("\ufeff"), False
             yield newlines.decode(text, final=not block)
-            if not block:
-                return
 
 
-def _open(document: Document, kind: FileKind) -> IO[bytes]:
+def _blocks(document: Document, kind: FileKind) -> Generator[bytes]:
+    """What the file holds, decompressed; no block is empty. Raises EOFError where its end is missing."""
+    if kind.compression == ".zst":
+        yield from _zstandard_blocks(document.path)
+        return
     openers: dict[str, Callable[[Path], Any]] = {
         "": lambda path: path.open("rb"),
         ".gz": gzip.open,
         ".bz2": bz2.open,
         ".xz": lzma.open,
-        ".zst": _open_zstandard,
     }
-    return cast(IO[bytes], openers[kind.compression](document.path))
+    with cast(IO[bytes], openers[kind.compression](document.path)) as file:
+        while block := file.read(_BLOCK_BYTES):
+            yield block
 
 
-def _open_zstandard(path: Path) -> IO[bytes]:
+def _zstandard_blocks(path: Path) -> Iterator[bytes]:
+    """Frame by frame: the library's own reader takes a file that was cut off for a shorter one."""
     try:
         import zstandard
     except ImportError as error:
         raise ConfigError(_needs_extra(path.name, "zstandard")) from error
-    return cast(IO[bytes], zstandard.open(path, "rb"))
+    frame = None
+    with path.open("rb") as file:
+        while raw := file.read(_COMPRESSED_BLOCK_BYTES):
+            while raw:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                if block := frame.decompress(raw):
+                    yield block
+                raw = b""
+                if frame.eof:
+                    raw, frame = frame.unused_data, None
+    if frame is not None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
 
 
 def _json_lines(document: Document, kind: FileKind, text_field: str) -> Iterator[str]:

@@ -134,19 +134,21 @@ def speed_record(needs: Needs, offer: Offer, seconds_per_step: float, steps: int
 
 
 def gpus_used(needs: Needs, offer: Offer) -> int:
-    """GPUs of the offer that the run can use: the most that share its micro-batches evenly."""
-    return needs.config.processes_on(offer.gpus)
+    """GPUs of each of the offer's machines that the run can use: the most that share a step evenly."""
+    return needs.config.processes_on(offer.gpus, offer.nodes)
 
 
 def idle_gpus(needs: Needs, offer: Offer) -> str | None:
     """Which GPUs of the offer would be paid for and not used, and what would use them; None if all are used."""
-    used, steps = gpus_used(needs, offer), needs.config.gradient_accumulation_steps
+    used, config, every = gpus_used(needs, offer), needs.config, offer.gpus * offer.nodes
     if used >= offer.gpus:
         return None
+    machines, shared = "", f"gradient_accumulation_steps = {config.gradient_accumulation_steps}"
+    if offer.nodes > 1:
+        machines, shared = f" of each of {offer.nodes} machines", f"{shared} times batch_size = {config.batch_size}"
     return (
-        f"uses {used} of {offer.gpus} GPUs and pays for all, since gradient_accumulation_steps = {steps} is not a "
-        f"multiple of {offer.gpus}; {needs.config.multiples_near(offer.gpus)} would use all, with another batch size "
-        f"and thus other training"
+        f"uses {used} of {offer.gpus} GPUs{machines} and pays for all, since {shared} is not a multiple of {every}; "
+        f"{config.multiples_near(every)} would use all, with another batch size and thus other training"
     )
 
 

@@ -156,7 +156,9 @@ class _Results:
             log("exporting for nanoGPT")
             export_nanogpt(self.best, out / "nanogpt", best_val_loss=self.metrics["val_loss"])
         config = self.best.config.model_dump(mode="json")
-        card = model_card(self.metrics, config, self.meta, self.texts, self.request.job, _store_of(self.request.data))
+        job = self.request.job
+        store = job.get("store") if job else _store_of(self.request.data)
+        card = model_card(self.metrics, config, self.meta, self.texts, job, store)
         (out / "README.md").write_text(card, encoding="utf-8")
         (out / METRICS).write_text(json.dumps(self.metrics, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -46,7 +46,10 @@ def stand_in(tokenizer: CharTokenizer) -> str:
 
 def _as_huggingface(tokenizer: Tokenizer) -> HuggingFaceTokenizer:
     if isinstance(tokenizer, BpeTokenizer):
-        return HuggingFaceTokenizer.from_str(tokenizer.to_json())
+        content = json.loads(tokenizer.to_json())
+        if (content.get("post_processor") or {}).get("type") != "ByteLevel":  # which changes no ids
+            content["post_processor"] = None  # it puts tokens around a text that the model was not trained with
+        return HuggingFaceTokenizer.from_str(json.dumps(content))
     if isinstance(tokenizer, CharTokenizer):
         vocabulary = {character: number for number, character in enumerate(tokenizer.characters)}
         ours = HuggingFaceTokenizer(models.WordLevel(vocabulary, unk_token=stand_in(tokenizer)))

@@ -19,7 +19,7 @@ from crucible.jobs.status import JobState, status_of
 from crucible.moments import moment_to_come
 from crucible.placement.choice import read_choice
 from crucible.script_config import ScriptConfig
-from crucible.store import default_store_uri, store_at
+from crucible.store import store_option
 from crucible.supervision.heartbeat import is_supervised
 
 CONFIGURED, SCRIPT = "train-nanogpt", "train-script"
@@ -35,7 +35,8 @@ def continue_job(job: Job, limits: Mapping[str, Any], finish_by: str | None = No
     status = status_of(job)
     if status is not None and status.state is JobState.RUNNING and is_supervised(job.root, job.job_id):
         raise ConfigError(
-            f"job {job.job_id} is running; `crucible jobs limits {job.job_id}` changes its limits while it does"
+            f"job {job.job_id} is running; `crucible jobs limits {job.job_id}{store_option(job.root)}` changes its "
+            f"limits while it does"
         )
     if finish_by is not None and finish_by.lower() != "none":
         moment_to_come(finish_by, now())  # refused here, rather than by the run that it would start
@@ -65,7 +66,7 @@ def start_again(job: Job, changes: dict[str, Any]) -> str:
 def _require_own_life(job: Job) -> None:
     """Raise `ConfigError` for a job that goes on only with the job or the sweep that it is a part of."""
     spec = job.read_spec()
-    where = "" if job.root.uri == store_at(default_store_uri()).uri else f" --store {job.root.uri}"
+    where = store_option(job.root)
     if spec.script is not None and spec.stage != "train":
         whole = spec.sweep or spec.prepares or spec.evaluates
         raise ConfigError(

@@ -68,7 +68,7 @@ def overridden_by(settings: Mapping[str, str]) -> list[str]:
 def _read() -> dict[str, Any]:
     path = profiles_path()
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except tomllib.TOMLDecodeError as error:
@@ -80,5 +80,5 @@ def _write(content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_suffix(".partial")
     staged.touch(mode=0o600)  # profiles may hold keys
-    staged.write_text(toml.dumps(content))
+    staged.write_text(toml.dumps(content), encoding="utf-8")
     staged.replace(path)

@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 import httpx
-import psutil
 import yaml
 
-from crucible.catalog.this_machine import cpu_count
+from crucible.container import total_memory_bytes, usable_cpus
 from crucible.errors import ServiceError
 from crucible.local.services import POOL, POOL_TYPE, last_line, service_environment
 from crucible.local.state import Home
@@ -53,7 +52,7 @@ def ensure_pool(api: httpx.Client) -> None:
             found = api.get(f"/work_pools/{POOL}")
     if found.raise_for_status().json()["base_job_template"] != POOL_TEMPLATE:
         api.patch(f"/work_pools/{POOL}", json={"base_job_template": POOL_TEMPLATE}).raise_for_status()
-    for name, slots in queue_slots(psutil.virtual_memory().total / 2**30, cpu_count()).items():
+    for name, slots in queue_slots(total_memory_bytes() / 2**30, usable_cpus()).items():
         if api.get(f"/work_pools/{POOL}/queues/{name}").status_code == httpx.codes.NOT_FOUND:  # a person's own stays
             waiting = (
                 f"{slots} {name} at a time, for this machine's memory and cores; further runs wait here for a slot."
@@ -130,7 +129,7 @@ def deployment_names(project: Path) -> set[str]:
     """The names in the project's prefect.yaml. Raises `ServiceError` if it is missing or malformed."""
     path = project / "prefect.yaml"
     try:
-        deployments = yaml.safe_load(path.read_text())["deployments"]
+        deployments = yaml.safe_load(path.read_text(encoding="utf-8"))["deployments"]
         return {deployment["name"] for deployment in deployments}
     except FileNotFoundError:
         raise ServiceError(f"{path} does not exist; name the folder that holds it with --project") from None

@@ -103,7 +103,7 @@ def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:
     packed = pack_folder(folder, config.include, config.data)
     if script.dependencies and script.dependencies != "none" and script.dependencies not in packed.selection.files:
         raise ConfigError(f"dependencies: {script.dependencies} is not among the files that travel")
-    dependencies = find_dependencies(packed.selection.folder, script.dependencies)
+    dependencies = find_dependencies(packed.selection.folder, packed.selection.files, script.dependencies)
     dockerfile = find_dockerfile(config.dockerfile, packed.selection.files, config.pool, config.resources.image)
     installs = bool(dependencies.file or dockerfile)
     check_command(script.command, packed.selection, installs, config.pool == "local")

@@ -86,7 +86,7 @@ class State(BaseModel):
     def save(self, home: Home) -> None:
         home.root.mkdir(parents=True, exist_ok=True)
         staged = home.services_file.with_suffix(".partial")
-        staged.write_text(self.model_dump_json(indent=2) + "\n")
+        staged.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
         staged.replace(home.services_file)
 
     def is_running(self, service: str) -> bool:

@@ -15,7 +15,7 @@ from crucible.jobs.stage_records import stage_name
 from crucible.jobs.status import JobState, JobStatus, status_of
 from crucible.reports.curve import SmallCurve
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
-from crucible.store import Store
+from crucible.store import Store, store_option
 from crucible.supervision.heartbeat import supervisor_heartbeats
 from crucible.sweeps.sweep import Sweep
 
@@ -261,7 +261,7 @@ class OverviewReader:
             sweep=name,
             state=state,
             why=status.reason if status else "not started yet",
-            needs=_sweep_needs(name, state, name in supervised),
+            needs=_sweep_needs(f"{name}{store_option(sweep.root)}", state, name in supervised),
             trials=len(trials),
             max_trials=limits.max_trials if limits else None,
             done=sum(trial.state in over for trial in trials),
@@ -311,7 +311,8 @@ def _why(summary: JobSummary, last: AttemptSummary | None, status: JobStatus | N
 
 def _needs(summary: JobSummary, last: AttemptSummary | None, supervised: bool, at: datetime, job: Job) -> str:
     """What a person has to do, with the command."""
-    name, go_on = summary.job_id, summary.spec.continue_command
+    where = store_option(job.root)
+    name, go_on = f"{summary.job_id}{where}", f"{summary.spec.continue_command}{where}"
     match summary.state:
         case JobState.BUDGET_STOP:
             return f"stopped at its limits; to go on: `{go_on} --max-cost-usd …`"

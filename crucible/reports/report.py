@@ -29,6 +29,7 @@ from crucible.reports.interval import interval_label
 from crucible.reports.machine import machine_section
 from crucible.reports.picture import data_uri, loss_curve, panels
 from crucible.reports.summary import AttemptSummary, JobSummary, summarise
+from crucible.store import store_option
 from crucible.trackers.records import TrackerRecord, read_records
 
 FENCE = "`" * 6
@@ -83,7 +84,7 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts += [f"Made {interval}."] if interval else []
         parts += [inexact] if (inexact := inexact_resume(summary) or inexact_kernels(checkpoints)) else []
         parts += [changed] if (changed := changed_nodes(summary)) else []
-        parts += [checkpoints_table(checkpoints)] if checkpoints else []
+        parts += [checkpoints_table(checkpoints, store_option(job.root))] if checkpoints else []
     if settings := _settings(summary.spec):
         parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
     return "\n\n".join(parts) + "\n"
@@ -97,7 +98,7 @@ def _printed_last(job: Job, summary: JobSummary) -> list[str]:
     if not (lines := read_last_lines(job.attempt(number))):
         return []
     text = "\n".join(printable(line) for line in lines)
-    everything = f"Everything that it printed: `crucible logs {job.job_id} --attempt {number}`"
+    everything = f"Everything that it printed: `crucible logs {job.job_id} --attempt {number}{store_option(job.root)}`"
     return ["## What it printed last", f"{FENCE}text\n{text}\n{FENCE}", everything]
 
 
@@ -212,8 +213,8 @@ def _steps(attempt: AttemptSummary) -> str:
     return "<br>".join(lines)
 
 
-def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
-    """One row for each commit that counts, newest first."""
+def checkpoints_table(checkpoints: Sequence[Checkpoint], store: str) -> str:
+    """One row for each commit that counts, newest first. `store`: the option that names their store, or nothing."""
     best = best_checkpoint(checkpoints)
     rows = []
     for index, checkpoint in enumerate(checkpoints):
@@ -226,7 +227,7 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
                 loss_cell(checkpoint),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC<br>{size(checkpoint.bytes)}, "
                 f"attempt {checkpoint.attempt}",
-                f"`crucible checkpoints get {checkpoint.job_id} --step {checkpoint.step}`",
+                f"`crucible checkpoints get {checkpoint.job_id} . --step {checkpoint.step}{store}`",
             ]
         )
     return markdown_table(["step", "validation loss", "committed", "fetch it"], rows)

@@ -10,6 +10,7 @@ from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
 from crucible.reports.sweep_picture import MOST_LINES, Curve, sweep_picture
+from crucible.store import store_option
 from crucible.sweeps.kinds import as_yaml
 from crucible.sweeps.leaderboard import state_label
 from crucible.sweeps.sweep import Sweep
@@ -52,7 +53,8 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     if ranked:
         parts += ["## Leaderboard", leaderboard_table(sweep, ranked[:MOST_ROWS])]
     if len(ranked) > MOST_ROWS:
-        parts.append(f"The first {MOST_ROWS} of {len(ranked):,}; `crucible sweeps show {sweep.sweep_id}` has all.")
+        shown_by = f"`crucible sweeps show {sweep.sweep_id}{store_option(sweep.root)}`"
+        parts.append(f"The first {MOST_ROWS} of {len(ranked):,}; {shown_by} has all.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,11 @@ from crucible.store.file import FileStore
 def default_store_uri() -> str:
     """The store used when none is named: `$CRUCIBLE_STORE`, or a folder under `crucible_home()`."""
     return os.environ.get("CRUCIBLE_STORE") or (crucible_home() / "store").as_uri()
+
+
+def store_option(store: Store) -> str:
+    """What a printed command needs besides a job's name to find it in this store: nothing in the default one."""
+    return "" if store.uri == store_at(default_store_uri()).uri else f" --store {shlex.quote(store.uri)}"
 
 
 def store_of_block(data: Mapping[str, Any]) -> Store:

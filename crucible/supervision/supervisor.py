@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from crucible.errors import ObjectMissing, RecordDamaged, StoreError, StoreRefused
 from crucible.jobs.records import EndReason, Launch, StopRequest
 from crucible.jobs.status import JobState, JobStatus, status_of
+from crucible.store import store_option
 from crucible.supervision.attempt_policy import same_refusals
 from crucible.supervision.context import StopRequested, SupervisionContext
 from crucible.supervision.retry_policy import Decision, History, decide, retry_delay
@@ -49,7 +50,7 @@ class Supervision(SupervisionContext):
         except StopRequested as stop:
             return self.stop(stop.request, self.timeouts.save)
         except (RecordDamaged, ObjectMissing, StoreRefused) as error:
-            reason = f"{error}; then `crucible jobs continue {self.job.job_id}`"
+            reason = f"{error}; then `crucible jobs continue {self.job.job_id}{store_option(self.job.root)}`"
             ask_newest_attempt_to_stop(self, StopRequest(end_reason=EndReason.INTERRUPTED, reason=reason))
             return self._end(JobState.FAILED, reason)
 

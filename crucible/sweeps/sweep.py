@@ -56,6 +56,7 @@ class Sweep:
         Raises `ConfigError` naming the fields that differ when the id is taken by another spec.
         """
         sweep = cls(store, spec.sweep_id)
+        store.require_guarantees()
         try:
             sweep.store.create_json("sweep.json", spec.model_dump(mode="json"))
         except ObjectExists:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from crucible.config import TrainConfig
+from crucible.container import usable_cpus
 from crucible.errors import ConfigError
 
 __all__ = ["choose_device", "choose_precision", "inexact_reason", "may_chunk_loss", "may_compile"]
@@ -40,6 +41,8 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
         raise ConfigError("device = 'mps' is not available on this machine; use device = 'auto'")
     if kind == "cpu" and config.threads is not None:
         torch.set_num_threads(config.threads)
+    elif kind == "cpu" and usable_cpus() < torch.get_num_threads():  # torch does not know a container's CPU time
+        torch.set_num_threads(usable_cpus())
     return torch.device(kind)
 
 

@@ -14,8 +14,8 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
+from crucible.container import usable_cpus
 from crucible.contract import EXIT_DONE, EXIT_SAVED
-from crucible.training.hardware import usable_cpus
 
 __all__ = ["launch"]
 

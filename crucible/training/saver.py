@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from crucible.container import available_memory_bytes
 from crucible.errors import CheckpointError
-from crucible.training.hardware import available_memory_bytes
 from crucible.training.writer import BackgroundWriter
 from crucible.workload.folders import FilePlan, write_folder
 

@@ -195,6 +195,14 @@ def test_the_exit_code_is_the_commands(first: Callable[..., subprocess.Popen[byt
     assert first("--", sys.executable, "-c", script).wait(120) == code
 
 
+def test_proxies_that_docker_gives_a_container_do_not_come_between_it_and_its_machine(
+    first: Callable[..., subprocess.Popen[bytes]],
+) -> None:
+    printing = "import os; print(os.environ['NO_PROXY'])"
+    process = first("--", sys.executable, "-c", printing, HTTP_PROXY="http://proxy.example.com:3128")
+    assert {"127.0.0.1", "host.docker.internal"} <= set(process.communicate()[0].decode().strip().split(","))
+
+
 @linux
 def test_orphans_are_reaped_while_the_command_runs(
     first: Callable[..., subprocess.Popen[bytes]], tmp_path: Path

@@ -22,6 +22,7 @@ from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, Heartbeat, JobSpec, Launch, Outcome
 from crucible.reports.summary import summarise
+from crucible.resources import Resources
 from crucible.store import Store
 from tests.catalog.offers import MODAL, ON_DEMAND, SPOT, offer_like
 
@@ -146,14 +147,20 @@ def test_advice_is_given_in_figures_and_only_when_there_is_some() -> None:
     )
 
 
-def test_gpus_that_cannot_be_used_are_counted(store: Store) -> None:
+@pytest.mark.parametrize(
+    ("steps", "nodes", "wanted", "unused"), [(2, 1, None, 2), (1, 2, None, 1), (4, 1, 2, 2)], ids=str
+)
+def test_gpus_that_cannot_be_used_are_counted(
+    store: Store, steps: int, nodes: int, wanted: int | None, unused: int
+) -> None:
     four = offer_like(SPOT, instance="g.four", gpus=4)
-    job = Job.create(store, JobSpec(job_id="four", config=TrainConfig(gradient_accumulation_steps=2)))
+    config, resources = TrainConfig(gradient_accumulation_steps=steps), Resources(gpus=wanted)
+    job = Job.create(store, JobSpec(job_id="four", config=config, resources=resources))
     job.decide(Launch(number=1, pool="ec2-spot", instance="g.four", usd_per_hour=2, reason="test"))
-    job.attempt(1).take(Claim(number=1))
+    job.attempt(1).take(Claim(number=1, nodes=nodes))
     job.attempt(1).end(Outcome(end_reason=EndReason.COMPLETED, message="", seconds=60, cost_usd=0.03))
     (only,) = costs.attempt_costs(store, {four.key: four})
-    assert only.unused_gpus == 2
+    assert only.unused_gpus == unused
 
 
 def test_a_budget_counts_its_own_project_owner_and_period() -> None:

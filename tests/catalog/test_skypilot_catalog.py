@@ -42,6 +42,8 @@ InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,GpuIn
 gpu_1x_a10,A10,1.0,30.0,200.0,0.75,us-west-1,,
 gpu_1x_a100_sxm4,A100,1.0,30.0,200.0,1.29,us-west-1,,
 gpu_1x_strange,Strange9000,1.0,30.0,200.0,0.01,us-west-1,,
+gpu_1x_h100_pcie,H100,1.0,26.0,200.0,nan,us-west-1,,
+gpu_8x_a100,A100,8.0
 """,
     "runpod": """\
 InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Region,SpotPrice,Price,AvailabilityZone,GpuInfo

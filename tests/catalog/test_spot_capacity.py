@@ -18,6 +18,10 @@ from tests.catalog.offers import LOCAL, MODAL, ON_DEMAND, SPOT
 L4 = [replace(SPOT, instance=f"g6.{size}xlarge") for size in ("", 2, 4)]
 T4 = [replace(SPOT, instance=f"g4dn.{size}xlarge", gpu="T4") for size in ("", 2, 4)]
 H100 = [replace(SPOT, instance="p5.4xlarge", gpu="H100")]
+NAMESPACE = "http://ec2.amazonaws.com/doc/2016-11-15/"
+ANSWER = "GetSpotPlacementScoresResponse"
+NOTHING_YET = f'<{ANSWER} xmlns="{NAMESPACE}"><nextToken>2</nextToken></{ANSWER}>'
+"""A first page without an entry, as AWS may send it."""
 OFFERS = [*L4, ON_DEMAND, MODAL, LOCAL]
 
 
@@ -31,14 +35,20 @@ def scores(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, int | None]]:
             asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())
             assert asked["Action"] == ["GetSpotPlacementScores"]
             score = scores[asked["InstanceType.1"][0]]
+            if score is not None and "NextToken" not in asked:
+                self.answer(200, NOTHING_YET)
+                return
             body = (
-                '<GetSpotPlacementScoresResponse xmlns="http://ec2.amazonaws.com/doc/2016-11-15/"><spotPlacementScoreSet>'
+                f'<GetSpotPlacementScoresResponse xmlns="{NAMESPACE}"><spotPlacementScoreSet>'
                 f"<item><region>us-east-1</region><score>{score}</score></item>"
                 "</spotPlacementScoreSet></GetSpotPlacementScoresResponse>"
                 if score is not None
                 else "<Response><Errors><Error><Code>UnauthorizedOperation</Code><Message/></Error></Errors></Response>"
             )
-            self.send_response(200 if score is not None else 403)
+            self.answer(200 if score is not None else 403, body)
+
+        def answer(self, status: int, body: str) -> None:
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body.encode())

@@ -100,7 +100,7 @@ def test_what_cannot_be_continued_says_why(store: Store) -> None:
     running = supervised(store.child("running"), state=JobState.RUNNING)
     beat = SupervisorHeartbeat(flow_run_id="at-work", subject="stopped", at=now())
     running.root.write_json("supervisor-heartbeats/at-work.json", beat.model_dump(mode="json"))
-    with pytest.raises(ConfigError, match="is running; `crucible jobs limits stopped`"):
+    with pytest.raises(ConfigError, match=f"is running; `crucible jobs limits stopped --store {running.root.uri}`"):
         run(running)
     with pytest.raises(ConfigError, match="was started by tune-nanogpt"):
         run(supervised(store.child("trial"), "tune-nanogpt"))

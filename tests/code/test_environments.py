@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from crucible.code.environments import ensure_environment, find_dependencies, variables
+from crucible.code.environments import Dependencies, ensure_environment, find_dependencies, variables
 from crucible.errors import ConfigError
 from tests.agent.runner import alive
 from tests.waiting import until
@@ -42,6 +42,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
+def found_in(folder: Path, wanted: str = "") -> Dependencies:
+    return find_dependencies(folder, [path.name for path in folder.iterdir()], wanted)
+
+
 def says(environment: Path | None, cache: Path, code: str) -> str:
     """What `python -c` prints with the variables that a script gets."""
     env = {"PATH": os.environ["PATH"], **variables(environment, cache, dict(os.environ))}
@@ -65,7 +69,7 @@ def test_an_installer_goes_with_the_attempt_that_started_it(tmp_path: Path) -> N
 def test_requirements_are_installed_once_for_each_content(folder: Path, tmp_path: Path) -> None:
     (folder / "requirements.txt").write_text(f"./{make_wheel(folder, 'hello')}\n")
     cache, lines = tmp_path / "cache", list[str]()
-    found = find_dependencies(folder)
+    found = found_in(folder)
     first = ensure_environment(found, folder, cache, lines.append)
     assert says(first, cache, "import greeting; print(greeting.word)") == "hello"
     assert says(first, cache, "import crucible.contract as c; print(c.EXIT_SAVED)") == "75", "scripts may use Crucible"
@@ -76,18 +80,18 @@ def test_requirements_are_installed_once_for_each_content(folder: Path, tmp_path
     assert lines
 
     lines.clear()
-    assert ensure_environment(find_dependencies(folder), folder, cache, lines.append) == first
+    assert ensure_environment(found_in(folder), folder, cache, lines.append) == first
     assert lines == [], "the second attempt installs nothing"
 
     make_wheel(folder, "good evening")  # the requirements file is the same, what it names is not
-    second = ensure_environment(find_dependencies(folder), folder, cache)
+    second = ensure_environment(found_in(folder), folder, cache)
     assert second != first
     assert says(second, cache, "import greeting; print(greeting.word)") == "good evening"
 
 
 def test_an_interrupted_installation_is_made_anew(folder: Path, tmp_path: Path) -> None:
     (folder / "requirements.txt").write_text(f"./{make_wheel(folder, 'hello')}\n")
-    found, cache = find_dependencies(folder), tmp_path / "cache"
+    found, cache = found_in(folder), tmp_path / "cache"
     (cache / found.digest).mkdir(parents=True)
     (cache / found.digest / "half").touch()
     environment = ensure_environment(found, folder, cache)
@@ -98,10 +102,19 @@ def test_an_interrupted_installation_is_made_anew(folder: Path, tmp_path: Path) 
 
 def test_a_failed_installation_says_what_the_installer_said(folder: Path, tmp_path: Path) -> None:
     (folder / "requirements.txt").write_text("no-such-package-anywhere==1.0\n")
-    found = find_dependencies(folder)
+    found = found_in(folder)
     with pytest.raises(ConfigError, match=r"(?s)requirements.txt could not be installed:.*no-such-package-anywhere"):
         ensure_environment(found, folder, tmp_path / "cache")
     assert not (tmp_path / "cache" / found.digest).exists()
+
+
+def test_only_what_travels_decides_the_environment(folder: Path) -> None:
+    """Data beside the code may be large, and what a stage before has left differs each time."""
+    (folder / "requirements.txt").write_text("--extra-index-url https://example.com/simple\nx\n")
+    before = found_in(folder)
+    (folder / "data").mkdir()
+    (folder / "data" / "train.bin").write_bytes(b"large")
+    assert find_dependencies(folder, ["requirements.txt"]) == before
 
 
 def test_a_lock_file_comes_before_the_others(folder: Path, tmp_path: Path) -> None:
@@ -114,7 +127,7 @@ def test_a_lock_file_comes_before_the_others(folder: Path, tmp_path: Path) -> No
     from uv import find_uv_bin
 
     subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=folder, check=True)
-    found = find_dependencies(folder)
+    found = found_in(folder)
     assert found.file == "uv.lock"
     cache = tmp_path / "cache"
     environment = ensure_environment(found, folder, cache)
@@ -123,10 +136,10 @@ def test_a_lock_file_comes_before_the_others(folder: Path, tmp_path: Path) -> No
 
 def test_without_dependencies_it_is_crucibles_own_environment(folder: Path, tmp_path: Path) -> None:
     (folder / "pyproject.toml").write_text("[tool.ruff]\nline-length = 100\n")  # configures tools, installs nothing
-    assert str(find_dependencies(folder)) == "Crucible's own environment"
-    assert ensure_environment(find_dependencies(folder), folder, tmp_path) is None
+    assert str(found_in(folder)) == "Crucible's own environment"
+    assert ensure_environment(found_in(folder), folder, tmp_path) is None
     (folder / "requirements.txt").write_text("x\n")
-    assert find_dependencies(folder, "none").file == ""
+    assert found_in(folder, "none").file == ""
     with pytest.raises(ConfigError, match=r"no file gpu\.txt"):
-        find_dependencies(folder, "gpu.txt")
+        found_in(folder, "gpu.txt")
     assert says(None, tmp_path, "import importlib.util as u; print(u.find_spec('torch').name)") == "torch"

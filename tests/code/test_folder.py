@@ -84,7 +84,7 @@ def test_without_git_caches_and_environments_stay(plain: Path) -> None:
         (plain / name).parent.mkdir(parents=True, exist_ok=True)
         (plain / name).write_text("x")
     (plain / ".gitignore").write_text("*.log\n")
-    (plain / ".crucibleignore").write_text("*.bak\n")
+    (plain / ".crucibleignore").write_text("\ufeff*.bak\n", encoding="utf-8")  # as editors on Windows write it
     selection = select(plain)
     assert selection.files == [".crucibleignore", ".gitignore", "src/model.py", "train.py"]
     assert set(selection.left_out) == {"__pycache__/", "env/", "notes.log", "old.bak"}
@@ -93,6 +93,9 @@ def test_without_git_caches_and_environments_stay(plain: Path) -> None:
 def test_include_adds_what_git_ignores_and_data_is_carried_apart(repository: Path) -> None:
     assert "data/train.bin" in select(repository, include=["data/*.bin"]).files
     assert "data/train.bin" in select(repository, include=["data"]).files
+    (repository / "data" / "Poe [1845].bin").touch()
+    assert "data/Poe [1845].bin" in select(repository, include=["data/Poe [1845].bin"]).files
+    (repository / "data" / "Poe [1845].bin").unlink()
     packed = pack_folder(repository, data=["data"])
     assert packed.selection.files == [".gitignore", "train.py"]
     assert packed.selection.left_out == []

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,25 +126,35 @@ def test_what_cannot_be_read_is_named_for_what_it_is(
         build_dataset(write(tmp_path / name, content), store)
 
 
-def test_all_files_that_are_no_utf8_are_one_message_with_an_exclude_that_works(store: Store, tmp_path: Path) -> None:
+def test_a_zstandard_file_that_was_cut_off_is_refused_and_one_of_several_frames_is_read(
+    store: Store, tmp_path: Path
+) -> None:
+    half = len(PLAIN) // 2
+    frames = zstandard(PLAIN[:half].encode()) + zstandard(b"") + zstandard(PLAIN[half:].encode())
+    assert text_of(write(tmp_path / "frames.txt.zst", frames), store, tmp_path) == PLAIN
+    several_blocks = zstandard("".join(map(chr, range(0x4E00, 0x4E00 + 20_000))).encode() * 5)
+    for length in (len(several_blocks) - 20, len(several_blocks) // 2):
+        with pytest.raises(DataError, match=r"cannot be read \(Compressed file ended"):
+            build_dataset(write(tmp_path / "cut.txt.zst", several_blocks[:length]), store)
+
+
+def test_all_files_that_cannot_be_used_are_one_message_with_an_exclude_that_works(store: Store, tmp_path: Path) -> None:
+    """Whatever is wrong with them, and whatever their line ends are."""
     folder = tmp_path / "many"
     folder.mkdir()
-    bad = {"Poe [1845].txt", *(f"book {number:03d}.txt" for number in range(14))}
-    for name in [*bad, *(f"good {number:03d}.txt" for number in range(185))]:
-        encoding = "latin-1" if name in bad else "utf-8"
-        (folder / name).write_bytes(f"{name}: été à Genève\n".encode(encoding) * 5)
-    with pytest.raises(DataError, match=r"^15 of 200 files cannot be used: ") as refused:
+    latin = ["Poe [1845].txt", *(f"book {number:03d}.txt" for number in range(14))]
+    for number, name in enumerate([*latin, *(f"good {number:03d}.txt" for number in range(185))]):
+        encoding, end = "latin-1" if name in latin else "utf-8", "\r\n" if number % 2 else "\n"
+        (folder / name).write_bytes(f"{name}: été à Genève{end}".encode(encoding) * 5)
+    (folder / "data.csv").write_text("a,b\n")
+    (folder / "cut.txt.gz").write_bytes(gzip.compress(PLAIN.encode())[:-20])
+    (folder / "other.jsonl").write_text('{"body": "text"}\n')
+    (folder / os.fsdecode(b"caf\xe9 [2].pdf")).touch()
+    with pytest.raises(DataError, match=r"^19 of 204 files cannot be used: ") as refused:
         build_dataset(DatasetConfig(source=str(folder)), store)
-    assert all(f"{name} is not UTF-8 text: byte" in str(refused.value) for name in bad)
+    assert all(f"{name} is not UTF-8 text: byte" in str(refused.value) for name in latin)
+    assert str(refused.value).encode()
     exclude = json.loads(str(refused.value).split("exclude = ")[1])
-    assert set(exclude) == bad
+    assert set(exclude) == {*latin, "data.csv", "cut.txt.gz", "other.jsonl", "caf? ?2?.pdf"}
     info = build_dataset(DatasetConfig(source=str(folder), exclude=tuple(exclude)), store)
     assert info.meta.splits["train"].tokens > 0
-
-
-def test_other_files_among_the_texts_are_one_message_too(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("a,b\n")
-    (tmp_path / "model.pt").write_bytes(b"\x80\x02")
-    (tmp_path / "text.txt").write_text(PLAIN)
-    with pytest.raises(DataError, match=r"2 of 3 files cannot be used: .*exclude = \[\"(data\.csv|model\.pt)\", "):
-        build_dataset(DatasetConfig(source=str(tmp_path), exclude=("store/*", "home/*")), store)

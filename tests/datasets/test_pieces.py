@@ -96,6 +96,20 @@ def joins_spaces() -> Tokenizer:
     return byte_level(r"\w+\s*|\W+")
 
 
+def with_tokens_of_two_words() -> Tokenizer:
+    """As SuperBPE's vocabularies, and those of texts that were not split before: no word of a probe shows it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return trained(tokenizer, texts=["zebras of the zoo\n", "lions of the zoo\n"] * 50)
+
+
+def with_a_late_token_that_takes_spaces() -> Tokenizer:
+    """The probes have the first added tokens, and those that could matter."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([*(f"<unused{number}>" for number in range(30)), AddedToken("MASK", rstrip=True)])
+    return tokenizer
+
+
 MADE: dict[str, Callable[[], Tokenizer]] = {
     "gpt2": byte_level,
     "gpt2 with a space in front": lambda: byte_level(prefix=True),
@@ -154,9 +168,32 @@ def test_pieces_have_the_ids_of_the_whole_text(name: str, text: str, data: st.Da
     assert ids == made.encode(text).tolist()
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma"])
+def test_the_bytes_of_the_tokens_are_those_of_the_text(name: str) -> None:
+    """Bits per byte of a folder of nanoGPT rest on it."""
+    content = json.loads(tokenizer(name).to_json())
+    if name != "gpt2":  # as published
+        steps: list[dict[str, Any]] = [
+            {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+            {"type": "ByteFallback"},
+            {"type": "Fuse"},
+        ]
+        steps += [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if name == "llama" else []
+        content["decoder"] = {"type": "Sequence", "decoders": steps}
+    made = BpeTokenizer(json.dumps(content))
+    text = "The cat's tail, naïve 日本語 and\n😀 it."
+    marked = 1 if name == "llama" else 0
+    assert made.byte_lengths()[made.encode(text)].sum() == len(text.encode()) + marked
+
+
 @pytest.mark.parametrize(
     ("made", "reason"),
-    [(joins_words, "pattern or its added tokens join"), (joins_spaces, "pattern or its added tokens join")],
+    [
+        (joins_words, "added tokens join"),
+        (joins_spaces, "pattern, its vocabulary"),
+        (with_tokens_of_two_words, "its vocabulary"),
+        (with_a_late_token_that_takes_spaces, "added tokens join"),
+    ],
 )
 def test_a_tokenizer_that_cannot_be_cut_is_refused(made: Callable[[], Tokenizer], reason: str) -> None:
     with pytest.raises(DataError, match=f"own.json gives other ids .* before .*{reason}.* use another tokenizer.json"):

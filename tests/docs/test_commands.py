@@ -94,22 +94,33 @@ def _open_quote(text: str) -> bool:
     return False
 
 
+IN_BACKQUOTES = re.compile(r"`((?:crucible|prefect) [^`]+)`")
+AFTER_COLON = re.compile(r"(?:^(?:  )?|: )((?:crucible|prefect) [a-z](?:(?!\. )[^;,)`\n])*)")
+"""At the beginning of a line, or after a colon, as in "start it with: crucible up"."""
+
+
 def printed() -> Iterator[tuple[str, str, bool]]:
-    """Where, and the command: of every text in the code that has one between backquotes."""
+    """Where, and the command: of every text in the code that has one."""
     for folder in ("crucible", "flows", "tasks", "blocks", "deployments"):
         for path in sorted((PROJECT / folder).rglob("*.py")):
             text = path.read_text(encoding="utf-8")
-            if not re.search(r"`(crucible|prefect) ", text):  # a syntax tree of every file takes seconds
+            if not re.search(r"[`\" ](crucible|prefect) [a-z]", text):  # a syntax tree of every file takes seconds
                 continue
             for node in ast.walk(ast.parse(text)):
-                for command in re.findall(r"`((?:crucible|prefect) [^`]+)`", _text(node)):
-                    yield f"{path.relative_to(PROJECT)}:{getattr(node, 'lineno', 0)}", command, False
+                found = _text(node)
+                for command in [*IN_BACKQUOTES.findall(found), *AFTER_COLON.findall(found)]:
+                    yield f"{path.relative_to(PROJECT)}:{getattr(node, 'lineno', 0)}", command.rstrip('"'), False
 
 
 def _text(node: ast.AST) -> str:
     if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else INSERTED for part in node.values)
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else _inserted(part) for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def _inserted(part: ast.expr) -> str:
+    """A name or number; nothing for the option that names another store than the default one."""
+    return "" if "store_option" in ast.unparse(part) else INSERTED
 
 
 def words_of(line: str) -> list[str]:
@@ -184,7 +195,7 @@ def _prefect(arguments: list[str], partial: bool) -> str | None:
             given |= json.loads(value)
         if option in ("-jv", "--job-variable"):
             variables.add(value.partition("=")[0])
-    if unknown := variables - {*ON_ECS, *ON_DOCKER, *ON_MODAL}:
+    if unknown := variables - {*ON_ECS, *ON_DOCKER, *ON_MODAL, "NAME"}:
         return f"no pool offers {unknown}"
     request = REQUESTS.get(name.rpartition("/")[2])
     if request is not None and given:
@@ -234,7 +245,7 @@ OTHER_PROGRAMS = {
 
 def test_there_are_commands_to_look_at() -> None:
     assert len(DOCUMENTED) > 80
-    assert len(PRINTED) > 60
+    assert len(PRINTED) > 120
 
 
 @pytest.mark.parametrize("commands", [DOCUMENTED, PRINTED], ids=["documented", "printed"])

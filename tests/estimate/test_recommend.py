@@ -151,3 +151,14 @@ def test_gpus_that_would_stand_idle_are_named_before_they_are_paid_for() -> None
     assert found[eight.key].idle_gpus is None
     (place,) = placements(recommend(needs, [six], Preferences()))
     assert idle in place.reason, "the log line of the launch says it, too"
+
+
+def test_several_machines_share_the_rows_of_a_step() -> None:
+    """As the attempt does it: one micro-batch of 12 rows keeps 3 of 4 GPUs of each of 2 machines busy."""
+    needs, four = one_step(), offer_like(ON_DEMAND, instance="g.four", gpus=4)
+    (entry,) = recommend(needs, [four], Preferences(nodes=2)).ranked
+    assert entry.idle_gpus is not None
+    assert entry.idle_gpus.startswith(
+        "uses 3 of 4 GPUs of each of 2 machines and pays for all, since gradient_accumulation_steps = 1 times "
+        "batch_size = 12 is not a multiple of 8; 8 would use all"
+    )

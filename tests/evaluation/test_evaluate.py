@@ -97,8 +97,10 @@ def test_samples_follow_the_seed_and_continue_the_prompt(example: Trained, tmp_p
 def test_the_card_tells_data_config_metrics_and_how_it_was_trained(example: Trained, tmp_path: Path) -> None:
     attempt = {"number": 1, "pool": "ec2-spot", "instance": "g5.xlarge", "from_step": 0, "to_step": 6, "end": "lost"}
     job = {"job": "night-run", "attempts": [attempt, attempt | {"number": 2}], "seconds": 75.0, "cost_usd": 0.5}
+    job["store"] = "s3://bucket/runs"
 
-    metrics = evaluate(Request(example.checkpoints[-1:], example.data, tmp_path, job=job))
+    both = ("huggingface", "nanogpt")
+    metrics = evaluate(Request(example.checkpoints[-1:], example.data, tmp_path, both, job=job))
 
     _, front, text = (tmp_path / "README.md").read_text().split("---\n", 2)
     facts = yaml.safe_load(front)["crucible"]
@@ -107,6 +109,7 @@ def test_the_card_tells_data_config_metrics_and_how_it_was_trained(example: Trai
     assert facts["metrics"]["val_loss"] == metrics["val_loss"]
     assert (facts["attempts"], facts["training_seconds"], facts["cost_usd"]) == (2, 75.0, 0.5)
     assert "1 min 15 s in 2 attempts, $0.50." in text
+    assert f"`crucible data export-nanogpt {facts['data_digest'][:12]} data/crucible --store s3://bucket/runs`" in text
     assert "GPT2LMHeadModel.from_pretrained" in text
 
 

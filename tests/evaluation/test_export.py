@@ -8,6 +8,7 @@ import torch
 
 from crucible.config import TrainConfig
 from crucible.datasets.tokenizers import load_tokenizer
+from crucible.datasets.tokenizers.bpe import BpeTokenizer, train_bpe
 from crucible.evaluation.checkpoint import load_trained
 from crucible.evaluation.huggingface import export_huggingface
 from crucible.evaluation.nanogpt import export_nanogpt
@@ -85,6 +86,20 @@ def test_an_exported_character_tokenizer_takes_any_text(trained: Callable[..., T
     write_tokenizer(load_tokenizer(example.data), tmp_path, example.config.block_size)
     read = AutoTokenizer.from_pretrained(tmp_path)
     assert read.decode(read("Line 日 9").input_ids) == "Line   9", "a space stands for what the corpus does not have"
+
+
+def test_an_exported_tokenizer_puts_nothing_around_a_text(tmp_path: Path) -> None:
+    """Published ones put a start token before each text; the model was trained without."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoTokenizer
+
+    made = train_bpe([TEXT], 300)
+    made._slow.post_processor = TemplateProcessing(
+        "<|endoftext|> $A", special_tokens=[("<|endoftext|>", made.vocab_size - 1)]
+    )
+    given = BpeTokenizer(made._slow.to_str())
+    write_tokenizer(given, tmp_path, 16)
+    assert AutoTokenizer.from_pretrained(tmp_path)(TEXT).input_ids == given.encode(TEXT).tolist()
 
 
 def test_nanogpt_finds_every_weight_under_its_own_name(trained: Callable[..., Trained], tmp_path: Path) -> None:

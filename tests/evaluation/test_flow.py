@@ -50,7 +50,9 @@ def test_a_job_is_evaluated_and_its_model_is_in_the_store(prefect_api: str, job:
     written = {info.key.removeprefix("models/step-00000006/"): info.size for info in job.store.list("models")}
     assert written == evaluation["files"]
     assert set(written) >= {"README.md", "metrics.json", "model.safetensors", "nanogpt/ckpt.pt", "samples.txt"}
-    assert "1 attempt" in job.store.read("models/step-00000006/README.md").decode()
+    card = job.store.read("models/step-00000006/README.md").decode()
+    assert "1 attempt" in card
+    assert f"data/crucible --store {job.root.uri}`" in card, "which is not the default store"
     with get_client(sync_client=True) as client:
         artifacts = {artifact.key: str(artifact.data) for artifact in client.read_artifacts()}
     assert f"{evaluation['val_loss']:.4f}" in artifacts["evaluation-evaluated"]

@@ -99,4 +99,5 @@ def test_a_process_sees_so_many_of_the_gpus_that_it_may_use() -> None:
     assert Resources().visible_gpus("0,1") == {}
     assert Resources(gpus=0).visible_gpus(None) == {"CUDA_VISIBLE_DEVICES": ""}
     assert Resources(gpus=2).visible_gpus(None) == {"CUDA_VISIBLE_DEVICES": "0,1"}
+    assert Resources(gpus=2).visible_gpus("") == {"CUDA_VISIBLE_DEVICES": ""}
     assert Resources(gpus=2).visible_gpus("5,3,1") == {"CUDA_VISIBLE_DEVICES": "5,3"}

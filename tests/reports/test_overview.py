@@ -60,7 +60,7 @@ def test_a_running_job_shows_progress_loss_cost_and_time_left(store: Store, tmp_
 @pytest.mark.parametrize(
     ("state", "words"),
     [
-        (JobState.BUDGET_STOP, "`crucible jobs continue a --max-cost-usd …`"),
+        (JobState.BUDGET_STOP, " --max-cost-usd …`"),
         (JobState.FAILED, "fix the cause"),
         (JobState.STOPPED, "given up"),
         (JobState.PAUSED, "Resume"),
@@ -106,7 +106,9 @@ def test_a_stage_is_supervised_and_continued_with_what_it_belongs_to(store: Stor
 
     assert {stage: line.state for stage, line in found.items()} == states
     assert found["evaluate-local"].needs == ""
-    assert "`crucible jobs continue mine`; `crucible logs mine-evaluate-modal`" in found["evaluate-modal"].needs
+    there = f" --store {store.uri}`"
+    needs = found["evaluate-modal"].needs
+    assert f"`crucible jobs continue mine{there}; `crucible logs mine-evaluate-modal{there}" in needs
 
 
 class Counting(FileStore):

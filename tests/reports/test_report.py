@@ -26,6 +26,8 @@ def test_the_page_shows_attempts_checkpoints_interval_and_settings(store: Store,
     steps = "600 → 1,300<br>100 lost<br>recovered in 33 s"
     assert f"| **2**<br>ec2-spot<br>g5.xlarge | {steps} | lost (no sign of life) | $0.0072 |" in page
     assert re.search(r"\| \*\*2,000\*\*<br>newest<br>best \| 1\.6175 \| .* UTC<br>100\.0 kB, attempt 3 \|", page)
+    fetch = f"`crucible checkpoints get shakespeare . --step 2000 --store {store.uri}`"
+    assert f"100.0 kB, attempt 3 | {fetch} |" in page, "to be copied as it is"
     assert "Made every 38 s: a save stops training for 100 ms and is in the store after 1.5 s" in page
     assert "| `n_layer` | `4` |" in page
 
@@ -81,7 +83,7 @@ def test_a_job_that_failed_shows_what_it_printed_last_with_the_traceback_whole(s
     page = job_report(past.job)
 
     assert "\n".join(["``````text", *printed[-32:], "``````"]) in page
-    assert "`crucible logs shakespeare --attempt 1`" in page
+    assert f"`crucible logs shakespeare --attempt 1 --store {store.uri}`" in page
 
 
 def test_an_attempt_that_never_started_is_listed(store: Store, tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import pytest
 
 from crucible.billing.costs import attempt_costs
-from crucible.errors import ServiceError
+from crucible.config import TrainConfig
+from crucible.errors import ServiceError, StoreRefused
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.jobs.stage_records import StageRun
 from crucible.reports import job_report
 from crucible.reports.overview import OverviewReader
-from crucible.store import Store
+from crucible.store import FileStore, Store
+from flows.parameters import TrainRequest
 from tasks.early_bills import EarlyBills
 from tasks.stopping import StopWatch
 from tasks.supervising import SupervisedJob
+from tests.sweeps.carry_out import new_sweep
 
 
 def bill_of(name: str, usd: float, end: str) -> StageRun:
@@ -61,3 +67,24 @@ def test_what_cost_nothing_leaves_nothing(store: Store) -> None:
     with pytest.raises(ServiceError):
         fail(run, bill_of("run-1", 0.0, "failed"))
     assert Job.ids(store) == []
+
+
+class Refused(FileStore):
+    """A store without conditional writes."""
+
+    def require_guarantees(self) -> None:
+        raise StoreRefused("ignores If-None-Match")
+
+
+def test_a_store_that_cannot_hold_the_job_is_refused_before_a_machine_is_paid_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = importlib.import_module("flows.train_nanogpt")
+    monkeypatch.setattr(pipeline, "run_stage", lambda _: pytest.fail("a machine was started"))
+    store = Refused(tmp_path / "store")
+    run = SupervisedJob(Job(store, "mine"), JobSpec(job_id="mine"), store.uri, StopWatch())
+    with pytest.raises(StoreRefused), EarlyBills(run) as bills:
+        pipeline._prepare(TrainRequest(preprocess_pool="modal"), TrainConfig(), run, bills)
+    with pytest.raises(StoreRefused):
+        new_sweep(store, "rates")
+    assert store.list() == []

@@ -9,22 +9,59 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from prefect.exceptions import TerminationSignal
 
+import tasks.nodes
 from crucible.jobs.job import Job
-from crucible.jobs.records import Claim, EndReason, StopRequest, now
+from crucible.jobs.records import Claim, EndReason, JobSpec, StopRequest, now
 from crucible.jobs.status import JobState
 from crucible.local.processes import process_start
+from crucible.resources import Resources
 from crucible.script_config import ScriptConfig
 from crucible.store import Store
 from crucible.supervision.launcher import PoolSays
 from crucible.supervision.retry_policy import Placement
 from crucible.supervision.supervisor import Supervision
+from tasks.nodes import first_node, usable_gpus
 from tasks.trials import HereLauncher, Machine, TrialListener
 from tests.faults.small_jobs import launched, new_job
 from tests.waiting import until
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        (None, ["0", "1", "2", "3"]),
+        ("2,3", ["2", "3"]),
+        ("GPU-8f, 1", ["GPU-8f", "1"]),
+        ("1,-1,2", ["1"]),
+        ("", []),
+        ("NoDevFiles", []),
+        ("0,7", ["0"]),
+    ],
+)
+def test_only_gpus_that_cuda_lets_this_process_use_count(
+    visible: str | None, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvidia-smi lists the others as well: on a Slurm node that it shares, or where a user has hidden some."""
+    monkeypatch.setattr(tasks.nodes, "nvidia_gpus", lambda: [("A100", 40.0)] * 4)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    spec = JobSpec(job_id="x", resources=Resources(gpus=3))
+    assert usable_gpus(spec) == min(3, len(names))
+    machine = Machine(2, None)
+    assert machine.gpus_per_trial == min(1, len(names))
+    with machine.share(), machine.share() as second:
+        assert second.get("CUDA_VISIBLE_DEVICES") == (names[1] if len(names) > 1 else None)
+    warned: list[tuple[object, ...]] = []
+    monkeypatch.setattr(tasks.nodes, "run_logger", lambda: SimpleNamespace(warning=lambda *said: warned.append(said)))
+    first_node(spec, "local")
+    assert [said[1:] for said in warned] == ([(3, len(names))] if len(names) < 3 else [])
 
 
 @pytest.fixture

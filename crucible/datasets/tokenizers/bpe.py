@@ -7,6 +7,7 @@ goes through tiktoken where it is installed and yields the same ids (`twin`), si
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from crucible.errors import DataError
 
 END_OF_TEXT = "<|endoftext|>"
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""How vocabularies with a fallback to bytes write one."""
 _WORTH_A_TWIN = 1 << 12
 """Characters from which on checking and using tiktoken pays."""
 
@@ -73,13 +76,21 @@ class BpeTokenizer(Tokenizer):
 
     def byte_lengths(self) -> npt.NDArray[np.int64]:
         content = json.loads(self._content)
-        special = {token["id"] for token in content.get("added_tokens") or () if token.get("special")}
+        added = {token["id"]: token for token in content.get("added_tokens") or ()}
         byte_level = "ByteLevel" in json.dumps(content.get("decoder"))  # its alphabet has a character for each byte
 
         def length(number: int) -> int:
-            if number in special or (token := self._slow.id_to_token(number)) is None:
+            token = self._slow.id_to_token(number)
+            if token is None or added.get(number, {}).get("special"):
                 return 0
-            return len(token) if byte_level else len(self._slow.decode([number]).encode())
+            if number in added:
+                return len(token.encode())
+            if byte_level:
+                return len(token)
+            if _BYTE.fullmatch(token):
+                return 1
+            # After another one: the space in front of a text's first word may be left out.
+            return len(self._slow.decode([number, number]).encode()) - len(self._slow.decode([number]).encode())
 
         return np.array([length(number) for number in range(self.vocab_size)])
 

@@ -19,7 +19,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a dataset folder, in a file Crucible wrote, or in a Hugging Face tokenizer.json."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         content = json.loads(text)
     except OSError as error:
         raise DataError(f"tokenizer {file} cannot be read: {error.strerror or error}") from error

@@ -138,7 +138,7 @@ def plan(aws: Aws, name: str, parameters: Mapping[str, str], *, template: Path =
             StackName=name,
             ChangeSetName=change_set,
             ChangeSetType="CREATE" if creates else "UPDATE",
-            TemplateBody=template.read_text(),
+            TemplateBody=template.read_text(encoding="utf-8"),
             Capabilities=["CAPABILITY_IAM"],
             Parameters=given,
             Tags=[{"Key": "crucible:stack", "Value": name}],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,16 +34,22 @@ def sent_files(project: Path) -> Iterator[Path]:
 
 
 def staged_context(project: Path, cache: Path) -> Path:
-    """A folder below `cache` with the files that are sent, made once for the same content; older ones are removed."""
+    """A folder below `cache` with the files that are sent, made once for the same content."""
     files = [Path(IGNORE_FILE), *sent_files(project)]
     digest = hashlib.sha256()
     for name in files:
         digest.update(f"\0{name}\0".encode() + (project / name).read_bytes())
     folder = cache / digest.hexdigest()[:12]
     if not folder.is_dir():
-        partial = folder.with_suffix(".partial")
-        for name in files:
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(project / name, partial / name)
-        partial.rename(folder)
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as made:
+            partial = Path(made, "context")
+            for name in files:
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(project / name, partial / name)
+            try:
+                partial.rename(folder)
+            except OSError:  # another worker was faster
+                if not folder.is_dir():
+                    raise
     return folder

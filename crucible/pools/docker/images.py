@@ -54,7 +54,10 @@ class Recipe:
             raise ConfigError(f"dockerfile: there is no file {self.file}")
         digest = hashlib.sha256(repr((self.variant, self.base, sorted(self.arguments.items()))).encode())
         for name, path in [("Dockerfile", self.file), *context_files(self.project)]:
-            digest.update(f"\0{name}\0{os.access(path, os.X_OK)}\0".encode() + path.read_bytes())
+            digest.update(f"\0{name}\0{os.access(path, os.X_OK)}\0".encode(errors="surrogateescape"))
+            with path.open("rb") as file:  # a folder of the user's own may hold data, too
+                while block := file.read(1 << 20):
+                    digest.update(block)
         return digest.hexdigest()[:12]
 
     @property
