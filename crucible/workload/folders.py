@@ -19,6 +19,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _publish(parent: Path, step: int, fill: Callable[[Path], dict[str, dict[str,
         _write_file(partial / CHECKSUMS, FilePlan(CHECKSUMS, checksums.encode()))
         _sync_folder(partial)
         # A folder of this step can be there already if a run was resumed from an older one: it gives way.
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         partial.rename(target)
         _sync_folder(parent)
     except (OSError, CheckpointError) as error:
@@ -162,7 +163,16 @@ def prune(parent: Path, keep: int, best_step: int | None) -> None:
     """Remove all but the `keep` newest finished folders and the one of `best_step`."""
     for folder in finished_folders(parent)[:-keep]:
         if step_of(folder) != best_step:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove it so that a process that is killed meanwhile leaves no half of it under its final name."""
+    going = folder.with_name(f"{folder.name}.old{PARTIAL_SUFFIX}")
+    shutil.rmtree(going, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(going)
+    shutil.rmtree(going, ignore_errors=True)
 
 
 def sweep(parent: Path) -> list[str]:

@@ -240,23 +240,25 @@ def test_the_server_is_asked_before_anything_is_uploaded(
 
 
 @pytest.mark.parametrize(("state", "code"), [("COMPLETED", 0), ("CANCELLED", 75), ("FAILED", 1), ("CRASHED", 1)])
-def test_the_exit_code_says_how_it_ended(state: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_exit_code_says_how_it_ended(
+    store: Store, state: str, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     standing = Standing(state, "the reason", None)
     if code == 0:
-        run.conclude(standing, "mine", "a-run", as_json=True)
+        run.conclude(standing, store, "mine", "a-run", as_json=True)
     else:
         with pytest.raises(typer.Exit) as ended:
-            run.conclude(standing, "mine", "a-run", as_json=True)
+            run.conclude(standing, store, "mine", "a-run", as_json=True)
         assert ended.value.exit_code == code
         assert "the reason" in capsys.readouterr().err
         return
     assert json.loads(capsys.readouterr().out)["state"] == state
 
 
-def test_a_missing_package_names_the_file_that_installs_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_package_names_the_file_that_installs_it(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     missing = "the workload failed with exit code 1: ModuleNotFoundError: No module named 'einops'"
     with pytest.raises(typer.Exit):
-        run.conclude(Standing("FAILED", missing, None), "mine", "a-run", as_json=False)
+        run.conclude(Standing("FAILED", missing, None), store, "mine", "a-run", as_json=False)
     assert "requirements.txt" in capsys.readouterr().err
 
 

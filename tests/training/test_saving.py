@@ -21,7 +21,7 @@ from crucible.training.data import Dataset
 from crucible.training.saver import Saver
 from crucible.training.trainer import Trainer
 from crucible.workload.clock import CheckpointClock
-from crucible.workload.folders import fault, prune, safetensors_header
+from crucible.workload.folders import FilePlan, fault, prune, safetensors_header, sweep, write_folder
 from crucible.workload.metrics import Metrics
 from tests.training.conftest import TINY, Train
 
@@ -32,6 +32,25 @@ def make_saver(folder: Path, tensor: torch.Tensor) -> Saver:
 
 
 SMALL = {"optimizer.safetensors": b"", "rng.json": b"{}", "state.json": b"{}"}
+
+
+def test_a_kill_while_an_old_one_is_removed_leaves_only_whole_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        write_folder(tmp_path, step, [FilePlan(name, content) for name, content in SMALL.items()])
+
+    def killed(folder: Path, **_: object) -> None:
+        if folder.exists():
+            (folder / "rng.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("crucible.workload.folders.shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(tmp_path, 1, None)
+    assert [fault(folder, frozenset()) for folder in finished_folders(tmp_path)] == [None]
+    monkeypatch.undo()
+    assert len(sweep(tmp_path)) == 1
 
 
 def test_background_save_holds_the_moment_of_the_snapshot(tmp_path: Path) -> None:
