@@ -23,7 +23,7 @@ import httpx
 import websockets
 
 from crucible.local.services import BATCH_SETTING
-from tasks.observing import LINES, PROGRESS_SECONDS, REPEATED, REPORT_SECONDS
+from tasks.observing import LATER_SHOW_SECONDS, LINES, REPEATED, SHOW_SECONDS
 from tasks.stopping import LOOK_SECONDS
 
 LOG_SECONDS = float(os.environ.get(BATCH_SETTING, "5"))
@@ -38,8 +38,8 @@ def seconds_between(lively: bool) -> dict[str, float]:
     return {
         "logs": max(LOG_SECONDS, 1 / lines),
         "look": LOOK_SECONDS,
-        "progress": PROGRESS_SECONDS,
-        "report": REPORT_SECONDS,
+        "progress": SHOW_SECONDS if lively else LATER_SHOW_SECONDS,
+        "report": SHOW_SECONDS if lively else LATER_SHOW_SECONDS,
         "commit": 1 / repeated,
     }
 

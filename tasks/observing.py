@@ -26,29 +26,30 @@ from crucible.agent.last_lines import KEPT_LINES
 from crucible.errors import RecordDamaged, StoreError
 from crucible.formatting import counted, money
 from crucible.jobs.job import Attempt, Job
-from crucible.jobs.records import Heartbeat, JobSpec
+from crucible.jobs.records import EndReason, Heartbeat, JobSpec
 from crucible.prefect_compat.live_artifacts import LiveArtifact
 from tasks.reporting import JobReport, artifact_key
+
+LIVELY_SECONDS = 600.0
+"""As long as somebody may sit and watch."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """How many of something the server gets."""
+    """How many of something the server gets: in the first ten minutes (`LIVELY_SECONDS`), and later."""
 
     burst: float
     per_second: float
-    lively_seconds: float
-    """As long as somebody may sit and watch."""
     later_per_second: float
 
 
-LINES = Rates(burst=60, per_second=0.5, lively_seconds=600, later_per_second=1 / 120)
+LINES = Rates(burst=60, per_second=0.5, later_per_second=1 / 120)
 """Of the workload, in the flow run's log; `crucible logs` has all."""
-REPEATED = Rates(burst=10, per_second=1 / 60, lively_seconds=600, later_per_second=1 / 7200)
+REPEATED = Rates(burst=10, per_second=1 / 60, later_per_second=1 / 7200)
 """Of events that come again and again, commits above all: with flow run, deployment and tags, each takes 13 kB."""
-PROGRESS_SECONDS = 15.0
-"""Each is a request and an event; nobody sees it sooner, as Prefect's pages do not follow an artifact."""
-REPORT_SECONDS = 15.0
+SHOW_SECONDS, LATER_SHOW_SECONDS = 15.0, 60.0
+"""Between two versions of the progress, and of the report: each is a request, and the jobs of a team add up.
+Nobody sees them sooner, as Prefect's pages do not follow an artifact."""
 REPORT_SHARE = 0.01
 """Of one core, at most: drawing the curve again takes its time from a training on the same machine."""
 
@@ -91,15 +92,16 @@ def add_tags(*tags: str, replacing: tuple[str, ...] = ()) -> None:
 
 
 class Throttle:
-    """True at most once in so many seconds, and no sooner than `hold` says."""
+    """True when something is to be shown again: less often after a while, and no sooner than `hold` says."""
 
-    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._seconds, self._clock, self._next = seconds, clock, 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._next, self._began = clock, 0.0, clock()
 
     def __call__(self) -> bool:
-        if self._clock() < self._next:
+        now = self._clock()
+        if now < self._next:
             return False
-        self._next = self._clock() + self._seconds
+        self._next = now + (SHOW_SECONDS if now - self._began <= LIVELY_SECONDS else LATER_SHOW_SECONDS)
         return True
 
     def hold(self, seconds: float) -> None:
@@ -118,7 +120,7 @@ class Allowance:
     def take(self) -> bool:
         """Whether one more may pass now."""
         now = self._clock()
-        later = now - self._began > self._rates.lively_seconds
+        later = now - self._began > LIVELY_SECONDS
         per_second = self._rates.later_per_second if later else self._rates.per_second
         self._left = min(self._rates.burst, self._left + (now - self._at) * per_second)
         self._at = now
@@ -160,10 +162,11 @@ class AttemptObserver:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
         self._limit = LineLimit(clock=clock)
         self._repeated = {kind: Allowance(REPEATED, clock) for kind in ("commit", "trouble", "price")}
-        self._progress_due = Throttle(PROGRESS_SECONDS, clock)
+        self._progress_due = Throttle(clock)
         self._progress = LiveArtifact(artifact_key("progress", job.job_id), "progress")
         self._spent_before: float | None = None
         self._first_beat: Heartbeat | None = None
+        self._latest: Heartbeat | None = None
 
     def log(self, line: str) -> None:
         shown = self._limit.pass_on(line)
@@ -174,9 +177,9 @@ class AttemptObserver:
         """Metrics reach people through the report, which reads them from the store."""
 
     def heartbeat(self, heartbeat: Heartbeat) -> None:
-        if heartbeat.total_steps and self._progress_due():
-            with suppress(*UNAVAILABLE):
-                self._show_progress(100.0 * heartbeat.step / heartbeat.total_steps, heartbeat)
+        self._latest = heartbeat
+        if self._progress_due():
+            self._show_progress()
 
     def event(self, kind: str, message: str, **details: Any) -> None:
         if kind == "last-lines":
@@ -192,15 +195,21 @@ class AttemptObserver:
                 shows = f"crucible logs {self.job.job_id} --attempt {self.number}"
                 self._logger.info(f"{self._limit.left_out_in_all} lines were left out here; `{shows}` shows all")
             self._tag_cost()
+            if details.get("end_reason") is not EndReason.SUPERSEDED:  # else the next attempt shows its own
+                self._show_progress()
         details = {name: value for name, value in details.items() if value is not None}
         emit(kind, self.job.job_id, message, attempt=self.number, **details)
 
-    def _show_progress(self, percent: float, heartbeat: Heartbeat) -> None:
+    def _show_progress(self) -> None:
+        heartbeat = self._latest
+        if heartbeat is None or not heartbeat.total_steps:
+            return
         text = f"step {heartbeat.step} of {heartbeat.total_steps}"
         if "train_loss" in heartbeat.metrics:
             text += f", loss {heartbeat.metrics['train_loss']:.4f}"
         text += self._money(heartbeat)
-        self._progress.publish(percent, text)
+        with suppress(*UNAVAILABLE):
+            self._progress.publish(100.0 * heartbeat.step / heartbeat.total_steps, text)
 
     def _money(self, heartbeat: Heartbeat) -> str:
         """The job's cost so far, and to the end at this attempt's price and speed; nothing where it is free."""
@@ -246,7 +255,7 @@ class JobListener:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._logger = get_run_logger() if flow_run.id else get_logger("crucible")
-        self._report_due = Throttle(REPORT_SECONDS, clock)
+        self._report_due = Throttle(clock)
         self._reports: dict[str, JobReport] = {}
 
     def changed(self, job: Job, message: str) -> None:

@@ -68,6 +68,7 @@ def test_four_days_of_training_leave_less_than_5_mb(store: Store, monkeypatch: p
     payloads = sum(map(len, events)) + (len(events) + FLOW_RUN_HEARTBEATS) * ROW_BYTES["event"]
     assert sorted(rows) == ["job-long", "progress-long"]
     assert server.changes > 10_000, "the pages are kept up to date all the while"
+    assert server.changes < 12_000, "but not more often than each minute after the first ten"
     assert counted.lines > 2000, "a line every other minute is shown to the end"
     total: Any = artifacts + logs + payloads
     assert total < 5e6, f"artifacts {artifacts:,}, logs {logs:,}, events {payloads:,} bytes"
