@@ -45,6 +45,7 @@ PREFECT = {
     ("work-pool", "create"),
     ("work-pool", "resume"),
     ("work-pool", "set-concurrency-limit"),
+    ("work-queue", "set-concurrency-limit"),
     ("work-pool", "get-default-base-job-template"),
     ("block", "register"),
     ("profile", "use"),
