@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, WithJsonSchema, field_validator
 
 from crucible.errors import ConfigError
 from crucible.script_config import variable_name
@@ -34,7 +34,9 @@ class Resources(Settings):
     gpus: int | None = Field(
         None, ge=0, le=64, description="How many GPUs, of each node. 0: none. Empty: as the pool gives them."
     )
-    nodes: str = Field(
+    nodes: Annotated[
+        str, WithJsonSchema({"anyOf": [{"type": "string", "maxLength": 10}, {"type": "integer", "minimum": 1}]})
+    ] = Field(
         "",
         max_length=10,
         description="How many machines train together, such as 2, or 2..4 for as many of them as there are. Empty: 1.",

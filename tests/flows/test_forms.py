@@ -142,3 +142,13 @@ def test_the_server_refuses_an_unknown_key(prefect_api: str, deployed: dict[str,
         client.create_flow_run_from_deployment(deployed["train-nanogpt"], parameters={"config": {"n_layers": 3}})
     assert refused.value.response.status_code == 409
     assert "n_layers" in refused.value.response.json()["detail"]
+
+
+@pytest.mark.parametrize("nodes", [2, "2", "2..4"])
+def test_the_server_takes_a_number_of_nodes_as_people_write_it(
+    prefect_api: str, deployed: dict[str, str], nodes: int | str
+) -> None:
+    with get_client(sync_client=True) as client:
+        client.create_flow_run_from_deployment(
+            deployed["train-nanogpt"], parameters={"pool": "local", "resources": {"nodes": nodes}}
+        )
