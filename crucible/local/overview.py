@@ -21,7 +21,7 @@ from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports.overview import Overview, OverviewReader
 from crucible.reports.overview_page import overview_page
 from crucible.store import default_store_uri, store_at
-from crucible.supervision import restarter
+from crucible.supervision import other_stores, restarter
 
 KEY = "overview"
 LEAST_SECONDS = 15.0
@@ -63,8 +63,9 @@ def keep_overview() -> None:
 
 
 def main() -> None:
-    """Both, for ever; the restarter's looks do not wait for the overview."""
+    """Both, for ever; the restarter's looks wait neither for the overview nor for stores elsewhere."""
     threading.Thread(target=keep_overview, name="overview", daemon=True).start()
+    threading.Thread(target=other_stores.watch, name="other-stores", daemon=True).start()
     restarter.main()
 
 

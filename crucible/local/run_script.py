@@ -33,10 +33,9 @@ from crucible.moments import moment_to_come
 from crucible.placement.script import place_script
 from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig, secret_block
-from crucible.store import Store, store_at, store_of_block
+from crucible.store import STORE_BLOCK, Store, store_at, store_of_block
 
 DEPLOYMENT = "train-script"
-BLOCK_TYPE = "crucible-store"
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def open_store(api: httpx.Client, reference: str) -> Store:
     if "://" in reference or reference.startswith("/"):
         return store_at(reference)
     found = api.get(
-        f"/block_types/slug/{BLOCK_TYPE}/block_documents/name/{reference}", params={"include_secrets": True}
+        f"/block_types/slug/{STORE_BLOCK}/block_documents/name/{reference}", params={"include_secrets": True}
     )
     if found.status_code == httpx.codes.NOT_FOUND:
         raise ConfigError(f"store: there is no Store block {reference!r} on the server; crucible up makes 'default'")

@@ -8,11 +8,19 @@ guarantees.py  whether a store keeps them
 address.py   from `file://…` or `s3://bucket/prefix` to one of them
 """
 
-from crucible.store.address import default_store_uri, existing_store, store_at, store_of_block, store_option
+from crucible.store.address import (
+    STORE_BLOCK,
+    default_store_uri,
+    existing_store,
+    store_at,
+    store_of_block,
+    store_option,
+)
 from crucible.store.base import ObjectInfo, Store, UnfinishedUpload
 from crucible.store.file import FileStore
 
 __all__ = [
+    "STORE_BLOCK",
     "FileStore",
     "ObjectInfo",
     "Store",

@@ -13,6 +13,9 @@ from crucible.home import crucible_home, local_path
 from crucible.store.base import Store
 from crucible.store.file import FileStore
 
+STORE_BLOCK = "crucible-store"
+"""The slug of the block type that `blocks.store` registers."""
+
 
 def default_store_uri() -> str:
     """The store used when none is named: `$CRUCIBLE_STORE`, or a folder under `crucible_home()`."""

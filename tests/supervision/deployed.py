@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import Any
 
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -15,7 +16,7 @@ def pretends() -> None:
     """Never run."""
 
 
-def deployed_run(state: State | None, **deployment: str) -> str:
+def deployed_run(state: State | None, **deployment: Any) -> str:
     """A flow run of a deployment, in that state; `deployment` says more of it, such as its work pool."""
 
     async def create() -> str:

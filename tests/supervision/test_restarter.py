@@ -6,16 +6,18 @@ import json
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Running
 
+from blocks.store import Store as StoreBlock
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus, status_of
-from crucible.store import Store
+from crucible.store import Store, store_at
 from crucible.supervision.heartbeat import (
     FOLDER,
     HeartbeatWriter,
@@ -23,6 +25,7 @@ from crucible.supervision.heartbeat import (
     is_supervised,
     supervisor_heartbeats,
 )
+from crucible.supervision.other_stores import OtherStores
 from crucible.supervision.prefect_server import server_id
 from crucible.supervision.restarter import SILENT_SECONDS, Restarter
 from crucible.supervision.stop_job import stop_job
@@ -185,3 +188,27 @@ def test_who_is_there_is_told_by_a_heartbeat_that_moves_whatever_its_clock_says(
 
     assert is_supervised(store, "job", wait=beats) is moves
     assert not is_supervised(store, "another", wait=beats)
+
+
+def test_jobs_in_other_stores_are_restarted_too(
+    tmp_path: Path, prefect_api: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CRUCIBLE_STORE", (tmp_path / "default").as_uri())
+    named, addressed, default = (store_at((tmp_path / name).as_uri()) for name in ("named", "addressed", "default"))
+    block = f"elsewhere-{uuid.uuid4().hex[:6]}"
+    StoreBlock(root=named.uri).save(block)
+    runs = {
+        name: deployed_run(Running(), parameters={"store": reference})
+        for name, reference in {"named": block, "addressed": addressed.uri, "default": "default"}.items()
+    }
+    deployed_run(Running(), parameters={"store": "s3:/no-address"})
+    deployed_run(Running(), parameters={"store": "file:///proc/nowhere"})
+    for store, name in ((named, "named"), (addressed, "addressed"), (default, "default")):
+        leave_heartbeat(store, runs[name], name, server_id())
+    world = World()
+    stores = OtherStores(world.clock)
+    assert stores.look() == []
+    world.sleep(SILENT_SECONDS)
+    assert sorted(stores.look()) == ["addressed", "named"]
+    assert [state_of(runs[name]) for name in ("named", "addressed")] == [StateType.SCHEDULED] * 2
+    assert state_of(runs["default"]) == StateType.RUNNING, "it has a restarter of its own"

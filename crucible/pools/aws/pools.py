@@ -16,6 +16,7 @@ from crucible.contract import Variable
 from crucible.errors import ConfigError
 from crucible.pools.common import registration
 from crucible.pools.common.offered import offer_only, with_environment
+from crucible.store import STORE_BLOCK
 
 SPOT, ON_DEMAND = "ec2-spot", "ec2-on-demand"
 WORKER_TYPE = "crucible-ecs"
@@ -25,7 +26,6 @@ SIZE_PARAMETERS = {SPOT: "MaxSpotInstances", ON_DEMAND: "MaxOnDemandInstances"}
 CONTAINER = "prefect"  # the name by which the worker's observer finds the container that counts
 INIT = ["python", "-m", "crucible.agent.entrypoint", "--"]
 STOP_TIMEOUT_SECONDS = 110  # a spot notice is 120 s: ten are left for the host
-STORE_BLOCK = "crucible-store"
 OFFERED = (
     *("image", "nodes", "gpus", "cpu", "memory", "shared_memory", "stop_timeout"),
     *("project", "owner", "job", "stage", "labels"),

@@ -12,12 +12,10 @@ from prefect.exceptions import ObjectNotFound
 from crucible.errors import ConfigError
 from crucible.jobs.job import Attempt, Job
 from crucible.pools.common.api_retry import retry_while_away
-from crucible.store import Store, store_at, store_of_block
+from crucible.store import STORE_BLOCK, Store, store_at, store_of_block
 
 if TYPE_CHECKING:
     from prefect.workers.base import BaseWorker
-
-_STORE_BLOCK = "crucible-store"
 
 
 async def store_of(
@@ -37,7 +35,7 @@ async def store_of(
         return store_at(address)
     try:
         document = await retry_while_away(
-            lambda: worker.client.read_block_document_by_name(reference, _STORE_BLOCK, include_secrets=True)
+            lambda: worker.client.read_block_document_by_name(reference, STORE_BLOCK, include_secrets=True)
         )
     except ObjectNotFound:
         raise ConfigError(f"store = {reference!r}: the Prefect server has no store of that name") from None

@@ -32,12 +32,11 @@ from crucible.home import crucible_home
 from crucible.pools.common.event_driven import EventDrivenWorker
 from crucible.pools.docker.configuration import STATE_FOLDER, DockerGpuJobConfiguration, DockerGpuVariables
 from crucible.pools.docker.sharing import require_own, share
-from crucible.store import default_store_uri
+from crucible.store import STORE_BLOCK, default_store_uri
 
 TYPE = "docker-gpu"
 ENGINE_TIMEOUT_SECONDS = 180.0
 """How long a run waits for the engine: a restart takes seconds, an upgrade of the engine a minute or two."""
-STORE_BLOCK = "crucible-store"
 JOB_LABEL = "crucible.job"
 NODE_LABEL = "crucible.node"
 """On the containers of nodes after an attempt's first."""
