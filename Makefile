@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore::UserWarning $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 # uv takes seconds where pip takes a minute, but does not read pip's configuration: where it fails, pip installs.
 WITH_UV := $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt
-install = $(WITH_UV) $(1) 2>/dev/null || $(INSTALL) $(1)
+# An earlier version's crucible.egg-info would hide workers that came since from programs started in this folder.
+install = rm -rf crucible.egg-info && { $(WITH_UV) $(1) 2>/dev/null || $(INSTALL) $(1); }
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib
 # Many of the long tests wait for other processes, so four at once pay even on two cores.
 PYTEST := $(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15

@@ -62,8 +62,18 @@ def connect_here(*, seconds: float = 30) -> httpx.Client:
         raise ServiceError("there is no Prefect server here; start it with: crucible up")
     if url == own:
         return connect(home, url, seconds=seconds)
+    if key := os.environ.get("PREFECT_API_KEY"):
+        return httpx.Client(base_url=url, timeout=seconds, headers={"Authorization": f"Bearer {key}"})
     user, _, password = (os.environ.get(CLIENT_SETTING) or "").partition(":")
     return httpx.Client(base_url=url, timeout=seconds, auth=(user, password))
+
+
+def unreachable(api: httpx.Client, error: httpx.HTTPError) -> ServiceError:
+    """What to say of a server that does not answer a client of `connect_here`, or refuses it."""
+    own = State.load(Home.current()).api_url
+    ours = own is not None and str(api.base_url).rstrip("/") == own.rstrip("/")
+    fix = "run: crucible up" if ours else f"check PREFECT_API_URL, and PREFECT_API_KEY or {CLIENT_SETTING}"
+    return ServiceError(f"the Prefect server at {api.base_url} does not answer ({error}); {fix}")
 
 
 @contextmanager

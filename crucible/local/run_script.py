@@ -27,6 +27,7 @@ from crucible.code.folder import PackedFolder, pack_folder
 from crucible.errors import ConfigError, ServiceError
 from crucible.jobs.job import checked_job_id
 from crucible.jobs.records import now
+from crucible.local.access import unreachable
 from crucible.local.flow_runs import start_flow_run
 from crucible.local.pool_commands import COMMANDS
 from crucible.moments import moment_to_come
@@ -119,9 +120,7 @@ def require_ready(api: httpx.Client, run: ScriptRun) -> None:
     try:
         _require_secrets(api, run.config)
     except httpx.HTTPError as error:
-        raise ServiceError(
-            f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
-        ) from error
+        raise unreachable(api, error) from error
 
 
 def _require_pool(api: httpx.Client, pool: str, started_by: str) -> None:
@@ -141,9 +140,7 @@ def _require_pool(api: httpx.Client, pool: str, started_by: str) -> None:
             if api.get(f"/deployments/name/{deployment}").status_code == httpx.codes.NOT_FOUND:
                 raise ServiceError(f"the server has no deployment {deployment}; run: crucible up")
     except httpx.HTTPError as error:
-        raise ServiceError(
-            f"the Prefect server at {api.base_url} does not answer ({error}); run: crucible up"
-        ) from error
+        raise unreachable(api, error) from error
 
 
 def open_store(api: httpx.Client, reference: str) -> Store:

@@ -197,3 +197,21 @@ def test_the_password_does_not_change_under_a_running_server(
     monkeypatch.setenv(access.SERVER_SETTING, "me:chosen")
     with pytest.raises(ServiceError, match="crucible down && crucible up"):
         access.choose(prefect_server.home, prefect_server.state)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "sent"),
+    [("PREFECT_API_KEY", "pnu_1", "Bearer pnu_1"), ("PREFECT_API_AUTH_STRING", "me:secret", "Basic bWU6c2VjcmV0")],
+)
+def test_a_server_elsewhere_gets_its_credentials_and_the_advice_is_about_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, sent: str
+) -> None:
+    for name in ("PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{services.free_port()}/api")
+    monkeypatch.setenv(variable, value)
+    with access.connect_here() as api, pytest.raises(httpx.ConnectError) as away:
+        api.get("/health")
+    assert away.value.request.headers["Authorization"] == sent
+    assert "check PREFECT_API_URL" in str(access.unreachable(api, away.value))
