@@ -14,6 +14,7 @@ from typing import Any
 
 from crucible.agent.health import REHEARSED_UNFIT
 from crucible.errors import ServiceError
+from crucible.local import access_log
 from crucible.local.state import PROJECT, Home, State
 from crucible.rehearsal.aws.metadata import MetadataService
 from crucible.rehearsal.drill.faults import PROCESS_FAULTS, Fault, make_unfit, unfit_file
@@ -93,7 +94,9 @@ def local_stage(folder: Path, *, s3: bool = False) -> Iterator[Stage]:
         metadata = MetadataService()
         stack.callback(metadata.close)
         _add_instance(metadata)
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "CRUCIBLE_", "AWS_"))} | {
+        others = ("PREFECT_", "CRUCIBLE_", "AWS_")  # what leads to another set-up
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(others) or k == access_log.SETTING}
+        environment = kept | {
             "CRUCIBLE_HOME": str(folder),
             "PREFECT_HOME": str(folder / "prefect-client"),
             "CRUCIBLE_STORE": (folder / "store").as_uri(),
