@@ -79,7 +79,7 @@ def budgets_table(states: Sequence[BudgetState]) -> str:
         [
             state.limit.name,
             _whose(state.limit),
-            f"{bar(state.percent / 100)} {state.percent:.0f} %",
+            f"{bar(state.percent / 100)} {state.percent:.0f}%",
             f"${state.spent_usd:,.2f} of ${state.limit.usd:,.2f} this {state.limit.period}",
             "jobs stop at it" if state.limit.stop_jobs else "no job starts beyond it",
         ]

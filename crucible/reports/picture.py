@@ -60,7 +60,7 @@ class Panel:
     title: str
     lines: Sequence[tuple[str, str, str]]
     top: float | None = None
-    """Where the axis ends; None: where the highest value is."""
+    """Where the axis ends; None: a little above the highest value."""
 
     def is_in(self, rows: Sequence[Row]) -> bool:
         """Whether there is anything to draw."""
@@ -89,7 +89,7 @@ def panels(rows: Sequence[Row]) -> bytes | None:
                 if points := thinned(_points(rows, name), MOST_POINTS // 2):
                     axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=label)
                     drawn += bool(label)
-            axes.set_ylim(0, panel.top)
+            axes.set_ylim(0, panel.top or 1.1 * axes.get_ylim()[1])
             axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
             if drawn:
                 axes.legend(frameon=False, loc="lower right", fontsize=8, labelcolor=INK)

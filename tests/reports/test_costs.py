@@ -39,8 +39,8 @@ def test_a_budget_has_a_bar_and_the_fullest_comes_first() -> None:
         BudgetState(BudgetLimit("over", 10, period="day", owner="ada", stop_jobs=True), 12 * MICRO),
     ]
     lines = budgets_table(states).splitlines()
-    assert lines[2] == "| over | owner ada | ██████████ 120 % | $12.00 of $10.00 this day | jobs stop at it |"
-    assert lines[3].startswith("| calm | project paper | █░░░░░░░░░ 10 % |")
+    assert lines[2] == "| over | owner ada | ██████████ 120% | $12.00 of $10.00 this day | jobs stop at it |"
+    assert lines[3].startswith("| calm | project paper | █░░░░░░░░░ 10% |")
 
 
 def test_the_trend_compares_with_the_period_before() -> None:
