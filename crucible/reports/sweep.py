@@ -55,6 +55,9 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     if len(ranked) > MOST_ROWS:
         shown_by = f"`crucible sweeps show {sweep.sweep_id}{store_option(sweep.root)}`"
         parts.append(f"The first {MOST_ROWS} of {len(ranked):,}; {shown_by} has all.")
+    if best is not None:
+        described = as_yaml(sweep.read_kind().describe(best.values))
+        parts += [f"## Configuration of trial {best.number}", f"```yaml\n{described}```"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -99,7 +102,6 @@ def _best(sweep: Sweep, best: Trial) -> str:
     parts = [
         f"Trial {best.number} (job `{best.job_id}`): {best.objective.label} {best.value:.4f} at step "
         f"{best.shown_step:,}, {money(best.cost_usd)}.",
-        f"```yaml\n{as_yaml(sweep.read_kind().describe(best.values))}```",
     ]
     evaluation = read_evaluation(sweep.job(best.number))
     if evaluation is not None:
