@@ -160,6 +160,7 @@ def _reschedule(client: SyncPrefectClient, run: FlowRun, reason: str) -> None:
 def main() -> None:
     """Look every few seconds, for ever."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request would fill the log
     store, restarter, queues = store_at(default_store_uri()), None, QueueWatch()
     while True:
         try:
