@@ -235,7 +235,10 @@ def test_the_server_is_asked_before_anything_is_uploaded(
         with pytest.raises(ConfigError, match="no Store block 'nowhere'"):
             start_run(api, plan_run(RunConfig.parse({"command": "python train.py", "store": "nowhere"}), folder))
     assert store.list() == []
-    with httpx.Client(base_url="http://127.0.0.1:9/api") as api, pytest.raises(ServiceError, match="crucible up"):
+    with (
+        httpx.Client(base_url="http://127.0.0.1:9/api") as api,
+        pytest.raises(ServiceError, match="check PREFECT_API_URL"),
+    ):
         require_ready(api, plan_run(RunConfig.parse({"command": "python train.py"}), folder))
 
 

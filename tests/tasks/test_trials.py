@@ -15,6 +15,8 @@ import pytest
 from prefect.exceptions import TerminationSignal
 
 import tasks.nodes
+import tasks.observing
+import tasks.trials
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason, JobSpec, StopRequest, now
 from crucible.jobs.status import JobState
@@ -99,8 +101,11 @@ def began(home: Path) -> Path:
 
 
 @pytest.fixture
-def supervision(store: Store, began: Path) -> Supervision:
+def supervision(store: Store, began: Path, monkeypatch: pytest.MonkeyPatch) -> Supervision:
     """Of a script that runs until it is stopped; a person pauses it as soon as it runs, unless `began` is changed."""
+    # Without a server Prefect starts one for the events, and its threads draw from `random` during other tests.
+    monkeypatch.setattr(tasks.trials, "emit", lambda *_, **__: None)
+    monkeypatch.setattr(tasks.observing, "emit", lambda *_, **__: None)
     job = new_job(store, script=ScriptConfig(command=["sh", "-c", f"touch {began}; exec sleep 600"]))
     pause = StopRequest(end_reason=EndReason.INTERRUPTED, reason="paused in Prefect")
 
