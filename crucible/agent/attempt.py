@@ -120,8 +120,10 @@ class _AttemptRun:
         """Wait for the outcome; an interrupt, wherever it strikes, becomes a notice."""
         interrupted = False
         try:
-            while not self._over.is_set():
+            while True:
                 try:
+                    if self._over.is_set():
+                        break
                     if interrupted:
                         notice = self.plan.on_interrupt()
                         interrupted = False

@@ -6,16 +6,39 @@ import itertools
 import random
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from crucible.agent.attempt import run_attempt
+import pytest
+
+from crucible.agent.attempt import _AttemptRun, run_attempt
 from crucible.jobs.job import Job
 from crucible.jobs.records import Claim, EndReason
 from crucible.store import Store
 from tests.agent.harness import Recorder, committed, plan, scripted
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.small_jobs import launched, new_job
+
+
+class Interrupt(Exception):
+    """As a Ctrl-C; one that came out of an attempt as `KeyboardInterrupt` would end the whole session of pytest."""
+
+
+@pytest.fixture(autouse=True)
+def _only_attempts_are_interrupted() -> Iterator[None]:
+    """A signal may arrive when the attempt that it was meant for has just returned."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code is _AttemptRun.wait.__code__ and not frame.f_locals["self"]._over.is_set():
+                raise Interrupt
+            frame = frame.f_back
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class RaisesAt:
@@ -58,7 +81,8 @@ def test_interrupts_at_any_point_never_lose_the_outcome(store: Store, tmp_path: 
         shaky = Job(FaultyStore(store, touch, touch), job.job_id)
         command = scripted(steps=4, every=2)
         claim = Claim(number=1)
-        outcome = run_attempt(shaky.attempt(1), plan(tmp_path, command, claim=lambda claim=claim: claim), Touchy(touch))
+        planned = plan(tmp_path, command, claim=lambda claim=claim: claim, interrupts=(Interrupt,))
+        outcome = run_attempt(shaky.attempt(1), planned, Touchy(touch))
         touch.armed = False
         standing = job.attempt(1).read_outcome()
         assert standing == outcome, f"interrupt at touch {point}"
@@ -94,7 +118,8 @@ def test_interrupts_at_random_moments_never_lose_the_outcome(store: Store, tmp_p
 
         threading.Thread(target=await_claim).start()
         try:
-            outcome = run_attempt(job.attempt(1), plan(tmp_path, scripted(steps=10, every=3, seconds=0.01)), observer)
+            planned = plan(tmp_path, scripted(steps=10, every=3, seconds=0.01), interrupts=(Interrupt,))
+            outcome = run_attempt(job.attempt(1), planned, observer)
         finally:
             over.set()
             striker.join()
