@@ -1,6 +1,7 @@
 """Supervisors whose jobs are in another store than the default one: their flow runs say in which.
 
-A store that no unfinished flow run names is not asked for anything, so a bucket costs nothing while nothing runs there.
+A store is looked at while an unfinished flow run names it, and for a week after one that crashed or was cancelled: a
+bucket that is not used costs nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -19,6 +21,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from crucible.errors import ConfigError, CrucibleError
+from crucible.jobs.records import now
 from crucible.store import STORE_BLOCK, Store, default_store_uri, store_at, store_of_block
 from crucible.supervision.prefect_server import server_id
 from crucible.supervision.restarter import Restarter
@@ -26,9 +29,11 @@ from crucible.supervision.restarter import Restarter
 LOOK_SECONDS = 30.0
 """Each look lists a folder of each store: on S3, about 0.01 USD a day while a job runs."""
 MOST_RUNS = 200
-"""The newest ones; the most that Prefect gives at a time."""
-_UNFINISHED = [StateType.RUNNING, StateType.CRASHED, StateType.CANCELLING, StateType.CANCELLED, StateType.PAUSED]
-"""In which a supervising process may have died. Prefect calls its flow run crashed, if it notices."""
+"""Of each kind, the newest ones; the most that Prefect gives at a time."""
+_UNFINISHED = [StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+_ENDED = [StateType.CRASHED, StateType.CANCELLED]
+"""For Prefect, if it notices that a supervising process died; its job may go on."""
+_REMEMBERED = timedelta(days=7)
 
 logger = logging.getLogger("crucible.restarter")
 
@@ -88,11 +93,16 @@ def _stores() -> dict[str, Store]:
     default = store_at(default_store_uri()).uri
     found: dict[str, Store] = {}
     with get_client(sync_client=True) as client:
-        runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": _UNFINISHED}}}),
-            sort=FlowRunSort.START_TIME_DESC,
-            limit=MOST_RUNS,
-        )
+        lately = {"end_time": {"after_": now() - _REMEMBERED}}
+        runs = [
+            run
+            for states, when in ((_UNFINISHED, {}), (_ENDED, lately))
+            for run in client.read_flow_runs(
+                flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": states}}, **when}),
+                sort=FlowRunSort.START_TIME_DESC,
+                limit=MOST_RUNS,
+            )
+        ]
         for reference in {str(run.parameters.get("store") or "default") for run in runs}:
             try:
                 fields = _fields(client, reference)

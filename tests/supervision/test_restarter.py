@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling, Running
+from prefect.states import Cancelling, Crashed, Running
 
 from blocks.store import Store as StoreBlock
 from crucible.errors import ConfigError
@@ -198,7 +198,7 @@ def test_jobs_in_other_stores_are_restarted_too(
     block = f"elsewhere-{uuid.uuid4().hex[:6]}"
     StoreBlock(root=named.uri).save(block)
     runs = {
-        name: deployed_run(Running(), parameters={"store": reference})
+        name: deployed_run(Crashed() if name == "named" else Running(), parameters={"store": reference})
         for name, reference in {"named": block, "addressed": addressed.uri, "default": "default"}.items()
     }
     deployed_run(Running(), parameters={"store": "s3:/no-address"})
