@@ -1,4 +1,4 @@
-"""All jobs and sweeps of a store at a glance: where each one stands, what it costs, which of them need a person."""
+"""All jobs and sweeps of some stores at a glance: where each stands, what it costs, which of them need a person."""
 
 from __future__ import annotations
 
@@ -56,6 +56,8 @@ class JobLine:
     seconds: float
     project: str
     owner: str
+    store: str
+    """Its address; empty for the default store."""
     at: datetime
     """Of its last change of state."""
 
@@ -87,6 +89,8 @@ class SweepLine:
     pool: str
     cost_usd: float
     max_cost_usd: float | None
+    store: str
+    """Its address; empty for the default store."""
     at: datetime
 
     @property
@@ -141,6 +145,17 @@ class Overview:
             "older": self.older,
             "damaged": list(self.damaged),
         }
+
+
+def overview_of_all(overviews: Sequence[Overview]) -> Overview:
+    """One overview of several stores, as of the newest of them."""
+    return Overview(
+        jobs=sorted((line for one in overviews for line in one.jobs), key=_order),
+        sweeps=sorted((line for one in overviews for line in one.sweeps), key=_order),
+        older=sum(one.older for one in overviews),
+        damaged=[what for one in overviews for what in one.damaged],
+        at=max(one.at for one in overviews),
+    )
 
 
 @dataclass
@@ -205,6 +220,10 @@ class OverviewReader:
         lines = (found.get(name, ended.get(name)) for name in names)
         return [line for line in lines if line is not None and (line.running or line.at >= recent)]
 
+    @property
+    def _address(self) -> str:
+        return self.store.uri if store_option(self.store) else ""
+
     def _recent(self) -> datetime:
         return self.clock() - timedelta(days=RECENT_DAYS)
 
@@ -244,6 +263,7 @@ class OverviewReader:
             seconds=summary.seconds,
             project=spec.project,
             owner=spec.owner,
+            store=self._address,
             at=at,
         )
 
@@ -272,6 +292,7 @@ class OverviewReader:
             pool=spec.pool,
             cost_usd=sum(trial.cost_usd for trial in trials),
             max_cost_usd=limits.max_cost_usd if limits else None,
+            store=self._address,
             at=status.at if status else spec.created_at,
         )
 

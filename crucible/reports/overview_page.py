@@ -60,7 +60,11 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
     """One row for each sweep."""
     rows = [
         [
-            f"**{line.sweep}**<br>{line.state or 'not started'} on {line.pool}<br>{line.why}",
+            "<br>".join(
+                filter(
+                    None, [f"**{line.sweep}**", f"{line.state or 'not started'} on {line.pool}", line.store, line.why]
+                )
+            ),
             _trials(line),
             UNKNOWN if line.best is None else f"**{line.best:.4f}**<br>{line.metric}, trial {line.best_trial}",
             f"**{money(line.cost_usd)}**" + (f"<br>of {money(line.max_cost_usd)}" if line.max_cost_usd else ""),
@@ -73,7 +77,7 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
 def _job(line: JobLine) -> str:
     where = f"{line.pool} {line.instance}".strip()
     attempt = f"attempt {line.attempts}" if line.running else counted(line.attempts, "attempt")
-    return "<br>".join(filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, line.why]))
+    return "<br>".join(filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, line.store, line.why]))
 
 
 def progress_cell(line: JobLine) -> str:

@@ -13,7 +13,8 @@ stop_job.py          stopping a job from outside
 heartbeat.py         a supervising process's own sign of life
 queue_watch.py       reports runs that wait for long
 restarter.py         starts a supervising flow run again whose process died
-other_stores.py      the same in stores that flow runs name
+named_stores.py      the stores that flow runs name besides the default one
+other_stores.py      the restarter's work in them
 watchdog.py          keeps the restarter running
 prefect_server.py    which Prefect server this is
 """
