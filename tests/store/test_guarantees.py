@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from crucible.errors import ObjectExists, ObjectMissing, StoreRefused
+from crucible.errors import ObjectExists, ObjectMissing, ServiceError, StoreRefused
+from crucible.rehearsal import apt
 from crucible.store import store_at
 from crucible.store.file import FileStore
 from crucible.store.guarantees import prove_guarantees
@@ -22,9 +23,12 @@ from crucible.store.guarantees import prove_guarantees
 
 @pytest.fixture(scope="module")
 def without_links(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder on a mounted exFAT file system. Needs root and Debian's packages exfat-fuse and exfatprogs."""
-    if os.geteuid() != 0 or not all(map(shutil.which, ("mkfs.exfat", "mount.exfat-fuse", "losetup"))):
-        pytest.skip("NOT TESTED, no exFAT can be mounted here: needs root, exfat-fuse and exfatprogs")
+    """A folder on a mounted exFAT file system. Needs root, and Debian's packages or apt-get."""
+    if not all(map(shutil.which, ("mkfs.exfat", "mount.exfat-fuse", "losetup"))):
+        try:
+            apt.install("exfat-fuse", "exfatprogs")
+        except ServiceError as error:
+            pytest.skip(f"NOT TESTED, no exFAT can be mounted here: {error}")
     root = tmp_path_factory.mktemp("exfat")
     image, mount = root / "image", root / "mounted"
     mount.mkdir()

@@ -25,9 +25,9 @@ import psutil
 
 from crucible.errors import ServiceError
 from crucible.local.services import free_port
+from crucible.rehearsal import apt
 
 PACKAGES = ("slurm-wlm", "munge")
-INSTALL = f"apt-get install --no-install-recommends {' '.join(PACKAGES)}"
 PARTITION, SHORT, URGENT = "spot", "short", "urgent"
 """`spot` can be preempted, with a grace; `short` ends every job after a minute; `urgent` takes what it needs."""
 PREEMPTION_GRACE_SECONDS = 20
@@ -229,14 +229,10 @@ def install() -> None:
         raise ServiceError("a local Slurm needs root: its daemons start processes for users")
     if all(_found(program) for program in ("slurmctld", "slurmd", "munged", "sbatch")):
         return
-    if shutil.which("apt-get") is None:
-        raise ServiceError("slurmctld is not installed; install Slurm and munge")
-    quiet = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "--yes", "-qq", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", *arguments], env=quiet, capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr or done.stdout).strip().splitlines()[-1:]
-        raise ServiceError(f"Slurm could not be installed ({INSTALL}): {' '.join(last)}")
+    try:
+        apt.install(*PACKAGES)
+    except ServiceError as error:
+        raise ServiceError(f"Slurm could not be installed: {error}") from error
 
 
 def _found(program: str) -> bool:
