@@ -83,7 +83,7 @@ $(VENV)/installed-dev: pyproject.toml constraints.txt | $(VENV)/torch
 
 $(VENV)/installed-slow: $(VENV)/installed-dev
 	@echo "Installing what only slow tests use ..."
-	@$(call install,--editable '.[dev,slow]')
+	@$(call install,--editable '.[slow]')
 	@touch $@
 
 # The first of these that is a Python this project runs on makes the environment; PYTHON=… puts another one first.

@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_refused(settings: dict[str, Any], words: str) -> Non
 
 @pytest.mark.slow
 def test_the_package_fills_the_template() -> None:
-    """Where prefect-kubernetes is installed, as `make test-slow` does: its own configuration reads the template and makes the manifest."""
+    """Where prefect-kubernetes is installed, as by `make test-slow`: its own configuration makes the manifest."""
     worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed here")
     made = asyncio.run(worker.KubernetesWorkerJobConfiguration.from_template_and_values(OURS, {}, client=object()))
     made.prepare_for_flow_run(FlowRun(flow_id=uuid4(), name="attempt"))
