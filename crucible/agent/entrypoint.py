@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -41,7 +42,11 @@ def main(arguments: list[str]) -> int:
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         reason = f"the container was asked to stop ({signal.Signals(number).name})"
-        StopReason("container", reason, time.time() + grace_seconds).write(stop_file)
+        try:
+            StopReason("container", reason, time.time() + grace_seconds).write(stop_file)
+        except OSError:  # a full disk: that the file is there means stop, whatever is in it
+            with suppress(OSError):
+                stop_file.touch()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, request_stop)

@@ -76,12 +76,13 @@ class PrintedLines:
             place = self._places[source.number] = _Place(part=-1)
             yield from self._read_all(source, place)
         while True:
+            newest = source.output.read_size(place.part + 1) is None  # asked first: any other part grows no more
             size = source.output.read_size(place.part)
             if size is not None and size > place.offset:
                 new = source.output.read_part(place.part)[place.offset :]
                 place.offset += len(new)
                 yield from _lines(source.number, place, new, now())
-            if source.output.read_size(place.part + 1) is None:
+            if newest:
                 return
             place.part, place.offset = place.part + 1, 0
 

@@ -118,20 +118,20 @@ def same_refusals(attempts: Sequence[AttemptView], pool: str, message: str) -> i
 
 
 def _of_running(seen: Observation, timeouts: Timeouts) -> Step:
-    silent = seen.silent_seconds > min(timeouts.ended_and_silent, timeouts.lost)
-    if not silent or seen.hint is None:
-        if seen.over_limit is not None:
-            return AskToStop(StopRequest(end_reason=EndReason.BUDGET, reason=seen.over_limit))
-        if seen.leave is not None:
-            return AskToStop(StopRequest(end_reason=EndReason.INTERRUPTED, reason=seen.leave))
-        return AskPool() if silent else Wait()  # the pool need not be asked about one that sends heartbeats
-    ended = seen.hint.says is PoolSays.ENDED and seen.silent_seconds > timeouts.ended_and_silent
-    if not ended and seen.silent_seconds <= timeouts.lost:
-        return Wait()
-    message = f"no sign of life for {seen.silent_seconds:.0f} s"
-    if seen.hint.message:
-        message += f"; the pool reported: {seen.hint.message}"
-    return Declare(EndReason.CANCELLED if seen.hint.cancelled else EndReason.LOST, message)
+    if seen.silent_seconds > min(timeouts.ended_and_silent, timeouts.lost):
+        if seen.hint is None:
+            return AskPool()  # which need not be asked about one that sends heartbeats
+        ended = seen.hint.says is PoolSays.ENDED and seen.silent_seconds > timeouts.ended_and_silent
+        if ended or seen.silent_seconds > timeouts.lost:
+            message = f"no sign of life for {seen.silent_seconds:.0f} s"
+            if seen.hint.message:
+                message += f"; the pool reported: {seen.hint.message}"
+            return Declare(EndReason.CANCELLED if seen.hint.cancelled else EndReason.LOST, message)
+    if seen.over_limit is not None:
+        return AskToStop(StopRequest(end_reason=EndReason.BUDGET, reason=seen.over_limit))
+    if seen.leave is not None:
+        return AskToStop(StopRequest(end_reason=EndReason.INTERRUPTED, reason=seen.leave))
+    return Wait()
 
 
 def _without_numbers(message: str) -> str:

@@ -123,7 +123,7 @@ class AttemptWatch:
             self._silence.restart()
 
         self._context.persist(lambda: store.write(_WRITE_TEST, bytes(2048)), wait)
-        store.delete(_WRITE_TEST)
+        self._context.persist(lambda: store.delete(_WRITE_TEST))
         if refused:
             self._silence.restart()
         return not refused

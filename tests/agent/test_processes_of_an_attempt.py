@@ -145,9 +145,12 @@ def first(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     def become_reaper() -> None:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER survives exec
 
-    def start(*command: str, **environment: str) -> subprocess.Popen[bytes]:
+    def start(*command: str, through: str = "", **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "crucible.agent.entrypoint", *command],
+            [
+                *((sys.executable, "-c", through) if through else ()),
+                *(sys.executable, "-m", "crucible.agent.entrypoint", *command),
+            ],
             cwd=PROJECT,
             env={**os.environ, Variable.STOP_FILE: str(tmp_path / "stop.json"), **environment},
             stdout=subprocess.PIPE,
@@ -188,6 +191,33 @@ def test_sigterm_becomes_a_stop_file_and_the_command_goes_on(
     assert notice.reason == "the container was asked to stop (SIGTERM)"
     assert notice.deadline is not None
     assert before + 17 <= notice.deadline <= time.time() + 17
+
+
+def test_a_full_disk_does_not_keep_a_stop_request_from_the_command(
+    first: Callable[..., subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """Were the first process to die of it, the container would end at once, and nothing be saved."""
+    script = (
+        "import os, pathlib, time\n"
+        "stop = pathlib.Path(os.environ['CRUCIBLE_STOP_FILE'])\n"
+        "first = os.getppid()\n"
+        "print('ready', flush=True)\n"
+        "while not stop.exists() and os.getppid() == first: time.sleep(0.01)\n"
+        "raise SystemExit(41)"
+    )
+    full = (
+        "import os, resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"  # a file can be made, and nothing be written to it
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    process = first("--", sys.executable, "-c", script, through=full)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.terminate()
+    assert process.wait(120) == 41
+    notice = StopFile(tmp_path / "stop.json").poll()
+    assert notice is not None
+    assert notice.deadline is not None
 
 
 @pytest.mark.parametrize(("script", "code"), [("raise SystemExit(5)", 5), ("import os; os.kill(os.getpid(), 9)", 137)])

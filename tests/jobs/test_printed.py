@@ -72,6 +72,20 @@ def test_attempts_follow_each_other_and_a_line_without_an_end_comes_last(job: Jo
     assert logs(store) == ["1 | one", "1 | two", "1 | three", "1 | cut", "2 | again"]
 
 
+def test_what_arrives_while_the_reader_is_slow_is_not_skipped(job: Job) -> None:
+    """A pager, or a terminal that is held with Ctrl-S, takes one line and the next a minute later."""
+    output = job.attempt(1).output
+    output.write(0, b"one\n")
+    lines = PrintedLines(job)
+    assert [line.text for line in lines.read_new()] == ["one"]
+    output.write(0, b"one\ntwo\n")
+    reading = lines.read_new()
+    assert next(reading).text == "two"
+    output.write(0, b"one\ntwo\nthree\n")
+    output.write(1, b"four\n")
+    assert [line.text for line in (*reading, *lines.read_new())] == ["three", "four"]
+
+
 def test_attempt_pattern_and_form(job: Job, store: Store) -> None:
     job.attempt(1).output.write(0, b"step 1: loss 2.5\n\x1b[31mstep 2: loss nan\x1b[0m\n")
     job.attempt(2).output.write(0, b"step 3: loss 2.1\n")

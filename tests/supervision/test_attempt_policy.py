@@ -79,6 +79,9 @@ def test_a_stop_request_ends_an_attempt_that_waits_without_asking_anybody() -> N
         (44, {"hint": UNKNOWN}, Wait, None, ""),
         (46, {"hint": UNKNOWN}, Declare, "lost", "no sign of life for 46 s"),
         (46, {"hint": ALIVE}, Declare, "lost", "no sign of life for 46 s"),
+        (46, {"over_limit": "2 hours are over"}, AskPool, None, ""),
+        (46, {"hint": ALIVE, "over_limit": "2 hours are over"}, Declare, "lost", "no sign of life for 46 s"),
+        (13, {"hint": ALIVE, "over_limit": "2 hours are over"}, AskToStop, "budget", "2 hours are over"),
     ],
 )
 def test_an_attempt_that_a_machine_has_taken_up(

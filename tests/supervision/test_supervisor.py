@@ -101,6 +101,19 @@ def test_a_store_that_is_full_but_readable_makes_no_attempt_lost(job: Job, world
     assert not job.store.exists("write-test")
 
 
+def test_a_hiccup_of_the_store_does_not_end_the_supervisor_when_an_attempt_is_lost(job: Job, world: World) -> None:
+    failures = iter([StoreUnavailable("503 Slow Down")])
+
+    def fail_once(operation: str, key: str) -> None:
+        if operation == "delete" and (error := next(failures, None)) is not None:
+            raise error
+
+    pool = Pool(world, {1: alive_for(20), 2: alive_for(5, (6, ends("completed")))})
+    status = supervision(Job(FaultyStore(job.root, fail_once), job.job_id), world, pool).run()
+    assert status.state is JobState.COMPLETED
+    assert pool.retired == [(1, EndReason.LOST), (2, EndReason.COMPLETED)]
+
+
 def test_a_machine_that_dies_before_its_first_beat_is_lost_too(job: Job, world: World) -> None:
     pool = Pool(world, {1: [(1.0, claims)], 2: alive_for(5, (6, ends("completed")))})
     assert supervision(job, world, pool).run().state is JobState.COMPLETED
@@ -485,3 +498,20 @@ def test_the_jobs_time_is_by_the_supervisors_clock(job: Job, world: World) -> No
     request = job.attempt(1).read_stop_request()
     assert request is not None
     assert (request.end_reason, request.reason) == (EndReason.BUDGET, "the job's 0.01 hours are over")
+
+
+def test_a_machine_that_is_gone_when_the_jobs_time_is_over_is_lost_all_the_same(job: Job, world: World) -> None:
+    """There is nobody left who could be asked to save and stop."""
+    job.set_limits(Limits(max_hours=0.01))
+    created = job.read_spec().created_at
+    status = supervision(
+        job,
+        world,
+        Pool(world, {1: alive_for(30)}),
+        wall_clock=lambda: created + timedelta(seconds=world.time - 1000),
+        stop_requested=lambda: CANCEL if world.time > 2000 else None,  # else it would wait for ever
+    ).run()
+    assert (status.state, status.reason) == (JobState.BUDGET_STOP, "the job's 0.01 hours are over; nothing is saved")
+    lost = job.attempt(1).read_outcome()
+    assert lost is not None
+    assert lost.end_reason is EndReason.LOST
