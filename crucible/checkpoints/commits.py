@@ -49,8 +49,8 @@ class Checkpoints:
     ) -> Checkpoint:
         """Carry the finished local folder `step-…` to the store and make it count.
 
-        A file whose transfer fails is tried again, with growing pauses, until `pause` says that waiting must end;
-        files that are already there are not sent again. `progress` receives the bytes carried so far.
+        A file whose transfer fails is tried again, with growing pauses, until `pause` says that waiting must end.
+        `progress` receives the bytes carried so far.
 
         Raises `FencedOut` when the attempt has been superseded, `StoreError` when the store failed to the end, and
         `CheckpointError` when the folder cannot become a checkpoint.
@@ -153,8 +153,6 @@ class Checkpoints:
         def send() -> None:
             stamp(path)  # a file that is gone is no store that does not answer
             try:
-                if self.job.store.exists(key) and self.job.store.size(key) == size:
-                    return
                 self.job.store.upload(path, key)
                 stored = self.job.store.size(key)
             except ObjectMissing as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from crucible.checkpoints.commits import Checkpoints
-from crucible.checkpoints.manifest import Checkpoint
+from crucible.checkpoints.manifest import FOLDER, Checkpoint, step_and_attempt
 from crucible.checkpoints.restore import fetch_chosen
 from crucible.config import TrainConfig
 from crucible.contract import STATE_FILE, file_sha256, step_name
@@ -53,7 +53,11 @@ def copy_checkpoint(parent: Checkpoints, chosen: Checkpoint, fork: Job, config: 
     fetch_chosen(parent, chosen, folder)
     if config is not None:
         _write_config(folder, config)
-    Checkpoints(fork).commit(fork.attempt(BEGINNING), folder)
+    copies = Checkpoints(fork)
+    for name in fork.store.folders(FOLDER):  # of a fork of this name that was killed before it was on record
+        if step_and_attempt(name)[1] == BEGINNING:
+            copies.delete(name)
+    copies.commit(fork.attempt(BEGINNING), folder)
 
 
 def _write_config(folder: Path, config: TrainConfig) -> None:

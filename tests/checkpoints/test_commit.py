@@ -125,6 +125,25 @@ def test_a_file_that_changes_on_its_way_is_not_committed(store: Store, scratch: 
     assert Checkpoints(job).list() == []
 
 
+def test_a_step_that_is_saved_again_is_carried_again(store: Store, scratch: Path) -> None:
+    """What a commit that failed had carried already has the same sizes, and other bytes."""
+    attempt = running(new_job(store), 1)
+    folder = checkpoint_folder(scratch, 3)
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "upload" and key.endswith("state.json"):
+            raise StoreUnavailable("503")
+
+    flaky = Job(FaultyStore(store, refuse), "job")
+    with pytest.raises(StoreUnavailable):
+        Checkpoints(flaky).commit(flaky.attempt(attempt.number), folder)
+    (folder / "model.bin").write_bytes(weights(4))
+    Checkpoints(attempt.job).commit(attempt, folder)
+    found = restore(Checkpoints(attempt.job), scratch / "restore")
+    assert found is not None
+    assert (found[1] / "model.bin").read_bytes() == weights(4)
+
+
 def test_a_folder_that_vanishes_on_its_way_ends_the_commit(store: Store, scratch: Path) -> None:
     """Trying for ever, as one does while a store is away, would never save anything again."""
     attempt = running(new_job(store), 1)

@@ -110,6 +110,22 @@ def test_a_fork_that_cannot_be_started_leaves_its_name_free(parent: Job, monkeyp
     assert Job.ids(parent.root) == ["mine"]
 
 
+def test_a_fork_that_was_killed_before_it_was_on_record_leaves_nothing_to_the_next_of_its_name(
+    parent: Job, started: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(forking.Job, "create", killed)
+        with pytest.raises(KeyboardInterrupt):
+            forking.fork_job(parent, "9", name="own")
+    fork, _ = forking.fork_job(parent, "6", name="own")
+    found = restore(Checkpoints(fork), tmp_path / "restored")
+    assert found is not None
+    assert found[0].step == 6
+
+
 @pytest.mark.usefixtures("prefect_api")
 def test_a_fork_whose_start_got_no_answer_is_kept_and_starts_once(parent: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     @flow(name="train-script")
