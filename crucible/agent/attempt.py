@@ -61,7 +61,7 @@ FINAL_UPLOAD_SECONDS = 300.0
 RESTORE_SECONDS = 120.0
 """How long a failing store is retried for the checkpoint to resume from."""
 RECORD_SECONDS = 60.0
-"""How long a failing store is retried for the outcome."""
+"""How long a failing store is retried for the claim, and for the outcome."""
 OUTPUT_SECONDS = 5.0
 """How long the last of the workload's output may take to the store."""
 LOOK_SECONDS = 0.2
@@ -149,7 +149,7 @@ class _AttemptRun:
             return
         try:
             claim = self.plan.claim() if self.plan.claim else Claim(number=self.attempt.number)
-            self.attempt.take(claim)
+            persist(lambda: self.attempt.take(claim), wait_at_most(RECORD_SECONDS, self._over))
             try:
                 self._outcome = self._run(claim)
             finally:

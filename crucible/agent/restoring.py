@@ -41,7 +41,7 @@ def restore_newest(
     persist(attempt.close_earlier_starts, pause)
     restored = persist(newest, pause)
     seconds = time.monotonic() - began
-    checkpoint, parent = restored[0] if restored else None, attempt.job.read_spec().forked_from
+    checkpoint, parent = restored[0] if restored else None, persist(attempt.job.read_spec, pause).forked_from
     if checkpoint is None and parent is not None:
         raise CheckpointError(
             f"the checkpoint of step {parent.step} that {attempt.job.job_id} begins at is damaged or gone; fork "

@@ -165,6 +165,28 @@ def test_a_hiccup_at_the_end_does_not_lose_the_outcome(job: Job, tmp_path: Path,
     assert job.attempt(1).read_outcome() == outcome
 
 
+@pytest.mark.parametrize("answer_lost", [False, True])
+@pytest.mark.parametrize("failing", ["create claim.json 1", "folders attempts 1", "read job.json 2"])
+def test_a_hiccup_at_the_start_does_not_lose_the_machine(
+    job: Job, tmp_path: Path, failing: str, answer_lost: bool
+) -> None:
+    operations: list[str] = []
+
+    def hiccup(operation: str, key: str) -> None:
+        operations.append(f"{operation} {key.rsplit('/', 1)[-1]}")
+        if f"{operations[-1]} {operations.count(operations[-1])}" == failing:
+            raise StoreUnavailable("slow down")
+
+    def answered(operation: str, key: str) -> None:
+        """Nothing is lost."""
+
+    launched(job, 1)
+    faults = (answered, hiccup) if answer_lost else (hiccup, answered)
+    frail = Job(FaultyStore(job.root, *faults), "job")
+    outcome = run_attempt(frail.attempt(1), plan(tmp_path, scripted(steps=3), heartbeat_seconds=60), Recorder())
+    assert outcome.end_reason is EndReason.COMPLETED
+
+
 def test_a_store_that_fails_while_restoring_is_no_failure_of_the_job(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
