@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ class MetricsFile:
         for line in whole.splitlines():
             try:
                 values = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(values, dict):
                 found.append((values, line))
@@ -68,5 +69,5 @@ def numbers(values: dict[str, Any]) -> dict[str, float]:
         if isinstance(value, int | float)
         and not isinstance(value, bool)
         and name not in ("step", "time")
-        and abs(value) < float("inf")
+        and abs(value) <= sys.float_info.max
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def test_other_ends_are_told_in_words(
     assert words in outcome.message
     assert outcome.committed_step == committed(job, tmp_path) == 5
     assert job.attempt(1).read_outcome() == outcome
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "combinations": 1' + 400 * "0" + "}", 200_000 * "["])
+def test_a_metric_that_cannot_be_read_ends_no_training(job: Job, tmp_path: Path, line: str) -> None:
+    report = "import os, sys; open(os.environ['CRUCIBLE_METRICS_FILE'], 'w').write(sys.stdin.read())"
+    (tmp_path / "line").write_text(line + '\n{"step": 2, "train_loss": 1.5}\n')
+    command = ["sh", "-c", f'"{sys.executable}" -c "{report}" < "{tmp_path}/line"']
+    outcome = run_attempt(launched(job, 1), plan(tmp_path, command), Recorder())
+    assert (outcome.end_reason, outcome.step) == (EndReason.COMPLETED, 2)
 
 
 def test_a_command_that_does_not_exist(job: Job, tmp_path: Path) -> None:
