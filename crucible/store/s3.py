@@ -177,7 +177,7 @@ class S3Store(Store):
 
 def _s3_code(error: BaseException | None) -> str:
     """The server's own error code, `NoSuchBucket` or a bare status, from what s3fs made of the answer; or nothing."""
-    while error is not None:
+    while error is not None and not isinstance(error, CrucibleError):  # that was the answer to an earlier request
         response = getattr(error, "response", None)
         if isinstance(response, dict):
             return str(response.get("Error", {}).get("Code", ""))

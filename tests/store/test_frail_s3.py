@@ -10,6 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from botocore.exceptions import ConnectionClosedError
 
 from crucible.errors import (
     ObjectExists,
@@ -21,6 +22,7 @@ from crucible.errors import (
 from crucible.jobs.job import Job
 from crucible.jobs.records import JobSpec
 from crucible.store import Store, store_at
+from crucible.store.s3 import S3Store
 from tests.faults.s3_proxy import S3Proxy
 
 CREDENTIALS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
@@ -104,6 +106,19 @@ def test_a_create_whose_answer_was_lost_does_not_lose_against_itself(frail: Stor
     proxy.lose_answers(times=1)
     with pytest.raises(ObjectExists):
         frail.create("claim", b"yours")
+
+
+def test_a_create_that_cannot_be_checked_has_lost_against_nobody(frail: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the caller's own, whose answer was lost: to say that it exists would be to say that it is another's."""
+
+    def hang_up(_path: str) -> bytes:
+        raise ConnectionClosedError(endpoint_url="http://127.0.0.1")
+
+    assert isinstance(frail, S3Store)
+    frail.create("claim", b"mine")
+    monkeypatch.setattr(frail._s3, "cat_file", hang_up)
+    with pytest.raises(StoreUnavailable, match="Connection was closed"):
+        frail.create("claim", b"mine")
 
 
 def test_create_is_refused_by_servers_that_only_say_412(frail: Store, proxy: S3Proxy) -> None:
