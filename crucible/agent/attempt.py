@@ -271,7 +271,7 @@ class _AttemptRun:
         if problem := self.plan.machine_problem():
             raise MachineUnfit(problem)
         pause = wait_at_most(RESTORE_SECONDS)
-        spent = persist(self.attempt.job.cost_usd, pause)
+        spent = persist(lambda: self.attempt.job.cost_usd(before=self.attempt.number), pause)
         self._items.put(LimitsRead(persist(self.attempt.job.read_limits, pause)))
         self._items.put(SpentRead(spent))
         restored = restore_newest(self.attempt, self.scratch.resume, self.observer, RESTORE_SECONDS, self._given_up)

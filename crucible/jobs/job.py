@@ -30,6 +30,7 @@ attempt still manages to write later lies beyond the successor's `start.json` an
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import suppress
@@ -333,10 +334,15 @@ class Job:
         """It has been carried out."""
         self.store.delete(f"stops/{supervisor}.json")
 
-    def cost_usd(self) -> float:
-        """What attempts and stages together have cost so far, in USD: final figures, else the last heartbeat's."""
+    def cost_usd(self, before: float = math.inf) -> float:
+        """What attempts and stages together have cost so far, in USD: final figures, else the last heartbeat's.
+
+        `before`: only the attempts before the one of this number.
+        """
         total = self.stages_usd()
         for attempt in self.attempts():
+            if attempt.number >= before:
+                break
             record = attempt.read_outcome() or attempt.read_heartbeat()
             total += record.cost_usd if record else 0.0
         return total

@@ -9,7 +9,7 @@ from pydantic import AliasChoices, Field
 
 from crucible.errors import ObjectMissing
 from crucible.jobs.job import Job
-from crucible.jobs.records import Record, ShownText, now
+from crucible.jobs.records import EndReason, Record, ShownText, StopRequest, now
 
 
 class JobState(StrEnum):
@@ -23,6 +23,12 @@ class JobState(StrEnum):
     FAILED = "failed"
     STOPPED = "stopped"
     """Given up: too many attempts, or no progress."""
+
+    @classmethod
+    def after_request(cls, request: StopRequest) -> JobState:
+        """What a person's request to stop makes of the job; any but a cancellation and a used-up budget pauses it."""
+        ends = {EndReason.CANCELLED: cls.CANCELLED, EndReason.BUDGET: cls.BUDGET_STOP}
+        return ends.get(request.end_reason, cls.PAUSED)
 
 
 class JobStatus(Record):

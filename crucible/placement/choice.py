@@ -18,9 +18,10 @@ from crucible.estimate.history import PlannedCost
 from crucible.estimate.ranking import Preferences, Ranked, Recommendation, why_nothing_fits
 from crucible.formatting import money, rough_duration
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, Limits, Record
+from crucible.jobs.records import Limits, Record
 from crucible.store import Store
 from crucible.supervision.retry_policy import Placement
+from crucible.supervision.snapshot import FinishedAttempt
 
 if TYPE_CHECKING:
     from crucible.placement.deadline import DeadlinePolicy
@@ -193,7 +194,7 @@ def deadline_policy(
 def observed_mtbf_seconds(store: Store, pool: str) -> float | None:
     """Mean seconds of machine time between interruptions on `pool`, over all jobs on record; None: too few to say.
 
-    Notices and losses count; the job's own end, its own failure and a person's cancel do not.
+    Notices and losses count; the job's own end, its own failure, a move and a person's request do not.
     """
     seconds, interruptions = 0.0, 0
     for job_id in Job.ids(store):
@@ -203,7 +204,7 @@ def observed_mtbf_seconds(store: Store, pool: str) -> float | None:
                 if launch is None or outcome is None or launch.pool != pool:
                     continue
                 seconds += outcome.seconds
-                interruptions += outcome.end_reason in (EndReason.INTERRUPTED, EndReason.LOST)
+                interruptions += FinishedAttempt(outcome, 0).taken_away
     return seconds / interruptions if interruptions >= ENOUGH_INTERRUPTIONS else None
 
 

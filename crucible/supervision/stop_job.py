@@ -46,7 +46,7 @@ def stop_unsupervised_job(job: Job, request: StopRequest) -> Stopped:
         live.end(Outcome(end_reason=request.end_reason, message=request.reason, decided_by="person"))
     newest = job.read_newest_supervisor()
     stopped = JobStatus(
-        state=JobState.CANCELLED,
+        state=JobState.after_request(request),
         reason=request.reason,
         supervisor=newest.number if newest else 0,
         flow_run_id=newest.flow_run_id if newest else "",

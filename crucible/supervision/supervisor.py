@@ -28,8 +28,6 @@ from crucible.supervision.watch import AttemptWatch
 
 _ATTEMPTS_STILL_COUNT = {JobState.RUNNING, JobState.COMPLETED, JobState.BUDGET_STOP}
 """After a budget stop what counts is whether the limits were raised, not that someone started the job again."""
-_STOPPED = {EndReason.CANCELLED: JobState.CANCELLED, EndReason.BUDGET: JobState.BUDGET_STOP}
-"""What a person's request makes of the job; anything else pauses it."""
 
 
 @dataclass
@@ -61,7 +59,7 @@ class Supervision(SupervisionContext):
         not answer.
         """
         stop_live_attempt(self, request, wait_seconds)
-        status = self._record(_STOPPED.get(request.end_reason, JobState.PAUSED), request.reason)
+        status = self._record(JobState.after_request(request), request.reason)
         if self.supervisor is not None:
             with suppress(StoreError):
                 self.job.forget_stop_request(self.supervisor.name)

@@ -23,6 +23,7 @@ from tests.agent.scripted import weights_after
 from tests.faults.faulty_store import FaultyStore
 from tests.faults.s3_proxy import S3Proxy
 from tests.faults.small_jobs import launched, new_job
+from tests.waiting import until
 
 
 class Outage:
@@ -163,6 +164,20 @@ def test_a_hiccup_at_the_end_does_not_lose_the_outcome(job: Job, tmp_path: Path,
     outcome = run_attempt(frail.attempt(1), plan(tmp_path, scripted(steps=3)), Recorder())
     assert outcome.end_reason is EndReason.COMPLETED
     assert job.attempt(1).read_outcome() == outcome
+
+
+def test_what_earlier_attempts_cost_is_without_its_own_first_heartbeat(job: Job, tmp_path: Path) -> None:
+    """It would count twice against the cap."""
+    read: list[str] = []
+
+    def beats_first() -> None:
+        until(lambda: job.attempt(1).read_heartbeat() is not None)
+
+    launched(job, 1)
+    watched = Job(FaultyStore(job.root, lambda operation, key: read.append(f"{operation} {key}")), "job")
+    run_attempt(watched.attempt(1), plan(tmp_path, scripted(steps=1), machine_problem=beats_first), Recorder())
+    assert "write attempts/0001/heartbeat.json" in read
+    assert "read attempts/0001/heartbeat.json" not in read
 
 
 @pytest.mark.parametrize("answer_lost", [False, True])

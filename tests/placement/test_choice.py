@@ -10,8 +10,15 @@ from crucible.config import TrainConfig
 from crucible.datasets.meta import DatasetMeta
 from crucible.errors import ConfigError
 from crucible.jobs.job import Job
-from crucible.jobs.records import JobSpec
-from crucible.placement.choice import Choice, PlacementRequest, deadline_policy, read_choice, remember_choice
+from crucible.jobs.records import EndReason, JobSpec, Launch, Notification, Outcome
+from crucible.placement.choice import (
+    Choice,
+    PlacementRequest,
+    deadline_policy,
+    observed_mtbf_seconds,
+    read_choice,
+    remember_choice,
+)
 from crucible.placement.deadline import DeadlinePolicy
 from crucible.placement.overflow import OverflowPolicy
 from crucible.store import Store
@@ -79,3 +86,19 @@ def test_the_choice_is_kept_for_the_flow_run_that_made_it(store: Store) -> None:
     remember_choice(job, "run-1", Choice(placements=[LOCAL]))
     assert read_choice(job, "run-1") == choice
     assert read_choice(job, "run-2") is None
+
+
+def test_an_attempt_that_was_moved_is_no_interruption_of_its_pool(store: Store) -> None:
+    job = Job.create(store, JobSpec(job_id="job"))
+
+    def ended(number: int, *noticed_by: str) -> None:
+        job.decide(Launch(number=number, pool="ec2-spot", reason="test"))
+        notes = [Notification(source=source, reason="test") for source in noticed_by]
+        reason = EndReason.INTERRUPTED
+        job.attempt(number).end(Outcome(end_reason=reason, message="test", seconds=3600, notifications=notes))
+
+    for number in (1, 2, 3):
+        ended(number, "ec2-spot")
+    assert observed_mtbf_seconds(store, "ec2-spot") == 3600
+    ended(4, "supervisor")
+    assert observed_mtbf_seconds(store, "ec2-spot") == 4800

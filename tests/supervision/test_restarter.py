@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from prefect.client.schemas.objects import StateType
-from prefect.states import Cancelling, Crashed, Running
+from prefect.states import Cancelling, Crashed, Paused, Running
 
 from blocks.store import Store as StoreBlock
 from crucible.errors import ConfigError
@@ -102,6 +102,20 @@ def test_a_run_cancelled_after_its_process_died_lets_its_attempt_save(
     assert request.end_reason is EndReason.CANCELLED
     assert status_of(job).state is JobState.CANCELLED  # type: ignore[union-attr]
     assert supervisor_heartbeats(store) == []
+
+
+def test_a_run_paused_after_its_process_died_is_paused_and_not_cancelled(
+    store: Store, restart: Callable[[], list[str]]
+) -> None:
+    run = deployed_run(Paused())
+    job = new_job(store)
+    running(job, run)
+    claimed(job, 1)
+    leave_heartbeat(store, run, job.job_id, server_id())
+
+    assert restart() == []
+
+    assert status_of(job).state is JobState.PAUSED  # type: ignore[union-attr]
 
 
 def test_stages_and_trials_of_a_dead_run_that_is_cancelled_save_too(
