@@ -9,7 +9,6 @@ So the supervisor that meets one makes it the limit of the queue, which is what 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from uuid import UUID
 
 import httpx
@@ -26,14 +25,14 @@ LOOK_SECONDS = 30.0
 class AttemptQueue:
     """What the queue of an attempt's pool says about its turn."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._look_at = clock, 0.0
+    def __init__(self) -> None:
+        self._look_at = 0.0
         self._slots: int | None = None
 
     def slots(self, run: FlowRun) -> int | None:
         """The slots that a waiting run waits for; None where the queue has no limit, or no worker serves it."""
-        if self._clock() >= self._look_at and run.work_queue_id is not None:
-            self._look_at = self._clock() + LOOK_SECONDS
+        if time.monotonic() >= self._look_at and run.work_queue_id is not None:
+            self._look_at = time.monotonic() + LOOK_SECONDS
             self.keep_supervisors_out(run)  # a limit may be set while it waits
             self._slots = _read_slots(run.work_queue_id)
         return self._slots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from crucible.errors import StoreError
@@ -22,16 +22,16 @@ SHARE = 0.05
 class SweepBoard:
     """Publishes a sweep under two constant keys; of each artifact there is one version."""
 
-    def __init__(self, sweep: Sweep, clock: Callable[[], float] = time.monotonic) -> None:
-        self._sweep, self._clock = sweep, clock
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
         self._curves = Curves(sweep)
-        self._began, self._next = clock(), 0.0
+        self._began, self._next = time.monotonic(), 0.0
         self._table = LiveArtifact(artifact_key("leaderboard", sweep.sweep_id), "table")
         self._page = LiveArtifact(artifact_key("sweep", sweep.sweep_id), "markdown")
 
     @property
     def due(self) -> bool:
-        return self._clock() >= self._next
+        return time.monotonic() >= self._next
 
     def publish(self, trials: Sequence[Trial]) -> None:
         """Show the trials as they are. Whatever the server refuses is left out: the records have it."""
@@ -40,7 +40,7 @@ class SweepBoard:
             self._show(ranked)
         cost = sum(trial.cost_usd for trial in trials)
         add_tags(f"trials:{len(trials)}", f"cost-usd:{cost:.2f}", replacing=("trials:", "cost-usd:"))
-        self._next = self._clock() + max(LEAST_SECONDS, SHARE * (self._clock() - self._began))
+        self._next = time.monotonic() + max(LEAST_SECONDS, SHARE * (time.monotonic() - self._began))
 
     def _show(self, ranked: Sequence[Trial]) -> None:
         self._table.publish(self._sweep.leaderboard(ranked[:MOST_ROWS]), f"Leaderboard of sweep {self._sweep.sweep_id}")

@@ -76,7 +76,6 @@ class Adapter:
         self._saved_before_stop = 0
         self._stopping = self._asked = self._killed = False
         self._give_up_at: float | None = None
-        self._lost_output = False
         self._began = time.time()
 
     def request_stop(self, *_: object) -> None:

@@ -75,11 +75,11 @@ class Nodes:
         return Rendezvous(host=self.address, port=port, nodes=self.count, processes=self.processes)
 
 
-def own_address(towards: str = "192.0.2.1") -> str:
+def own_address() -> str:
     """The address of the interface that leads to the network; the loopback address where there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # sends nothing
         try:
-            probe.connect((towards, 9))
+            probe.connect(("192.0.2.1", 9))
             return str(probe.getsockname()[0])
         except OSError:
             return "127.0.0.1"

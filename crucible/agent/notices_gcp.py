@@ -31,9 +31,9 @@ _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class GcpMetadataNotices:
     """Waits, in a thread that the first `poll` starts, for the preemption of this machine."""
 
-    def __init__(self, endpoint: str | None = None, *, notice_seconds: float = NOTICE_SECONDS) -> None:
+    def __init__(self, endpoint: str | None = None) -> None:
         found = endpoint or f"http://{os.environ.get('GCE_METADATA_HOST') or DEFAULT_HOST}"
-        self.endpoint, self.notice_seconds = found.rstrip("/"), notice_seconds
+        self.endpoint = found.rstrip("/")
         self._standing: Notice | None = None
         self._thread: threading.Thread | None = None
 
@@ -58,7 +58,7 @@ class GcpMetadataNotices:
                 self._standing = Notice(
                     source="gcp-spot",
                     reason="Google Cloud preempts this spot machine",
-                    deadline=time.time() + self.notice_seconds,
+                    deadline=time.time() + NOTICE_SECONDS,
                 )
                 return
 

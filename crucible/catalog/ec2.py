@@ -70,7 +70,7 @@ def price_history(client: Any, request: dict[str, Any], now: datetime) -> Iterat
         yield from page["SpotPriceHistory"]
 
 
-def spot_capacity(offers: Sequence[Offer], region: str | None = None) -> dict[str, bool]:
+def spot_capacity(offers: Sequence[Offer]) -> dict[str, bool]:
     """By machine type of the pool `ec2-spot`: whether one is likely to be available; unknown types are left out.
 
     EC2's placement scores range from 1 (unlikely) to 10 (very likely) and promise nothing. They are meaningful for
@@ -91,7 +91,7 @@ def spot_capacity(offers: Sequence[Offer], region: str | None = None) -> dict[st
     known: dict[str, bool] = {}
     try:
         session = boto3.Session()
-        where = region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+        where = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
         client = session.client("ec2", region_name=where, config=_brief())
         for gpu in dict.fromkeys(offer.gpu for offer in spot):
             types = sorted({offer.instance for offer in spot if offer.gpu == gpu})

@@ -39,18 +39,10 @@ class Checkpoints:
         """Every commit that would count but for its manifest, newest first, with what is wrong."""
         return [(checkpoint, problem) for checkpoint, problem in self.found() if problem is not None]
 
-    def commit(
-        self,
-        attempt: Attempt,
-        folder: Path,
-        *,
-        pause: Pause | None = None,
-        progress: Callable[[int], None] | None = None,
-    ) -> Checkpoint:
+    def commit(self, attempt: Attempt, folder: Path, *, pause: Pause = no_wait) -> Checkpoint:
         """Carry the finished local folder `step-…` to the store and make it count.
 
         A file whose transfer fails is tried again, with growing pauses, until `pause` says that waiting must end.
-        `progress` receives the bytes carried so far.
 
         Raises `FencedOut` when the attempt has been superseded, `StoreError` when the store failed to the end, and
         `CheckpointError` when the folder cannot become a checkpoint.
@@ -58,8 +50,7 @@ class Checkpoints:
         step = step_of(folder)
         if step is None:
             raise CheckpointError(f"{folder} is no checkpoint folder: its name must be step-<number>")
-        wait = pause or no_wait
-        persist(attempt.require_current, wait)
+        persist(attempt.require_current, pause)
         paths = checkpoint_files(folder)
         if not paths:
             raise CheckpointError(f"{folder} holds no file")
@@ -68,10 +59,8 @@ class Checkpoints:
         checkpoint = Checkpoint(
             job_id=self.job.job_id, attempt=attempt.number, step=step, files=[], state=workload_state(folder)
         )
-        carried = 0
 
         def carry(path: Path) -> StoredFile:
-            nonlocal carried
             try:
                 before = stamp(path)
                 stored = StoredFile(
@@ -79,23 +68,20 @@ class Checkpoints:
                 )
             except FileNotFoundError as error:
                 raise CheckpointError(f"{path} vanished before it was carried to the store") from error
-            self._upload(attempt, path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, wait)
+            self._upload(attempt, path, f"{FOLDER}/{checkpoint.name}/{stored.name}", stored.size, pause)
             if stamp(path) != before:
                 raise CheckpointError(
                     f"{path} changed while it was carried to the store; a workload must leave a checkpoint folder "
                     f"alone once it has its final name"
                 )
-            carried += stored.size
-            if progress:
-                progress(carried)
             return stored
 
         with ThreadPoolExecutor(PARALLEL_TRANSFERS, thread_name_prefix="upload") as pool:
             checkpoint.files = list(pool.map(carry, paths))
-        persist(attempt.require_current, wait)
+        persist(attempt.require_current, pause)
         manifest = f"{FOLDER}/{checkpoint.name}/{MANIFEST}"
-        persist(lambda: self.job.store.write_model(manifest, checkpoint), wait)
-        persist(attempt.require_current, wait)
+        persist(lambda: self.job.store.write_model(manifest, checkpoint), pause)
+        persist(attempt.require_current, pause)
         return checkpoint
 
     def verify(self, checkpoint: Checkpoint, folder: Path | None = None) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 
@@ -70,9 +70,9 @@ class CleanupResult:
         return sum(removal.bytes for removal in self.removed)
 
 
-def plan_cleanup(store: Store, request: CleanupRequest, scratch: Path, at: datetime | None = None) -> CleanupPlan:
+def plan_cleanup(store: Store, request: CleanupRequest, scratch: Path) -> CleanupPlan:
     """Look for what may go; changes nothing. Raises what the store raises."""
-    at = at or now()
+    at = now()
     jobs = OldJobs(store, at - timedelta(days=request.days))
     leftovers = at - timedelta(days=request.leftover_days)
     finders: list[tuple[set[Kind], Callable[[], Iterator[Removal]]]] = [

@@ -124,9 +124,9 @@ def remember_result(job: Job) -> EstimateRecord | None:
     return record
 
 
-def estimates(store: Store, on_damage: Callable[[str], None] = logger.warning) -> list[EstimateRecord]:
+def estimates(store: Store) -> list[EstimateRecord]:
     """Every estimate whose job has ended, oldest first; damaged ones are reported and left out."""
-    return sorted(_records(store, _ESTIMATES, EstimateRecord, on_damage), key=lambda record: record.at)
+    return sorted(_records(store, _ESTIMATES, EstimateRecord, logger.warning), key=lambda record: record.at)
 
 
 def _records(store: Store, folder: str, model: type[R], on_damage: Callable[[str], None]) -> Iterator[R]:

@@ -136,7 +136,6 @@ def script_needs(
     measured_on: str | None,
     offers: list[Offer],
     gpu_memory_gib: float | None = None,
-    dataset_bytes: int | None = None,
 ) -> ScriptNeeds:
     """Combine what the source shows with what the user states.
 
@@ -160,7 +159,7 @@ def script_needs(
         inferred += (f"GPU memory: as much as {machine.instance} has, {gpu_memory_gib:.1f} GiB, since none is stated",)
     checkpoint = int((gpu_memory_gib or 1.0) * _STATE_SHARE * 2**30)
     inferred += (f"checkpoint: {checkpoint / 1e9:.1f} GB, a quarter of the GPU memory",)
-    return ScriptNeeds(facts, hours, machine, gpu_memory_gib, checkpoint, dataset_bytes, inferred)
+    return ScriptNeeds(facts, hours, machine, gpu_memory_gib, checkpoint, inferred=inferred)
 
 
 class _Reader(ast.NodeVisitor):

@@ -66,9 +66,9 @@ SPOT_RUNS = Lomax(shape=1.08, scale_seconds=0.795 * _HOUR)
 SPOT_OUTAGES = Lomax(shape=1.37, scale_seconds=0.927 * _HOUR)
 
 
-def lookahead(job: DeadlineJob, runs: Lomax = SPOT_RUNS, outages: Lomax = SPOT_OUTAGES) -> Rule:
+def lookahead(job: DeadlineJob) -> Rule:
     """The rule with the least expected cost for `job` if spot runs and outages follow the two distributions."""
-    plan = _Plan(job, runs, outages)
+    plan = _Plan(job)
 
     def rule(seen: Seen) -> Choices:
         return never_late(job, seen, plan.choose(job, seen))
@@ -76,11 +76,11 @@ def lookahead(job: DeadlineJob, runs: Lomax = SPOT_RUNS, outages: Lomax = SPOT_O
     return rule
 
 
-def _transitions(runs: Lomax, outages: Lomax, step: float) -> NDArray[np.float64]:
+def _transitions(step: float) -> NDArray[np.float64]:
     """Chances between the phases (outage by age class, then available by age class) within one step."""
     chances = np.zeros((2 * _CLASSES, 2 * _CLASSES))
     widths = np.diff(np.append(_AGE_BOUNDS, np.inf))
-    for side, law in enumerate((outages, runs)):
+    for side, law in enumerate((SPOT_OUTAGES, SPOT_RUNS)):
         own, other = side * _CLASSES, (1 - side) * _CLASSES
         for age_class, leave in enumerate(law.leave_chance(step)):
             grow = (1 - leave) * min(1.0, step / widths[age_class])
@@ -93,14 +93,14 @@ def _transitions(runs: Lomax, outages: Lomax, step: float) -> NDArray[np.float64
 class _Plan:
     """Best choice by (steps left, slack level, phase, machine held), by backward induction."""
 
-    def __init__(self, job: DeadlineJob, runs: Lomax, outages: Lomax) -> None:
+    def __init__(self, job: DeadlineJob) -> None:
         self._step = max(job.tick_seconds, job.deadline_seconds / _MOST_STEPS)
         steps = math.ceil(job.deadline_seconds / self._step) + 1
         slack_steps = max(1.0, (job.deadline_seconds - job.work_seconds) / self._step)
         self._per_step = int(np.clip(_SLACK_LEVELS / slack_steps, 1, 16))  # slack levels per time step
         self._levels = math.ceil(slack_steps * self._per_step) + 2
         self._table = np.zeros((steps + 1, self._levels, 2 * _CLASSES, 3), dtype=np.int8)
-        self._fill(job, _transitions(runs, outages, self._step))
+        self._fill(job, _transitions(self._step))
 
     def choose(self, job: DeadlineJob, seen: Seen) -> Choices:
         left = (job.deadline_seconds - seen.elapsed_seconds) / self._step

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from crucible.billing.costs import MICRO, on_demand_micro_usd
 from crucible.billing.machines import on_demand_usd_per_hour, shown_machines
 from crucible.catalog.offers import Offer, load_catalog
@@ -13,12 +11,12 @@ from crucible.jobs.stage_records import StageRun
 from crucible.reports.summary import AttemptSummary, JobSummary
 
 
-def bill(summary: JobSummary, offers: Mapping[str, Offer] | None = None) -> str:
+def bill(summary: JobSummary) -> str:
     """Markdown: a table whose rows add up to the last one, to the millionth of a dollar, and remarks on it.
 
-    `offers` by `pool/instance` give the on-demand prices; the catalog's if none are given.
+    The catalog gives the on-demand prices.
     """
-    known = _catalog() if offers is None else offers
+    known = _catalog()
     rows: list[list[str]]
     entries: list[tuple[str, AttemptSummary | StageRun]]
     rows, paid, on_demand, seconds = [], 0, 0, 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -27,15 +26,15 @@ LOOK_SECONDS = 60.0
 class QueueWatch:
     """Sends one event for each queue that becomes long, and another only after it was short in between."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._look_at = clock, 0.0
+    def __init__(self) -> None:
+        self._look_at = 0.0
         self._long: set[str] = set()
 
     def look(self) -> list[str]:
         """At most once a minute; returns the messages of the events that were sent."""
-        if self._clock() < self._look_at:
+        if time.monotonic() < self._look_at:
             return []
-        self._look_at = self._clock() + LOOK_SECONDS
+        self._look_at = time.monotonic() + LOOK_SECONDS
         now = datetime.now(UTC)
         with get_client(sync_client=True) as client:
             waiting = _waiting(client, now - timedelta(minutes=WAITING_MINUTES))

@@ -265,9 +265,7 @@ class Sandboxes:
         return dockerfile
 
 
-async def billed_by_tag(
-    tag: str, app_name: str = "crucible", since: datetime | None = None, client: modal.Client | None = None
-) -> dict[str, float]:
+async def billed_by_tag(tag: str, app_name: str = "crucible", since: datetime | None = None) -> dict[str, float]:
     """Dollars by value of a tag, for all sandboxes of an App since an hour; "" stands for sandboxes without the tag.
 
     Modal's figures are late by minutes. A naive `since` is taken for UTC.
@@ -282,7 +280,7 @@ async def billed_by_tag(
         raise ConfigError(f"since: {since} is too long ago; Modal sums up the last seven days")
     start = start.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
     with explained():
-        app = await modal.App.lookup.aio(app_name, client=client)
+        app = await modal.App.lookup.aio(app_name)
         groups = app.sandboxes.stats.aio(since=start, group_by_tags=[tag])
         return {group.tags.get(tag) or "": float(group.cost or 0) async for group in groups}
 

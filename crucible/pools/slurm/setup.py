@@ -8,7 +8,6 @@ from typing import Any
 
 from crucible.catalog.offers import Offer, cluster_offers_file, load_catalog, write_table
 from crucible.errors import ConfigError
-from crucible.pools.common.reach import is_here
 from crucible.pools.slurm.cluster import path_in_shell
 from crucible.pools.slurm.inventory import Inventory, Partition, read_inventory
 from crucible.pools.slurm.pool import POOL, PoolOptions, register
@@ -168,10 +167,3 @@ def _same_gpu(kind: str) -> Offer | None:
         or wanted.endswith(name)
     ]
     return min(fitting, key=lambda offer: (offer.gpu_memory_gib or 0.0, offer.gpu), default=None)
-
-
-def unreachable_server(api_url: str, login_node: str | None) -> str | None:
-    """Why nodes cannot reach the Prefect server under this address, as far as the address alone can tell."""
-    if not is_here(api_url) or login_node is None:
-        return None
-    return f"the nodes cannot reach {api_url}, which is this machine's own"
