@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Literal
 
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.events import emit_event
 from prefect.exceptions import PrefectException, PrefectHTTPStatusError
+from pydantic import ValidationError
 
 from blocks.budget import Budget
 from crucible.billing.budgets import BudgetLimit, budget_state, due_alerts, why_stop
 from crucible.billing.costs import MICRO, AttemptCost, Bill, as_csv, as_rows, attempt_costs, total_micro_usd
 from crucible.catalog.offers import load_catalog
-from crucible.errors import StoreUnavailable
+from crucible.errors import ConfigError, StoreUnavailable
 from crucible.prefect_compat.live_artifacts import LiveArtifact
 from crucible.reports.costs import cost_page
+from crucible.settings import explain_validation_error
 from crucible.store import Store
+
+logger = logging.getLogger(__name__)
 
 Period = Literal["day", "week", "month"]
 BUDGET_SECONDS = 60.0
@@ -69,7 +75,10 @@ def write_csv(store: Store, period: Period, now: datetime) -> str:
 
 
 def budget_limits() -> list[BudgetLimit]:
-    """Every `Budget` block that is saved on the server; empty if there is none."""
+    """Every `Budget` block that is saved on the server; empty if there is none.
+
+    One that is not valid is reported and left out: the server takes any, and it must not end everybody's jobs.
+    """
     try:
         with get_client(sync_client=True) as client:
             documents = client.read_block_documents_by_type(Budget.get_block_type_slug())
@@ -80,10 +89,18 @@ def budget_limits() -> list[BudgetLimit]:
     limits = []
     for document in documents:
         if document.name:
-            block = Budget.load(document.name)
-            assert isinstance(block, Budget)
-            limits.append(block.limit(document.name))
+            try:
+                limits.append(Budget.model_validate(document.data).limit(document.name))
+            except ValidationError as error:
+                _warn_once(f"budget {document.name} does not count: {explain_validation_error(error)}")
+            except ConfigError as error:
+                _warn_once(f"budget {document.name} does not count: {error}")
     return limits
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
 
 
 class BudgetWatch:
