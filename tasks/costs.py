@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -74,10 +75,16 @@ def write_csv(store: Store, period: Period, now: datetime) -> str:
     return key
 
 
-def budget_limits() -> list[BudgetLimit]:
+@cache
+def _warn_once(problem: str) -> None:
+    logger.warning("%s; until then it is not enforced", problem)
+
+
+def budget_limits(invalid: Callable[[str], object] = _warn_once) -> list[BudgetLimit]:
     """Every `Budget` block that is saved on the server; empty if there is none.
 
-    One that is not valid is reported and left out: the server takes any, and it must not end everybody's jobs.
+    The server takes any block from its API. One that is not valid is left out, and `invalid` is told: a running job
+    goes on, a new one may refuse to start.
     """
     try:
         with get_client(sync_client=True) as client:
@@ -91,16 +98,10 @@ def budget_limits() -> list[BudgetLimit]:
         if document.name:
             try:
                 limits.append(Budget.model_validate(document.data).limit(document.name))
-            except ValidationError as error:
-                _warn_once(f"budget {document.name} does not count: {explain_validation_error(error)}")
-            except ConfigError as error:
-                _warn_once(f"budget {document.name} does not count: {error}")
+            except (ValidationError, ConfigError) as error:
+                why = explain_validation_error(error) if isinstance(error, ValidationError) else str(error)
+                invalid(f"the Budget block {document.name} is not valid ({why}): mend it in the Prefect UI")
     return limits
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
 
 
 class BudgetWatch:

@@ -105,7 +105,9 @@ class _SpotCapacity:
 def _require_budget(store: Store, found: Recommendation, request: PlacementRequest) -> None:
     """Reserve the low estimate of what is left to do in every budget that covers the job."""
     low_usd = found.ranked[0].estimate.usd.low * (1 - request.saved_share)
-    limits = [limit for limit in budget_limits() if limit.covers(request.project, request.owner)] if low_usd > 0 else []
+    if low_usd <= 0:
+        return
+    limits = [limit for limit in budget_limits(_refuse) if limit.covers(request.project, request.owner)]
     if not limits:
         return
     now = datetime.now(UTC)
@@ -116,6 +118,10 @@ def _require_budget(store: Store, found: Recommendation, request: PlacementReque
             for reserved in limits[:place]:
                 release(store, reserved, request.job_id, now)
             raise ConfigError(f"budget: {reason}")
+
+
+def _refuse(problem: str) -> None:
+    raise ConfigError(f"budget: {problem}")
 
 
 def _with_history(store: Store, place: Placement) -> Placement:
