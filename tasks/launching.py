@@ -122,9 +122,12 @@ class PrefectLauncher:
         if run.state.name == QUEUED:  # in the pool's own queue, where its turn comes
             return Hint(PoolSays.WAITING, message, queued=True)
         slots = self._queue.slots(run)
-        if slots is None:
-            return Hint(PoolSays.WAITING, message)
-        return Hint(PoolSays.WAITING, f"waits for one of the {slots} slots of {run.work_pool_name}", queued=True)
+        if slots is not None:
+            return Hint(PoolSays.WAITING, f"waits for one of the {slots} slots of {run.work_pool_name}", queued=True)
+        if self._queue.unserved:
+            nobody = f"no worker polls the pool {run.work_pool_name}; `crucible doctor` says how to start one"
+            return Hint(PoolSays.WAITING, nobody, unserved=True)
+        return Hint(PoolSays.WAITING, message)
 
     def retire(self, job: Job, launch: Launch, outcome: Outcome) -> None:
         """A run that still believes in itself is cancelled, so that its worker ends what is left of it."""

@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolUpdate
-from prefect.client.schemas.objects import FlowRun, WorkQueueStatus
+from prefect.client.schemas.objects import FlowRun, WorkQueue, WorkQueueStatus
 from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -28,13 +28,22 @@ class AttemptQueue:
     def __init__(self) -> None:
         self._look_at = 0.0
         self._slots: int | None = None
+        self._looks_without_worker = 0
+
+    @property
+    def unserved(self) -> bool:
+        """Whether no worker polled the queue at the last two looks: one that is just starting gets the time to."""
+        return self._looks_without_worker > 1
 
     def slots(self, run: FlowRun) -> int | None:
         """The slots that a waiting run waits for; None where the queue has no limit, or no worker serves it."""
         if time.monotonic() >= self._look_at and run.work_queue_id is not None:
             self._look_at = time.monotonic() + LOOK_SECONDS
             self.keep_supervisors_out(run)  # a limit may be set while it waits
-            self._slots = _read_slots(run.work_queue_id)
+            found = _read_queue(run.work_queue_id)
+            served = found is None or found.status is not WorkQueueStatus.NOT_READY
+            self._looks_without_worker = 0 if served else self._looks_without_worker + 1
+            self._slots = found.concurrency_limit if found and found.status is WorkQueueStatus.READY else None
         return self._slots
 
     def keep_supervisors_out(self, run: FlowRun) -> None:
@@ -57,10 +66,9 @@ class AttemptQueue:
         )
 
 
-def _read_slots(queue: UUID) -> int | None:
+def _read_queue(queue: UUID) -> WorkQueue | None:
     try:
         with get_client(sync_client=True) as client:
-            found = client.read_work_queue(queue)
+            return client.read_work_queue(queue)
     except (httpx.HTTPError, PrefectException):
         return None
-    return found.concurrency_limit if found.status is WorkQueueStatus.READY else None

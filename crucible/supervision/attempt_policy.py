@@ -85,7 +85,8 @@ def _of_waiting(attempt: AttemptView, seen: Observation, timeouts: Timeouts) -> 
     if seen.leave is not None:
         return Declare(EndReason.NOT_STARTED, seen.leave)
     if seen.silent_seconds > timeouts.start and not (seen.waited_for or seen.hint.queued):
-        return Declare(EndReason.NOT_STARTED, f"no machine took it up within {timeouts.start:.0f} s")
+        why = f": {seen.hint.message}" if seen.hint.unserved else ""
+        return Declare(EndReason.NOT_STARTED, f"no machine took it up within {timeouts.start:.0f} s{why}")
     return Wait()
 
 

@@ -29,6 +29,8 @@ class Hint:
     """A person cancelled the run there."""
     queued: bool = False
     """It waits for a slot among others: the pool's workers are there, and its turn comes."""
+    unserved: bool = False
+    """No worker is there that could take it; the message says so."""
     permanent: bool = False
     """What keeps the run from starting does not go away by itself: trying again cannot help."""
 

@@ -88,6 +88,8 @@ class AttemptWatch:
         hint = context.hint(live)
         if hint.queued:
             context.notify_once(f"attempt {live.number} {hint.message}", hint.message)
+        elif hint.unserved:
+            context.notify_once(f"attempt {live.number} waits: {hint.message}", hint.message)
         same = same_refusals(snapshot.attempts[:-1], live.pool, hint.message)
         return judge(live, replace(seen, hint=hint, same_refusals=same), context.timeouts)
 

@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import FlowRun
 from crucible.local.provision import queue_slots
 from tasks import queues
 from tasks.queues import AttemptQueue
+from tests.waiting import until
 
 
 @flow(name="waits-for-a-slot")
@@ -63,6 +64,28 @@ def test_a_limit_on_the_supervisors_own_pool_becomes_one_of_the_attempts(
         _, elsewhere = two_runs(other)
         AttemptQueue().keep_supervisors_out(elsewhere)
         assert client.read_work_pool(other).concurrency_limit == 1
+
+
+def test_a_queue_that_no_worker_polls_is_unserved_from_the_second_look(prefect_api: str) -> None:
+    pool = f"pool-{uuid.uuid4().hex[:8]}"
+    _, attempt = two_runs(pool)
+    at = 1.0
+    queue = AttemptQueue(lambda: at)
+    queue.slots(attempt)
+    assert not queue.unserved, "a worker that is just starting gets the time to poll"
+    at += queues.LOOK_SECONDS
+    queue.slots(attempt)
+    assert queue.unserved
+
+    def served() -> bool:
+        nonlocal at
+        at += queues.LOOK_SECONDS
+        queue.slots(attempt)
+        return not queue.unserved
+
+    with get_client(sync_client=True) as client:
+        client.get_scheduled_flow_runs_for_work_pool(pool)  # as a worker polls
+    until(served)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from crucible.supervision.snapshot import AttemptView, FinishedAttempt
 NOON = datetime(2026, 5, 7, 12, tzinfo=UTC)
 ENDED = Hint(PoolSays.ENDED, "Crashed: worker gone")
 WAITING, ALIVE, UNKNOWN = Hint(PoolSays.WAITING), Hint(PoolSays.ALIVE), Hint(PoolSays.UNKNOWN)
+UNSERVED = Hint(PoolSays.WAITING, "no worker polls the pool slurm", unserved=True)
 STOP = StopRequest(end_reason=EndReason.CANCELLED, reason="stopped by ada")
 
 
@@ -46,6 +47,7 @@ def waiting(**fields: Any) -> AttemptView:
         (3, {"hint": WAITING, "leave": "modal has room"}, Declare, "not-started", "modal has room"),
         (899, {"hint": WAITING}, Wait, None, ""),
         (901, {"hint": WAITING}, Declare, "not-started", "no machine took it up within 900 s"),
+        (901, {"hint": UNSERVED}, Declare, "not-started", "within 900 s: no worker polls the pool slurm"),
         (9999, {"hint": WAITING, "waited_for": True}, Wait, None, ""),
         (9999, {"hint": Hint(PoolSays.WAITING, queued=True)}, Wait, None, ""),
         (3, {"over_limit": "2 hours are over"}, Declare, "not-started", "2 hours are over"),
