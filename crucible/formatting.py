@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 UNKNOWN = "–"
 """Stands in a table for what is not known (yet)."""
 PIPE_WIDTH = 240
 """Columns of a table that goes to a file or another program, so that each row stays on one line."""
+COLUMN_GAP = 2
+"""Spaces between the columns of a table in the terminal."""
 
 
 def without_credentials(text: str) -> str:
@@ -138,14 +141,51 @@ def print_table(
     headings: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = (), title: str | None = None
 ) -> None:
     """Print a table to the terminal, the columns in `numbers` right-aligned."""
+    screen = console()
+    screen.print(terminal_table(headings, rows, screen.width, numbers, title))
+
+
+def terminal_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+    numbers: Sequence[int] = (),
+    title: str | None = None,
+) -> Table:
+    """The table for a terminal of that width; names and numbers are broken only where nothing else makes it fit."""
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False, title=title)
+    widths = _column_widths(headings, rows, width)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
+        justify: Literal["left", "right"] = "right" if index in numbers else "left"
+        table.add_column(heading, justify=justify, overflow="fold", width=widths[index] if widths else None)
     for row in rows:
         table.add_row(*row)
-    console().print(table)
+    return table
+
+
+def fits(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether a `terminal_table` has no broken line at that width."""
+    columns = list(zip(headings, *rows, strict=True))
+    return sum(max(map(len, column)) for column in columns) + COLUMN_GAP * (len(columns) - 1) <= width
+
+
+def _column_widths(headings: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """Widths at which the table fits: lines are broken between words, then headings in words; None if neither helps."""
+    columns = list(zip(headings, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    words = [[len(word) for text in column[1:] for word in text.split()] for column in columns]
+    least = [max(found, default=1) for found in words]
+    with_heading = [max(least[i], *map(len, heading.split()), 1) for i, heading in enumerate(headings)]
+    room = width - COLUMN_GAP * (len(columns) - 1)
+    for floors in (with_heading, least):
+        while sum(widths) > room:
+            spare = [index for index, floor in enumerate(floors) if widths[index] > floor]
+            if not spare:
+                break
+            widths[max(spare, key=lambda index: widths[index])] -= 1
+    return widths if sum(widths) <= room else None
 
 
 def console() -> Console:

@@ -16,6 +16,7 @@ import argparse
 import base64
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -95,13 +96,19 @@ class Page:
         shown = f"document.body?.innerText.includes({json.dumps(needed)})"
         wanted = f"!!document.querySelector({json.dumps(needed)})" if needed.startswith("img") else shown
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not self.evaluate(wanted):
+        while not self._holds(wanted):
             if time.monotonic() > deadline:
                 seen = self.evaluate("document.body?.innerText") or "nothing"
                 raise CrucibleError(
                     f"{needed!r} did not appear within {PATIENCE_SECONDS:.0f} s; there is: {seen[:300]}"
                 )
             time.sleep(0.2)
+
+    def _holds(self, expression: str) -> bool:
+        try:
+            return bool(self.evaluate(expression))
+        except CrucibleError:
+            return False  # the page has just gone to another address, as after logging in
 
     def _settled(self) -> bytes:
         """The page as a PNG, once it looks the same twice: pictures, fonts and the run's graph come late."""
@@ -213,6 +220,7 @@ def publish_sample(home: Home, api_url: str, comparison: Path) -> dict[str, str]
 
     with tempfile.TemporaryDirectory(prefix="crucible-sample-") as folder:
         store = store_at(Path(folder, "store").as_uri())
+        os.environ["CRUCIBLE_STORE"] = store.uri  # else every page names its address, a temporary folder
         sample_jobs.make(store)
         now = datetime.now(UTC)
         costs = attempt_costs(store, {offer.key: offer for offer in load_catalog()})

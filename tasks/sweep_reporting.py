@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 from crucible.errors import StoreError
 from crucible.prefect_compat.live_artifacts import LiveArtifact
@@ -43,6 +44,14 @@ class SweepBoard:
         self._next = time.monotonic() + max(LEAST_SECONDS, SHARE * (time.monotonic() - self._began))
 
     def _show(self, ranked: Sequence[Trial]) -> None:
-        self._table.publish(self._sweep.leaderboard(ranked[:MOST_ROWS]), f"Leaderboard of sweep {self._sweep.sweep_id}")
+        rows = [
+            {name: _short(value) for name, value in row.items()} for row in self._sweep.leaderboard(ranked[:MOST_ROWS])
+        ]
+        self._table.publish(rows, f"Leaderboard of sweep {self._sweep.sweep_id}")
         page = sweep_report(self._sweep, ranked, self._curves)
         self._page.publish(page, f"Report of sweep {self._sweep.sweep_id}")
+
+
+def _short(value: Any) -> Any:
+    """Numbers for the eye, so that more columns fit; the records and `crucible sweeps show --json` have every digit."""
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from crucible.formatting import UNKNOWN, duration, money
+from crucible.formatting import UNKNOWN, counted, duration, money
 
 if TYPE_CHECKING:
     from crucible.checkpoints.manifest import Checkpoint
@@ -81,7 +81,7 @@ def saved_label(saved: list[Checkpoint] | None) -> str:
     """The newest checkpoint, and how many there are; None: their records are damaged."""
     if saved is None:
         return UNKNOWN
-    return f"step {saved[0].shown_step:,}, {len(saved)} checkpoint(s)" if saved else "nothing yet"
+    return f"step {saved[0].shown_step:,}, {counted(len(saved), 'checkpoint')}" if saved else "nothing yet"
 
 
 def limits_label(limits: Limits) -> str:

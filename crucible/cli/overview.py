@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import RenderableType
-    from rich.table import Table
 
     from crucible.reports.overview import JobLine, Overview, SweepLine
 
 WATCH_SECONDS = 5.0
+CURVE = ""
+"""The heading of the small curves."""
+NUMBERS = ("loss", "best", "cost", "left")
+"""Headings of columns that are right-aligned."""
 
 
 def register(app: typer.Typer) -> None:
@@ -44,17 +47,17 @@ def overview(
         return
     screen = console()
     if not watch:
-        screen.print(_shown(reader.read()))
+        screen.print(_shown(reader.read(), screen.width))
         return
     from rich.live import Live
 
     with Live(console=screen, auto_refresh=False, screen=screen.is_terminal) as live:
         while True:
-            live.update(_shown(reader.read()), refresh=True)
+            live.update(_shown(reader.read(), screen.width), refresh=True)
             time.sleep(WATCH_SECONDS)
 
 
-def _shown(found: Overview) -> RenderableType:
+def _shown(found: Overview, width: int) -> RenderableType:
     from rich.console import Group
     from rich.text import Text
 
@@ -63,20 +66,18 @@ def _shown(found: Overview) -> RenderableType:
     parts: list[Any] = [Text(headline(found).replace("**", ""), style="bold")]
     parts += [Text(f"! {name}: {what.replace('`', '')}", style="yellow") for name, what in found.needing]
     if found.jobs:
-        parts += [Text(), _jobs(found.jobs)]
+        parts += [Text(), *_jobs(found.jobs, width)]
     if found.sweeps:
-        parts += [Text(), _sweeps(found.sweeps)]
+        parts += [Text(), *_sweeps(found.sweeps, width)]
     parts += [Text(f"warning: {what}", style="red") for what in found.damaged]
     if found.older:
         parts.append(Text(f"\n{counted(found.older, 'more job')} ended before: crucible jobs ls", style="dim"))
     return Group(*parts)
 
 
-def _jobs(lines: Sequence[JobLine]) -> Table:
-    table = _table(["job", "state", "progress", "loss", "", "cost", "left", "pool", "why"], right=(3, 5, 6))
-    for line in lines:
-        table.add_row(*_cells(line))
-    return table
+def _jobs(lines: Sequence[JobLine], width: int) -> list[Any]:
+    headings = ["job", "state", "progress", "loss", CURVE, "cost", "left", "pool"]
+    return _table(headings, [_cells(line) for line in lines], [line.why for line in lines], width)
 
 
 def _cells(line: JobLine) -> list[str]:
@@ -94,15 +95,12 @@ def _cells(line: JobLine) -> list[str]:
         money(line.cost_usd) + (f" of {money(line.max_cost_usd)}" if line.max_cost_usd is not None else ""),
         left,
         f"{line.pool} {line.instance}".strip() or UNKNOWN,
-        line.why,
     ]
 
 
-def _sweeps(lines: Sequence[SweepLine]) -> Table:
-    table = _table(["sweep", "state", "trials", "best", "cost", "pool", "why"], right=(3, 4))
-    for line in lines:
-        table.add_row(*_sweep_cells(line))
-    return table
+def _sweeps(lines: Sequence[SweepLine], width: int) -> list[Any]:
+    headings = ["sweep", "state", "trials", "best", "cost", "pool"]
+    return _table(headings, [_sweep_cells(line) for line in lines], [line.why for line in lines], width)
 
 
 def _sweep_cells(line: SweepLine) -> list[str]:
@@ -113,14 +111,26 @@ def _sweep_cells(line: SweepLine) -> list[str]:
         UNKNOWN if line.best is None else f"{line.best:.4f}",
         money(line.cost_usd),
         line.pool,
-        line.why,
     ]
 
 
-def _table(headings: list[str], right: tuple[int, ...]) -> Table:
-    from rich.table import Table
+def _table(headings: list[str], rows: list[list[str]], whys: list[str], width: int) -> list[Any]:
+    """The rows with why they are in that state: in the last column where it fits on one line, else below the table.
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for index, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if index in right else "left", overflow="fold")
-    return table
+    A terminal too narrow for the rows alone gets no curves. What is completed needs no reason below.
+    """
+    from rich.text import Text
+
+    from crucible.formatting import fits, terminal_table
+
+    with_why = [[*row, why] for row, why in zip(rows, whys, strict=True)]
+    if fits([*headings, "why"], with_why, width):
+        headings, rows, below = [*headings, "why"], with_why, []
+    else:
+        named = zip(rows, whys, strict=True)
+        below = [Text(f"{row[0]}: {why}", style="dim") for row, why in named if why and row[1] != "completed"]
+    if CURVE in headings and not fits(headings, rows, width):
+        curves = headings.index(CURVE)
+        headings, *rows = ([*row[:curves], *row[curves + 1 :]] for row in (headings, *rows))
+    numbers = [place for place, heading in enumerate(headings) if heading in NUMBERS]
+    return [terminal_table(headings, rows, width, numbers), *below]

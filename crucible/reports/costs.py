@@ -74,18 +74,17 @@ def trend_picture(spent: Sequence[tuple[date, float]]) -> bytes:
 
 
 def budgets_table(states: Sequence[BudgetState]) -> str:
-    """Each budget with a bar of what is used, the fullest first."""
+    """Each budget with a bar of what is used, the fullest first. Cells have several lines: it fits on a telephone."""
     rows = [
         [
-            state.limit.name,
-            _whose(state.limit),
-            f"{bar(state.percent / 100)} {state.percent:.0f}%",
-            f"${state.spent_usd:,.2f} of ${state.limit.usd:,.2f} this {state.limit.period}",
-            "jobs stop at it" if state.limit.stop_jobs else "no job starts beyond it",
+            f"**{state.limit.name}**<br>{_whose(state.limit)}<br>"
+            + ("jobs stop at it" if state.limit.stop_jobs else "no job starts beyond it"),
+            f"{bar(state.percent / 100)}<br>{state.percent:.0f}%",
+            f"**${state.spent_usd:,.2f}**<br>of ${state.limit.usd:,.2f}<br>this {state.limit.period}",
         ]
         for state in sorted(states, key=lambda state: -state.percent)
     ]
-    return markdown_table(["budget", "of", "used", "spent", ""], rows)
+    return markdown_table(["budget", "used", "spent"], rows)
 
 
 def _whose(limit: BudgetLimit) -> str:
@@ -118,14 +117,12 @@ def cost_report(costs: Sequence[AttemptCost], title: str) -> str:
         rows = [
             [
                 group.name,
-                str(group.attempts),
-                rough_duration(group.seconds / 3600),
-                f"{group.micro_usd / MICRO:.6f}",
-                f"{bar(group.share, 5)} {group.share:.0%}",
+                f"{rough_duration(group.seconds / 3600)}<br>{counted(group.attempts, 'attempt')}",
+                f"{group.micro_usd / MICRO:.6f}<br>{bar(group.share, 5)} {group.share:.0%}",
                 f"{group.saved_share:.0%}",
             ]
             for group in breakdown(costs, by)[:_ROWS]
         ]
-        table = markdown_table([by, "attempts", "time", "USD", "share", "saved"], rows, numbers=[1, 3, 4, 5])
+        table = markdown_table([by, "time", "USD", "saved"], rows, numbers=[1, 2, 3])
         lines += ["", f"## By {by}", "", table]
     return "\n".join(lines) + "\n"

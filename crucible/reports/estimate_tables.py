@@ -10,7 +10,7 @@ from crucible.catalog.offers import Offer
 from crucible.estimate.estimate import Range
 from crucible.estimate.history import EstimateRecord, accuracy
 from crucible.estimate.request import EstimateResult
-from crucible.formatting import money, print_table, rough_duration
+from crucible.formatting import counted, money, print_table, rough_duration
 from crucible.reports.recommendation import hours_span, needs_summary, remarks, usd_span
 
 _SHOWN = 15
@@ -46,7 +46,8 @@ def print_result(found: EstimateResult, everything: bool, as_json: bool) -> None
         for rejected in found.recommendation.rejected:
             print(f"not {rejected.offer.key}: {rejected.reason}")
     else:
-        print(f"{len(found.recommendation.rejected)} offers do not fit; --all lists the reasons")
+        unfit = len(found.recommendation.rejected)
+        print(f"{counted(unfit, 'offer')} {'does' if unfit == 1 else 'do'} not fit; --all lists the reasons")
     for sentence in (*found.recommendation.advice, *found.warnings):
         print(f"note: {sentence}")
 

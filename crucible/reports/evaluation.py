@@ -40,7 +40,8 @@ def evaluation_summary(evaluation: Mapping[str, Any]) -> str:
     headings = ["step", "validation loss (nats per token)", "perplexity", "bits per byte", "tokens"]
     parts = [
         markdown_table(headings, [measured], numbers=range(len(headings))),
-        f"Over the whole validation split. The model and its card: `{evaluation['uri']}`",
+        "Over the whole validation split. The model and its card:",
+        fenced(evaluation["uri"]),  # a long address scrolls in its block, not with the page
     ]
     if evaluation.get("sample"):
         parts.append(fenced(evaluation["sample"][:LONGEST_SAMPLE]))

@@ -11,6 +11,8 @@ from crucible.reports.picture import data_uri
 
 MOST_ENDED = 25
 """Rows of what has ended; `crucible jobs ls` has all of them."""
+STORE_WIDTH = 18
+"""Characters of a store's address in a line of a cell; longer ones are broken after a slash."""
 
 
 def overview_page(overview: Overview) -> str:
@@ -62,7 +64,7 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
         [
             "<br>".join(
                 filter(
-                    None, [f"**{line.sweep}**", f"{line.state or 'not started'} on {line.pool}", line.store, line.why]
+                    None, [f"**{line.sweep}**", f"{line.state or 'not started'} on {line.pool}", _store(line), line.why]
                 )
             ),
             _trials(line),
@@ -77,7 +79,17 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
 def _job(line: JobLine) -> str:
     where = f"{line.pool} {line.instance}".strip()
     attempt = f"attempt {line.attempts}" if line.running else counted(line.attempts, "attempt")
-    return "<br>".join(filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, line.store, line.why]))
+    return "<br>".join(filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, _store(line), line.why]))
+
+
+def _store(line: JobLine | SweepLine) -> str:
+    """The address of another store than the default one, in lines that fit a telephone's column."""
+    lines = [""]
+    for part in line.store.replace("/", "/\n").split("\n"):
+        if lines[-1].strip("/") and len(lines[-1] + part) > STORE_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "<br>".join(filter(None, lines))
 
 
 def progress_cell(line: JobLine) -> str:

@@ -13,6 +13,7 @@ from crucible.formatting import (
     UNKNOWN,
     counted,
     duration,
+    fenced,
     markdown_table,
     money,
     printable,
@@ -34,6 +35,8 @@ from crucible.trackers.records import TrackerRecord, read_records
 
 FENCE = "`" * 6
 """Around printed lines, which may have a fence of their own."""
+SHORT_DIGEST = 12
+"""Characters of a dataset's digest on the page: all 32 of them are wider than a telephone's column."""
 _STATES = {
     None: "Not started",
     JobState.RUNNING: "Running",
@@ -84,9 +87,11 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
         parts += [f"Made {interval}."] if interval else []
         parts += [inexact] if (inexact := inexact_resume(summary) or inexact_kernels(checkpoints)) else []
         parts += [changed] if (changed := changed_nodes(summary)) else []
-        parts += [checkpoints_table(checkpoints, store_option(job.root))] if checkpoints else []
+        if checkpoints:
+            parts += [checkpoints_table(checkpoints), "Fetch one:", fetch_commands(checkpoints, store_option(job.root))]
     if settings := _settings(summary.spec):
-        parts += ["## Configuration", settings_table({"dataset": summary.spec.dataset or None, **settings})]
+        dataset = {"dataset": summary.spec.dataset[:SHORT_DIGEST]} if summary.spec.dataset else {}
+        parts += ["## Configuration", settings_table({**dataset, **settings})]
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,7 +167,7 @@ def headline(summary: JobSummary) -> str:
         facts.append(f"training loss {summary.train_loss:.4f}")
     if summary.running and summary.seconds_left is not None:
         facts.append(f"about {duration(summary.seconds_left)} left")
-    elif summary.attempts:
+    elif summary.seconds:
         facts.append(f"{duration(summary.seconds)} in {counted(len(summary.attempts), 'attempt')}")
     allowed = summary.limits.max_cost_usd
     left = f", about {money(summary.cost_left_usd)} left" if summary.cost_left_usd else ""
@@ -213,8 +218,8 @@ def _steps(attempt: AttemptSummary) -> str:
     return "<br>".join(lines)
 
 
-def checkpoints_table(checkpoints: Sequence[Checkpoint], store: str) -> str:
-    """One row for each commit that counts, newest first. `store`: the option that names their store, or nothing."""
+def checkpoints_table(checkpoints: Sequence[Checkpoint]) -> str:
+    """One row for each commit that counts, newest first."""
     best = best_checkpoint(checkpoints)
     rows = []
     for index, checkpoint in enumerate(checkpoints):
@@ -227,10 +232,17 @@ def checkpoints_table(checkpoints: Sequence[Checkpoint], store: str) -> str:
                 loss_cell(checkpoint),
                 f"{checkpoint.committed_at:%Y-%m-%d %H:%M:%S} UTC<br>{size(checkpoint.bytes)}, "
                 f"attempt {checkpoint.attempt}",
-                f"`crucible checkpoints get {checkpoint.job_id} . --step {checkpoint.step}{store}`",
             ]
         )
-    return markdown_table(["step", "validation loss", "committed", "fetch it"], rows)
+    return markdown_table(["step", "validation loss", "committed"], rows)
+
+
+def fetch_commands(checkpoints: Sequence[Checkpoint], store: str) -> str:
+    """A line for each checkpoint, in a block: a store's long address would make a table wider than a telephone.
+
+    `store`: the option that names their store, or nothing.
+    """
+    return fenced("\n".join(f"crucible checkpoints get {c.job_id} . --step {c.step}{store}" for c in checkpoints))
 
 
 def loss_cell(checkpoint: Checkpoint) -> str:

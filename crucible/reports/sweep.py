@@ -49,7 +49,7 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
         parts.append(f"![settings and losses of the trials, and their learning curves]({data_uri(picture)})")
     best = best_trial(ranked)
     if best is not None:
-        parts += ["## Best so far", _best(sweep, best)]
+        parts += ["## Best" if sweep.is_over() else "## Best so far", _best(sweep, best)]
     if ranked:
         parts += ["## Leaderboard", leaderboard_table(sweep, ranked[:MOST_ROWS])]
     if len(ranked) > MOST_ROWS:
@@ -78,24 +78,20 @@ def headline(sweep: Sweep, trials: Sequence[Trial]) -> str:
 
 
 def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
-    """The trials as a markdown table."""
+    """One row for each trial. Cells have several lines, so that the table fits on a telephone."""
     names, over = sweep.read_space().names, sweep.is_over()
     rows = [
         [
-            str(place),
-            str(trial.number),
-            *(_value(trial.values, name) for name in names),
-            f"{trial.shown_step:,}",
-            UNKNOWN if trial.value is None else f"{trial.value:.4f}",
-            state_label(trial, over) + (f": {trial.failure}" if trial.failure else ""),
-            money(trial.cost_usd),
-            f"`{trial.job_id}`",
+            f"**{place}**",
+            f"trial {trial.number}<br>`{trial.job_id}`",
+            "<br>".join(f"{name} {_value(trial.values, name)}" for name in names),
+            (UNKNOWN if trial.value is None else f"**{trial.value:.4f}**") + f"<br>step {trial.shown_step:,}",
+            state_label(trial, over) + (f": {trial.failure}" if trial.failure else "") + f"<br>{money(trial.cost_usd)}",
         ]
         for place, trial in enumerate(ranked, start=1)
     ]
     metric = sweep.read_spec().objective.metric.replace("_", " ")
-    headings = ["rank", "trial", *names, "step", metric, "state", "cost", "job"]
-    return markdown_table(headings, rows, numbers=(0, 1, len(names) + 2, len(names) + 3, len(names) + 5))
+    return markdown_table(["rank", "trial", "settings", metric, "state"], rows)
 
 
 def _best(sweep: Sweep, best: Trial) -> str:

@@ -71,6 +71,7 @@ def test_show_tells_where_a_job_stands_and_what_every_attempt_lost(run: Run, sto
     text = run("jobs", "show", "shakespeare")
     assert "600 → 1,300" in text
     assert "lost (no sign of life)" in text
+    assert "(s)" not in text, "1 checkpoint, 2 checkpoints"
 
 
 def test_show_tells_the_deadline_of_the_run_that_decides(run: Run, store: Store, tmp_path: Path) -> None:

@@ -105,6 +105,8 @@ def test_tune_searches_trains_the_best_to_the_end_and_shows_it(prefect_api: str,
         names = {run.name for run in client.read_task_runs()}
     shown = json.loads(str(artifacts["leaderboard-shown"].data))
     assert [row["trial"] for row in shown] == list(table["trial"])
+    assert shown[0]["val_loss"] == pytest.approx(best.loss, rel=1e-4)
+    assert len(str(shown[0]["val_loss"])) <= 6, "so few digits that the columns after it are on the screen"
     page = str(artifacts["sweep-shown"].data)
     assert "data:image/png;base64," in page
     assert f"n_embd: {best.values['n_embd']}" in page

@@ -39,8 +39,10 @@ def test_a_budget_has_a_bar_and_the_fullest_comes_first() -> None:
         BudgetState(BudgetLimit("over", 10, period="day", owner="ada", stop_jobs=True), 12 * MICRO),
     ]
     lines = budgets_table(states).splitlines()
-    assert lines[2] == "| over | owner ada | ██████████ 120% | $12.00 of $10.00 this day | jobs stop at it |"
-    assert lines[3].startswith("| calm | project paper | █░░░░░░░░░ 10% |")
+    assert lines[2] == (
+        "| **over**<br>owner ada<br>jobs stop at it | ██████████<br>120% | **$12.00**<br>of $10.00<br>this day |"
+    )
+    assert lines[3].startswith("| **calm**<br>project paper<br>no job starts beyond it | █░░░░░░░░░<br>10% |")
 
 
 def test_the_trend_compares_with_the_period_before() -> None:
@@ -59,6 +61,7 @@ def test_the_page_sums_its_own_period_and_shows_trend_and_budgets() -> None:
     page = cost_page([cost(1, 3.0), cost(8, 2.0)], "Costs", NOW - WEEK, NOW, [state])
     assert "**$3.000000** for 1 attempt of 1 job" in page
     assert "50% more now" in page
+    assert "| paper | 1.0 h<br>1 attempt | 3.000000<br>█████ 100% | 0% |" in page, "four columns fit on a telephone"
     assert page.count("data:image/png") == 1
     assert page.index("## Budgets") < page.index("## By project") < page.index("## By job")
     nothing = cost_page([], "Costs", NOW - WEEK, NOW, [])

@@ -8,9 +8,11 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from crucible.cli.main import build_app
+from crucible.cli.overview import _shown
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, now
 from crucible.jobs.status import JobState, JobStatus
@@ -205,3 +207,32 @@ def test_the_command_shows_the_same_as_a_table_and_as_json(store: Store, tmp_pat
     found = json.loads(CliRunner().invoke(build_app(), ["overview", "--store", store.uri, "--json"]).stdout)
     (job,) = found["jobs"]
     assert (job["job"], job["step"]) == ("running", 600)
+
+
+def test_a_narrow_terminal_shows_the_reasons_below_the_table(store: Store, tmp_path: Path) -> None:
+    running(store, tmp_path, "shakespeare-char-20261129-112513")
+    stopped(store, "done", JobState.COMPLETED)
+    arguments = ["overview", "--store", store.uri]
+    wide = CliRunner().invoke(build_app(), arguments, env={"COLUMNS": "200"}).output
+    (row,) = (line for line in wide.splitlines() if line.startswith("shakespeare"))
+    assert row.rstrip().endswith("first attempt")
+
+    narrow = Console(width=80, markup=False)
+    with narrow.capture() as captured:
+        narrow.print(_shown(OverviewReader(store).read(), 80))
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    assert max(map(len, lines)) <= 80
+    assert "shakespeare-char-20261129-112513: first attempt" in lines
+    assert not any(line.startswith("done: ") for line in lines), "what is completed needs no reason"
+
+
+def test_another_stores_address_is_broken_after_a_slash(tmp_path: Path) -> None:
+    store = FileStore(tmp_path / "a-folder-of-the-project" / "store")
+    store.root.mkdir(parents=True)
+    stopped(store, "a", JobState.COMPLETED)
+    page = overview_page(OverviewReader(store).read())
+    (row,) = (line for line in page.splitlines() if line.startswith("| **a**"))
+    lines = row.split(" | ")[0].split("<br>")
+    address = lines[lines.index("completed, 0 attempts") + 1 : -1]
+    assert "".join(address) == store.uri
+    assert address[-2:] == ["a-folder-of-the-project/", "store"]

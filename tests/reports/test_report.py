@@ -8,8 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from crucible.config import TrainConfig
 from crucible.formatting import markdown_table
-from crucible.jobs.records import EndReason, Limits, Outcome
+from crucible.jobs.job import Job
+from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
 from crucible.reports.interval import interval_label
@@ -26,10 +28,19 @@ def test_the_page_shows_attempts_checkpoints_interval_and_settings(store: Store,
     steps = "600 → 1,300<br>100 lost<br>recovered in 33 s"
     assert f"| **2**<br>ec2-spot<br>g5.xlarge | {steps} | lost (no sign of life) | $0.0072 |" in page
     assert re.search(r"\| \*\*2,000\*\*<br>newest<br>best \| 1\.6175 \| .* UTC<br>100\.0 kB, attempt 3 \|", page)
-    fetch = f"`crucible checkpoints get shakespeare . --step 2000 --store {store.uri}`"
-    assert f"100.0 kB, attempt 3 | {fetch} |" in page, "to be copied as it is"
+    fetch = f"```text\ncrucible checkpoints get shakespeare . --step 2000 --store {store.uri}\n"
+    assert fetch in page, "to be copied as it is, and a long address does not widen a table"
     assert "Made every 38 s: a save stops training for 100 ms and is in the store after 1.5 s" in page
     assert "| `n_layer` | `4` |" in page
+
+
+def test_a_job_that_waits_for_its_first_machine_has_no_time_yet(store: Store, tmp_path: Path) -> None:
+    digest = "c8cebf36175a88ac14f6f23cc56f9958"
+    job = Job.create(store, JobSpec(job_id="waits", config=TrainConfig(), dataset=digest))
+    job.decide(Launch(number=1, pool="slurm", reason="first attempt"))
+    page = job_report(job)
+    assert " ms in " not in page
+    assert "| `dataset` | `c8cebf36175a` |" in page, "the whole digest is wider than a telephone"
 
 
 def test_the_picture_travels_in_the_page_and_is_small(store: Store, tmp_path: Path) -> None:

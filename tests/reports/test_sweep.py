@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from crucible.jobs.status import JobState
@@ -33,6 +35,11 @@ def test_the_page_has_the_leaderboard_the_best_config_and_what_it_cost(sweep: Sw
     lines = [line for line in page.splitlines() if "`rates-000" in line and line.startswith("|")]
     for line, state in zip(lines, ["complete", "stopped early", "failed: the validation loss"], strict=True):
         assert state in line
+    assert "| rank | trial | settings | val loss | state |" in page, "as many columns for any number of settings"
+    assert re.search(
+        r"\| \*\*1\*\* \| trial 2<br>`rates-0002` \| .*learning_rate 0\.002.* \| \*\*2\.1250\*\*<br>step 8 \|", page
+    )
+    assert "## Best\n" in page
     assert "data:image/png;base64," in page
 
 
