@@ -147,12 +147,19 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the rows 
 
 
 def _print_rows(rows: list[Check]) -> None:
+    import textwrap
+
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(soft_wrap=True)  # a wrapped command line cannot be copied
+    console, margin = Console(soft_wrap=True), " " * 26  # a wrapped command line cannot be copied
     for row in rows:
         status = Text("ready    ", "green") if row.ready else Text("not ready", "red")
-        console.print(status, f"{row.name:<15}{row.found}", sep="  ", markup=False)
+        found = row.found
+        if console.is_terminal:
+            width = max(console.width - len(margin), 30)
+            lines = textwrap.wrap(found, width, break_long_words=False, break_on_hyphens=False)
+            found = f"\n{margin}".join(lines)
+        console.print(status, f"{row.name:<15}{found}", sep="  ", markup=False, highlight=False)
         if row.fix:
-            console.print(Text(f"{'':26}→ {row.fix}", "yellow"))
+            console.print(Text(f"{margin}→ {row.fix}", "yellow"))

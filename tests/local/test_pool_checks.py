@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from crucible.cli.local import _print_rows
 from crucible.doctor import pool_checks
 from crucible.doctor.checks import Check
 
@@ -70,3 +72,17 @@ def test_the_local_pool_is_ready_when_what_it_needs_is() -> None:
     not_needed = Check("modal", False, "no Modal token", "modal token new", local=False)
     assert pool_checks.local([ready, not_needed]).ready
     assert pool_checks.local([replace(ready, ready=False), not_needed]).found == "needs: server"
+
+
+def test_what_doctor_found_is_wrapped_and_a_command_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    command = "prefect worker start --pool slurm --type slurm --name a-worker-with-a-long-name"
+    _print_rows([Check("patches", False, " ".join(["process-start on"] * 10), command)])
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert f"{'':26}→ {command}" in lines
+    found = [line for line in lines if "process-start" in line]
+    assert len(found) > 2
+    assert all(line.startswith(" " * 26) and len(line) <= 80 for line in found[1:])
