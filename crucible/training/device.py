@@ -31,11 +31,11 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
                 f"device = 'cuda' asks for GPU number {local_rank}, but torch sees {torch.cuda.device_count()} GPUs; "
                 f"use device = 'auto' or fewer processes"
             )
+        _keep_compiled_kernels()  # before anything imports the compiler, as the next line does
         if config.exact != "off":
             _take_deterministic_kernels()
         torch.set_float32_matmul_precision("high")  # TF32, as nanoGPT allows
         torch.cuda.set_device(local_rank)
-        _keep_compiled_kernels()
         return torch.device("cuda", local_rank)
     if kind == "mps" and not has_mps:
         raise ConfigError("device = 'mps' is not available on this machine; use device = 'auto'")
@@ -49,6 +49,9 @@ def choose_device(config: TrainConfig, local_rank: int) -> torch.device:
 def _take_deterministic_kernels() -> None:
     """Exact resume needs kernels that add in the same order every time, cuBLAS and attention's backward included."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # torch.compile measures variants of a kernel and takes the fastest, which may be another one after a restart. With
+    # this it has no choice that changes the bits. Read when the compiler is imported, which the next call does.
+    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
     # Without warn_only: with it, flash attention takes its non-deterministic backward and warns.
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -57,13 +60,13 @@ def _take_deterministic_kernels() -> None:
     torch.backends.cuda.enable_math_sdp(True)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)
-    # torch.compile measures variants of a kernel and takes the fastest, which may be another one after a restart. With
-    # this it has no choice that changes the bits. Read when the compiler is imported, by the first compilation.
-    os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")
 
 
 def _keep_compiled_kernels() -> None:
-    """Keep what torch.compile makes for this machine: torch's own folder, in /tmp, does not outlive a restart of it."""
+    """Keep what torch.compile makes for this machine: torch's own folder, in /tmp, does not outlive a restart of it.
+
+    The compiler decides where when it is imported.
+    """
     home = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "compiled"))
 

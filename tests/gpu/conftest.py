@@ -1,4 +1,7 @@
-"""Tests that need an NVIDIA GPU: `python -m pytest tests/gpu`. Everywhere else they are skipped."""
+"""Tests that need an NVIDIA GPU: `python -m pytest tests/gpu`. Everywhere else they are skipped.
+
+Where Prefect is not installed, add `--confcutdir=tests/gpu`: `tests/conftest.py` imports it.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import torch
 
 from crucible.errors import ConfigError
 from crucible.training.data import Dataset
-from crucible.training.device import inexact_reason
+from crucible.training.device import choose_device, inexact_reason
 from crucible.training.trainer import Trainer
 from tests.training.conftest import TINY
 
@@ -83,3 +84,22 @@ def test_trying_a_step_leaves_no_trace(dataset: Dataset) -> None:
             trainer._try_step()
         trainer.train_step()
     assert torch.equal(plain.optimizer.weights, tried.optimizer.weights)
+
+
+def test_the_compiler_is_set_up_before_anything_imports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """torch.use_deterministic_algorithms imports it, and it reads these variables once."""
+    seen: dict[str, str | None] = {}
+    names = ["TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG"]
+    for name in names:
+        monkeypatch.setenv(name, "")  # to be restored
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CRUCIBLE_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda rank: None)
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        torch, "use_deterministic_algorithms", lambda mode: seen.update({name: os.environ.get(name) for name in names})
+    )
+    choose_device(TINY.with_overrides({"device": "cuda"}), 0)
+    assert list(seen.values()) == [str(tmp_path / "compiled"), "1", ":4096:8"]
