@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crucible.checkpoints.commits import Checkpoints
@@ -161,6 +162,7 @@ class JobHandle:
         name: str = "",
         command: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        code: str | Path | None = None,
         **settings: Any,
     ) -> JobHandle:
         """Start a new job at a checkpoint of this one, with some settings changed; this one stays as it is.
@@ -172,6 +174,7 @@ class JobHandle:
             name: the new job's; default: this one's with the step behind it.
             command: a script's new command line.
             env: variables of a script that are added or replaced.
+            code: a script's folder, packed anew; default: the code that this job had.
             settings: of the training's configuration, or of the script (`total_steps`, …).
 
         Raises:
@@ -179,7 +182,8 @@ class JobHandle:
             ServiceError: the Prefect server did not start it. Where its answer got lost (`StartUnknown`), the new job
                 is kept, and the same call with its name starts it once.
         """
-        changes = Changes(settings=settings, command=list(command), env=env or {})
+        folder = Path(code) if code is not None else None
+        changes = Changes(settings=settings, command=list(command), env=env or {}, code=folder)
         made, flow_run = fork_job(self._job(), str(step), changes, name)
         return JobHandle(self._store, made.job_id, flow_run)
 

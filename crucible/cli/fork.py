@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,10 @@ def fork(
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: a setting to change; env.NAME=VALUE: a script's variable. Repeatable."),
     ] = None,
+    code: Annotated[
+        Path | None,
+        typer.Option(help="A script's folder, packed anew. Default: the code that the job had.", file_okay=False),
+    ] = None,
     name: Annotated[str, typer.Option(help="The new job's name; default: JOB-from-STEP.")] = "",
     store: StoreOption = None,
     as_json: JsonOption = False,
@@ -28,7 +33,8 @@ def fork(
 
     parent = open_job(open_store(store), job)
     settings, env = parse_settings(set_ or [])
-    made, flow_run = fork_job(parent, from_, Changes(settings=settings, command=command or [], env=env), name)
+    changes = Changes(settings=settings, command=command or [], env=env, code=code)
+    made, flow_run = fork_job(parent, from_, changes, name, lambda line: typer.echo(line, err=True))
     origin = made.read_spec().forked_from
     assert origin is not None
     if as_json:

@@ -198,4 +198,7 @@ def conclude(standing: Standing, store: Store, job: str, flow_run: str, as_json:
         typer.echo(f"{'':10}{fix}", err=True)
     if summary is not None and summary.attempts:
         typer.echo(f"{'':10}everything that it printed: crucible logs {job}{where}", err=True)
+    if summary is not None and summary.committed_step and summary.spec.script is not None:
+        fork = f"crucible jobs fork {job} --code .{where}"
+        typer.echo(f"{'':10}from step {summary.committed_step:,}, with the script mended: {fork}", err=True)
     raise typer.Exit(EXIT_FAILED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.forking import copy_checkpoint, forked_config
 from crucible.checkpoints.restore import choose_checkpoint
+from crucible.code.command import check_command
+from crucible.code.environments import find_dependencies
+from crucible.code.folder import PackedFolder, pack_folder
 from crucible.errors import ConfigError, ServiceError, StartUnknown
+from crucible.formatting import counted
 from crucible.jobs.job import Job, checked_job_id
-from crucible.jobs.records import ForkedFrom, JobSpec, now
+from crucible.jobs.records import CodePackage, ForkedFrom, JobSpec, now
 from crucible.local.continuing import CONFIGURED, SCRIPT, create_run, run_again, script_parameters
+from crucible.run_config import RunConfig
 from crucible.script_config import ScriptConfig
 
 
@@ -35,15 +40,24 @@ class Changes(BaseModel):
     """A script's new command line; empty: the parent's."""
     env: Mapping[str, str] = Field(default_factory=dict)
     """Variables of a script that are added or replaced."""
+    code: Path | None = None
+    """A script's folder, packed anew; None: the code that the parent had."""
 
 
-def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name: str = "") -> tuple[Job, str]:
+def fork_job(
+    parent: Job,
+    which: str = "",
+    changes: Changes | None = None,
+    name: str = "",
+    report: Callable[[str], None] = lambda _: None,
+) -> tuple[Job, str]:
     """Start a new job at a commit of `parent`; returns it, and the id of its flow run.
 
     `which`: a step, `best`, or empty for the newest. The checkpoint is copied before anything else, and nothing of the
     parent is written to. Where the server's answer gets lost (`StartUnknown`), the fork is kept, since its run may
     exist; the same fork under the same name then gives that run, or starts it. Raises `ConfigError` for a step that is
-    not there, which lists those that are, and for a change that the checkpoint forbids.
+    not there, which lists those that are, for a change that the checkpoint forbids, and for what cannot travel of a
+    folder. `report` is told what is uploaded of it.
     """
     before, changes = parent.read_spec(), changes or Changes()
     if before.evaluates:
@@ -56,9 +70,15 @@ def fork_job(parent: Job, which: str = "", changes: Changes | None = None, name:
     spec = _forked_spec(before, changes, chosen.step).model_copy(
         update={"job_id": fork.job_id, "forked_from": origin, "sweep": "", "created_at": now()}
     )
+    packed = _packed(spec, changes.code) if changes.code else None
+    if packed:
+        spec = spec.model_copy(update={"code": _code(packed, before)})
     is_new = not fork.store.exists("job.json")
     if is_new:
         parent.root.require_guarantees()
+        if packed:
+            report(f"code      {counted(packed.package.files, 'file')} of {packed.selection.folder}")
+            packed.upload(parent.root, report)
         with tempfile.TemporaryDirectory(prefix="crucible-fork-") as work:
             copy_checkpoint(checkpoints, chosen, fork, spec.config if spec.script is None else None, Path(work))
         Job.create(parent.root, spec)
@@ -90,7 +110,7 @@ def _forked_spec(before: JobSpec, changes: Changes, step: int) -> JobSpec:
     if before.script is None:
         if before.config is None:
             raise ConfigError(f"job {before.job_id} has neither a configuration nor a script; start a new job")
-        if changes.command or changes.env:
+        if changes.command or changes.env or changes.code:
             raise ConfigError(f"job {before.job_id} runs Crucible's own trainer: change its settings with --set")
         return before.model_copy(update={"config": forked_config(before.config, changes.settings, step)})
     if before.config is not None:
@@ -107,6 +127,23 @@ def _forked_script(before: ScriptConfig, changes: Changes) -> ScriptConfig:
     command = {"command": list(changes.command)} if changes.command else {}
     env = {"env": {**before.env, **changes.env}}
     return ScriptConfig.parse({**before.model_dump(exclude_unset=True), **env, **command, **given})
+
+
+def _packed(spec: JobSpec, folder: Path) -> PackedFolder:
+    """The folder as `crucible run` packs it; data that the parent had travels anew where it is there."""
+    assert spec.script is not None
+    config = RunConfig.from_folder(folder, {"command": spec.script.command})
+    had = [path for path in (spec.code.data if spec.code else {}) if (folder / path).exists()]
+    packed = pack_folder(folder, config.include, list(dict.fromkeys([*config.data, *had])))
+    dependencies = find_dependencies(packed.selection.folder, packed.selection.files, spec.script.dependencies)
+    installs = bool(dependencies.file or spec.resources.image)
+    check_command(spec.script.command, packed.selection, installs, here=False)
+    return packed
+
+
+def _code(packed: PackedFolder, before: JobSpec) -> CodePackage:
+    data = before.code.data if before.code else {}
+    return packed.record.model_copy(update={"data": {**data, **packed.record.data}})
 
 
 def _free_name(parent: Job, step: int) -> str:

@@ -339,6 +339,9 @@ def _needs(summary: JobSummary, last: AttemptSummary | None, supervised: bool, a
             return f"stopped at its limits; to go on: `{go_on} --max-cost-usd …`"
         case JobState.FAILED if summary.spec.prepares and summary.spec.script is None:
             return f"failed before there was a job: fix the cause, then start {summary.spec.prepares} again"
+        case JobState.FAILED if summary.spec.script is not None and summary.spec.stage == "train":
+            again = f"`crucible jobs fork {name} --code FOLDER`" if summary.committed_step else "`crucible run`"
+            return f"failed: `crucible logs {name}` shows why; {again} once the script is mended, else `{go_on}`"
         case JobState.FAILED:
             return f"failed: fix the cause, then `{go_on}`; `crucible logs {name}` shows it"
         case JobState.STOPPED:

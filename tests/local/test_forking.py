@@ -20,6 +20,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.restore import restore
 from crucible.checkpoints.retention import retain
 from crucible.cli import jobs as command
+from crucible.code.workplace import unpack
 from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError, ServiceError, StartUnknown
 from crucible.jobs.job import Job
@@ -31,7 +32,8 @@ from crucible.store import Store
 from tests.checkpoints.committing import commit
 from tests.faults.small_jobs import is_whole, running
 
-CODE = CodePackage(digest="f" * 64)
+DATA = {"words.txt": "e" * 64, "earlier.bin": "d" * 64}
+CODE = CodePackage(digest="f" * 64, data=DATA)
 SCRIPT = ScriptConfig(command=["python", "train.py"], env={"LR": "0.1", "MODE": "a"}, total_steps=9)
 
 
@@ -98,6 +100,34 @@ def test_a_fork_owns_a_copy_and_leaves_the_parent_alone(
     assert is_whole(found[1], 6)
     assert "Forked from `mine` at step 6" in job_report(fork)
     assert fork.cost_usd() == 0
+
+
+def test_a_fork_goes_on_with_the_script_as_it_is_now(
+    parent: Job, started: list[tuple[str, JobSpec]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.py").write_text("print('mended')")
+    (folder / "crucible.yaml").write_text("data: [words.txt]")
+    (folder / "words.txt").write_text("a b c")
+    crucible_jobs(["--code", str(folder)], parent)
+    handle = crucible.job("mine", store=parent.root.uri)
+    assert handle.fork(code=folder, name="again").name == "again"
+    [(_, spec), (_, same)] = started
+    assert spec.code is not None
+    assert spec.code == same.code != CODE
+    assert spec.code.data["earlier.bin"] == DATA["earlier.bin"], "what the folder does not have stays as it was"
+    assert spec.code.data["words.txt"] != DATA["words.txt"]
+    files = unpack(parent.root, spec.code.digest, tmp_path / "work")
+    assert (tmp_path / "work" / "train.py").read_text() == "print('mended')"
+    assert "words.txt" not in files
+
+    with pytest.raises(ConfigError, match="nothing-here is not a folder"):
+        handle.fork(code=tmp_path / "nothing-here")
+    (folder / "train.py").unlink()
+    with pytest.raises(ConfigError, match=r"train\.py"):
+        handle.fork(code=folder, name="not-made")
+    assert "not-made" not in Job.ids(parent.root)
 
 
 def test_a_fork_that_cannot_be_started_leaves_its_name_free(parent: Job, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +216,8 @@ def test_what_the_checkpoint_fixes_cannot_change(store: Store, tmp_path: Path, s
         handle.fork(n_embd=256, max_iters=5, warmup_iters=1)
     with pytest.raises(ConfigError, match="runs Crucible's own trainer"):
         handle.fork(command=["python"])
+    with pytest.raises(ConfigError, match="runs Crucible's own trainer"):
+        handle.fork(code=tmp_path)
     assert Job.ids(store) == ["gpt"]
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from crucible.cli.main import build_app
 from crucible.cli.overview import _shown
 from crucible.jobs.job import Job
-from crucible.jobs.records import EndReason, JobSpec, now
+from crucible.jobs.records import EndReason, JobSpec, Outcome, now
 from crucible.jobs.status import JobState, JobStatus
 from crucible.reports.curve import POINTS, SmallCurve, sparkline
 from crucible.reports.overview import Overview, OverviewReader
@@ -22,6 +22,8 @@ from crucible.reports.overview_page import overview_page
 from crucible.script_config import ScriptConfig
 from crucible.store import FileStore, Store
 from crucible.supervision.heartbeat import FOLDER, SupervisorHeartbeat
+from tests.checkpoints.committing import commit
+from tests.faults.small_jobs import running as running_attempt
 from tests.reports.history import Past, interrupted_twice
 
 
@@ -76,6 +78,20 @@ def test_what_a_person_has_to_do(store: Store, state: JobState, words: str) -> N
     found = OverviewReader(store).read()
     assert words in found.jobs[0].needs
     assert bool(words) == ("## Needs you" in overview_page(found))
+
+
+def test_a_script_that_failed_goes_on_once_it_is_mended(store: Store, tmp_path: Path) -> None:
+    script = ScriptConfig(command=["python", "train.py"])
+    for name in ("saved", "unsaved"):
+        job = Job.create(store, JobSpec(job_id=name, script=script))
+        if name == "saved":
+            commit(attempt := running_attempt(job, 1), tmp_path, 5)
+            attempt.end(Outcome(end_reason=EndReason.FAILED, message="because", step=7, committed_step=5))
+        job.store.write_model("status.json", JobStatus(state=JobState.FAILED, reason="because", supervisor=1))
+    needs = {line.job: line.needs for line in OverviewReader(store).read().jobs}
+    assert "`crucible jobs fork saved --store" in needs["saved"]
+    assert "--code FOLDER` once the script is mended" in needs["saved"]
+    assert "`crucible run` once the script is mended" in needs["unsaved"]
 
 
 @pytest.mark.parametrize("state", [JobState.BUDGET_STOP, JobState.FAILED, JobState.STOPPED, JobState.PAUSED])
