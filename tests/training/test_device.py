@@ -89,7 +89,8 @@ def test_trying_a_step_leaves_no_trace(dataset: Dataset) -> None:
 def test_the_compiler_is_set_up_before_anything_imports_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """torch.use_deterministic_algorithms imports it, and it reads these variables once."""
     seen: dict[str, str | None] = {}
-    names = ["TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG"]
+    names = ["TORCHINDUCTOR_CACHE_DIR", "TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD"]
+    names += ["TORCHINDUCTOR_DETERMINISTIC", "CUBLAS_WORKSPACE_CONFIG"]
     for name in names:
         monkeypatch.setenv(name, "")  # to be restored
         monkeypatch.delenv(name)
@@ -102,4 +103,4 @@ def test_the_compiler_is_set_up_before_anything_imports_it(monkeypatch: pytest.M
         torch, "use_deterministic_algorithms", lambda mode: seen.update({name: os.environ.get(name) for name in names})
     )
     choose_device(TINY.with_overrides({"device": "cuda"}), 0)
-    assert list(seen.values()) == [str(tmp_path / "compiled"), "1", ":4096:8"]
+    assert list(seen.values()) == [str(tmp_path / "compiled"), "1", "1", ":4096:8"]
