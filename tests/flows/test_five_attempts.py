@@ -112,7 +112,7 @@ def test_five_attempts_on_three_pools_have_one_bill(tmp_path: Path, monkeypatch:
 
             stage.prefect("deployment", "run", "cost-report/cost-report", "--watch")
             assert cents(json.loads(artifact("cost-attempts-day"))) == spent
-            assert f"**${sum(spent) / 1e6:,.6f}** for 5 attempts of 1 jobs" in artifact("cost-report-day")
+            assert f"**${sum(spent) / 1e6:,.6f}** for 5 attempts of 1 job," in artifact("cost-report-day")
             assert f"| {sum(spent) / 1e6:.6f} |" in artifact("job-tour")
         (written,) = stage.store.list("reports/costs")
         assert cents(list(csv.DictReader(io.StringIO(stage.store.read(written.key).decode())))) == spent

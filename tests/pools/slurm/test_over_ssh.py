@@ -12,24 +12,32 @@ from uuid import uuid4
 
 import pytest
 
+from crucible.errors import ServiceError
 from crucible.local.services import free_port
 from crucible.pools.slurm.cluster import Cluster, Submission
 from crucible.pools.slurm.configuration import SlurmJobConfiguration
 from crucible.pools.slurm.failures import ClusterUnreachable, LoginRefused, SlurmFailure
 from crucible.pools.slurm.inventory import read_inventory
 from crucible.pools.slurm.shell import Shell
+from crucible.rehearsal import apt
 from crucible.rehearsal.slurm.cluster import LocalCluster
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow
-SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+
+
+def sshd_program() -> str | None:
+    return shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 
 @pytest.fixture(scope="module")
 def login(tmp_path_factory: pytest.TempPathFactory, cluster: LocalCluster) -> Iterator[str]:
     """The name of a login node that `ssh` finds: with configuration, keys and port of its own."""
-    if SSHD is None or shutil.which("ssh") is None:
-        pytest.skip("NOT TESTED, there is no sshd here: apt-get install --no-install-recommends openssh-server")
+    if sshd_program() is None or shutil.which("ssh") is None:
+        try:
+            apt.install("openssh-server")
+        except ServiceError as error:
+            pytest.skip(f"NOT TESTED, there is no sshd here: {error}")
     root = tmp_path_factory.mktemp("ssh")
     port = free_port(23_000)
     for key in ("host", "mine", "strangers"):
@@ -60,7 +68,9 @@ def login(tmp_path_factory: pytest.TempPathFactory, cluster: LocalCluster) -> It
     (root / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {root}/config "$@"\n')
     (root / "ssh").chmod(0o755)
     Path("/run/sshd").mkdir(exist_ok=True)  # its empty folder for privilege separation
-    sshd = subprocess.Popen([SSHD, "-D", "-e", "-f", str(root / "sshd_config")], stderr=(root / "log").open("wb"))
+    sshd = subprocess.Popen(
+        [str(sshd_program()), "-D", "-e", "-f", str(root / "sshd_config")], stderr=(root / "log").open("wb")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", f"{root}{os.pathsep}{os.environ['PATH']}")
         patch.delenv("SLURM_CONF")  # the login node's, not the worker's
