@@ -7,6 +7,7 @@ looks, so that the adapter knows of each one, however soon the agent carries and
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import time
 from collections import deque
@@ -57,9 +58,12 @@ class ContractSaves:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Nobody writes to a finished checkpoint any more, so hard links do."""
+    """Nobody writes to a finished checkpoint any more, so hard links do, where the file system has them."""
     for place, _, names in os.walk(source):
         to = target / Path(place).relative_to(source)
         to.mkdir(parents=True, exist_ok=True)
         for name in names:
-            os.link(Path(place) / name, to / name, follow_symlinks=False)
+            try:
+                os.link(Path(place) / name, to / name, follow_symlinks=False)
+            except OSError:
+                shutil.copy2(Path(place) / name, to / name, follow_symlinks=False)

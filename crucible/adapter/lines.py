@@ -43,7 +43,7 @@ class Lines:
         """The lines and states that `data` completes."""
         *whole, rest = data.split(b"\n")
         for piece in whole:
-            yield from self._states(piece)
+            yield from self._states(piece.rstrip(b"\r"))  # "text\r\n" is one line, not a state and a line
             yield from self._line()
         yield from self._states(rest)
 

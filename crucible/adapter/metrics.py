@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -73,8 +74,8 @@ class PrintedMetrics(Protocol):
 class WrittenMetrics(Protocol):
     """Finds metrics in files that the script writes."""
 
-    def read_new(self) -> Iterable[Point]:
-        """What was added since the last call."""
+    def read_new(self, last: bool = False) -> Iterable[Point]:
+        """What was added since the last call; with `last`, nothing will be added any more."""
 
 
 class MetricsWriter:
@@ -195,9 +196,9 @@ class _JsonLines:
         self._read: dict[Path, int] = {}
         self._count = 0
 
-    def read_new(self) -> Iterator[Point]:
+    def read_new(self, last: bool = False) -> Iterator[Point]:
         for path in sorted(self._cwd.glob(self._pattern)):
-            for line in self._whole_lines(path):
+            for line in self._whole_lines(path, last):
                 with suppress(ValueError, RecursionError):
                     values = json.loads(line)
                     if not isinstance(values, dict):
@@ -207,11 +208,11 @@ class _JsonLines:
                     if point := _point(values, step):
                         yield point
 
-    def _whole_lines(self, path: Path) -> list[bytes]:
+    def _whole_lines(self, path: Path, last: bool) -> list[bytes]:
         with suppress(OSError), path.open("rb") as file:
             file.seek(self._read.get(path, 0))
-            data = file.read(8_000_000)
-            whole = data[: data.rfind(b"\n") + 1]
+            data = file.read(-1 if last else 8_000_000)
+            whole = data if last else data[: data.rfind(b"\n") + 1]
             self._read[path] = self._read.get(path, 0) + len(whole)
             return whole.splitlines()
         return []
@@ -225,15 +226,17 @@ class _Csv:
         self._rows: dict[Path, tuple[int, int]] = {}
         """Rows that were read, and the file's time then."""
 
-    def read_new(self) -> Iterator[Point]:
+    def read_new(self, last: bool = False) -> Iterator[Point]:
         for path in sorted(self._cwd.glob(self._pattern)):
             rows, seen = self._rows.get(path, (0, 0))
             with suppress(OSError, csv.Error):
                 changed = path.stat().st_mtime_ns
-                if changed == seen:
+                if changed == seen and not last:
                     continue
-                with path.open(newline="", encoding="utf-8") as file:
-                    found = list(csv.DictReader(file))
+                data = path.read_bytes()
+                whole = data[: data.rfind(b"\n") + 1]  # its last line may be half written
+                text = whole.decode("utf-8-sig", errors="replace")
+                found = list(csv.DictReader(io.StringIO(text, newline="")))
                 self._rows[path] = len(found), changed
                 for row in found[rows:]:
                     step = next((row[name] for name in _STEP_NAMES if row.get(name)), None)
@@ -247,7 +250,7 @@ class _TensorBoard:
     def __init__(self, cwd: Path, path: str) -> None:
         self._files = EventFiles(cwd, path)
 
-    def read_new(self) -> Iterator[Point]:
+    def read_new(self, last: bool = False) -> Iterator[Point]:
         together: dict[int, dict[str, float]] = {}
         for step, name, value in self._files.read_new():
             together.setdefault(step, {})[name] = value
@@ -267,7 +270,7 @@ class FileLooks:
         if self._source is None or (time.monotonic() < self._next and not last):
             return ()
         self._next = time.monotonic() + _LOOK_SECONDS
-        return self._source.read_new()
+        return self._source.read_new(last)
 
 
 def _point(values: Mapping[str, object], step: object) -> Point | None:

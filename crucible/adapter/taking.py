@@ -75,9 +75,9 @@ class Taking:
             log,
             clock,
         )
+        self._said: set[str] = set()
         self._done = dict(self._found())  # what was there before the script started is no save of it
         self._seen: dict[Path, tuple[Stamp, float]] = {}
-        self._said: set[str] = set()
         self._next_look = 0.0
         self._saved_at, self._saves = clock(), 0
         self._intervals: deque[float] = deque(maxlen=5)
@@ -119,7 +119,7 @@ class Taking:
 
     def _found(self) -> list[tuple[Path, Stamp]]:
         found = []
-        for path in self._cwd.glob(self._files.path):
+        for path in self._matches():
             if path.name.endswith((PARTIAL_SUFFIX, ".tmp")):
                 continue
             try:
@@ -133,6 +133,12 @@ class Taking:
                 found.append((path, seen))
         return found
 
+    def _matches(self) -> list[Path]:
+        try:
+            return list(self._cwd.glob(self._files.path))
+        except OSError:  # the script removed a folder while it was listed; the next look comes soon
+            return []
+
     def _ready(
         self, path: Path, seen: Stamp, processes: Callable[[], Iterable[psutil.Process]], ended_well: bool | None
     ) -> bool:
@@ -145,14 +151,14 @@ class Taking:
         try:
             files = files_of(path)
             whole = [is_whole(file) for file in files.values()]
+            # Within a folder an empty file is fine.
+            half = any(
+                verdict is False and file.stat().st_size for verdict, file in zip(whole, files.values(), strict=True)
+            )
         except (OSError, CheckpointError):
             return False
         if path.is_dir():
-            empty_are_fine = [
-                verdict is not False or file.stat().st_size == 0
-                for verdict, file in zip(whole, files.values(), strict=True)
-            ]
-            if not all(empty_are_fine) or _trainer_not_done(files):
+            if half or _trainer_not_done(files):
                 return False
         elif whole[0] is not None:
             return whole[0]
@@ -190,9 +196,14 @@ class Taking:
             self._done[path] = seen
             return None
         state = {"step": found.step, "step_source": found.source, "saved_as": name, **facts()}
-        (partial / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
         folder = self._folder / step_name(found.step)
-        partial.rename(folder)
+        try:
+            (partial / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+            partial.rename(folder)
+        except OSError as error:  # a full disk may have room again later
+            self._say(f"{name} cannot be kept: {error}")
+            remove(partial)
+            return None
         self._measure(seen.changed_at)
         interval = statistics.median(self._intervals) if self._intervals else None
         self.newest = Save(found.step, folder, name, time.monotonic() - began, interval)

@@ -46,7 +46,7 @@ def _scalars(event: bytes) -> Iterator[Scalar]:
     step, summaries = 0, []
     for field, value in _fields(event):
         if field == 2 and isinstance(value, int):
-            step = value
+            step = value - (1 << 64) if value >> 63 else value  # an int64
         elif field == 5 and isinstance(value, bytes):
             summaries.append(value)
     for summary in summaries:

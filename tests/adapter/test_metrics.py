@@ -15,7 +15,7 @@ import pytest
 
 from crucible.adapter.adapter import HOOKS
 from crucible.adapter.lines import LONGEST_LINE, Line, Lines
-from crucible.adapter.metrics import read_printed, written_metrics
+from crucible.adapter.metrics import FileLooks, read_printed, written_metrics
 from crucible.script_config import MetricsSource
 from crucible.script_presets import with_preset
 
@@ -93,6 +93,24 @@ def test_json_lines_and_lightnings_csv_as_they_grow(tmp_path: Path) -> None:
     assert list(reader.read_new()) == [(19, {"epoch": 0.0, "val_loss": 2.2})]
 
 
+def test_a_row_is_read_once_it_is_whole(tmp_path: Path) -> None:
+    reader = written_metrics(MetricsSource(format="lightning", path="metrics.csv"), tmp_path)
+    assert reader is not None
+    whole = "step,train_loss,note\n1,2.0,é\n200,1.0034,é\n".encode()
+    (tmp_path / "metrics.csv").write_bytes(whole[:-2])  # in the middle of a letter
+    assert list(reader.read_new()) == [(1, {"train_loss": 2.0})]
+    (tmp_path / "metrics.csv").write_bytes(whole)
+    assert list(reader.read_new()) == [(200, {"train_loss": 1.0034})]
+
+
+def test_the_last_line_of_a_file_needs_no_line_end(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text('{"step": 10, "val_loss": 1.5}')
+    looks = FileLooks(written_metrics(MetricsSource(format="jsonl", path="results.json"), tmp_path))
+    assert list(looks.look()) == [], "it may be half written"
+    assert list(looks.look(last=True)) == [(10, {"val_loss": 1.5})]
+    assert list(looks.look(last=True)) == []
+
+
 def event(step: int, tag: str, simple: float | None = None, double: float | None = None) -> bytes:
     """A record of an event file, as `SummaryWriter.add_scalar` or tf.summary writes it."""
 
@@ -104,7 +122,7 @@ def event(step: int, tag: str, simple: float | None = None, double: float | None
         value += field(2, 5, struct.pack("<f", simple))
     if double is not None:
         value += field(8, 2, field(1, 0, b"\x02") + field(4, 2, struct.pack("<d", double)))
-    step_bytes = bytes([step & 0x7F | 0x80, step >> 7])
+    step_bytes = bytes([step >> 7 * place & 0x7F | 0x80 for place in range(9)] + [step >> 63 & 1])
     data = field(1, 1, struct.pack("<d", 1.0)) + field(2, 0, step_bytes) + field(5, 2, field(1, 2, value))
     return struct.pack("<Q", len(data)) + b"crc." + data + b"crc."
 
@@ -115,7 +133,8 @@ def test_tensorboard_files_as_they_grow(tmp_path: Path) -> None:
     path = tmp_path / "runs" / "a" / "events.out.tfevents.1.host"
     path.parent.mkdir(parents=True)
     later = event(400, "eval/loss", double=1.25)
-    path.write_bytes(event(300, "train/loss", simple=1.5) + event(300, "lr", simple=0.5) + later[:20])
+    before = event(-1, "eval/loss", double=9.0)  # measured before the training, by some
+    path.write_bytes(before + event(300, "train/loss", simple=1.5) + event(300, "lr", simple=0.5) + later[:20])
     assert list(reader.read_new()) == [(300, {"train_loss": 1.5, "learning_rate": 0.5})]
     assert list(reader.read_new()) == []
     with path.open("ab") as file:
@@ -135,6 +154,7 @@ def test_progress_bars_and_endless_lines_stay_small() -> None:
     found = list(lines.feed(b"\r          \r{'loss': 2.0}\nplain\r\nfirst\nsec"))
     assert [line.text for line in found if line.passed_on][-3:] == ["{'loss': 2.0}", "plain", "first"]
     assert [line.text for line in lines.end()] == ["sec"]
+    assert [line.text for line in Lines().feed(b"step 1\r\nstep 2\r\n")] == ["step 1", "step 2"]
 
     below = "\n\r{0}%|#| {0}/100 [00:01<00:01]\x1b[A"  # tqdm's second bar
     found = [line for n in range(100) for line in lines.feed(below.format(n).encode())]

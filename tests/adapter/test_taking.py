@@ -17,6 +17,7 @@ import pytest
 
 from crucible.adapter import steps as steps_module
 from crucible.adapter import taking
+from crucible.adapter.contract_saves import ContractSaves
 from crucible.adapter.restoring import restore
 from crucible.adapter.steps import FoundStep, Steps, StepSource
 from crucible.adapter.taking import Save, Taking
@@ -109,6 +110,65 @@ def test_a_file_overwritten_in_place_is_taken_each_time_and_never_half(tmp_path:
     assert (first / "files" / "ckpt.pt").read_bytes() == archive("100" * 100), (
         "it shares nothing with the script's file"
     )
+
+
+def test_a_link_to_nothing_that_is_there_before_the_script_is_named(tmp_path: Path) -> None:
+    (tmp_path / "code" / "out").mkdir(parents=True)
+    (tmp_path / "code" / "out" / "latest.pt").symlink_to("ckpt.pt")
+    script = Script(tmp_path, "out/*.pt")
+    assert "out/latest.pt cannot be carried: " in script.messages[0]
+    script.write("out/other.pt")
+    assert script.look() is not None
+
+
+def test_what_vanishes_during_a_look_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = Script(tmp_path, "out/*")
+    script.write("out/step-1/weights.pt")
+    (tmp_path / "code/out/step-1/empty.tmp").touch()
+
+    def vanishes(path: Path) -> bool | None:
+        whole = is_whole(path)
+        if path.name == "empty.tmp":
+            path.unlink()
+        return whole
+
+    with monkeypatch.context() as patched:
+        patched.setattr(taking, "is_whole", vanishes)
+        assert script.look() is None
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "glob", lambda *_: iter(os.scandir("/nowhere")))  # a folder removed while it is listed
+        assert script.look() is None
+    assert script.look_later() is not None
+
+
+def test_a_disk_that_is_full_for_a_moment_does_not_end_the_script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(tmp_path, "ckpt.pt")
+    script.write("ckpt.pt")
+
+    def full(*_: object, **__: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", full)
+        assert script.look() is None
+    assert script.messages == ["ckpt.pt cannot be kept: [Errno 28] No space left on device"]
+    taken = script.look()
+    assert taken is not None
+    assert [path.name for path in script.folder.iterdir()] == [taken.folder.name]
+
+
+def test_checkpoints_are_kept_where_there_are_no_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")  # exFAT, many network file systems
+
+    monkeypatch.setattr(os, "link", refused)
+    saves = ContractSaves(tmp_path, keep=True)
+    (saves.own / "step-00000005").mkdir()
+    (saves.own / "step-00000005" / "weights").write_text("w")
+    assert saves.look() is not None
+    assert (saves.kept / "weights").read_text() == "w"
 
 
 def test_a_file_rewritten_while_it_is_copied_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
