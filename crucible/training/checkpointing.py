@@ -77,7 +77,7 @@ class Checkpointer:
             checkpoint_bytes=report.bytes,
         )
         if self.keep is not None:
-            prune(self.saver.parent, self.keep, self.losses.best_step)
+            prune(self.saver.parent, self.keep, self.losses.best_step, report.step)
 
     def _failed(self, error: CheckpointError) -> None:
         """A full disk may have room again later; but without any checkpoint, going on would be a gamble."""

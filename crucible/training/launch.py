@@ -34,17 +34,21 @@ def launch(command: Sequence[str], count: int) -> int:
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     shared["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") or str(max(1, usable_cpus() // count))
-    running = [
-        subprocess.Popen(command, env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
+    running: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
 
     def pass_on(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
         for process in running:
             process.send_signal(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT):  # first, so that none is left behind by one that comes meanwhile
         signal.signal(number, pass_on)
+    for rank in range(count):
+        environment = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        running.append(subprocess.Popen(command, env=environment))
+    for missed in list(asked):
+        pass_on(missed, None)
     while True:
         codes = [process.poll() for process in running]
         failed = next((code for code in codes if code not in (None, EXIT_DONE, EXIT_SAVED)), None)

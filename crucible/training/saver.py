@@ -1,8 +1,8 @@
 """How checkpoints are saved: a snapshot at a step boundary, written while training continues.
 
 The step loop pauses for the copy of the state into one reused buffer, not for the disk. If the buffer is still
-being written when the next save is due, that one waits for a later step. Where memory has no room for the buffer, the
-loop waits for each save instead, and logs it.
+being written when the next save is due, that one waits for a later step. Where memory has no room for the buffer, or
+the process that writes was killed, the loop waits for each save instead, and logs it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Saver:
 
         Returns the report at once if there is no background writer, else `poll` will. Raises CheckpointError.
         """
-        if self._writer is None:
+        if self._writer is None or self._writer.gone:
             return self.save_now(step, small, began)
         files: list[tuple[FilePlan, slice]] = []
         start = 0

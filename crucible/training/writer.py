@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ __all__ = ["BackgroundWriter"]
 class BackgroundWriter:
     """The trainer's end. `buffer` (float32) is filled by the trainer while `busy` is False.
 
+    `gone`: the process has ended, and writes no more.
     The child keeps `lock`, the descriptor that holds the checkpoint folder's lock, open for as long as it may write.
     Raises OSError if the system has no memory to share.
     """
@@ -43,7 +45,7 @@ class BackgroundWriter:
         descriptor = _shared_memory(size)
         self.buffer: NDArray[np.float32] = np.frombuffer(mmap.mmap(descriptor, size), dtype=np.float32)
         self.buffer.fill(0)  # touch every page now: the first snapshot would otherwise take seven times as long
-        self.busy = False
+        self.busy = self.gone = False
         self._process = subprocess.Popen(
             [sys.executable, "-m", "crucible.training.writer", str(descriptor), str(size)],
             stdin=subprocess.PIPE,
@@ -93,12 +95,13 @@ class BackgroundWriter:
         """Let the process end, after the save that it may be at."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.close()
+        with suppress(OSError):  # it may have ended before it took the last request
+            self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
 
     def _gone(self) -> CheckpointError:
-        self.busy = False
+        self.busy, self.gone = False, True
         code = self._process.wait()
         return CheckpointError(f"the process that writes checkpoints has ended (exit code {code}); is memory short?")
 

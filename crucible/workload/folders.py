@@ -159,10 +159,14 @@ def newest_sound(parent: Path, log: Callable[[str], None], required: Set[str] = 
     return None
 
 
-def prune(parent: Path, keep: int, best_step: int | None) -> None:
-    """Remove all but the `keep` newest finished folders and the one of `best_step`."""
-    for folder in finished_folders(parent)[:-keep]:
-        if step_of(folder) != best_step:
+def prune(parent: Path, keep: int, best_step: int | None, saved_step: int) -> None:
+    """Remove all but the `keep` newest finished folders and the one of `best_step`, once `saved_step` is saved.
+
+    Folders of later steps are damaged: this run was resumed from an older one. They do not count.
+    """
+    steps = [(step, folder) for folder in finished_folders(parent) if (step := step_of(folder) or 0) <= saved_step]
+    for step, folder in steps[:-keep]:
+        if step != best_step:
             _remove(folder)
 
 

@@ -69,7 +69,8 @@ class CrucibleCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         # What only Crucible asked for would stay in output_dir for ever; but the best model is looked for there.
         move = self._own_save and not args.load_best_model_at_end
-        self._session.publish(state.global_step, partial(_move if move else _link, saved))
+        must = self._stopping or state.global_step >= state.max_steps
+        self._session.publish(state.global_step, partial(_move if move else _link, saved), must)
         self._own_save = False
         if self._stopping:
             self._session.exit()

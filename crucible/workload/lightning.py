@@ -69,7 +69,7 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
             session.log(step, loss=outputs["loss"])
         stopping, due = session.decide()
         if stopping or due:
-            self._publish(trainer, step)
+            self._publish(trainer, step, stopping)
         if stopping:
             session.exit()
 
@@ -81,8 +81,8 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         self._session.reached(trainer.global_step)
-        self._publish(trainer, trainer.global_step)
+        self._publish(trainer, trainer.global_step, must=True)
         self._session.close()
 
-    def _publish(self, trainer: Any, step: int) -> None:
-        self._session.publish(step, lambda folder: trainer.save_checkpoint(folder / _FILE))
+    def _publish(self, trainer: Any, step: int, must: bool) -> None:
+        self._session.publish(step, lambda folder: trainer.save_checkpoint(folder / _FILE), must)

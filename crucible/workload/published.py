@@ -16,10 +16,11 @@ class PublishingSession(Session):
 
     fill: Callable[[Path], None]
 
-    def publish(self, step: int, fill: Callable[[Path], None]) -> None:
-        """Make a checkpoint of step `step`."""
+    def publish(self, step: int, fill: Callable[[Path], None], must: bool) -> None:
+        """Make a checkpoint of step `step`; `must`: there will be no later one. Raises CheckpointError."""
         self.fill = fill
-        self.save(step)
+        self.reached(step)
+        self._save(step, must)
 
     def _write(self, step: int, small: list[FilePlan]) -> int:
         def fill(folder: Path) -> None:

@@ -67,7 +67,7 @@ class Run(Session):
         for step in range(self.step + 1, total + 1):
             yield step
             self.reached(step)
-        if self.step and self._saved_step != self.step:
+        if self.step:
             self.save(self.step)
         self.close()
 

@@ -95,16 +95,19 @@ class Session(ABC):
         best = self.note(step, metrics)
         stopping, due = self.decide(best)
         if stopping or due:
-            self._save(step)
+            self._save(step, must=stopping)
         if stopping:
             self.exit()
         return due
 
     def save(self, step: int, **metrics: Any) -> None:
-        """Save now, whatever the time; for the end of a training that does not use `steps`."""
+        """Save now, whatever the time; for the end of a training that does not use `steps`.
+
+        Under torch.distributed, every process must call it. Raises CheckpointError if it cannot be saved.
+        """
         self.reached(step)
         self.note(step, metrics)
-        self._save(step)
+        self._save(step, must=True)
 
     def exit(self) -> NoReturn:
         """Leave with 75, once everything is saved."""
@@ -169,8 +172,9 @@ class Session(ABC):
             return False
         return self._clock.due() or (best and self._clock.elapsed_seconds >= _BEST_SAVE_SHARE * self._save_seconds)
 
-    def _save(self, step: int) -> None:
-        if self._saved_step == step:
+    def _save(self, step: int, must: bool) -> None:
+        """Save, in all processes together. Raises CheckpointError if that fails and `must`, or there is none yet."""
+        if not self._processes.any(self._saved_step != step)[0]:  # only the first one knows of a save that failed
             return
         self._clock.saved()
         began = time.perf_counter()
@@ -180,7 +184,7 @@ class Session(ABC):
                 size = self._write(step, self._small_files(step, generators))
             except CheckpointError as error:
                 # A full disk may have room again later; but without any checkpoint, going on would be a gamble.
-                if self._saved_step is None or self._stop:
+                if self._saved_step is None or self._stop or must:
                     raise
                 self._print(f"{error}; going on, the last checkpoint is that of step {self._saved_step}")
                 return
@@ -198,7 +202,7 @@ class Session(ABC):
                 checkpoint_bytes=size,
             )
         if self._keep is not None:
-            prune(self.folder, self._keep, int(self.best["step"]) if self.best else None)
+            prune(self.folder, self._keep, int(self.best["step"]) if self.best else None, step)
 
     def _small_files(self, step: int, generators: list[dict[str, Any]]) -> list[FilePlan]:
         state = {

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -54,7 +55,8 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self._signal = number
         if not self.anything_to_save() and "RANK" not in os.environ:  # one of several must not leave the others alone
-            os.write(2, f"stopped before the first step ({self.reason()}); nothing to save\n".encode())
+            with suppress(OSError):  # a full disk, or nobody who reads
+                os.write(2, f"stopped before the first step ({self.reason()}); nothing to save\n".encode())
             os._exit(EXIT_SAVED)
 
 

@@ -65,9 +65,8 @@ def encode(value: Any, tensors: Tensors, owner: str, path: str = "") -> Any:
     if _is_tensor(value):
         return {"$tensor": tensors.add(value, path)}
     if _is_array(value):
-        if value.shape == ():
-            return encode(value.item(), tensors, owner, path)  # numpy's own numbers, too
-        return {"$array": tensors.add(value, path)}
+        # A number of numpy's computes in its own precision, so it is no plain float after a resume either.
+        return {"$array" if isinstance(value, sys.modules["numpy"].ndarray) else "$scalar": tensors.add(value, path)}
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -105,6 +104,8 @@ def decode(value: Any, read: TensorReader) -> Any:
         return read.tensor(content)
     if mark == "$array":
         return read.array(content)
+    if mark == "$scalar":
+        return read.array(content)[()]
     if mark == "$float":
         return float(content)
     if mark == "$bytes":

@@ -67,8 +67,8 @@ def _kill_after(kill: Kill) -> None:
 
     save_session, save_file = Session._save, torch.save
 
-    def save(session: Session, step: int) -> None:
-        save_session(session, step)
+    def save(session: Session, step: int, must: bool) -> None:
+        save_session(session, step, must)
         count()
 
     def save_by_script(*arguments: object) -> None:

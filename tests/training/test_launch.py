@@ -30,6 +30,28 @@ def test_one_exit_code(code: str, expected: int) -> None:
     assert launch(group(code), 3) == expected
 
 
+def test_a_signal_that_comes_while_they_start_reaches_every_process(tmp_path: Path) -> None:
+    code = (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));"
+        f"open(os.path.join({str(tmp_path)!r}, str(rank)), 'w').close(); time.sleep(1000)"
+    )
+    program = f"""
+import os, signal, subprocess, sys
+from pathlib import Path
+from crucible.training import launch
+class Started(subprocess.Popen):
+    def __init__(self, command, env):
+        super().__init__(command, env=env)
+        while not Path({str(tmp_path)!r}, env["RANK"]).exists():
+            pass
+        if env["RANK"] == "0":
+            os.kill(os.getpid(), signal.SIGTERM)
+launch.subprocess.Popen = Started
+sys.exit(launch.launch({group(code)!r}, 2))
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 75
+
+
 def test_signal_reaches_every_process(tmp_path: Path) -> None:
     code = (
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75));"

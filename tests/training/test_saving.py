@@ -21,7 +21,7 @@ from crucible.training.data import Dataset
 from crucible.training.saver import Saver
 from crucible.training.trainer import Trainer
 from crucible.workload.clock import CheckpointClock
-from crucible.workload.folders import FilePlan, fault, prune, safetensors_header, sweep, write_folder
+from crucible.workload.folders import FilePlan, fault, newest_sound, prune, safetensors_header, sweep, write_folder
 from crucible.workload.metrics import Metrics
 from tests.training.conftest import TINY, Train
 
@@ -29,6 +29,11 @@ from tests.training.conftest import TINY, Train
 def make_saver(folder: Path, tensor: torch.Tensor) -> Saver:
     header = safetensors_header({"a": (2, 3), "b": (tensor.numel() - 6,)})
     return Saver(folder, {"model.safetensors": ([tensor], header)}, None, lambda line: None)
+
+
+def save_and_wait(saver: Saver, step: int) -> None:
+    saver.save(step, SMALL, time.perf_counter())
+    saver.poll(wait=True)
 
 
 SMALL = {"optimizer.safetensors": b"", "rng.json": b"{}", "state.json": b"{}"}
@@ -47,7 +52,7 @@ def test_a_kill_while_an_old_one_is_removed_leaves_only_whole_ones(
 
     monkeypatch.setattr("crucible.workload.folders.shutil.rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
-        prune(tmp_path, 1, None)
+        prune(tmp_path, 1, None, 2)
     assert [fault(folder, frozenset()) for folder in finished_folders(tmp_path)] == [None]
     monkeypatch.undo()
     assert len(sweep(tmp_path)) == 1
@@ -198,8 +203,37 @@ def test_newest_and_best_are_kept(tmp_path: Path) -> None:
     for step in (10, 20, 30, 40):
         (tmp_path / f"step-{step:08d}").mkdir()
     (tmp_path / "step-00000050.partial").mkdir()
-    prune(tmp_path, keep=2, best_step=10)
+    prune(tmp_path, keep=2, best_step=10, saved_step=40)
     assert [folder.name for folder in finished_folders(tmp_path)] == ["step-00000010", "step-00000030", "step-00000040"]
+
+
+def test_a_damaged_one_of_a_later_step_does_not_take_the_place_of_a_new_one(tmp_path: Path) -> None:
+    for step in (10, 20, 15):
+        write_folder(tmp_path, step, [FilePlan(name, content) for name, content in SMALL.items()])
+    (tmp_path / "step-00000020" / "rng.json").unlink()
+    prune(tmp_path, keep=1, best_step=None, saved_step=15)
+    newest = newest_sound(tmp_path, lambda line: None)
+    assert newest is not None
+    assert newest.name == "step-00000015"
+
+
+def test_without_the_process_that_writes_the_loop_writes_itself(tmp_path: Path) -> None:
+    saver = make_saver(tmp_path, torch.arange(10, dtype=torch.float32))
+    assert saver._writer is not None
+    saver._writer._process.kill()  # the system does, where memory is short
+    saver._writer._process.wait()
+    with pytest.raises(CheckpointError, match="has ended"):
+        save_and_wait(saver, 1)
+    report = saver.save(2, SMALL, time.perf_counter())
+    saver.close()
+    assert report is not None
+    assert fault(tmp_path / "step-00000002") is None
+
+
+def test_a_request_to_stop_that_nobody_reads_about_is_followed() -> None:
+    code = "import os, signal, crucible.workload.stop as s; s.StopRequest(); os.kill(os.getpid(), signal.SIGTERM)"
+    with Path("/dev/full").open("wb") as full:
+        assert subprocess.run([sys.executable, "-c", code], stderr=full, check=False).returncode == 75
 
 
 def test_interval_comes_from_the_agent_then_the_config_then_the_cost(tmp_path: Path) -> None:

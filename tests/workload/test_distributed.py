@@ -19,8 +19,11 @@ STEPS = 10
 ALONE = [Variable.CHECKPOINT_DIR, Variable.RESUME_FROM, Variable.METRICS_FILE, Variable.CONTROL_FILE]
 
 
-def train_on_rank(rank: int, folder: Path, number: int, stop_rank: int | None) -> None:
-    """One of two processes that average their gradients; `stop_rank` gets SIGTERM in its fifth step."""
+def train_on_rank(rank: int, folder: Path, number: int, stop_rank: int | None, fails_at: int | None = None) -> None:
+    """One of two processes that average their gradients; `stop_rank` gets SIGTERM in its fifth step.
+
+    With `fails_at`, every step is saved, but that one cannot be at first.
+    """
     import torch.distributed as dist
 
     torch.set_num_threads(1)
@@ -31,7 +34,7 @@ def train_on_rank(rank: int, folder: Path, number: int, stop_rank: int | None) -
     for parameter in model.parameters():
         dist.broadcast(parameter.data, 0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    run = workload.resume_or_start(model, optimizer, every_seconds=3600)
+    run = workload.resume_or_start(model, optimizer, every_seconds=0.0 if fails_at else 3600)
     for step in run.steps(STEPS):
         if step == 5 and rank == stop_rank:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -40,18 +43,25 @@ def train_on_rank(rank: int, folder: Path, number: int, stop_rank: int | None) -
         for parameter in model.parameters():
             dist.all_reduce(parameter.grad)
         optimizer.step()
+        in_the_way = run.folder / f"step-{step:08d}.partial"
+        if step == fails_at and rank == 0:
+            in_the_way.write_text("")
         run.maybe_save(step)
+        if step == fails_at and rank == 0:
+            in_the_way.unlink()
     dist.destroy_process_group()
 
 
-def start(folder: Path, number: int, stop_rank: int | None) -> list[int | None]:
+def start(folder: Path, number: int, stop_rank: int | None, fails_at: int | None = None) -> list[int | None]:
     """The exit codes of both processes."""
     folder.mkdir(exist_ok=True)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
         ["torch", "torch.distributed", "crucible.workload", "tests.workload.test_distributed"]
     )
-    processes = [context.Process(target=train_on_rank, args=(rank, folder, number, stop_rank)) for rank in (0, 1)]
+    processes = [
+        context.Process(target=train_on_rank, args=(rank, folder, number, stop_rank, fails_at)) for rank in (0, 1)
+    ]
     for process in processes:
         process.start()
     for process in processes:
@@ -77,6 +87,11 @@ def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) 
     assert start(part, 1, stop_rank=None) == [0, 0]
     assert newest(part).name == newest(whole).name == f"step-{STEPS:08d}"
     assert (newest(part) / MODEL).read_bytes() == (newest(whole) / MODEL).read_bytes()
+
+
+def test_two_processes_save_again_together_what_could_not_be_saved(tmp_path: Path) -> None:
+    assert start(tmp_path / "run", 0, stop_rank=None, fails_at=STEPS) == [0, 0]
+    assert newest(tmp_path / "run").name == f"step-{STEPS:08d}"
 
 
 class Killed(Exception):

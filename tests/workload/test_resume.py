@@ -192,6 +192,19 @@ def test_keeps_the_newest_and_the_best_and_skips_a_damaged_one(
     assert "step-00000005 is damaged" in capsys.readouterr().err
 
 
+def test_a_last_save_that_fails_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Training().resume(tmp_path, every_seconds=0.0)
+    run.maybe_save(1)
+    tmp_path.joinpath("step-00000002.partial").write_text("in the way")
+    run.maybe_save(2)
+    assert "going on, the last checkpoint is that of step 1" in capsys.readouterr().err
+    with pytest.raises(CheckpointError, match="step 2 cannot be written"):
+        run.save(2)
+    with pytest.raises(CheckpointError, match="step 2 cannot be written"):
+        list(run.steps(2))
+    run.close()
+
+
 class Tied(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -207,6 +220,7 @@ def test_weights_are_plain_safetensors_and_every_value_comes_back(tmp_path: Path
         "nested": {1: (1, [True, None]), "$odd": {"x"}, "bytes": b"\x00\xff"},
         "numbers": [float("inf"), 0.1, 2**70, np.float32(0.5), np.int64(3)],
         "array": np.arange(4, dtype=np.uint16),
+        "no dimension": np.array(1.5, dtype=np.float32),
         "scalar": torch.tensor(7),
     }
     model = Tied()
@@ -224,6 +238,8 @@ def test_weights_are_plain_safetensors_and_every_value_comes_back(tmp_path: Path
     assert torch.equal(again.turned, model.turned)
     assert found["nested"] == extra["nested"]
     assert found["numbers"] == extra["numbers"]
+    assert list(map(type, found["numbers"])) == list(map(type, extra["numbers"])), "each computes as it did"
+    assert found["no dimension"].dtype == np.float32
     assert found["array"].dtype == np.uint16
     assert found["scalar"] == 7
     assert found["new"] == 1
