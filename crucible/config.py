@@ -286,7 +286,7 @@ class ConfigDraft:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ConfigError(f"config file {path} cannot be read: {reason}") from None
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a 30th of February
             raise ConfigError(f"config file {path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
         if values is None:
             values = {}

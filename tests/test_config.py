@@ -156,7 +156,13 @@ def test_file_reads_yaml_and_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"), [("- 1\n", "key: value"), ("a: [", "not valid YAML"), (None, "No such")]
+    ("text", "complaint"),
+    [
+        ("- 1\n", "key: value"),
+        ("a: [", "not valid YAML"),
+        ("seed: 2026-02-30", "day is out of range"),
+        (None, "No such"),
+    ],
 )
 def test_bad_file_is_named(tmp_path: Path, text: str | None, complaint: str) -> None:
     path = tmp_path / "c.yaml"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 import re
 import shutil
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from crucible.code.selection import Selection
 from crucible.errors import ConfigError
+from crucible.home import LONGEST_NAME
 
 _PYTHON = re.compile(r"python(\d(\.\d+)?)?")
 _RUNS_A_FILE = {"bash", "sh", "zsh", "torchrun"}
@@ -44,8 +46,6 @@ def check_command(command: Sequence[str], selection: Selection, installs: bool, 
 
 
 def _path() -> str:
-    import os
-
     return os.environ.get("PATH", os.defpath)
 
 
@@ -97,10 +97,15 @@ def named_but_left_out(command: Sequence[str], outputs: Iterable[str], selection
     for word in command[1:]:
         text = word.rpartition("=")[2].removeprefix("./").rstrip("/")
         path = PurePosixPath(text)
-        if not text or text == "." or path.is_absolute() or ".." in path.parts or len(text) > 255:
+        if not text or text == "." or path.is_absolute() or ".." in path.parts or not _may_exist(path):
             continue
         if any(path == out or path in out.parents or out in path.parents for out in written):
             continue
         if (selection.folder / path).exists() and (missing := selection.missing_under(text)):
             found[text] = missing
     return found
+
+
+def _may_exist(path: PurePosixPath) -> bool:
+    """Whether a file system could have it: an argument may as well be a long text."""
+    return all(len(os.fsencode(part)) <= LONGEST_NAME for part in path.parts) and len(os.fsencode(path)) < 1024

@@ -90,18 +90,16 @@ def upload(
             continue
         report(f"uploading {Path(entry) / file.path}")
         store.upload(path, key)
-        if _measure(path, entry)["sha256"] != file.sha256:
+        if not _is_still(path, entry, file.sha256):
             store.delete(key)
             raise ConfigError(f"data: {Path(entry) / file.path} changed while it was uploaded; run it again")
 
 
 def _scan_folder(root: Path, entry: str) -> Iterator[DataFile]:
-    seen = set()
     for parent, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in seen:
+        here = Path(parent)
+        if here != root and here.is_symlink() and here.parent.resolve().is_relative_to(here.resolve()):
             raise ConfigError(f"data: {entry} links to itself at {parent}")
-        seen.add(real)
         folders.sort()
         for name in sorted(names):
             path = Path(parent) / name
@@ -111,6 +109,13 @@ def _scan_folder(root: Path, entry: str) -> Iterator[DataFile]:
             if not _is_unicode(inside_entry):
                 raise ConfigError(f"data: the name {inside_entry!r} in {entry} is not UTF-8; rename the file")
             yield DataFile(path=inside_entry, **_measure(path, entry))
+
+
+def _is_still(path: Path, entry: str, sha256: str) -> bool:
+    try:
+        return _measure(path, entry)["sha256"] == sha256
+    except (OSError, ConfigError):  # it is gone, or being written just now
+        return False
 
 
 def _is_unicode(name: str) -> bool:

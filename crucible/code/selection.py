@@ -260,10 +260,13 @@ def _is_secret(path: Path) -> bool:
     name = path.name
     if name in _SECRET_NAMES or (_DOTENV.fullmatch(name) and not _DOTENV_EXAMPLE.fullmatch(name)):
         return True
-    if path.is_symlink() or path.suffix == ".py" or path.stat().st_size > 1 << 20:
+    if path.is_symlink() or path.suffix == ".py":
         return False
-    with path.open("rb") as file:
-        return _PRIVATE_KEY.match(file.read(200).lstrip()) is not None
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size <= 1 << 20 and _PRIVATE_KEY.match(file.read(200).lstrip()) is not None
+    except OSError:
+        return False  # whoever packs it says that it cannot be read
 
 
 def _refuse_too_much(selection: Selection) -> None:

@@ -28,12 +28,14 @@ from typing import Any, Literal
 import yaml
 
 from crucible.errors import ConfigError
-from crucible.settings import shown
+from crucible.settings import MOST, shown
 from crucible.sweeps.searchable import ConfigSettings, Searchable, Value, Values
 from crucible.tune_config import EXAMPLE, MOST_TRIALS
 
 MOST_CORNERS = 4_096
 """Combinations of lowest, highest and listed values that are judged before a sweep that does not list them all."""
+_LARGEST = 1e300
+"""Of an end of a range, whose width must be a float, too."""
 KINDS = ("choice", "uniform", "loguniform", "int")
 
 
@@ -167,7 +169,7 @@ def _mapping(given: Mapping[str, Any] | str) -> Mapping[str, Any]:
         return given
     try:
         written = yaml.safe_load(given)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a 30th of February
         raise ConfigError(f"space is not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if written is None:
         return {}
@@ -217,6 +219,11 @@ def _range(name: str, kind: str, given: Any, settings: Searchable) -> tuple[floa
             raise ConfigError(f"space: {name} = {end!r} is no number, so there is no range of it; list its values")
     assert isinstance(low, int | float)
     assert isinstance(high, int | float)
+    most = MOST if kind == "int" else _LARGEST
+    if not (abs(low) <= most and abs(high) <= most):  # also catches NaN, for which every comparison is false
+        raise ConfigError(
+            f"space: {name} = {{{kind}: [{shown(low)}, {shown(high)}]}} must lie between -{most:g} and {most:g}"
+        )
     if low > high:
         raise ConfigError(f"space: {name} = {{{kind}: [{low}, {high}]}} has its bounds reversed; write [{high}, {low}]")
     if kind == "loguniform" and low <= 0:

@@ -21,7 +21,7 @@ from crucible.sweeps.kinds import TrialKind, kind_of
 from crucible.sweeps.leaderboard import Columns, rows
 from crucible.sweeps.planner import AHEAD, START, Planner
 from crucible.sweeps.records import SweepLimits, SweepSpec, SweepStatus, TrialRecord
-from crucible.sweeps.sampling import make_sampler
+from crucible.sweeps.sampling import Grid, make_sampler
 from crucible.sweeps.schedules import make_schedule
 from crucible.sweeps.searchable import Values
 from crucible.sweeps.space import Space
@@ -165,11 +165,13 @@ class Sweep:
         spec = self.read_spec()
         free_draws = spec.sampler != "tpe"
         never_waits = free_draws and (spec.schedule != "asha" or len(spec.ladder) == 1)
+        sampler = make_sampler(spec.sampler, self.read_space(), spec.seed)
+        most = self.read_limits().max_trials
         return Planner(
             schedule=make_schedule(spec.schedule, len(spec.ladder), spec.reduction_factor),
-            sampler=make_sampler(spec.sampler, self.read_space(), spec.seed),
+            sampler=sampler,
             ladder=spec.ladder,
-            max_trials=self.read_limits().max_trials,
+            max_trials=min(most, len(sampler.points)) if isinstance(sampler, Grid) else most,
             workers=None if never_waits else AHEAD * spec.parallelism,
             step_cost=self._step_cost,
             start_cost=START * spec.ladder[0] * self._step_cost({}),

@@ -9,11 +9,13 @@ import random
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from crucible.code.command import check_command, named_but_left_out
+from crucible.code.data import scan
 from crucible.code.folder import pack_folder
 from crucible.code.packing import archive_key
 from crucible.code.selection import select
@@ -237,6 +239,48 @@ def test_special_files_are_refused(plain: Path) -> None:
         select(plain)
 
 
+def test_a_file_that_cannot_be_read_is_named(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plain / "locked.txt").write_text("x")
+    opened = Path.open
+
+    def refused(path: Path, *arguments: Any, **options: Any) -> Any:
+        if path.name == "locked.txt":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ConfigError, match=r"code: locked\.txt cannot be read: Permission denied"):
+        pack_folder(plain)
+
+
+def test_data_may_have_links_to_folders_beside_each_other(plain: Path) -> None:
+    (plain / "data" / "v3").mkdir(parents=True)
+    (plain / "data" / "v3" / "a.bin").write_bytes(b"a")
+    (plain / "data" / "latest").symlink_to("v3")
+    assert [file.path for file in scan(plain, "data").files] == ["latest/a.bin", "v3/a.bin"]
+    (plain / "data" / "v3" / "up").symlink_to("..")
+    with pytest.raises(ConfigError, match="data links to itself"):
+        scan(plain, "data")
+
+
+def test_data_that_is_written_while_it_is_uploaded_leaves_nothing_under_its_name(
+    plain: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (plain / "a.bin").write_bytes(b"a")
+    packed = pack_folder(plain, data=["a.bin"])
+    upload = store.upload
+
+    def written_meanwhile(path: Path, key: str) -> None:
+        path.write_bytes(b"b")
+        upload(path, key)
+        path.unlink()
+
+    monkeypatch.setattr(store, "upload", written_meanwhile)
+    with pytest.raises(ConfigError, match="changed while it was uploaded"):
+        packed.upload(store)
+    assert list(store.list("data/files")) == []
+
+
 def test_data_is_uploaded_once_and_lies_in_its_place(plain: Path, tmp_path: Path, store: Store) -> None:
     (plain / "data" / "deep").mkdir(parents=True)
     (plain / "data" / "a.bin").write_bytes(b"a" * 1000)
@@ -354,6 +398,11 @@ def test_commands_that_can_run(runnable: Path, command: list[str]) -> None:
 def test_commands_that_cannot_run_are_refused(runnable: Path, command: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_command(command, select(runnable), installs=False, here=True)
+
+
+def test_an_argument_may_be_a_long_text(plain: Path) -> None:
+    command = ["python", "train.py", "--prompt=" + "数" * 100, "a/" * 2000]
+    assert named_but_left_out(command, [], select(plain)) == {}
 
 
 def test_ignored_files_that_the_command_names_are_noticed(repository: Path) -> None:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crucible.errors import ConfigError
+from crucible.store import store_at
+from crucible.sweeps import SweepLimits
 from crucible.sweeps.planner import Planner
 from crucible.sweeps.sampling import make_sampler
 from crucible.sweeps.schedules import FAILED, TrialRung, hyperband_brackets, ladder, make_schedule
 from crucible.sweeps.space import Space, Values
+from tests.sweeps.carry_out import new_sweep
 
 SPACE = Space.parse(
     {"learning_rate": {"loguniform": [1e-4, 1e-2]}, "n_embd": [32, 64, 128], "n_layer": {"int": [1, 4]}}
@@ -27,7 +31,8 @@ def loss_of(values: Values, target: TrialRung) -> float:
     rate = float(values["learning_rate"])  # type: ignore[arg-type]
     if rate < 2e-4 and target.rung > 0:
         return FAILED
-    return abs(math.log10(rate) + 3) + 10 / float(values["n_embd"]) + 1 / (1 + target.rung)  # type: ignore[arg-type]
+    width = float(values.get("n_embd", 64))  # type: ignore[arg-type]
+    return abs(math.log10(rate) + 3) + 10 / width + 1 / (1 + target.rung)
 
 
 def planner(schedule: str, sampler: str, trials: int = 20, workers: int | None = 4, **fields: object) -> Planner:
@@ -156,6 +161,13 @@ def test_raising_the_number_of_trials_changes_none_that_were_begun() -> None:
     play(few, lambda running: 0)
     play(many, lambda running: 0)
     assert {number: many.trials[number] for number in few.trials} == few.trials
+
+
+def test_a_grid_ends_with_its_last_point_whatever_the_limit(tmp_path: Path) -> None:
+    space = Space.parse({"learning_rate": [1e-3, 1e-2]}).as_json()
+    sweep = new_sweep(store_at(tmp_path.as_uri()), "grid", trials=2, space=space, sampler="grid")
+    sweep.set_limits(SweepLimits(max_trials=9))  # as `crucible sweeps limits` does while it runs
+    assert len(play(sweep.planner(), lambda running: 0)) >= 2
 
 
 def test_ladder() -> None:

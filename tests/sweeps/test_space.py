@@ -20,6 +20,7 @@ from crucible.tune_config import MOST_TRIALS
     [
         ({}, "space is empty.*learning_rate"),
         ("learning_rate: [", "not valid YAML"),
+        ("learning_rate: [2026-02-30]", "not valid YAML.*day is out of range"),
         ("[1, 2]", "must be `setting: values`"),
         ({"learning_rates": [1e-3]}, "'learning_rates' is not a known setting; did you mean learning_rate"),
         ({"threads": [1, 2]}, "'threads' does not change what is learned"),
