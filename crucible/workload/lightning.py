@@ -6,17 +6,19 @@
 
 Lightning restores weights, optimizer, schedule and loops; this adds the random states, which it leaves out. The resume
 is exact with a loader that has a position to save (torchdata's StatefulDataLoader): a plain DataLoader begins its epoch
-again.
+again. One process only: Lightning makes its group of processes after `ckpt_path` was read.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 
+from crucible.errors import ConfigError
 from crucible.workload.published import PublishingSession
 
 __all__ = ["CrucibleCallback"]
@@ -32,6 +34,8 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     Args:
         folder, every_seconds, keep: as for `crucible.workload.resume_or_start`.
+
+    Raises ConfigError in one of several processes.
     """
 
     def __init__(self, folder: str | Path | None = None, every_seconds: float | None = None, keep: int = 3) -> None:
@@ -48,8 +52,12 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
     @property
     def _session(self) -> PublishingSession:
         if self._opened is None:
+            _require_one_process(int(os.environ.get("WORLD_SIZE") or 1))
             self._opened = PublishingSession(*self._settings)
         return self._opened
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        _require_one_process(trainer.world_size)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         self._session.restore_generators()  # the loader's iterator, which draws from them, is there by now
@@ -86,3 +94,11 @@ class CrucibleCallback(Callback):  # type: ignore[misc, unused-ignore]
 
     def _publish(self, trainer: Any, step: int, must: bool) -> None:
         self._session.publish(step, lambda folder: trainer.save_checkpoint(folder / _FILE), must)
+
+
+def _require_one_process(count: int) -> None:
+    if count > 1:
+        raise ConfigError(
+            f"CrucibleCallback saves a Lightning training of one process, not of {count}: use Trainer(devices=1), or "
+            "let Lightning's ModelCheckpoint save and run the script with `workload: lightning`"
+        )

@@ -13,6 +13,7 @@ import torch
 
 from crucible import workload
 from crucible.contract import EXIT_SAVED, Variable, finished_folders
+from crucible.errors import ConfigError
 from crucible.workload.folders import MODEL
 
 STEPS = 10
@@ -92,6 +93,15 @@ def test_two_processes_stop_together_and_end_with_the_same_bits(tmp_path: Path) 
 def test_two_processes_save_again_together_what_could_not_be_saved(tmp_path: Path) -> None:
     assert start(tmp_path / "run", 0, stop_rank=None, fails_at=STEPS) == [0, 0]
     assert newest(tmp_path / "run").name == f"step-{STEPS:08d}"
+
+
+def test_lightning_in_several_processes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lightning", reason="pip install 'crucible[examples]'")
+    from crucible.workload.lightning import CrucibleCallback
+
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun sets it
+    with pytest.raises(ConfigError, match="of one process, not of 2"):
+        _ = CrucibleCallback(tmp_path).resume_from
 
 
 class Killed(Exception):
