@@ -68,7 +68,7 @@ class Adapter:
         self._stop_at_step = int(stop_at) if stop_at else None
         self._metrics = MetricsWriter(Path(environment[Variable.METRICS_FILE]))
         self._printed = printed_metrics(script.metrics, script.total_steps)
-        self._written = FileLooks(written_metrics(script.metrics, cwd))
+        self._written = FileLooks(None)  # until everything is in place that is there before the script
         self._steps: Steps | None = None
         self._saves: Taking | ContractSaves
         self._saved = 0
@@ -92,6 +92,7 @@ class Adapter:
             place = restored.path if restored else str(self._resume_from)
             command += [argument.replace("{checkpoint}", place) for argument in self._script.resume]
         self._prepare_saves(self._script.checkpoint, restored)
+        self._written = FileLooks(written_metrics(self._script.metrics, self._cwd))
         if self._stopping:
             return NOT_SAVED
         child = Child(command, self._child_environment(), self._cwd, self._handle_line)

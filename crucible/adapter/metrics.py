@@ -115,7 +115,10 @@ def printed_metrics(source: MetricsSource, total_steps: int | None = None) -> Pr
 
 
 def written_metrics(source: MetricsSource, cwd: Path) -> WrittenMetrics | None:
-    """What finds the metrics in files below `cwd`; None if the source is something else."""
+    """What finds the metrics in files below `cwd`; None if the source is something else.
+
+    What is in them by now came with the code, from another run, and is passed over.
+    """
     match source.format:
         case "jsonl":
             return _JsonLines(cwd, source.path)
@@ -194,7 +197,12 @@ class _JsonLines:
     def __init__(self, cwd: Path, pattern: str) -> None:
         self._cwd, self._pattern = cwd, pattern
         self._read: dict[Path, int] = {}
+        self._before: dict[Path, tuple[tuple[int, int], bytes]] = {}
+        """State and last bytes of each file that was there at the start, until it changes."""
         self._count = 0
+        for path in self._cwd.glob(self._pattern):
+            with suppress(OSError):
+                self._before[path] = _state(path), _last_bytes(path, path.stat().st_size)
 
     def read_new(self, last: bool = False) -> Iterator[Point]:
         for path in sorted(self._cwd.glob(self._pattern)):
@@ -210,6 +218,13 @@ class _JsonLines:
 
     def _whole_lines(self, path: Path, last: bool) -> list[bytes]:
         with suppress(OSError), path.open("rb") as file:
+            if (before := self._before.get(path)) is not None:
+                if _state(path) == before[0]:
+                    return []
+                del self._before[path]
+                size, now = before[0][0], path.stat().st_size
+                if now > size and _last_bytes(path, size) == before[1]:  # the script adds to it
+                    self._read[path] = size
             file.seek(self._read.get(path, 0))
             data = file.read(-1 if last else 8_000_000)
             whole = data if last else data[: data.rfind(b"\n") + 1]
@@ -225,6 +240,9 @@ class _Csv:
         self._cwd, self._pattern = cwd, pattern
         self._rows: dict[Path, tuple[int, int]] = {}
         """Rows that were read, and the file's time then."""
+        for path in self._cwd.glob(self._pattern):
+            with suppress(OSError):
+                self._rows[path] = 0, path.stat().st_mtime_ns
 
     def read_new(self, last: bool = False) -> Iterator[Point]:
         for path in sorted(self._cwd.glob(self._pattern)):
@@ -249,6 +267,7 @@ class _TensorBoard:
 
     def __init__(self, cwd: Path, path: str) -> None:
         self._files = EventFiles(cwd, path)
+        self._files.skip()
 
     def read_new(self, last: bool = False) -> Iterator[Point]:
         together: dict[int, dict[str, float]] = {}
@@ -284,6 +303,18 @@ def _point(values: Mapping[str, object], step: object) -> Point | None:
         if name not in _NOT_METRICS and (value := _number(text)) is not None
     }
     return (int(number), found) if found else None
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def _last_bytes(path: Path, end: int) -> bytes:
+    """Up to 4 kB of the file before the offset `end`."""
+    with path.open("rb") as file:
+        file.seek(max(0, end - 4096))
+        return file.read(min(end, 4096))
 
 
 def _number(value: object) -> float | None:

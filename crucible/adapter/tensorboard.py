@@ -26,20 +26,29 @@ class EventFiles:
         self._cwd, self._pattern = cwd, pattern
         self._offsets: dict[Path, int] = {}
 
+    def skip(self) -> None:
+        """Take what is there as read: each run writes files of its own."""
+        for path in self._paths():
+            with suppress(OSError):
+                self._offsets[path] = path.stat().st_size
+
     def read_new(self) -> Iterator[Scalar]:
         """Scalars that were added since the last call."""
+        for path in self._paths():
+            with suppress(OSError), path.open("rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                while len(head := file.read(12)) == 12:
+                    (length,) = struct.unpack("<Q", head[:8])
+                    data = file.read(length + 4) if length <= _LONGEST_RECORD else b""
+                    if len(data) != length + 4:
+                        break  # still being written
+                    self._offsets[path] = file.tell()
+                    with suppress(ValueError, IndexError, struct.error):
+                        yield from _scalars(data[:length])
+
+    def _paths(self) -> Iterator[Path]:
         for place in sorted(self._cwd.glob(self._pattern)):
-            for path in sorted(place.rglob("*tfevents*")) if place.is_dir() else [place]:
-                with suppress(OSError), path.open("rb") as file:
-                    file.seek(self._offsets.get(path, 0))
-                    while len(head := file.read(12)) == 12:
-                        (length,) = struct.unpack("<Q", head[:8])
-                        data = file.read(length + 4) if length <= _LONGEST_RECORD else b""
-                        if len(data) != length + 4:
-                            break  # still being written
-                        self._offsets[path] = file.tell()
-                        with suppress(ValueError, IndexError, struct.error):
-                            yield from _scalars(data[:length])
+            yield from sorted(place.rglob("*tfevents*")) if place.is_dir() else [place]
 
 
 def _scalars(event: bytes) -> Iterator[Scalar]:

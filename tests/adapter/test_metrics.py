@@ -103,9 +103,33 @@ def test_a_row_is_read_once_it_is_whole(tmp_path: Path) -> None:
     assert list(reader.read_new()) == [(200, {"train_loss": 1.0034})]
 
 
+def test_metrics_that_came_with_the_code_are_not_this_runs(tmp_path: Path) -> None:
+    old = '{"step": 1000, "loss": 0.1}\n'
+    for name in ("added.jsonl", "anew.jsonl", "same.jsonl", "left.jsonl"):
+        (tmp_path / name).write_text(old)
+    (tmp_path / "metrics.csv").write_text("step,loss\n1000,0.1\n")
+    (tmp_path / "tfevents.old").write_bytes(event(1000, "loss", simple=0.5))
+    lines, rows, events = (
+        written_metrics(MetricsSource.model_validate({"format": kind, "path": path}), tmp_path)
+        for kind, path in (("jsonl", "*.jsonl"), ("lightning", "metrics.csv"), ("tensorboard", "tfevents*"))
+    )
+    assert lines is not None
+    assert rows is not None
+    assert events is not None
+    assert [*lines.read_new(), *rows.read_new(), *events.read_new()] == []
+    with (tmp_path / "added.jsonl").open("a") as file:
+        file.write('{"step": 1, "loss": 2.0}\n')
+    (tmp_path / "anew.jsonl").write_text('{"step": 2, "loss": 2.0, "and": 1}\n')
+    os.utime(tmp_path / "same.jsonl", (1, 1))  # a deterministic script writes the same again
+    (tmp_path / "metrics.csv").write_text("step,loss\n3,2.0\n")
+    (tmp_path / "tfevents.new").write_bytes(event(4, "loss", simple=2.0))
+    assert [step for step, _ in lines.read_new()] == [1, 2, 1000]
+    assert [step for step, _ in [*rows.read_new(), *events.read_new()]] == [3, 4]
+
+
 def test_the_last_line_of_a_file_needs_no_line_end(tmp_path: Path) -> None:
-    (tmp_path / "results.json").write_text('{"step": 10, "val_loss": 1.5}')
     looks = FileLooks(written_metrics(MetricsSource(format="jsonl", path="results.json"), tmp_path))
+    (tmp_path / "results.json").write_text('{"step": 10, "val_loss": 1.5}')
     assert list(looks.look()) == [], "it may be half written"
     assert list(looks.look(last=True)) == [(10, {"val_loss": 1.5})]
     assert list(looks.look(last=True)) == []
