@@ -123,10 +123,17 @@ def _forked_script(before: ScriptConfig, changes: Changes) -> ScriptConfig:
         raise ConfigError(
             "checkpoint: the copied checkpoint is put back where the parent saved it; leave it out, or start a new job"
         )
-    given = {key: yaml.safe_load(value) if isinstance(value, str) else value for key, value in changes.settings.items()}
+    given = {key: _read(key, value) if isinstance(value, str) else value for key, value in changes.settings.items()}
     command = {"command": list(changes.command)} if changes.command else {}
     env = {"env": {**before.env, **changes.env}}
     return ScriptConfig.parse({**before.model_dump(exclude_unset=True), **env, **command, **given})
+
+
+def _read(name: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a 30th of February
+        raise ConfigError(f"{name} = {text}: {' '.join(str(error).split())}") from None
 
 
 def _packed(spec: JobSpec, folder: Path) -> PackedFolder:

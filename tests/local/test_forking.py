@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,9 @@ def test_best_newest_and_names_that_are_taken(parent: Job, started: list[tuple[s
         handle.fork(checkpoint="other.pt")
     with pytest.raises(ConfigError, match="total_stepz = 3 is not a known setting; did you mean total_steps"):
         handle.fork(total_stepz=3)
+    for text in ("2026-02-30", "[1"):
+        with pytest.raises(ConfigError, match=f"total_steps = {re.escape(text)}: "):
+            handle.fork(total_steps=text)
 
 
 def test_what_the_checkpoint_fixes_cannot_change(store: Store, tmp_path: Path, started: list[Any]) -> None:
