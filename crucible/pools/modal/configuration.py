@@ -8,16 +8,19 @@ Needs no Modal SDK. `crucible up` registers the block; elsewhere:
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import FlowRun
 from prefect.workers.base import BaseVariables
-from pydantic import BaseModel, Field, SecretStr, field_validator
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, field_validator
 
 from crucible.errors import ConfigError
 from crucible.pools.common.configuration import Names, OfferedJobConfiguration
 
 LONGEST_LIFETIME_SECONDS = 24 * 3600
+POOL_ID_TAG = "prefect-work-pool-id"
+"""Keeps the sandboxes of several Prefect servers apart, whose pools may have the same name."""
 
 _TAG_NAME, _TAG_VALUE = re.compile(r"[\w.-]{1,50}"), re.compile(r"[\w.-]{1,63}")
 _GPU = re.compile(r"[A-Za-z][A-Za-z0-9-]*[!+]?(:[1-8])?")
@@ -103,8 +106,8 @@ class _ModalFields(BaseModel):
     )
     exclusive_tag: str | None = Field(
         default=None,
-        description="Name of a tag. Sandboxes with the same value of it never run side by side: before one starts, the "
-        "former is gone. Empty: only those of the same flow run are kept apart.",
+        description="Name of a tag. Sandboxes of this pool with the same value of it never run side by side: before "
+        "one starts, the former is gone. Empty: only those of the same flow run are kept apart.",
     )
     stream_output: bool = Field(default=True, description="Show what the sandbox prints in the flow run's logs.")
     grace_seconds: int = Field(
@@ -149,6 +152,13 @@ class ModalVariables(_ModalFields, BaseVariables):
 class ModalJobConfiguration(_ModalFields, OfferedJobConfiguration):
     """How one flow run is to be run on Modal."""
 
+    _pool_id: str = PrivateAttr(default="")
+
+    def prepare_for_flow_run(self, flow_run: FlowRun, *args: Any, work_pool: Any = None, **kwargs: Any) -> None:
+        """As every pool does it; the sandbox's tags also say which server's pool it belongs to."""
+        super().prepare_for_flow_run(flow_run, *args, work_pool=work_pool, **kwargs)
+        self._pool_id = str(work_pool.id) if work_pool is not None else ""
+
     @staticmethod
     def _base_flow_run_command() -> str:
         # The first process takes Modal's SIGINT and asks for a checkpoint; Prefect would end the run without one.
@@ -159,6 +169,7 @@ class ModalJobConfiguration(_ModalFields, OfferedJobConfiguration):
         own = {
             "prefect-flow-run-id": self.labels.get("prefect.io/flow-run-id"),
             "prefect-work-pool": self.labels.get("prefect.io/work-pool-name"),
+            POOL_ID_TAG: self._pool_id,
             "prefect-deployment": self.labels.get("prefect.io/deployment-name"),
             "prefect-flow": self.labels.get("prefect.io/flow-name"),
             "prefect-attempt": str(attempt),
@@ -167,7 +178,7 @@ class ModalJobConfiguration(_ModalFields, OfferedJobConfiguration):
         return self.tags | tags_of_run | {name: tag_value(value) for name, value in own.items() if value}
 
     def exclusive(self) -> dict[str, str]:
-        """The tag whose sandboxes must not run beside this run's.
+        """The tags whose sandboxes must not run beside this run's.
 
         Raises:
             ConfigError: neither the run nor the pool has a tag of the configured name.
@@ -178,7 +189,7 @@ class ModalJobConfiguration(_ModalFields, OfferedJobConfiguration):
             raise ConfigError(
                 f"job variable exclusive_tag: the flow run has no tag {name}:…; start it with one, or leave this empty"
             )
-        return {name: tags[name]}
+        return {tag: tags[tag] for tag in (name, POOL_ID_TAG) if tag in tags}
 
     @property
     def price_multiplier(self) -> float:

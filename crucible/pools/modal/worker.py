@@ -23,12 +23,7 @@ from prefect.workers.base import BaseWorker
 from crucible.pools.common.api_retry import retry_while_away
 from crucible.pools.common.machines import ListedMachine, Machine, MachineWorker, NotWanted, name_of, pid_of
 from crucible.pools.common.watching import WatchingResult, look_seconds
-from crucible.pools.modal.configuration import (
-    ModalJobConfiguration,
-    ModalVariables,
-    sandbox_name,
-    tag_value,
-)
+from crucible.pools.modal.configuration import POOL_ID_TAG, ModalJobConfiguration, ModalVariables, sandbox_name
 from crucible.pools.modal.failures import (
     LifetimeReached,
     ModalFailure,
@@ -85,7 +80,7 @@ class ModalWorker(MachineWorker, BaseWorker[ModalJobConfiguration, ModalVariable
             return ListedMachine(sandbox.object_id, run_id, attempt, lambda: sandboxes.terminate(sandbox))
 
         if run is None:
-            running = await sandboxes.running({"prefect-work-pool": tag_value(self.work_pool.name)})
+            running = await sandboxes.running({POOL_ID_TAG: str(self.work_pool.id)})
         else:
             running = await sandboxes.running({"prefect-flow-run-id": str(run.id)})
             if not running and run.infrastructure_pid:

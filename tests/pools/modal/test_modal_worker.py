@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from uuid import uuid4
 
 from prefect.states import Cancelling
 
@@ -179,3 +183,38 @@ def test_a_flow_runs_to_its_end_under_the_default_command(pool: Pool) -> None:
     assert len([message for message in messages if "logged by the flow" in message]) == 1
     (sandbox,) = pool.sandboxes(run)
     assert sandbox.command[:3] == ("python", "-m", "crucible.agent.entrypoint")
+
+
+FOREIGN = """
+import json, sys, modal
+app = modal.App.lookup("crucible", create_if_missing=True)
+image = modal.Image.from_registry("python:3.11-slim")
+print(modal.Sandbox.create("sleep", "600", app=app, image=image, tags=json.loads(sys.argv[1])).object_id)
+"""
+
+
+def test_sandboxes_of_another_server_with_a_pool_of_the_same_name_are_left_alone(pool: Pool) -> None:
+    tags = {
+        "prefect-work-pool": pool.name,
+        "prefect-work-pool-id": str(uuid4()),
+        "prefect-flow-run-id": str(uuid4()),
+        "prefect-attempt": "0",
+        "job": "both",
+    }
+    environment = {**pool.env, **pool.modal.env}
+    command = [sys.executable, "-c", FOREIGN, json.dumps(tags)]
+    foreign = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        pool.stop_worker()
+        pool.start_worker()  # looks for what was left behind
+        pool.end_of(pool.submit("exit 3", exclusive_tag="job", tags={"job": "both"}, grace_seconds=1))
+        abandoned = pool.submit(STEADY)
+        left = pool.wait_for_sandbox(abandoned)
+        pool.stop_worker(kill=True)
+        pool.client.delete_flow_run(abandoned.id)
+        pool.start_worker()
+        pool.modal.wait_for(lambda views: all(view.over for view in views if view.id == left.id))
+        assert [view.status for view in pool.modal.sandboxes() if view.id == foreign] == ["RUNNING"]
+    finally:
+        pool.modal.lose_host(foreign)
+        pool.modal.wait_for(lambda views: all(view.over for view in views))
