@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 from crucible.errors import ConfigError
@@ -38,10 +39,12 @@ def share(folder: Path, uid: int) -> None:
             for name in names:
                 path = Path(parent, name)
                 if not path.is_symlink():
-                    os.setxattr(path, _ACCESS, _list(path, uid))
-            mine = _list(Path(parent), uid)
-            os.setxattr(parent, _ACCESS, mine)
-            os.setxattr(parent, _DEFAULT, mine)
+                    with suppress(FileNotFoundError):  # removed, or moved to its place, by a job that goes on meanwhile
+                        os.setxattr(path, _ACCESS, _list(path, uid))
+            with suppress(FileNotFoundError):
+                mine = _list(Path(parent), uid)
+                os.setxattr(parent, _ACCESS, mine)
+                os.setxattr(parent, _DEFAULT, mine)
     except OSError as error:
         if error.errno != errno.ENOTSUP:
             raise ConfigError(f"{folder} cannot be shared with containers: {error.strerror}") from error

@@ -38,6 +38,8 @@ TYPE = "docker-gpu"
 ENGINE_TIMEOUT_SECONDS = 180.0
 """How long a run waits for the engine: a restart takes seconds, an upgrade of the engine a minute or two."""
 JOB_LABEL = "crucible.job"
+STORE_LABEL = "crucible.store"
+"""Jobs of several stores, of several users perhaps, may have the same name on one machine."""
 NODE_LABEL = "crucible.node"
 """On the containers of nodes after an attempt's first."""
 FURTHER_NODE = ["python", "-m", "tasks.node"]
@@ -95,13 +97,16 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
     def _make_room(self, configuration: DockerGpuJobConfiguration, store: str) -> None:
         """Wait for the engine, end what is left of the job's former attempt, prepare the folders."""
         self._wait_for_engine()
+        parts = urlsplit(store)
+        path = None
+        if parts.scheme in ("", "file"):
+            path = Path(unquote(parts.path) if parts.scheme else store).expanduser().absolute()
+        configuration.labels[STORE_LABEL] = store.rstrip("/") if path is None else str(path)
         self._end_former_attempt(configuration)
         # Which code multiplies matrices fastest is measured once per machine: attempts here and in containers share
         # the answer, because it decides the last bits.
         folders = {configuration.state_folder: STATE_FOLDER, crucible_home() / "gemm": f"{STATE_FOLDER}/gemm"}
-        parts = urlsplit(store)
-        if parts.scheme in ("", "file"):
-            path = Path(unquote(parts.path) if parts.scheme else store).expanduser().absolute()
+        if path is not None:
             if path != crucible_home() / "store":
                 require_own(path, f"store = {store!r}")
             folders[path] = str(path)
@@ -134,7 +139,8 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
             return
         client = self._get_client()
         try:
-            for container in client.containers.list(filters={"label": f"{JOB_LABEL}={configuration.job}"}):
+            same = [f"{JOB_LABEL}={configuration.job}", f"{STORE_LABEL}={configuration.labels[STORE_LABEL]}"]
+            for container in client.containers.list(filters={"label": same}):
                 self._logger.warning("Container %s of the same job still runs and is stopped", container.name)
                 with suppress(NotFound):
                     container.stop(timeout=configuration.stop_timeout_seconds)
@@ -146,11 +152,10 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
     ) -> dict[str, Any]:
         assert isinstance(configuration, DockerGpuJobConfiguration)
         settings: dict[str, Any] = super()._build_container_settings(docker_client, configuration)
-        return settings | configuration.container_settings()
+        return settings | configuration.container_settings() | {"stop_timeout": configuration.stop_timeout_seconds}
 
     def _create_and_start_container(self, configuration: DockerWorkerJobConfiguration) -> tuple[Container, Event]:
         assert isinstance(configuration, DockerGpuJobConfiguration)
-        self._stop_timeout = configuration.stop_timeout_seconds
         try:
             started: tuple[Container, Event] = super()._create_and_start_container(configuration)
         except APIError as error:
@@ -189,8 +194,8 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
 
     def _create_container(self, docker_client: docker.DockerClient, **settings: Any) -> Container:
         # docker-py's containers.create does not take a stop timeout, though the call below it does.
-        create = docker_client.api.create_container
-        docker_client.api.create_container = functools.partial(create, stop_timeout=self._stop_timeout)
+        create, stop_timeout = docker_client.api.create_container, settings.pop("stop_timeout")
+        docker_client.api.create_container = functools.partial(create, stop_timeout=stop_timeout)
         return super()._create_container(docker_client, **settings)
 
     def _watch_container_safe(

@@ -145,7 +145,6 @@ def test_the_gpu_request_reaches_the_engine(
 ) -> None:
     worker = DockerGpuWorker(work_pool_name="docker-gpu")
     wanted = configuration(image, gpus=gpus)
-    worker._stop_timeout = wanted.stop_timeout_seconds
     container = worker._create_container(client, **worker._build_container_settings(client, wanted))
     try:
         (asked,) = container.attrs["HostConfig"]["DeviceRequests"]

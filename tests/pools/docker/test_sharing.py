@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,6 +58,22 @@ def test_the_other_user_writes_beside_what_was_there_and_what_comes_later(folder
         assert as_other('echo x > "$1"', folder / name).returncode == 0, name
     assert as_other('echo x >> "$1"', folder / "jobs/first/job.json").returncode == 0
     assert (folder / "jobs/second/outcome.json").read_text() == "x\n"
+
+
+def test_what_goes_while_the_folder_is_shared_is_passed_over(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs on this machine write to the store meanwhile: through files and folders that last a moment."""
+    (folder / ".partial" / "upload").mkdir(parents=True)
+    (folder / ".partial" / "upload" / "part").touch()
+    walk = os.walk
+
+    def as_jobs_go_on(top: Path, topdown: bool = True) -> list[tuple[str, list[str], list[str]]]:
+        found = list(walk(top, topdown=topdown))
+        shutil.rmtree(folder / ".partial" / "upload")
+        return found
+
+    monkeypatch.setattr(os, "walk", as_jobs_go_on)
+    share(folder, OTHER)
+    assert as_other('echo x >> "$1"', folder / "jobs/first/job.json").returncode == 0
 
 
 def test_nobody_else_gains_anything(folder: Path) -> None:
