@@ -296,7 +296,13 @@ class SkyMachine(Machine):
         """Whether the launch is still under way, or done, once the API server answers again."""
         self._log.warning("%s; looking again for cluster %s", away, self.name)
         await asyncio.sleep(self._configuration.poll_seconds)
-        return bool(await self._persist(lambda: self._sky.launching(self.name)))
+        if await self._persist(lambda: self._sky.launching(self.name)):
+            return True
+        cluster = await self._persist(self._look)
+        if cluster is None or not cluster.up or await self._state() is None:
+            return False
+        self.request = None  # it came up meanwhile, and has its task
+        return True
 
     async def _look(self) -> Cluster | None:
         found = await self._sky.clusters([self.name], refresh=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -154,6 +155,19 @@ def test_where_there_are_too_few_machines_for_a_range_the_least_of_it_is_asked_f
 
     assert runs.run(run, end).startswith("CRASHED TaskEnded")
     assert [task["num_nodes"] for _, task, *_ in sky.launched()] == [4, 2]
+
+
+def test_a_cluster_that_came_up_while_the_api_server_was_away_goes_on(runs: Runs, sky: FakeSky) -> None:
+    sky.trouble("up", "ApiServerConnectionError", "Could not connect to SkyPilot API server")
+    run = runs.create()
+
+    def end() -> None:
+        time.sleep(1)  # many looks later
+        sky.set(runs.cluster(run), job="SUCCEEDED")
+
+    assert runs.run(run, end).startswith(
+        f"CRASHED TaskEnded: the task of cluster {runs.cluster(run)} ended (SUCCEEDED)"
+    )
 
 
 def test_each_machine_of_a_cluster_runs_its_part_of_the_attempt(tmp_path: Path) -> None:
