@@ -132,12 +132,13 @@ def _template(pool: str) -> dict[str, Any]:
 
 def _with_way_back(check: Check, modal_url: str) -> Check:
     """Add whether a sandbox can reach the API under the address that the pool gives it, and strangers cannot."""
+    from crucible.pools.common.offered import settings_of
     from crucible.pools.common.reach import FIX, is_here, obstacle
 
     api_url = State.load(Home.current()).api_url
-    with access.connect_here(seconds=ANSWER_SECONDS) as api:
-        pool = api.get(f"/work_pools/{check.name}").raise_for_status().json()
-    environment = pool["base_job_template"]["variables"]["properties"]["env"].get("default") or {}
+    template = _template(check.name)
+    made_with_prefect = template["variables"]["properties"].get("env", {}).get("default")  # which offers every variable
+    environment = settings_of(template).get("env") or made_with_prefect or {}
     address = environment.get("PREFECT_API_URL") or api_url or ""
     if problem := obstacle(address, modal_url):
         return replace(check, ready=False, found=problem.removesuffix(f"; {FIX}"), fix=FIX)

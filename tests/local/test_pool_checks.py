@@ -11,6 +11,8 @@ import pytest
 from crucible.cli.local import _print_rows
 from crucible.doctor import pool_checks
 from crucible.doctor.checks import Check
+from crucible.local import access
+from crucible.pools.modal.pool import PoolOptions, pool_template
 
 if TYPE_CHECKING:
     from tests.conftest import PrefectServer, S3Place
@@ -58,6 +60,18 @@ def test_a_cloud_that_does_not_answer_is_not_ready(monkeypatch: pytest.MonkeyPat
     check = pool_checks.ec2("ec2-spot")
     assert not check.ready
     assert "out of reach" in check.found
+
+
+def test_modal_looks_at_the_address_that_the_pool_gives_its_sandboxes(
+    monkeypatch: pytest.MonkeyPatch, prefect_server: PrefectServer
+) -> None:
+    template = pool_template(PoolOptions(environment={"PREFECT_API_URL": "http://10.0.0.7:4200/api"}))
+    prefect_server.create_pool("modal", base_job_template=template)
+    monkeypatch.setenv("PREFECT_API_URL", prefect_server.api_url)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", access.auth_string(prefect_server.home))
+    check = pool_checks._with_way_back(Check("modal", True, "token ak-1", local=False), "https://api.modal.com")
+    assert not check.ready
+    assert "http://10.0.0.7:4200/api is an address of a private network" in check.found
 
 
 def test_a_server_that_does_not_answer_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
