@@ -18,7 +18,7 @@ from uuid import UUID
 
 from prefect.client.schemas.filters import (
     FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
+    FlowRunFilterEndTime,
     FlowRunFilterState,
     FlowRunFilterStateType,
     WorkPoolFilter,
@@ -33,7 +33,8 @@ from crucible.pools.aws.nodes import stop_further_tasks
 
 POLL_SECONDS = 3.0
 LOOK_BACK = timedelta(hours=1)
-"""ECS gives up on a task after half an hour by itself."""
+"""From a run's end. ECS gives up on a task after half an hour by itself."""
+_PAGE = 200
 LEAVE_SECONDS = 60.0
 """How long the nodes of a run that is over have to leave by themselves."""
 logger = logging.getLogger("prefect.workers.ecs.cancellation")
@@ -70,14 +71,7 @@ async def stop_waiting_tasks(worker: Worker, stopped: set[UUID], nodes_stopped: 
 
     `stopped` and `nodes_stopped` remember the runs that need no further look.
     """
-    runs = await worker.client.read_flow_runs(
-        work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[worker.work_pool.name])),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING, StateType.CANCELLED])),
-            expected_start_time=FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - LOOK_BACK),
-        ),
-    )
-    for run in runs:
+    for run in await _read_cancelled(worker):
         if nodes_stopped is not None and run.id not in nodes_stopped:
             await _stop_further_nodes(worker, run, nodes_stopped)
         # Of a run that goes straight from Pending to Cancelled, Prefect says that it started at that moment.
@@ -91,6 +85,22 @@ async def stop_waiting_tasks(worker: Worker, stopped: set[UUID], nodes_stopped: 
             continue
         if run.state_type == StateType.CANCELLED and run.infrastructure_pid:
             stopped.add(run.id)
+
+
+async def _read_cancelled(worker: Worker) -> list[FlowRun]:
+    """The pool's runs that are being cancelled, however long they had waited, and those that were a short while ago."""
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[worker.work_pool.name]))
+    lately = FlowRunFilterEndTime(after_=datetime.now(UTC) - LOOK_BACK)
+    runs: list[FlowRun] = []
+    for kind, ended in ((StateType.CANCELLING, None), (StateType.CANCELLED, lately)):
+        wanted = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[kind])), end_time=ended)
+        offset = 0
+        while page := await worker.client.read_flow_runs(
+            work_pool_filter=pool, flow_run_filter=wanted, limit=_PAGE, offset=offset
+        ):
+            runs += page
+            offset += len(page)
+    return runs
 
 
 async def _stop_further_nodes(worker: Worker, run: FlowRun, stopped: set[UUID]) -> None:
