@@ -107,7 +107,7 @@ def read_states(
         try:
             state = api.get(f"/flow_runs/{flow_run_id}").raise_for_status().json()["state"]
         except httpx.HTTPError as error:
-            if isinstance(error, httpx.HTTPStatusError) and error.response.is_client_error:
+            if isinstance(error, httpx.HTTPStatusError) and _refuses(error.response):
                 raise ServiceError(f"the Prefect server does not show flow run {flow_run_id}: {error}") from error
             crash = time.monotonic()  # the watchdog cannot restart anything without the server
             yield known._replace(unanswered=silence.described(error))
@@ -127,6 +127,12 @@ def read_states(
             time.sleep(min(left, RUNNING_LOOK_SECONDS))
             if left > RUNNING_LOOK_SECONDS:
                 yield known
+
+
+def _refuses(answer: httpx.Response) -> bool:
+    """Whether it is a no; a server that is asked too often, Prefect Cloud above all, only says: later."""
+    later = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.REQUEST_TIMEOUT)
+    return answer.is_client_error and answer.status_code not in later
 
 
 class Silence:

@@ -21,7 +21,9 @@ def test_whoever_follows_outlasts_an_outage_of_the_server_and_is_notified_of_it(
     follow: str, store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Job.create(store, JobSpec(job_id="mine"))
-    answers = iter(["RUNNING", *[httpx.ConnectError("refused"), httpx.Response(502)] * 30, "RUNNING", "COMPLETED"])
+    busy = [httpx.Response(429), httpx.Response(408)]  # "later", not "no"
+    outage = [httpx.ConnectError("refused"), httpx.Response(502), *busy] * 30
+    answers = iter(["RUNNING", *outage, "RUNNING", "COMPLETED"])
 
     def answer(request: httpx.Request) -> httpx.Response:
         match next(answers):
