@@ -112,7 +112,7 @@ def stop_tree(process: psutil.Process, *, children_first_seconds: float = 0.0, g
     With `children_first_seconds`, descendants get SIGTERM that long before the process itself, so that work in progress
     can be saved while its supervisor is still there. What is left after `grace_seconds` is killed.
     """
-    descendants = process.children(recursive=True)
+    descendants = _children(process)
     if children_first_seconds:
         _signal(descendants, signal.SIGTERM)
         psutil.wait_procs(descendants, timeout=children_first_seconds)

@@ -119,7 +119,10 @@ class Deploying:
 def source_digest(project: Path) -> str:
     """A digest of everything that decides what a deployment looks like: prefect.yaml, the code and the store."""
     digest = hashlib.sha256(default_store_uri().encode())
-    files = [path for folder in SOURCES for path in (project / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+    found = [path for folder in SOURCES for path in (project / folder).rglob("*") if path.suffix in (".py", ".yaml")]
+    files = [
+        path for path in found if path.is_file()
+    ]  # an editor's lock is a link to nothing, such as Emacs's .#train.py
     for path in [project / "prefect.yaml", *sorted(files)]:
         digest.update(f"\0{path.relative_to(project)}\0".encode() + path.read_bytes())
     return digest.hexdigest()

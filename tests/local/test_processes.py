@@ -146,3 +146,10 @@ def test_sigint_reaches_a_service_started_by_a_background_script(tmp_path: Path)
     )
     eventually(lambda: bool((tmp_path / "log").read_text().strip()))
     assert "default_int_handler" in (tmp_path / "log").read_text()
+
+
+def test_a_process_that_ends_by_itself_in_the_same_moment_is_stopped(start: Callable[[str], ProcessRecord]) -> None:
+    record = start("import time; time.sleep(1)")
+    process = psutil.Process(record.pid)
+    eventually(lambda: not psutil.pid_exists(record.pid))
+    stop_tree(process, children_first_seconds=0.1)

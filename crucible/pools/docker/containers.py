@@ -19,7 +19,7 @@ def containers_of(home: Path, client: Any = None) -> list[Any]:
 
 
 def stop_containers(home: Path, report: Callable[[str], None]) -> None:
-    """Ask every container of the set-up in `home` to save and end, and wait for that."""
+    """Ask every container of the set-up in `home` to save and end, and wait; `report` names each that does not."""
     try:
         client = connect()
     except ServiceError as error:
@@ -29,15 +29,20 @@ def stop_containers(home: Path, report: Callable[[str], None]) -> None:
         if running := containers_of(home, client):
             report(f"stopping {len(running)}")
             with ThreadPoolExecutor(len(running)) as pool:
-                list(pool.map(_stop, running))
+                list(pool.map(lambda container: _stop(container, report), running))
     finally:
         client.close()
 
 
-def _stop(container: Any) -> None:
-    from docker.errors import NotFound
+def _stop(container: Any, report: Callable[[str], None]) -> None:
+    from docker.errors import APIError, NotFound
+    from requests.exceptions import RequestException
 
     try:
         container.stop(timeout=container.attrs["Config"].get("StopTimeout") or 60)
     except NotFound:
         return
+    except APIError as error:  # such as a security module's: the other services are stopped all the same
+        report(f"{container.name} could not be stopped: {error.explanation or error}")
+    except RequestException as error:
+        report(f"{container.name} could not be stopped: {error}")
