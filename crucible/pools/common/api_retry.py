@@ -12,6 +12,8 @@ import httpx
 T = TypeVar("T")
 _LONGEST_PAUSE_SECONDS = 30.0
 _SERVER_ERROR = 500
+_LATER = (408, 429)
+"""What a gateway in front of a busy server says, or one that limits requests; Prefect's client has tried six times."""
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +27,7 @@ async def retry_while_away(call: Callable[[], Awaitable[T]]) -> T:
         except httpx.TransportError as error:
             reason = str(error) or type(error).__name__
         except httpx.HTTPStatusError as error:
-            if error.response.status_code < _SERVER_ERROR:
+            if error.response.status_code < _SERVER_ERROR and error.response.status_code not in _LATER:
                 raise
             reason = f"status {error.response.status_code}"
         logger.warning("The Prefect API does not answer (%s); trying again in %g s", reason, pause)

@@ -83,7 +83,9 @@ def require_server() -> None:
     if not url:
         raise ConfigError("no Prefect server is selected; run `crucible up`, or set PREFECT_API_URL")
     try:
-        httpx.get(f"{url}/health", timeout=10).raise_for_status()
+        answer = httpx.get(f"{url}/health", timeout=10)
+        if answer.is_server_error or answer.status_code == httpx.codes.NOT_FOUND:
+            answer.raise_for_status()  # any other no is a gateway's, which wants headers that only Prefect's client has
     except httpx.HTTPError as error:
         raise ServiceError(
             f"PREFECT_API_URL = {url!r}: the Prefect server does not answer ({error}); start it with `crucible up`, or "
