@@ -6,7 +6,8 @@ Tasks first, so that each gets SIGTERM and saves; then the machines. Launching s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,18 +34,20 @@ def stop_all(
 ) -> Stopped:
     """Suspend launching, stop all tasks, wait for them to save, terminate all instances; nothing is left running.
 
-    Raises `AwsError` if AWS refuses any part; run it again then, it goes on from where it was.
+    What AWS refuses of one task or machine keeps no other one running. Raises `AwsError` if a machine is still there at
+    the end, or AWS does not list them; run it again then, it goes on from where it was.
     """
     cluster, groups = state.outputs["ClusterArn"], [state.outputs["SpotGroup"], state.outputs["OnDemandGroup"]]
     scaling, ecs = aws.client("autoscaling"), aws.client("ecs")
-    stopped = Stopped()
+    stopped, refused = Stopped(), list[Exception]()
     with aws_errors(f"Stopping everything of stack {state.name}", aws.region):
         for group in groups:
             scaling.suspend_processes(AutoScalingGroupName=group, ScalingProcesses=["Launch"])
         say("launching is suspended")
         stopped.tasks = running_tasks(ecs, cluster)
         for task in stopped.tasks:
-            ecs.stop_task(cluster=cluster, task=task, reason=REASON)
+            with _noted(refused):
+                ecs.stop_task(cluster=cluster, task=task, reason=REASON)
         if stopped.tasks:
             say(f"{len(stopped.tasks)} tasks are asked to stop; each has up to {save_seconds:.0f} s to save")
         deadline = time.monotonic() + save_seconds
@@ -54,18 +57,34 @@ def stop_all(
             say(f"{len(left)} tasks did not end in time and go with their machines")
         for group in groups:
             for instance in instances_of(scaling, group):
-                scaling.terminate_instance_in_auto_scaling_group(
-                    InstanceId=instance, ShouldDecrementDesiredCapacity=True
-                )
-                stopped.instances.append(instance)
-            scaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=0)
+                with _noted(refused):
+                    scaling.terminate_instance_in_auto_scaling_group(
+                        InstanceId=instance, ShouldDecrementDesiredCapacity=True
+                    )
+                    stopped.instances.append(instance)
+            with _noted(refused):
+                scaling.set_desired_capacity(AutoScalingGroupName=group, DesiredCapacity=0)
         say(f"{len(stopped.instances)} instances are being terminated")
         deadline = time.monotonic() + 300
         while any(instances_of(scaling, group) for group in groups):
             if time.monotonic() > deadline:
-                raise AwsError(f"instances of {state.name} are still there after 5 minutes: see `crucible aws status`")
+                said = f"; AWS said: {refused[-1]}" if refused else ""
+                raise AwsError(
+                    f"instances of {state.name} are still there after 5 minutes: see `crucible aws status`{said}"
+                )
             time.sleep(POLL_SECONDS)
     return stopped
+
+
+@contextmanager
+def _noted(refused: list[Exception]) -> Iterator[None]:
+    """Go on after what AWS refuses: the rest costs money, too."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        yield
+    except (BotoCoreError, ClientError) as error:
+        refused.append(error)
 
 
 def release(aws: Aws, state: StackState) -> None:
