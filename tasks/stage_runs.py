@@ -22,7 +22,7 @@ from prefect.runtime import flow_run
 from crucible.billing.machine_price import EC2_POOLS, machine_price
 from crucible.catalog.ec2 import PriceUnavailable, spot_price
 from crucible.catalog.offers import load_catalog
-from crucible.errors import CrucibleError, ServiceError
+from crucible.errors import CrucibleError, ServiceError, StoreUnavailable
 from crucible.formatting import money
 from crucible.jobs.records import JobSpec, Launch, StopRequest, now
 from crucible.jobs.stage_records import StageRun
@@ -30,6 +30,7 @@ from crucible.local.pool_commands import COMMANDS
 from crucible.placement.script import place_script
 from crucible.pools.skypilot import offers as skypilot_offers
 from crucible.resources import Resources
+from crucible.store.retry import persist, wait_at_most
 from tasks.deployment_runs import cancel_run, start_run
 from tasks.observing import job_tags
 
@@ -38,6 +39,8 @@ TRIES = 3
 LOOK_SECONDS = 2.0
 SILENT_SECONDS = 300.0
 """How long the server may be out of reach."""
+RECORD_SECONDS = 10.0
+"""For the last figures of a cancelled stage: Prefect's process worker waits 30 s between SIGTERM and SIGKILL."""
 MODAL_CPU_USD_PER_HOUR = 0.335
 """One core and 8 GiB, as every offer of Modal's in the catalog contains them beside its GPU."""
 
@@ -157,10 +160,9 @@ def _follow(run: FlowRun, meter: _Meter, left: float | None) -> tuple[State, flo
                 raise ServiceError(f"the Prefect server does not answer: {error}") from error
         else:
             bill = meter.read(seen)
-            if bill is not None:
-                request.record(bill)
+            recorded = bill is None or meter.record(bill)
             cost = bill.cost_usd if bill else 0.0
-            if seen.state is not None and seen.state.is_final():
+            if seen.state is not None and seen.state.is_final() and recorded:
                 return seen.state, cost
             if left is not None and cost >= left:
                 raise StageOverBudget(
@@ -177,6 +179,7 @@ class _Meter:
     def __init__(self, request: StageRequest) -> None:
         self.request = request
         self._seen: FlowRun | None = None
+        self._unrecorded = False
         self._planned = planned_machine(request.pool, request.wanted)
         self._priced: dict[tuple[str, ...], tuple[str, float]] = {}
 
@@ -200,12 +203,25 @@ class _Meter:
             started_at=run.start_time,
         )
 
+    def record(self, bill: StageRun) -> bool:
+        """Whether it is on the job's bill: a store that is away for a while ends no stage."""
+        try:
+            self.request.record(bill)
+        except StoreUnavailable as error:
+            if not self._unrecorded:
+                get_run_logger().warning("%s is not on the bill yet: %s", self.request.stage, error)
+            self._unrecorded = True
+            return False
+        self._unrecorded = False
+        return True
+
     def cancel(self, run: FlowRun, why: str) -> None:
         """End the run for its pool, and on the bill."""
         seen = self._seen or run
         cancel_run(seen, why)
         if (bill := self.read(seen)) is not None:
-            self.request.record(bill.model_copy(update={"end": "cancelled"}))
+            last = bill.model_copy(update={"end": "cancelled"})
+            persist(lambda: self.request.record(last), wait_at_most(RECORD_SECONDS))
 
     def _machine(self, run: FlowRun) -> tuple[str, float]:
         """Instance and price: as the machine has tagged its run, else as planned. Asked once for each machine."""

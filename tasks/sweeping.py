@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -22,7 +23,7 @@ from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.tasks import Task
 
-from crucible.errors import FencedOut, RecordDamaged, ServiceError, StoreError
+from crucible.errors import FencedOut, RecordDamaged, ServiceError, StoreError, StoreUnavailable
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Limits, StopRequest, now
 from crucible.jobs.status import JobState, JobStatus
@@ -39,6 +40,7 @@ from crucible.sweeps.trials import Trial
 from tasks.sweep_reporting import SweepBoard
 from tasks.trials import Halt, Halting, SweepHalted, TrialListener
 
+T = TypeVar("T")
 LOOK_SECONDS = 1.0
 SAVE_SECONDS = 20.0
 """What a trial that is asked to stop may still take, and cost."""
@@ -84,25 +86,31 @@ class SweepRun:
 
         Raises `FencedOut` when another run of the sweep has taken over, and what else ended a trial's supervision.
         """
-        self._set_status(JobState.RUNNING, "")
-        self._limits, self._begun = self.sweep.read_limits(), now()
-        self._board = self.board or SweepBoard(self.sweep)
-        for trial in self.sweep.read_trials():
-            self._take(trial)
-        train, self._planner = self._task(), self.sweep.planner()
+        self._begun, self._board = now(), self.board or SweepBoard(self.sweep)
+        self._persist(self._begin)
+        train = self._task()
         while self._running or (not self._ending and self._planner.work(self._results)):
             try:
-                persist(lambda: self._turn(train), self._wait_for_the_store, self._unreachable)
+                self._persist(lambda: self._turn(train))
             except StoreError as error:  # a damaged record, or no access: waiting does not help
                 self._fail(error)
                 time.sleep(LOOK_SECONDS)
         if isinstance(self._failure, FencedOut):
             raise self._failure  # the run that took over records where the sweep stands
-        status = self._set_status(*conclude(self._trials.values(), self._stop, self._failure))
-        self._publish()
+        end = conclude(self._trials.values(), self._stop, self._failure)
+        status = self._persist(lambda: self._set_status(*end))
+        with suppress(StoreUnavailable):  # the records have it
+            self._publish()
         if self._failure is not None:
             raise self._failure
         return status
+
+    def _begin(self) -> None:
+        self._set_status(JobState.RUNNING, "")
+        self._limits = self.sweep.read_limits()
+        for trial in self.sweep.read_trials():
+            self._take(trial)
+        self._planner = self.sweep.planner()
 
     def _turn(self, train: Task[[int, int, str, str], State]) -> None:
         if self._stop is None and self.cancelled():
@@ -116,6 +124,9 @@ class SweepRun:
             self._pass_on(self._stop)
         if self._board.due:
             self._publish()
+
+    def _persist(self, action: Callable[[], T]) -> T:
+        return persist(action, self._wait_for_the_store, self._unreachable)
 
     def _wait_for_the_store(self, seconds: float) -> bool:
         """Whether to give up rather than wait that long for a store that does not answer."""
@@ -239,6 +250,8 @@ class SweepRun:
             return
         try:
             [trial] = self.sweep.read_trials([self._trials[target.trial].record])
+            stopped = isinstance(end, JobStatus) and end.state is JobState.CANCELLED and self._stop is None
+            asked_before = stopped and self._asked_before(target.trial)
         except StoreError:
             self._ended.put((target, end))
             raise
@@ -247,7 +260,7 @@ class SweepRun:
         if isinstance(end, BaseException):
             self._handle_error(target, end)
         elif target not in self._results and self._stop is None:
-            self._handle_end(target, end)
+            self._handle_end(target, end, asked_before)
 
     def _handle_error(self, target: TrialRung, error: BaseException) -> None:
         """A supervisor gave up. Unless only its trial is damaged: begin nothing new, let trials come to their rung."""
@@ -269,20 +282,23 @@ class SweepRun:
             get_run_logger().error("the sweep ends: %s", error)
             self._failure = error
 
-    def _handle_end(self, target: TrialRung, status: JobStatus) -> None:
+    def _handle_end(self, target: TrialRung, status: JobStatus, asked_before: bool) -> None:
         """What it means for the sweep that a trial ended by itself without a result."""
         if status.state is JobState.BUDGET_STOP:
             self._ask_to_stop(EndReason.BUDGET, status.reason)
         elif status.state is JobState.CANCELLED:
-            if not self._asked_before(target.trial):
+            if not asked_before:
                 self._ask_to_stop(EndReason.CANCELLED, f"trial {target.trial} was stopped: {status.reason}")
         else:
             self._fail(ServiceError(f"trial {target.trial}: {status.reason}"))
 
     def _asked_before(self, number: int) -> bool:
         """Whether the trial followed a request from before this run; an attempt elsewhere may stop late."""
-        request = self.sweep.job(number).attempts()[-1].read_stop_request()
-        return request is not None and request.at < self._begun
+        with suppress(RecordDamaged):  # somebody wants a stop
+            attempts = self.sweep.job(number).attempts()
+            request = attempts[-1].read_stop_request() if attempts else None
+            return request is not None and request.at < self._begun
+        return False
 
     def _take(self, trial: Trial) -> None:
         self._trials[trial.number] = trial

@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import TerminationSignal
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
-from crucible.errors import ServiceError
+from crucible.errors import ServiceError, StoreUnavailable
 from crucible.jobs.records import EndReason, JobSpec, Launch, StopRequest, now
 from crucible.jobs.stage_records import StageRun
 from crucible.resources import Resources
@@ -100,6 +101,26 @@ def test_a_stage_is_billed_at_the_price_of_its_machine(
     assert (bill.instance, bill.usd_per_hour, bill.end) == (instance, usd_per_hour, "completed")
     assert bill.cost_usd == pytest.approx(usd_per_hour / 2, abs=1e-3)
     assert stage_runs._Meter(request).read(FlowRun(flow_id=uuid.uuid4())) is None, "no machine yet"
+
+
+def test_a_store_that_is_away_for_a_while_ends_no_stage_and_loses_no_bill(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = [flow_run_of(Running(), 1), flow_run_of(Running(), 2), flow_run_of(Completed(), 3)]
+    client = SimpleNamespace(read_flow_run=lambda _: seen.pop(0) if len(seen) > 1 else seen[0])
+    monkeypatch.setattr(stage_runs, "get_client", lambda **_: nullcontext(client))
+    monkeypatch.setattr(stage_runs, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(stage_runs, "get_run_logger", lambda: SimpleNamespace(info=print, warning=print))
+    recorded, refusals = list[StageRun](), [True, False, True, True]
+
+    def record(bill: StageRun) -> None:
+        if refusals and refusals.pop(0):
+            raise StoreUnavailable("s3 asks to slow down")
+        recorded.append(bill)
+
+    request = stage_runs.StageRequest("evaluate", "modal", JobSpec(job_id="mine"), {}, Resources(), record=record)
+    state, cost_usd = stage_runs._follow(flow_run_of(Running(), 0), stage_runs._Meter(request), None)
+    assert state.is_completed()
+    assert [bill.end for bill in recorded] == ["", "completed"]
+    assert recorded[-1].cost_usd == cost_usd > 0
 
 
 def test_a_stage_ends_at_the_jobs_cap(
