@@ -180,15 +180,23 @@ def _place_outputs(prepared: Job, scratch: Scratch, work: Path) -> None:
 def read_secrets(names: Sequence[str], machine: Mapping[str, str]) -> dict[str, str]:
     """The values of secrets: from Prefect's Secret blocks, else from the machine's environment.
 
-    Raises `ConfigError` naming those that neither has, `ServiceError` when the server does not answer.
+    Raises `ConfigError` naming those that neither has, `ServiceError` when the server does not answer, and the machine
+    has not all of them: an attempt may have no server in reach.
     """
     found, missing = {}, []
+    away: ServiceError | None = None
     for name in names:
-        value = _read_block(secret_block(name)) or machine.get(name)
+        try:
+            block = _read_block(secret_block(name)) if away is None else None
+        except ServiceError as error:
+            block, away = None, error
+        value = block or machine.get(name)
         if value is None:
             missing.append(name)
         else:
             found[name] = value
+    if missing and away is not None:
+        raise ServiceError(f"secrets: {', '.join(missing)}: not among this machine's variables, and {away}")
     if missing:
         raise ConfigError(
             f"secrets: {', '.join(missing)}: there is no Secret block {', '.join(map(secret_block, missing))} on the "
