@@ -194,9 +194,11 @@ def _image(aws: Aws, repository: str, image: str | None) -> tuple[bool | None, s
     if not image.startswith(repository):
         return None, f"{image} is not in this stack's repository, so nobody looked whether it exists"
     ecr = aws.client("ecr")
-    name, tag = image.split("/", 1)[1].rsplit(":", 1)
+    tagged, _, digest = image.split("/", 1)[1].partition("@")
+    name, _, tag = tagged.partition(":")
+    wanted = {"imageDigest": digest} if digest else {"imageTag": tag or "latest"}
     try:
-        ecr.describe_images(repositoryName=name, imageIds=[{"imageTag": tag}])
+        ecr.describe_images(repositoryName=name, imageIds=[wanted])
     except ecr.exceptions.ImageNotFoundException:
         return False, f"{image} does not exist: push it with `crucible images push`, or name another with --image"
     return True, image

@@ -222,4 +222,4 @@ def _as_seen_inside(value: Any) -> Any:
     """An address of this machine by the name that a container on a network of its own has for it."""
     if not isinstance(value, str):
         return value
-    return re.sub(r"(?<=://)(localhost|127\.0\.0\.1)(?=[:/]|$)", HOST_NAME, value)
+    return re.sub(r"(://(?:[^/@\s]*@)?)(?:localhost|127\.0\.0\.1)(?=[:/]|$)", rf"\g<1>{HOST_NAME}", value)

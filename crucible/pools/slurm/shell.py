@@ -23,6 +23,9 @@ _KEPT = re.compile(
 )
 """What of the worker's own environment commands need. The rest, passwords perhaps among it, is not the job's."""
 
+_OF_SSH = ("SSH_", "KRB5")
+"""What `ssh` itself needs besides: the agent with the keys, or the ticket of a Kerberos login."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -51,7 +54,7 @@ class Shell:
         environment = {name: value for name, value in os.environ.items() if _KEPT.fullmatch(name)}
         command = ["sh", "-s"]
         if self.login_node:
-            environment |= {name: value for name, value in os.environ.items() if name.startswith("SSH_")}
+            environment |= {name: value for name, value in os.environ.items() if name.startswith(_OF_SSH)}
             # A login shell: on many clusters only /etc/profile puts Slurm's commands on the path.
             command = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={_CONNECT_SECONDS}", "--"]
             command += [self.login_node, "exec sh -l -s"]

@@ -100,8 +100,9 @@ def test_the_variables_of_the_pool_win_over_the_workers(monkeypatch: pytest.Monk
 
 def test_this_machine_has_another_name_on_a_network_of_the_containers_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000")
-    there = {"PREFECT_API_URL": "http://localhost:4200/api"}
+    there = {"PREFECT_API_URL": "http://localhost:4200/api", "HTTPS_PROXY": "http://me:p%40ss@127.0.0.1:3128"}
     made = configured(PoolOptions(image="x", network="bridge", environment=there))
+    assert made.env["HTTPS_PROXY"] == "http://me:p%40ss@host.docker.internal:3128"
     assert made.env["AWS_ENDPOINT_URL"] == "http://host.docker.internal:9000"
     assert made.env["PREFECT_API_URL"] == "http://host.docker.internal:4200/api"
     made = configured(PoolOptions(image="x", network="host"))
