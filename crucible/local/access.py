@@ -27,10 +27,14 @@ LOGIN_PATH = "/crucible/login"
 def auth_string(home: Home) -> str:
     """`user:password` of the server in `home`; made on the first call, from the user's own setting if there is one."""
     try:
-        return home.auth_file.read_text(encoding="utf-8").strip()
+        known = home.auth_file.read_text(encoding="utf-8").strip()
     except FileNotFoundError:
-        _write(home, _chosen() or f"crucible:{secrets.token_urlsafe(32)}")
-        return auth_string(home)
+        known = ""
+    if known:
+        return known
+    home.auth_file.unlink(missing_ok=True)  # an empty one, as a crash of the machine may leave it, is no password
+    _write(home, _chosen() or f"crucible:{secrets.token_urlsafe(32)}")
+    return auth_string(home)
 
 
 def choose(home: Home, state: State) -> None:
@@ -106,6 +110,8 @@ def _write(home: Home, value: str) -> None:
     staged.unlink(missing_ok=True)
     with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(value + "\n")
+        file.flush()
+        os.fsync(file.fileno())
     try:
         os.link(staged, home.auth_file)  # the first of two that start at once decides
     except FileExistsError:

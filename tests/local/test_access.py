@@ -176,6 +176,15 @@ def test_only_the_user_can_read_the_password_whatever_the_umask(tmp_path: Path) 
     assert access.auth_string(home) == password
 
 
+def test_an_empty_file_is_no_password(tmp_path: Path) -> None:
+    """As a machine that crashes may leave it: the server would refuse our own clients, and its password be known."""
+    home = Home(tmp_path)
+    home.auth_file.touch()
+    made = access.auth_string(home)
+    assert all(made.partition(":"))
+    assert access.auth_string(home) == made == home.auth_file.read_text().strip()
+
+
 def test_a_password_of_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = Home(tmp_path)
     monkeypatch.delenv(access.SERVER_SETTING)
