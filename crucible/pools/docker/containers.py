@@ -14,7 +14,9 @@ from crucible.pools.docker.engine import connect
 
 def containers_of(home: Path, client: Any = None) -> list[Any]:
     """The running containers of the set-up in `home`. Raises `ServiceError` when no engine answers."""
-    found: list[Any] = (client or connect()).containers.list(filters={"label": f"{HOME_LABEL}={home}"})
+    found: list[Any] = (client or connect()).containers.list(
+        filters={"label": f"{HOME_LABEL}={home}"}, ignore_removed=True
+    )
     return found
 
 

@@ -140,7 +140,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
         client = self._get_client()
         try:
             same = [f"{JOB_LABEL}={configuration.job}", f"{STORE_LABEL}={configuration.labels[STORE_LABEL]}"]
-            for container in client.containers.list(filters={"label": same}):
+            for container in client.containers.list(filters={"label": same}, ignore_removed=True):
                 self._logger.warning("Container %s of the same job still runs and is stopped", container.name)
                 with suppress(NotFound):
                     container.stop(timeout=configuration.stop_timeout_seconds)
@@ -189,7 +189,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
     def _further_nodes(self, client: docker.DockerClient, configuration: DockerGpuJobConfiguration) -> list[Container]:
         run = configuration.labels.get("io.prefect.flow-run-id")
         labels = [f"io.prefect.flow-run-id={run}", NODE_LABEL]
-        found: list[Container] = client.containers.list(all=True, filters={"label": labels})
+        found: list[Container] = client.containers.list(all=True, filters={"label": labels}, ignore_removed=True)
         return found
 
     def _create_container(self, docker_client: docker.DockerClient, **settings: Any) -> Container:
@@ -214,7 +214,7 @@ class DockerGpuWorker(EventDrivenWorker, DockerWorker):  # type: ignore[misc]  #
         try:
             run = configuration.labels.get("io.prefect.flow-run-id")
             filters = {"label": f"io.prefect.flow-run-id={run}", "status": "created"}
-            for container in client.containers.list(all=True, filters=filters):
+            for container in client.containers.list(all=True, filters=filters, ignore_removed=True):
                 container.remove()
         finally:
             client.close()

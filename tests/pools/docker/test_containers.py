@@ -32,7 +32,9 @@ def test_a_container_that_cannot_be_stopped_is_named_and_ends_nothing_else(
         container("gone", docker.errors.NotFound("no such container")),
         container("well"),
     ]
-    engine = SimpleNamespace(containers=SimpleNamespace(list=lambda filters: running), close=lambda: None)
+    engine = SimpleNamespace(
+        containers=SimpleNamespace(list=lambda filters, ignore_removed: running), close=lambda: None
+    )
     monkeypatch.setattr(containers, "connect", lambda: engine)
     said: list[str] = []
     containers.stop_containers(tmp_path, said.append)

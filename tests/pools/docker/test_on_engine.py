@@ -228,7 +228,9 @@ def test_training_goes_on_in_the_next_container_after_docker_stop(
 
     # What people see of it: a run that was interrupted, no trace of a crash, the log kept and the container gone.
     assert eventually(lambda: final_state_of(run)) == "Interrupted"
-    gone = eventually(lambda: not client.containers.list(all=True, filters={"label": f"crucible.job={name}"}))
+    gone = eventually(
+        lambda: not client.containers.list(all=True, ignore_removed=True, filters={"label": f"crucible.job={name}"})
+    )
     assert gone
     log = (prefect_server.home.root / "logs" / "docker" / f"{name}-attempt-1.log").read_text()
     assert "asked to stop" in log

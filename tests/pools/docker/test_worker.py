@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
+import docker.errors
 import pytest
 from prefect.client.schemas.objects import FlowRun
 
@@ -33,10 +34,13 @@ class FakeEngine:
     def __init__(self) -> None:
         self.running: list[FakeContainer] = []
         self.created: list[dict[str, Any]] = []
+        self.removes_meanwhile = False
         self.containers = SimpleNamespace(list=self._list, create=self._create)
         self.api = SimpleNamespace(create_container=self._record)
 
-    def _list(self, filters: dict[str, Any]) -> list[FakeContainer]:
+    def _list(self, filters: dict[str, Any], ignore_removed: bool = False) -> list[FakeContainer]:
+        if self.removes_meanwhile and not ignore_removed:  # docker-py looks at each container that the engine lists
+            raise docker.errors.NotFound("no such container")
         wanted = filters["label"] if isinstance(filters["label"], list) else [filters["label"]]
         return [one for one in self.running if {f"{k}={v}" for k, v in one.labels.items()} >= set(wanted)]
 
@@ -82,6 +86,13 @@ def test_an_attempt_ends_the_one_before_it_and_no_job_of_the_same_name_in_anothe
 
     worker._make_room(configured("baseline", stop_timeout_seconds=30), str(tmp_path / "mine"))
     assert [one.stopped_after for one in engine.running] == [30, None]
+
+
+def test_a_container_that_is_removed_in_the_same_moment_keeps_no_attempt_from_its_start(
+    engine: FakeEngine, tmp_path: Path
+) -> None:
+    engine.removes_meanwhile = True
+    DockerGpuWorker(work_pool_name="docker-gpu")._make_room(configured("baseline"), str(tmp_path / "mine"))
 
 
 def test_runs_that_start_at_once_each_keep_their_own_time_to_save(engine: FakeEngine) -> None:
