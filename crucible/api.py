@@ -12,14 +12,13 @@ It needs the server that `crucible up` starts, or that `PREFECT_API_URL` names; 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from crucible.config import TrainConfig
 from crucible.datasets.config import DatasetConfig
 from crucible.job_handle import JobHandle
-from crucible.jobs.job import Job
+from crucible.jobs.job import Job, new_job_id
 from crucible.jobs.records import Limits
 from crucible.local import access
 from crucible.local.flow_runs import start_flow_run
@@ -76,7 +75,7 @@ def submit(
             run = plan_run(config, Path(folder), name)
             require_ready(api, run)
             return JobHandle(open_store(api, config.store), run.job, start_run(api, run))
-        job_name = name or f"nanogpt-{datetime.now():%Y%m%d-%H%M%S}"
+        job_name = name or new_job_id("nanogpt")
         parameters = {**_training(what, dataset), **wanted, "pool": pool or "local", "store": store, **settings}
         opened = open_store(api, store)
         return JobHandle(
@@ -136,7 +135,7 @@ def sweep(
             require_ready(api, planned)
             start_run(api, planned)
             return Sweep(open_store(api, planned.config.store), planned.job)
-    name = name or f"tune-{datetime.now():%Y%m%d-%H%M%S}"
+    name = name or new_job_id("tune")
     given = {**parameters, "space": dict(what), "sweep": name, "store": store or "default"}
     with access.connect_here() as api:
         opened = open_store(api, given["store"])

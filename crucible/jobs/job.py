@@ -32,8 +32,10 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import Any, Self
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
@@ -372,6 +374,11 @@ def checked_job_id(job_id: str) -> str:
     if not _is_job_id(job_id):
         raise ConfigError(f"job: {job_id!r} is no usable name; use up to 63 letters, digits, '-', '_' or '.'")
     return job_id
+
+
+def new_job_id(base: str) -> str:
+    """A name that no job has: `base`, the time, and four digits for those that start in the same second."""
+    return f"{base[:35]}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 def _is_job_id(name: str) -> bool:

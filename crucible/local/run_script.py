@@ -13,7 +13,6 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import Dependencies, find_dependencies
 from crucible.code.folder import PackedFolder, pack_folder
 from crucible.errors import ConfigError, ServiceError
-from crucible.jobs.job import checked_job_id
+from crucible.jobs.job import checked_job_id, new_job_id
 from crucible.jobs.records import now
 from crucible.local.access import unreachable
 from crucible.local.flow_runs import start_flow_run
@@ -90,7 +89,7 @@ class ScriptRun:
 def job_name(config: RunConfig, folder: Path) -> str:
     """A new name: of the configuration or the folder, and the time."""
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", config.name or folder.resolve().name).strip("-.") or "script"
-    return f"{base[:40]}-{datetime.now():%Y%m%d-%H%M%S}"
+    return new_job_id(base)
 
 
 def plan_run(config: RunConfig, folder: Path, job: str = "") -> ScriptRun:

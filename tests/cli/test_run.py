@@ -312,3 +312,13 @@ def test_ctrl_c_asks_whether_to_detach_or_to_stop(
         request = job.attempt(1).read_stop_request()
         assert request is not None
         assert request.reason == "stopped by a person"
+
+
+def test_runs_that_start_in_the_same_second_have_names_of_their_own(tmp_path: Path) -> None:
+    folder = tmp_path / ("a long folder " * 5).strip()
+    folder.mkdir()
+    (folder / "train.py").write_text("print(1)")
+    config = RunConfig.parse({"command": ["python", "train.py"]})
+    names = {plan_run(config, folder).job for _ in range(3)}
+    assert len(names) == 3
+    assert all(name.startswith("a-long-folder-") and len(name) < 63 for name in names)
