@@ -1,7 +1,7 @@
 """Which values a trial gets: a function of the space, the seed, the trial's number, and what was learned before it.
 
     grid     every combination, in an order shuffled by the seed
-    random   drawn for each number; no trial depends on another
+    random   drawn for each number, whatever the others gave; no combination twice while there are other ones
     tpe      the tree-structured Parzen estimator (Bergstra et al. 2011) of Optuna: drawn where good trials are dense
 
 The draws are Optuna's. Its study is made for one question and thrown away: nothing that must survive lives in it.
@@ -14,9 +14,11 @@ import math
 import random
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from crucible.errors import ConfigError
 from crucible.sweeps.searchable import Value, Values
 from crucible.sweeps.space import Dimension, Space
 from crucible.tune_config import SamplerName
@@ -73,10 +75,18 @@ class Grid:
 
 
 class Random:
+    """Where all combinations can be listed, each is drawn once before any is drawn again: a trial alike costs as much
+    as another one, and shows nothing."""
+
     def __init__(self, space: Space, seed: int) -> None:
         self.space, self.seed = space, seed
+        self.points: list[Values] = []
+        with suppress(ConfigError):  # a range of floats, or too many
+            self.points = Grid(space, seed).points
 
     def suggest(self, number: int, seen: Sequence[Seen]) -> Values:
+        if number <= len(self.points):
+            return self.points[number - 1]
         from optuna.samplers import RandomSampler
 
         return _ask(self.space, RandomSampler(seed=_seed(self.seed, number)), [])

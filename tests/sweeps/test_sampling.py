@@ -49,6 +49,14 @@ def test_another_seed_gives_another_search() -> None:
     assert make_sampler("random", SPACE, 1).suggest(1, []) != make_sampler("random", SPACE, 2).suggest(1, [])
 
 
+def test_random_draws_no_combination_twice_while_there_are_others() -> None:
+    space = Space.parse({"n_layer": {"int": [1, 3]}, "n_embd": [32, 64], "decay_lr": [True, False]})
+    drawn = [make_sampler("random", space, 1).suggest(number, []) for number in range(1, 16)]
+    assert sorted(map(str, drawn[:12])) == sorted(map(str, space.grid()))
+    assert all(values in space.grid() for values in drawn[12:])
+    assert drawn[:12] != [make_sampler("random", space, 2).suggest(number, []) for number in range(1, 13)]
+
+
 @pytest.mark.parametrize("complete", [True, False], ids=["complete", "waiting at a rung"])
 def test_tpe_draws_where_good_trials_are(complete: bool) -> None:
     rates = [trial.values["learning_rate"] for trial in seen(make_sampler("tpe", SPACE, 3), 40, complete)]
