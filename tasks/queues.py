@@ -9,6 +9,7 @@ So the supervisor that meets one makes it the limit of the queue, which is what 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from uuid import UUID
 
 import httpx
@@ -25,8 +26,8 @@ LOOK_SECONDS = 30.0
 class AttemptQueue:
     """What the queue of an attempt's pool says about its turn."""
 
-    def __init__(self) -> None:
-        self._look_at = 0.0
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._look_at = clock, 0.0
         self._slots: int | None = None
         self._looks_without_worker = 0
 
@@ -37,8 +38,8 @@ class AttemptQueue:
 
     def slots(self, run: FlowRun) -> int | None:
         """The slots that a waiting run waits for; None where the queue has no limit, or no worker serves it."""
-        if time.monotonic() >= self._look_at and run.work_queue_id is not None:
-            self._look_at = time.monotonic() + LOOK_SECONDS
+        if self._clock() >= self._look_at and run.work_queue_id is not None:
+            self._look_at = self._clock() + LOOK_SECONDS
             self.keep_supervisors_out(run)  # a limit may be set while it waits
             found = _read_queue(run.work_queue_id)
             served = found is None or found.status is not WorkQueueStatus.NOT_READY

@@ -111,7 +111,7 @@ def test_auto_places_a_job_on_an_imported_machine_and_that_machine_is_asked_of_s
 ) -> None:
     add_prices(read_offers(folder, ["lambda"], load_catalog())["lambda"])
     monkeypatch.setattr(placing, "pool_states", lambda: {"skypilot": PoolState(workers_online=1)})
-    monkeypatch.setattr(placing, "budget_limits", list)
+    monkeypatch.setattr(placing, "budget_limits", lambda invalid: [])
     config = TrainConfig.preset("gpt2-124m", max_iters=2000, warmup_iters=10, lr_decay_iters=2000)
     choice = placing.choose(store, PlacementRequest(job_id="job", config=config, dataset=meta, pool="auto"))
     (place,) = choice.placements

@@ -58,7 +58,7 @@ def test_jobs_of_a_store_block_and_of_an_address_are_on_the_page(folder: Path) -
     page = overview_page(overview_of_all([default, *elsewhere.overviews]))
     for job, address in {"here": "", "there": "named", "ended": "addressed"}.items():
         row = next(line for line in page.splitlines() if f"**{job}**" in line and line.startswith("|"))
-        assert ((folder / address).as_uri() in row) == bool(address)
+        assert ((folder / address).as_uri() in row.replace("<br>", "")) == bool(address)
 
 
 def test_what_has_ended_is_read_once_more_and_then_again_only_if_something_runs(folder: Path) -> None:
