@@ -53,6 +53,7 @@ from crucible.agent.workload import Workload
 from crucible.checkpoints.manifest import Checkpoint
 from crucible.errors import FencedOut, MachineUnfit, StoreError
 from crucible.jobs.job import Attempt
+from crucible.jobs.metrics import is_step
 from crucible.jobs.records import Claim, EndReason, Limits, Outcome, Rendezvous
 from crucible.store.retry import persist, wait_at_most
 
@@ -334,7 +335,7 @@ class _AttemptRun:
         for values, line in self._metrics.read_new():
             self._relay.add(line)
             step = values.get("step")
-            if not isinstance(step, int):
+            if not is_step(step):
                 continue
             found = numbers(values)
             if self._interval:

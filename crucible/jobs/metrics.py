@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from crucible.errors import ObjectMissing, RecordDamaged
 from crucible.jobs.job import Attempt, Job
+from crucible.settings import MOST
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,13 +94,29 @@ def _parse(lines: Iterable[bytes], attempt: int) -> list[Row]:
             values = json.loads(line)
         except (ValueError, RecursionError):
             continue  # damaged: a gap in the curve, and no reason to show none
-        if isinstance(values, dict) and isinstance(values.get("step"), int):
-            rows.append({"attempt": attempt, **{name: value for name, value in values.items() if _is_number(value)}})
+        if isinstance(values, dict) and is_step(values.get("step")):
+            row = {name: value for name, value in values.items() if _is_number(value)}
+            if not _is_time(row.get("time")):
+                row.pop("time", None)
+            rows.append(row | {"attempt": attempt})
     return rows
 
 
+def is_step(value: Any) -> TypeGuard[int]:
+    """Whether a value is the number of a step: workloads write what they like."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MOST
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Not finite is a number, too: the loss of a training that went wrong. A whole number may be too large for one."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float)
+
+
+def _is_time(value: float | None) -> bool:
+    """Unix seconds that can be subtracted and divided."""
+    return value is not None and abs(value) <= MOST
 
 
 def _one_row_per_step(rows: Iterable[Row]) -> list[Row]:

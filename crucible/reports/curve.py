@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
 
 from crucible.jobs.job import Attempt, Job
@@ -46,7 +45,7 @@ class SmallCurve:
 
 
 def points_of(rows: Sequence[Row]) -> list[tuple[float, float]]:
-    """Steps and finite values of the loss; of the metric that was reported most where there is no loss."""
+    """Steps and values of the loss that can be drawn; of the metric that was reported most where there is no loss."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in row:
@@ -55,9 +54,13 @@ def points_of(rows: Sequence[Row]) -> list[tuple[float, float]]:
     if drawn is None:
         others = [n for n in counts if n not in ("step", "attempt", "time") and not n.startswith(_NOT_LEARNING)]
         drawn = max(others, key=lambda other: counts[other]) if others else None
-    return [(row["step"], row[drawn]) for row in rows if drawn in row and math.isfinite(row[drawn])] if drawn else []
+    if drawn is None:
+        return []
+    return [(row["step"], row[drawn]) for row in rows if drawn in row and abs(row[drawn]) <= _LARGEST]
 
 
+_LARGEST = 1e300
+"""Sums and differences of values up to this one are finite."""
 _NOT_LEARNING = ("gpu_", "cpu_", "memory", "checkpoint_", "tokens_per_second", "learning_rate", "epoch", "max_iters")
 
 

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from crucible.jobs.records import EndReason
-from crucible.reports import Metrics, merged_metrics
+from crucible.jobs.status import JobState
+from crucible.reports import Metrics, job_report, merged_metrics
+from crucible.reports.compare import compare, comparison_page
+from crucible.reports.curve import points_of, small_curve, sparkline
+from crucible.reports.overview import OverviewReader
+from crucible.reports.overview_page import overview_page
 from crucible.store import Store
 from tests.reports.history import Past, interrupted_twice, loss
 
@@ -69,3 +76,42 @@ def test_a_job_without_attempts_has_an_empty_history(store: Store, tmp_path: Pat
 
     assert list(frame.columns) == ["step", "attempt", "time"]
     assert frame.empty
+
+
+WRITTEN = [
+    '{"step": true, "train_loss": 1.0}',
+    f'{{"step": 1{"0" * 400}, "train_loss": 1.0}}',
+    f'{{"step": 10, "time": 1{"0" * 400}, "train_loss": 1{"0" * 400}, "val_loss": NaN, "attempt": 99}}',
+    f'{{"step": 20, "time": Infinity, "train_loss": 1{"0" * 400}, "gpu_utilisation_percent": 1{"0" * 400}}}',
+    '{"step": 30, "time": NaN, "train_loss": Infinity}',
+    '{"step": 40, "time": 1e308, "train_loss": 2.0}',
+    '{"step": 50, "time": 0, "train_loss": -Infinity}',
+]
+
+
+def test_whatever_a_workload_writes_every_page_shows_the_rest(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path, now=datetime.now(UTC))
+    past.attempt(0, 0, []).append_metrics(1, "\n".join(WRITTEN).encode())
+    past.status(JobState.RUNNING)
+
+    rows = Metrics(past.job).rows()
+    assert [(row["step"], row["attempt"], row.get("time")) for row in rows] == [
+        (10, 1, None),
+        (20, 1, None),
+        (30, 1, None),
+        (40, 1, None),
+        (50, 1, 0),
+    ]
+    assert "train_loss" not in rows[0]
+    assert math.isnan(rows[0]["val_loss"])
+    assert "**Running**" in job_report(past.job)
+    assert comparison_page(compare([past.job, past.job]))
+    assert "**1 job running**" in overview_page(OverviewReader(store).read())
+    assert len(merged_metrics(past.job)) == 5
+
+
+def test_a_loss_near_the_largest_number_leaves_a_gap_in_the_small_curve() -> None:
+    rows = [{"step": step, "train_loss": 1.7e308 if step > 50 else 2.0} for step in range(1, 101)]
+
+    assert sparkline(points_of(rows)) == "▁" * 13
+    assert small_curve(points_of(rows))
