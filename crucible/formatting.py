@@ -123,9 +123,32 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], numbe
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def as_prose(text: str) -> str:
+    """A message as markdown that shows it as it is: `__init__` is no bold text, `<class 'int'>` no HTML.
+
+    Commands between backticks stay as they are.
+
+    >>> print(as_prose("TypeError: Net.__init__() got <class 'int'>"))
+    TypeError: Net.\\_\\_init\\_\\_() got \\<class 'int'>
+    """
+    return re.sub(r"(`+)[^`]+\1(?!`)|__|<", lambda m: m[0] if m[1] else {"__": r"\_\_", "<": r"\<"}[m[0]], text)
+
+
+def code_span(text: str) -> str:
+    """Markdown for text in the type of code, even if it has backticks of its own.
+
+    >>> code_span("echo `date`")
+    '`` echo `date` ``'
+    """
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text or ' '}`"
+
+
 def settings_table(settings: Mapping[str, Any]) -> str:
     """Names and values as a markdown table."""
-    rows = [[f"`{name}`", UNKNOWN if value is None else f"`{value}`"] for name, value in settings.items()]
+    rows = [[f"`{name}`", UNKNOWN if value is None else code_span(str(value))] for name, value in settings.items()]
     return markdown_table(["setting", "value"], rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crucible.formatting import UNKNOWN, counted, duration, markdown_table, money
+from crucible.formatting import UNKNOWN, as_prose, counted, duration, markdown_table, money
 from crucible.reports.curve import bar, small_curve
 from crucible.reports.overview import JobLine, Overview, SweepLine
 from crucible.reports.picture import data_uri
@@ -21,7 +21,7 @@ def overview_page(overview: Overview) -> str:
     ended = [line for line in overview.jobs if not line.running]
     parts = ["# Overview", headline(overview)]
     if overview.needing:
-        parts += ["## Needs you", "\n".join(f"- **{name}** {what}" for name, what in overview.needing)]
+        parts += ["## Needs you", "\n".join(f"- **{name}** {_line(what)}" for name, what in overview.needing)]
     if running:
         parts += ["## Running", jobs_table(running)]
     if overview.sweeps:
@@ -29,7 +29,7 @@ def overview_page(overview: Overview) -> str:
     if ended:
         parts += ["## Ended within a week", jobs_table(ended[:MOST_ENDED])]
     if overview.damaged:
-        parts += ["## Cannot be read", "\n".join(f"- {what}" for what in overview.damaged)]
+        parts += ["## Cannot be read", "\n".join(f"- {_line(what)}" for what in overview.damaged)]
     if not overview.jobs and not overview.sweeps:
         parts.append("Nothing has run within a week. Start with `crucible quickstart`.")
     left_out = max(0, len(ended) - MOST_ENDED) + overview.older
@@ -64,7 +64,13 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
         [
             "<br>".join(
                 filter(
-                    None, [f"**{line.sweep}**", f"{line.state or 'not started'} on {line.pool}", _store(line), line.why]
+                    None,
+                    [
+                        f"**{line.sweep}**",
+                        f"{line.state or 'not started'} on {line.pool}",
+                        _store(line),
+                        as_prose(line.why),
+                    ],
                 )
             ),
             _trials(line),
@@ -79,7 +85,14 @@ def sweeps_table(lines: Sequence[SweepLine]) -> str:
 def _job(line: JobLine) -> str:
     where = f"{line.pool} {line.instance}".strip()
     attempt = f"attempt {line.attempts}" if line.running else counted(line.attempts, "attempt")
-    return "<br>".join(filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, _store(line), line.why]))
+    return "<br>".join(
+        filter(None, [f"**{line.job}**", f"{line.activity}, {attempt}", where, _store(line), as_prose(line.why)])
+    )
+
+
+def _line(message: str) -> str:
+    """A message as an entry of a list, whose next one begins with the next line."""
+    return as_prose(" ".join(message.split()))
 
 
 def _store(line: JobLine | SweepLine) -> str:

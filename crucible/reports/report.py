@@ -11,6 +11,7 @@ from crucible.checkpoints.commits import Checkpoints
 from crucible.checkpoints.manifest import Checkpoint, best_checkpoint
 from crucible.formatting import (
     UNKNOWN,
+    as_prose,
     counted,
     duration,
     fenced,
@@ -61,12 +62,12 @@ def job_report(job: Job, metrics: Metrics | None = None) -> str:
     if (parent := summary.spec.forked_from) is not None:
         parts.append(f"Forked from `{parent.job}` at step {parent.step:,}; what came before is in that job's report.")
     if summary.reason:
-        parts.append(summary.reason)
+        parts.append(as_prose(summary.reason))
     parts += _printed_last(job, summary)
     if trackers := read_records(job):
         parts.append("Also in " + ", ".join(map(_tracker, trackers)))
     if summary.warnings:
-        parts.append("\n".join(f"- Left out: {warning}" for warning in summary.warnings))
+        parts.append("\n".join(f"- Left out: {as_prose(warning)}" for warning in summary.warnings))
     if history:
         parts.append(f"![training and validation loss over steps]({data_uri(loss_curve(history, starts))})")
         if (others := panels(history)) is not None:
@@ -189,7 +190,7 @@ def _story(attempt: AttemptSummary) -> str:
     if attempt.message and attempt.message not in attempt.notices:
         parts.append(attempt.message)
     story = " → ".join(dict.fromkeys(" ".join(part.split()) for part in parts if part))
-    return f"- **Attempt {attempt.number}**: {story or attempt.end}"
+    return f"- **Attempt {attempt.number}**: {as_prose(story or attempt.end)}"
 
 
 def attempts_table(attempts: Sequence[AttemptSummary]) -> str:

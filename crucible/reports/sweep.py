@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
-from crucible.formatting import UNKNOWN, duration, markdown_table, money
+from crucible.formatting import UNKNOWN, as_prose, duration, markdown_table, money
 from crucible.jobs.metrics import Metrics
 from crucible.reports.evaluation import evaluation_summary, read_evaluation
 from crucible.reports.picture import data_uri
@@ -43,7 +43,7 @@ def sweep_report(sweep: Sweep, ranked: Sequence[Trial], curves: Curves | None = 
     shown = (curves or Curves(sweep)).of(ranked[:MOST_LINES])
     parts = [f"# Sweep {sweep.sweep_id}", headline(sweep, ranked)]
     if (status := sweep.read_status()) is not None and status.reason:
-        parts.append(status.reason)
+        parts.append(as_prose(status.reason))
     if any(trial.losses for trial in ranked):
         picture = sweep_picture(ranked, sweep.read_space().dimensions, shown)
         parts.append(f"![settings and losses of the trials, and their learning curves]({data_uri(picture)})")
@@ -86,7 +86,9 @@ def leaderboard_table(sweep: Sweep, ranked: Sequence[Trial]) -> str:
             f"trial {trial.number}<br>`{trial.job_id}`",
             "<br>".join(f"{name} {_value(trial.values, name)}" for name in names),
             (UNKNOWN if trial.value is None else f"**{trial.value:.4f}**") + f"<br>step {trial.shown_step:,}",
-            state_label(trial, over) + (f": {trial.failure}" if trial.failure else "") + f"<br>{money(trial.cost_usd)}",
+            state_label(trial, over)
+            + (f": {as_prose(trial.failure)}" if trial.failure else "")
+            + f"<br>{money(trial.cost_usd)}",
         ]
         for place, trial in enumerate(ranked, start=1)
     ]

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import random
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 from PIL import Image
 
 from crucible.config import TrainConfig
-from crucible.formatting import markdown_table
+from crucible.formatting import markdown_table, settings_table
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, JobSpec, Launch, Limits, Outcome
 from crucible.jobs.status import JobState
 from crucible.reports import Metrics, job_report, loss_curve
+from crucible.reports.html import html_page
 from crucible.reports.interval import interval_label
+from crucible.reports.overview import OverviewReader
+from crucible.reports.overview_page import overview_page
 from crucible.reports.report import inexact_kernels
 from crucible.reports.summary import summarise
 from crucible.store import Store
@@ -158,3 +163,22 @@ def test_a_run_with_a_kernel_that_is_not_deterministic_is_called_inexact(store: 
     inexact = newest.model_copy(update={"state": {**newest.state, "environment": environment}})
     assert inexact_kernels([inexact]).startswith("**This run is not exact**: put_ does not have a determ")
     assert inexact_kernels([inexact.model_copy(update={"state": {"environment": {"exact": True}}})]) == ""
+
+
+def test_names_of_python_in_messages_are_shown_as_they_are(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path, now=datetime.now(UTC))
+    message = "TypeError: Net.__init__() got <class 'int'> | see `crucible logs __x__`"
+    past.end(past.attempt(0, 10, []), EndReason.FAILED, message)
+    past.status(JobState.FAILED, message)
+
+    pages = [job_report(past.job), overview_page(OverviewReader(store).read())]
+    for page in (html_page(page, "t") for page in pages):
+        shown = html.unescape(re.sub("</?code>", "`", page))
+        assert shown.count(message) == (2 if "Attempt 1" in page else 1)
+
+
+def test_a_setting_with_backticks_stays_in_its_cell() -> None:
+    page = html_page(settings_table({"command": "echo `date` | tee log", "empty": ""}), "t")
+
+    assert "<code>echo `date` | tee log</code>" in page
+    assert "``" not in page
