@@ -14,7 +14,7 @@ from crucible.jobs.metrics import Metrics, Row
 from crucible.jobs.records import JobSpec
 from crucible.reports.curve import thinned
 from crucible.reports.evaluation import read_evaluation
-from crucible.reports.picture import INK, MOST_POINTS, blank_figure, data_uri, drawing, plain_axes, png
+from crucible.reports.picture import INK, MOST_POINTS, blank_figure, data_uri, drawing, plain_axes, png, points
 from crucible.reports.summary import JobSummary, summarise
 
 COLOURS = ("#5b97d6", "#d9552f", "#4d9c5a", "#a371d9", "#c9a227", "#38a3a5", "#d16ba5", "#8a8f98")
@@ -149,13 +149,14 @@ def curves(comparison: Comparison) -> bytes:
         axes = figure.add_subplot()
         for place, job in enumerate(comparison.jobs):
             colour = COLOURS[place % len(COLOURS)]
-            train, val = _points(job.rows, "train_loss"), _points(job.rows, "val_loss")
+            train, val = points(job.rows, "train_loss"), points(job.rows, "val_loss")
             shown = val or thinned(train, MOST_POINTS)
             if val and train:  # faint behind it
                 axes.plot(*zip(*thinned(train, MOST_POINTS), strict=True), color=colour, linewidth=0.7, alpha=0.35)
             if shown:
                 axes.plot(*zip(*shown, strict=True), color=colour, linewidth=1.8, label=job.summary.job_id)
-        axes.legend(frameon=False, loc="upper right", labelcolor=INK)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, loc="upper right", labelcolor=INK)
         axes.set_xlabel("step")
         axes.set_ylabel("validation loss (training loss behind)")
         plain_axes(axes)
@@ -167,10 +168,6 @@ def _settings(spec: JobSpec) -> dict[str, Any]:
     script = {"command": shlex.join(spec.script.command), **spec.script.env} if spec.script else {}
     code = {"code": spec.code.digest[:12]} if spec.code else {}
     return {**trainer, **script, **code, "dataset": spec.dataset[:12] or None}
-
-
-def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if name in row]
 
 
 def _figure(value: Any, digits: int = 4) -> str:

@@ -10,6 +10,8 @@ from crucible.jobs.metrics import Metrics, Row
 
 POINTS = 48
 """Of a small curve; more would not be seen."""
+LARGEST = 1e300
+"""Of a value that is drawn: sums and differences of such are finite."""
 NAMES = ("train_loss", "val_loss")
 """What is drawn: the first of these that was reported often enough, else whatever else the workload reports."""
 _BARS = "▁▂▃▄▅▆▇█"
@@ -56,11 +58,9 @@ def points_of(rows: Sequence[Row]) -> list[tuple[float, float]]:
         drawn = max(others, key=lambda other: counts[other]) if others else None
     if drawn is None:
         return []
-    return [(row["step"], row[drawn]) for row in rows if drawn in row and abs(row[drawn]) <= _LARGEST]
+    return [(row["step"], row[drawn]) for row in rows if drawn in row and abs(row[drawn]) <= LARGEST]
 
 
-_LARGEST = 1e300
-"""Sums and differences of values up to this one are finite."""
 _NOT_LEARNING = ("gpu_", "cpu_", "memory", "checkpoint_", "tokens_per_second", "learning_rate", "epoch", "max_iters")
 
 

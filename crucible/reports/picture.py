@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from crucible.jobs.metrics import Row
-from crucible.reports.curve import thinned
+from crucible.reports.curve import LARGEST, thinned
 
 MOST_POINTS = 300
 """Of the training loss; of a longer history each is the mean of its neighbours, which shows more than noise would."""
@@ -30,7 +31,7 @@ def loss_curve(rows: Sequence[Row], attempt_starts: Mapping[int, int] | None = N
     with drawing:
         figure = blank_figure(6.4, 2.88)
         axes = figure.add_subplot()
-        train, val = thinned(_points(rows, "train_loss"), MOST_POINTS), _points(rows, "val_loss")
+        train, val = thinned(points(rows, "train_loss"), MOST_POINTS), points(rows, "val_loss")
         if train:
             axes.plot(*zip(*train, strict=True), color=TRAINING, linewidth=1.0, label="training")
         if val:
@@ -86,8 +87,8 @@ def panels(rows: Sequence[Row]) -> bytes | None:
             axes = figure.add_subplot(-(-len(shown) // 2), min(2, len(shown)), place)
             drawn = 0
             for name, colour, label in panel.lines:
-                if points := thinned(_points(rows, name), MOST_POINTS // 2):
-                    axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.2, label=label)
+                if drawn_points := thinned(points(rows, name), MOST_POINTS // 2):
+                    axes.plot(*zip(*drawn_points, strict=True), color=colour, linewidth=1.2, label=label)
                     drawn += bool(label)
             axes.set_ylim(0, panel.top or 1.1 * axes.get_ylim()[1])
             axes.set_title(panel.title, fontsize=9, color=INK, loc="left")
@@ -127,8 +128,9 @@ def data_uri(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[name]) for row in rows if name in row]
+def points(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    """Steps and values of a metric; a gap where a value is too large to be drawn."""
+    return [(row["step"], row[name] if abs(row[name]) <= LARGEST else math.nan) for row in rows if name in row]
 
 
 def _mark_attempts(axes: Any, starts: Mapping[int, int]) -> None:
@@ -140,7 +142,7 @@ def _mark_attempts(axes: Any, starts: Mapping[int, int]) -> None:
     for step, together in numbers.items():
         axes.axvline(step, color=INK, linewidth=0.9, linestyle="--")
         axes.annotate(
-            f"attempt {', '.join(map(str, together))}",
+            f"attempt {_numbers(together)}",
             (step, 1.0),
             xycoords=("data", "axes fraction"),
             textcoords="offset points",
@@ -150,6 +152,12 @@ def _mark_attempts(axes: Any, starts: Mapping[int, int]) -> None:
             color=INK,
             rotation=90,
         )
+
+
+def _numbers(together: Sequence[int]) -> str:
+    """As many as have room beside the axes."""
+    shown = together if len(together) <= 6 else [*together[:3], "…", together[-1]]
+    return ", ".join(map(str, shown))
 
 
 def png(figure: Any) -> bytes:

@@ -19,7 +19,7 @@ from crucible.config import TrainConfig
 from crucible.errors import CheckpointError, ConfigError
 from crucible.jobs.records import EndReason
 from crucible.jobs.status import JobState
-from crucible.reports.compare import compare
+from crucible.reports.compare import compare, comparison_page
 from crucible.reports.html import html_page
 from crucible.store import FileStore, Store
 from tests.reports.history import Past, interrupted_twice
@@ -122,3 +122,11 @@ def test_a_checkpoint_and_a_model_are_shared_whole(kind: str, request: pytest.Fi
     past.job.store.write(f"checkpoints/{checkpoint.name}/model.safetensors", bytes(100_000 - 1) + b"x")
     with pytest.raises(CheckpointError, match="damaged"):
         share_checkpoint(past.job, checkpoint, timedelta(hours=1), tmp_path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_jobs_that_report_no_loss_are_compared_without_a_warning(store: Store, tmp_path: Path) -> None:
+    past = Past(store, tmp_path)
+    past.attempt(0, 0, []).append_metrics(1, b'{"step": 1, "files": 3}')
+
+    assert comparison_page(compare([past.job, past.job]))

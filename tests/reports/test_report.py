@@ -8,6 +8,7 @@ import re
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from crucible.config import TrainConfig
@@ -20,6 +21,7 @@ from crucible.reports.html import html_page
 from crucible.reports.interval import interval_label
 from crucible.reports.overview import OverviewReader
 from crucible.reports.overview_page import overview_page
+from crucible.reports.picture import panels
 from crucible.reports.report import inexact_kernels
 from crucible.reports.summary import summarise
 from crucible.store import Store
@@ -182,3 +184,12 @@ def test_a_setting_with_backticks_stays_in_its_cell() -> None:
 
     assert "<code>echo `date` | tee log</code>" in page
     assert "``" not in page
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_diverging_loss_and_many_attempts_at_one_step_leave_a_picture() -> None:
+    rows = [{"step": step, "train_loss": 1.7e308, "val_loss": 1.7e308, "learning_rate": 1.7e308} for step in range(9)]
+
+    assert loss_curve(rows, {})
+    assert panels(rows)
+    assert loss_curve([{"step": 10, "train_loss": 2.0}], dict.fromkeys(range(1, 51), 0))
