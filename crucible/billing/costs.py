@@ -18,7 +18,7 @@ from typing import Any
 from crucible.billing.machines import machines_of, on_demand_usd_per_hour
 from crucible.catalog.offers import Offer
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
-from crucible.jobs.job import Attempt, Job
+from crucible.jobs.job import Attempt, Job, sweep_in_name
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
 from crucible.jobs.stage_records import StageRun
 from crucible.store import Store
@@ -118,7 +118,7 @@ class Bill:
         costs: list[AttemptCost] = []
         for job_id in job_ids:
             with skipping_damage(self._on_damage, f"job {job_id} is left out of the bill"):
-                costs += self._of_job(Job(self._store, job_id), _sweep_of(job_id, sweeps))
+                costs += self._of_job(Job(self._store, job_id), sweep_of(job_id, sweeps))
         return [
             cost
             for cost in costs
@@ -289,10 +289,10 @@ def _with_stages(job: Job) -> list[str]:
     return [job.job_id, *(run.job for run in job.read_stages() if run.job)]
 
 
-def _sweep_of(job_id: str, sweeps: set[str]) -> str:
-    """A trial is named after its sweep: `<sweep>-0001`."""
-    name, _, number = job_id.rpartition("-")
-    return name if number.isdecimal() and name in sweeps else ""
+def sweep_of(job_id: str, sweeps: set[str]) -> str:
+    """The one of the sweeps that a job is named as a trial of; empty for any other job."""
+    name = sweep_in_name(job_id)
+    return name if name in sweeps else ""
 
 
 def on_demand_micro_usd(seconds: float, micro_usd: int, usd_per_hour: float | None) -> int:

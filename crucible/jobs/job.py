@@ -369,6 +369,12 @@ class Job:
             self.root.delete(info.key)
 
 
+def sweep_in_name(job_id: str) -> str:
+    """The sweep that the name of a trial begins with, `<sweep>-0001`; empty for any other name, `<sweep>-2` too."""
+    name, _, number = job_id.rpartition("-")
+    return name if re.fullmatch(r"[0-9]{4}", number) else ""
+
+
 def checked_job_id(job_id: str) -> str:
     """`job_id` itself. Raises `ConfigError` unless it can name a folder, a tag and a container."""
     if not _is_job_id(job_id):

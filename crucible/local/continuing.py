@@ -12,7 +12,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from crucible.errors import ConfigError, ServiceError, StartUnknown
-from crucible.jobs.job import Job
+from crucible.jobs.job import Job, sweep_in_name
 from crucible.jobs.limits import change_limits
 from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, status_of
@@ -102,8 +102,8 @@ def _sweep_of(job: Job) -> str | None:
     """The sweep that the job is a trial of."""
     if of_script := job.read_spec().sweep:
         return of_script
-    sweep, _, number = job.job_id.rpartition("-")
-    return sweep if number.isdigit() and sweep and job.root.exists(f"sweeps/{sweep}/sweep.json") else None
+    sweep = sweep_in_name(job.job_id)
+    return sweep if sweep and job.root.exists(f"sweeps/{sweep}/sweep.json") else None
 
 
 def run_again(what: str, flow_run_id: str, flow: str, changes: dict[str, Any], key: str = "") -> str:

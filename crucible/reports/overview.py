@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from crucible.billing.costs import sweep_of
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
 from crucible.jobs.job import Job
 from crucible.jobs.records import EndReason, now
@@ -176,7 +177,8 @@ class OverviewReader:
         """Look now. Raises what the store raises."""
         supervised = {record.subject for record in supervisor_heartbeats(self.store)}
         sweeps = Sweep.ids(self.store)
-        jobs = [name for name in Job.ids(self.store) if not _is_trial(name, set(sweeps))]
+        known = set(sweeps)
+        jobs = [name for name in Job.ids(self.store) if not sweep_of(name, known)]
         damaged: list[str] = []
         job_lines = self._read_all(jobs, self._jobs, supervised, self._read_job, damaged)
         sweep_lines = self._read_all(sweeps, self._sweeps, supervised, self._read_sweep, damaged)
@@ -295,11 +297,6 @@ class OverviewReader:
             store=self._address,
             at=status.at if status else spec.created_at,
         )
-
-
-def _is_trial(job: str, sweeps: set[str]) -> bool:
-    name, _, number = job.rpartition("-")
-    return number.isdecimal() and name in sweeps
 
 
 def _order(line: JobLine | SweepLine) -> tuple[bool, float]:

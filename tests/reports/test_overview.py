@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from crucible.billing.costs import sweep_of
 from crucible.cli.main import build_app
 from crucible.cli.overview import _shown
 from crucible.jobs.job import Job
@@ -202,6 +203,18 @@ def test_trials_are_shown_by_their_sweep_alone(store: Store) -> None:
     found = OverviewReader(store).read()
     assert [line.job for line in found.jobs] == []
     assert found.damaged[0].startswith("rates: ")
+
+
+def test_a_job_that_is_only_named_like_a_trial_is_a_job(store: Store) -> None:
+    stopped(store, "rates-2", JobState.PAUSED)
+    stopped(store, "rates-20260301", JobState.PAUSED)
+    stopped(store, "rates-0001", JobState.PAUSED)
+    store.write("sweeps/rates/sweep.json", b"{}")
+
+    found = OverviewReader(store).read()
+    assert sorted(line.job for line in found.jobs) == ["rates-2", "rates-20260301"]
+    assert sweep_of("rates-0001", {"rates"}) == "rates"
+    assert sweep_of("rates-2", {"rates"}) == ""
 
 
 def test_an_interrupted_job_says_why_it_is_where_it_is(store: Store, tmp_path: Path) -> None:
