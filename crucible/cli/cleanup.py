@@ -10,7 +10,7 @@ from crucible.cli.records import JsonOption, StoreOption, open_store, print_json
 from crucible.errors import ConfigError
 from crucible.formatting import counted, print_table, size
 
-KINDS = "checkpoints, logs, packages, uploads or scratch"
+KINDS = "checkpoints, logs, packages, uploads, shared or scratch"
 
 
 def register(app: typer.Typer) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.exceptions import ParameterTypeError
 from typer.testing import CliRunner
 
 from crucible.agent.plan import Scratch
@@ -27,6 +28,7 @@ from crucible.jobs.status import JobState, JobStatus
 from crucible.script_config import ScriptConfig
 from crucible.store import Store, store_at
 from crucible.supervision.heartbeat import FOLDER, SupervisorHeartbeat
+from flows.cleanup import cleanup
 
 OLD, YOUNG = now() - timedelta(days=40), now() - timedelta(days=5)
 STEPS = (1, 2, 3)
@@ -209,6 +211,14 @@ def test_a_store_that_goes_away_is_an_error(store: Store, tmp_path: Path, monkey
     monkeypatch.setattr(type(store), "folders", away)
     with pytest.raises(StoreUnavailable):
         plan_cleanup(store, JOBS_ONLY, tmp_path)
+
+
+def test_what_cannot_be_is_refused_in_words_with_every_kind_named() -> None:
+    refused = CliRunner().invoke(build_app(), ["cleanup", "--only", "rubbish"])
+    for kind in Kind:
+        assert kind in str(refused.exception)
+    with pytest.raises(ParameterTypeError, match="36500"):
+        cleanup.validate_parameters({"days": 1e9})
 
 
 def test_a_project_near_its_quota_is_a_warning(store: Store, tmp_path: Path) -> None:
