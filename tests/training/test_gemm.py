@@ -141,3 +141,7 @@ def test_nothing_is_measured_on_intel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gemm, "cpu_info", lambda: {"vendor_id": "GenuineIntel"})
     monkeypatch.setattr(gemm, "_probe", lambda: pytest.fail("measured"))
     assert choose_gemm("auto").backend == "mkl"
+
+
+def test_a_home_that_nothing_can_be_kept_in_is_no_error() -> None:
+    gemm._write(Path("/dev/null/.crucible/gemm/measured.json"), {"gain": 1.0})
