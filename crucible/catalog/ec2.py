@@ -102,7 +102,7 @@ def spot_capacity(offers: Sequence[Offer]) -> dict[str, bool]:
                 known |= dict.fromkeys(types, True)
             elif scores and max(scores) <= _UNLIKELY and len(types) >= _FEWEST_TYPES:
                 known |= dict.fromkeys(types, False)
-    except (BotoCoreError, ClientError, ResponseParserError):
+    except (BotoCoreError, ClientError, ResponseParserError, ValueError):  # ValueError: AWS_ENDPOINT_URL is no URL
         return known
     return known
 

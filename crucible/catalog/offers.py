@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from importlib import resources
@@ -169,7 +170,7 @@ def add_prices(fresh: Iterable[Offer], instead_of: Sequence[str] = ()) -> Path:
     """
     file = prices_file()
     known = {offer.key: offer for offer in load_catalog()}
-    earlier = _read(file.read_text(encoding="utf-8"), str(file), known) if file.is_file() else []
+    earlier = _read(file.read_text(encoding="utf-8-sig"), str(file), known) if file.is_file() else []
     kept = [offer for offer in earlier if not offer.key.startswith(tuple(instead_of))]
     write_table({offer.key: offer for offer in (*kept, *fresh)}.values(), file)
     return file
@@ -203,7 +204,14 @@ def _cell(value: object) -> str:
 
 
 def _read(text: str, source: str, known: Mapping[str, Offer]) -> list[Offer]:
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text, newline=""))  # splitlines() would also split at U+2028 in a cell
+    try:
+        return _offers(rows, source, known)
+    except csv.Error as error:
+        raise ConfigError(f"{source} line {rows.line_num}: {error}; is a quote left open?") from None
+
+
+def _offers(rows: csv.DictReader[str], source: str, known: Mapping[str, Offer]) -> list[Offer]:
     unknown = [name for name in rows.fieldnames or () if name not in _FIELDS]
     if unknown:
         raise ConfigError(f"{source}: unknown column {unknown[0]!r}; the columns are {', '.join(_FIELDS)}")

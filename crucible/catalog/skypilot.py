@@ -14,6 +14,7 @@ assumptions: the tables have none.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import re
@@ -104,10 +105,13 @@ def _rows(file: Path) -> list[dict[str, str]]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(io.StringIO(text, newline=""))
     if lacking := [name for name in _COLUMNS if name not in (rows.fieldnames or ())]:
         raise ConfigError(f"{file} is no catalog of SkyPilot's ({SCHEMA}): it has no column {lacking[0]}")
-    return list(rows)
+    try:
+        return list(rows)
+    except csv.Error as error:
+        raise ConfigError(f"{file} line {rows.line_num}: {error}") from None
 
 
 def _machines(cloud: str, rows: Sequence[Mapping[str, str]]) -> Iterator[_Machine]:
@@ -164,7 +168,8 @@ def _machine(
 def _offers(cloud: str, one: _Machine, like: Mapping[str, Offer], as_of: date) -> Iterator[Offer]:
     twin = like[one.gpu]
     for price, spot in ((one.price, False), (one.spot_price, True)):
-        if price is None or price <= 0 or not one.region:
+        # A part of a GPU (0.125 of an L4) has neither the memory nor the speed of one.
+        if price is None or round(price, 5) <= 0 or not one.region or one.gpus < 1:
             continue
         yield Offer(
             pool=POOL,
@@ -175,9 +180,9 @@ def _offers(cloud: str, one: _Machine, like: Mapping[str, Offer], as_of: date) -
             gpu=one.gpu,
             gpus=one.gpus,
             gpu_memory_gib=twin.gpu_memory_gib,
-            vcpus=int(one.vcpus) if one.vcpus else None,
-            memory_gib=one.memory_gib or None,
-            on_demand_usd_per_hour=one.price or None,
+            vcpus=int(one.vcpus) if one.vcpus and one.vcpus >= 1 else None,
+            memory_gib=one.memory_gib if one.memory_gib and one.memory_gib > 0 else None,
+            on_demand_usd_per_hour=one.price if one.price and one.price > 0 else None,
             startup_seconds=STARTUP_SECONDS,
             mtbf_hours=MTBF_HOURS if spot else None,
             minimum_seconds=60.0,

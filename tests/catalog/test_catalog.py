@@ -112,3 +112,20 @@ def test_an_offers_file_may_start_with_a_byte_order_mark_and_a_name_may_be_absur
     assert any(offer.key == "mine/box" for offer in load_catalog(table))
     with pytest.raises(ConfigError, match="cannot be read"):
         load_catalog(tmp_path / ("x" * 5000))
+
+
+def test_refreshed_prices_that_a_spreadsheet_has_saved_are_added_to() -> None:
+    file = add_prices([])
+    file.write_bytes("\ufeffpool,instance,usd_per_hour\nmine,box,1\n".encode())
+    add_prices([])
+    assert any(offer.key == "mine/box" for offer in load_catalog())
+
+
+def test_a_cell_may_hold_any_text_and_an_open_quote_is_named(tmp_path: Path) -> None:
+    table = tmp_path / "offers.csv"
+    table.write_text("pool,instance,usd_per_hour,source\nmine,box,1,list\u2028of May\n", encoding="utf-8")
+    (box,) = [offer for offer in load_catalog(table) if offer.key == "mine/box"]
+    assert box.source == "list\u2028of May"
+    table.write_text(f'pool,instance,usd_per_hour\nmine,"box{"x" * 200_000},1\n')
+    with pytest.raises(ConfigError, match="is a quote left open"):
+        load_catalog(table)

@@ -134,3 +134,27 @@ def test_what_is_not_there_or_no_catalog_is_told_in_one_message(folder: Path, tm
     (folder / "gcp" / "vms.csv").write_text("name,price\nx,1\n")
     with pytest.raises(ConfigError, match="is no catalog of SkyPilot's"):
         read_offers(folder, ["gcp"], load_catalog())
+
+
+@pytest.mark.parametrize(
+    ("row", "offers"),
+    [
+        ("g6f.large,2,8,L4,0.125,0.2,0.1", 0),  # an eighth of an L4
+        ("odd,2,8,L4,-1,0.2,0.1", 0),
+        ("odd,2,8,L4,1,-1,0.1", 1),
+        ("odd,2,8,L4,1,0.000001,0.000001", 0),
+        ("odd,0.5,-8,L4,1,0.2,0.1", 2),
+    ],
+)
+def test_a_part_of_a_gpu_is_not_taken_for_one_and_an_odd_row_is_no_error(folder: Path, row: str, offers: int) -> None:
+    (folder / "aws").mkdir()
+    heading = "InstanceType,vCPUs,MemoryGiB,AcceleratorName,AcceleratorCount,Price,SpotPrice,Region"
+    (folder / "aws" / "vms.csv").write_text(f"{heading}\n{row},us-east-1\n")
+    assert len(read_offers(folder, ["aws"], load_catalog())["aws"]) == offers
+
+
+def test_a_table_that_is_not_csv_is_named(folder: Path) -> None:
+    with (folder / "lambda" / "vms.csv").open("a") as file:
+        file.write(f'"{"x" * 200_000}\n')
+    with pytest.raises(ConfigError, match=r"vms.csv line \d+: field larger"):
+        read_offers(folder, ["lambda"], load_catalog())

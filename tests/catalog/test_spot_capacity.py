@@ -94,3 +94,10 @@ def test_without_credentials_nobody_is_asked(monkeypatch: pytest.MonkeyPatch, tm
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name, raising=False)
     assert spot_capacity(OFFERS) == {}
+
+
+def test_an_endpoint_that_is_no_address_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:4566")
+    assert spot_capacity(OFFERS) == {}
