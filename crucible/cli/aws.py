@@ -79,9 +79,12 @@ def up(
     plan = stack.plan(aws, name, parameters)
     _show(plan)
     if plan.changes:
-        if not yes and not typer.confirm("Make these changes?"):
-            stack.discard(aws, plan)
-            raise typer.Exit(1)
+        if not yes:
+            try:
+                typer.confirm("Make these changes?", abort=True)
+            except typer.Abort:  # no, Ctrl-C, or nobody there to ask
+                stack.discard(aws, plan)
+                raise
         state = stack.apply(aws, plan, _Ticker(len(plan.changes)))
     else:
         state = stack.require(aws, name)
@@ -316,15 +319,13 @@ def _store_block(aws: Aws, state: StackState) -> dict[str, str]:
 
 
 def _emergency_stop(aws: Aws, state: StackState) -> None:
-    import httpx
-
     from crucible.pools.aws import emergency_stop, pools
 
     if _prefect_api_url() is not None:
         try:
             for pool in pools.pause():
                 typer.echo(f"  pool {pool} is paused")
-        except httpx.HTTPError as error:
+        except Exception as error:  # noqa: BLE001 (whatever a gateway answers for the server: machines cost money)
             typer.echo(f"  the pools could not be paused ({error}); a worker may start tasks again", err=True)
     emergency_stop.stop_all(aws, state, lambda line: typer.echo(f"  {line}"))
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -125,7 +126,7 @@ class AwsRehearsal:
         """What happened so far: seconds since the start, and words."""
         return list(self._control.get("/timeline").raise_for_status().json())
 
-    def fault(self, name: str, **arguments: Any) -> dict[str, Any]:
+    def fault(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """Let something go wrong (`crucible.rehearsal.aws.faults`). Raises `NothingToHitError`, `RehearsalError`."""
         return ask_for_fault(self.control_url, name, **arguments)
 
@@ -165,11 +166,18 @@ class AwsRehearsal:
         self.close()
 
 
-def ask_for_fault(control_url: str, name: str, **arguments: Any) -> dict[str, Any]:
-    """Let something go wrong in the rehearsed cloud behind `control_url`."""
-    answer = httpx.post(f"{control_url}/faults/{name}", json=arguments, timeout=30, verify=no_tls())
+def ask_for_fault(control_url: str, fault: str, /, **arguments: Any) -> dict[str, Any]:
+    """Let something go wrong in the cloud behind `control_url`. Raises `NothingToHitError`, `RehearsalError`."""
+    try:
+        answer = httpx.post(f"{control_url}/faults/{quote(fault)}", json=arguments, timeout=30, verify=no_tls())
+    except httpx.TransportError as error:
+        raise RehearsalError(
+            f"the rehearsed AWS does not answer ({error}): start it with crucible rehearse aws"
+        ) from error
+    except ValueError as error:  # what JSON does not have: nan, inf
+        raise RehearsalError(f"fault {fault}: {error}") from error
     if answer.status_code == httpx.codes.CONFLICT:
         raise NothingToHitError(answer.json()["error"])
     if answer.is_error:
-        raise RehearsalError(f"fault {name}: {answer.json()['error']}")
+        raise RehearsalError(f"fault {fault}: {answer.json()['error']}")
     return dict(answer.json())

@@ -102,7 +102,7 @@ def running_control_url() -> str:
     """Where the rehearsal listens that was started with `crucible rehearse aws`. Raises `RehearsalError`."""
     try:
         return str(json.loads((crucible_home() / STATE_FILE).read_text())["control_url"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RehearsalError("no rehearsal is running: start one with `crucible rehearse aws`") from error
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 from crucible.cli import aws as commands
 from crucible.cli import rehearse
 from crucible.errors import ConfigError, CrucibleError
+from crucible.pools.aws import stack
 from crucible.pools.aws.diagnosis import diagnose, lost_machine, of_task
 from crucible.pools.aws.parameters import stack_parameters
 from crucible.pools.aws.stack import StackState
@@ -60,11 +61,13 @@ def test_a_stack_is_planned_made_looked_at_and_taken_down() -> None:
     assert "There is no stack" in run("down", "--stack", "typed", "--yes").output
 
 
-def test_a_refused_plan_leaves_nothing_behind(at_the_cloud: None, cloud: AwsRehearsal) -> None:
+@pytest.mark.parametrize("answer", ["n\n", ""])  # "": nobody is there to ask
+def test_a_refused_plan_leaves_nothing_behind(at_the_cloud: None, cloud: AwsRehearsal, answer: str) -> None:
     app = typer.Typer()
     commands.register(app)
-    result = CliRunner().invoke(app, ["aws", "up", "--stack", "unwanted"], input="n\n")
+    result = CliRunner().invoke(app, ["aws", "up", "--stack", "unwanted"], input=answer)
     assert result.exit_code == 1
+    assert stack.describe(cloud.session(), "unwanted") is None
     assert "no such stack" in error_of("status", "--stack", "unwanted")
 
 
@@ -168,3 +171,25 @@ def test_faults_are_listed_and_need_a_rehearsal_that_runs(
     assert "spot" in runner.invoke(app, ["rehearse", "fault", "drought"]).output
     assert "[]" in runner.invoke(app, ["rehearse", "fault", "drought", "on=false"]).output
     assert "lifecycle = 'free'" in str(runner.invoke(app, ["rehearse", "fault", "drought", "lifecycle=free"]).exception)
+    assert "'name'" in str(runner.invoke(app, ["rehearse", "fault", "drought", "name=3"]).exception)
+    assert "not JSON" in str(runner.invoke(app, ["rehearse", "fault", "notice", "seconds=NaN"]).exception)
+    for left_by_a_killed_one, words in (
+        ({"control_url": "http://127.0.0.1:9/x"}, "does not answer"),
+        ([], "no rehearsal is running"),
+    ):
+        (tmp_path / STATE_FILE).write_text(json.dumps(left_by_a_killed_one))
+        refused = runner.invoke(app, ["rehearse", "fault", "drought"]).exception
+        assert isinstance(refused, CrucibleError)
+        assert words in str(refused)
+
+
+def test_the_emergency_stop_goes_on_whatever_answers_for_the_prefect_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def login_page() -> list[str]:
+        return list(json.loads("<html>"))
+
+    stopped = []
+    monkeypatch.setattr("crucible.pools.aws.pools.pause", login_page)
+    monkeypatch.setattr("crucible.pools.aws.emergency_stop.stop_all", lambda *given: stopped.append(given))
+    monkeypatch.setattr(commands, "_prefect_api_url", lambda: "https://prefect.example.com/api")
+    commands._emergency_stop(None, None)  # type: ignore[arg-type]
+    assert len(stopped) == 1
