@@ -28,9 +28,9 @@ from tasks.storage import open_store
 def cleanup(
     dry_run: Annotated[bool, Field(description="Only say what would go.")] = True,
     days: Annotated[
-        float, Field(ge=0, le=36500, description="Jobs that ended longer ago keep their best model.")
+        float, Field(ge=0, le=36_500, description="Jobs that ended longer ago keep their best model.")
     ] = 30.0,
-    quota_gb: Annotated[float, Field(gt=0, description="For each project; a warning at 80 per cent.")] = 100.0,
+    quota_gb: Annotated[float, Field(gt=0, le=1e9, description="For each project; a warning at 80 per cent.")] = 100.0,
     store: Annotated[str, Field(description="Name of a Store block, or an address (file://…, s3://…).")] = "default",
 ) -> State[Any]:
     """Checkpoints and logs of old jobs, packages that no job names, uploads and folders that killed processes left."""

@@ -6,12 +6,13 @@ from typing import Annotated, Any, get_args
 
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.exceptions import PrefectHTTPStatusError
+from prefect.exceptions import ParameterTypeError, PrefectHTTPStatusError
 from prefect.flows import Flow
 from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel, Field, ValidationError
 
 from crucible.resources import Resources
+from flows.cleanup import cleanup
 from flows.cost_report import cost_report
 from flows.evaluate import evaluate
 from flows.forms import described, takes
@@ -152,3 +153,9 @@ def test_the_server_takes_a_number_of_nodes_as_people_write_it(
         client.create_flow_run_from_deployment(
             deployed["train-nanogpt"], parameters={"pool": "local", "resources": {"nodes": nodes}}
         )
+
+
+@pytest.mark.parametrize("given", [{"days": 1e9}, {"days": float("inf")}, {"quota_gb": float("inf")}])
+def test_a_cleanup_of_days_that_no_calendar_has_is_refused(given: dict[str, float]) -> None:
+    with pytest.raises(ParameterTypeError, match="less than or equal"):
+        cleanup.validate_parameters(given)
