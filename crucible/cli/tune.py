@@ -124,10 +124,14 @@ def _space(text: str | None) -> dict[str, Any]:
 
     if text is None:
         return {}
-    if ":" not in text:
-        if not Path(text).is_file():
-            raise ConfigError(f"--space: there is no file {text}; give one, or 'lr: {{loguniform: [1e-4, 1e-2]}}'")
+    try:
+        is_file = Path(text).is_file()
+    except OSError:  # too long for a name
+        is_file = False
+    if is_file:
         return {"space": read_file(Path(text))}
+    if ":" not in text:
+        raise ConfigError(f"--space: there is no file {text[:200]}; give one, or 'lr: {{loguniform: [1e-4, 1e-2]}}'")
     return {"space": text}
 
 
