@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -80,10 +81,12 @@ def suggest(folder: Path) -> Suggestion:
     script = _find_script(selection)
     if script is not None:
         runner = "bash" if script.endswith(".sh") else "python"
-        found.add("command", f"{runner} {script}", f"{script} is here")
+        found.add("command", f"{runner} {shlex.quote(script)}", f"{script} is here")
         if script.endswith(".py"):
             _read_script(selection.folder / script, found)
-    data = sorted({_data_entry(name) for name in selection.left_out if PurePosixPath(name).suffix in _DATA})
+    data = sorted(
+        {_data_entry(name) for name in selection.left_out if PurePosixPath(name).suffix in _DATA and name.isprintable()}
+    )
     if data:
         found.add("data", data, "git ignores these, and scripts usually read such files")
     return found
@@ -99,7 +102,8 @@ def select_leniently(folder: Path) -> Selection:
 
 
 def _find_script(selection: Selection) -> str | None:
-    files = sorted(selection.files, key=lambda name: (name.count("/"), name))
+    # A name with a line end, or that is not UTF-8, cannot stand in the file.
+    files = sorted(filter(str.isprintable, selection.files), key=lambda name: (name.count("/"), name))
     for wanted in _SCRIPTS:
         for name in files:
             if PurePosixPath(name).name == wanted and name.count("/") <= 2:

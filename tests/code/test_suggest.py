@@ -66,3 +66,15 @@ def test_every_setting_stands_in_the_file_and_works_without_its_comment_mark() -
     values = yaml.safe_load(opened)
     assert set(values) == set(EXAMPLES)
     assert RunConfig.parse(values).command == ["python", "train.py"]
+
+
+def test_the_name_of_a_script_may_hold_anything_and_is_proposed_where_it_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "train: it's #1.py").touch()
+    written = yaml.safe_load(render(suggest(tmp_path)))
+    assert RunConfig.parse(written).script().command == ["python", "train: it's #1.py"]
+    (tmp_path / "train: it's #1.py").unlink()
+    for name in ("tra\nin.py", "tr\udcffain.py"):
+        (tmp_path / name).touch()
+        found = suggest(tmp_path)
+        assert "command" not in found.settings
+        render(found).encode()
