@@ -6,9 +6,9 @@ from crucible.errors import ConfigError
 from crucible.script_config import ScriptConfig
 from crucible.sweeps.records import TO_THE_END, SweepSpec
 from crucible.sweeps.schedules import hyperband_brackets, ladder
-from crucible.sweeps.searchable import ScriptPlaceholders, Searchable, filled
+from crucible.sweeps.searchable import COLUMNS, ScriptPlaceholders, Searchable, filled
 from crucible.sweeps.space import Space
-from crucible.tune_config import EXAMPLE, SOME_TRIALS, SearchSettings
+from crucible.tune_config import EXAMPLE, SOME_TRIALS, SearchSettings, TuneSettings
 
 
 def read_space(search: SearchSettings, sweep: str, settings: Searchable | None = None) -> Space:
@@ -25,9 +25,11 @@ def read_space(search: SearchSettings, sweep: str, settings: Searchable | None =
     return Space.parse(search.space, settings)
 
 
-def read_script_space(search: SearchSettings, sweep: str, script: ScriptConfig) -> Space:
+def read_script_space(search: TuneSettings, sweep: str, script: ScriptConfig) -> Space:
     """The space of a script, all of whose trials are valid. Raises `ConfigError` as `read_space` does."""
     space = read_space(search, sweep, ScriptPlaceholders(script))
+    if search.metric in (*COLUMNS, *space.names):
+        raise ConfigError(f"metric: {search.metric!r} is a column of the leaderboard; report it by another name")
     for dimension in space.dimensions:
         if dimension.when and f"{{{dimension.name}}}" in script.command:
             raise ConfigError(

@@ -128,6 +128,8 @@ def test_a_search_is_checked_and_sent_as_the_flow_takes_it(folder: Path) -> None
     assert "'rl' stands nowhere" in refusal("tune --dry-run --space 'rl: [1]'")
     (folder / "wide:1.yaml").write_text("rl: [1]\n")
     assert "'rl' stands nowhere" in refusal("tune --dry-run --space wide:1.yaml")
+    assert "'seconds' is a column" in refusal("tune --dry-run --metric seconds")
+    assert "'lr' is a column" in refusal("tune --dry-run --metric lr")
     assert "there is no file xxx" in refusal(f"tune --dry-run --space {'x' * 300}")
     (folder / "crucible.yaml").unlink()
     assert "space: there is none" in refusal("tune --dry-run -- python train.py")
