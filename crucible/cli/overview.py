@@ -49,12 +49,22 @@ def overview(
     if not watch:
         screen.print(_shown(reader.read(), screen.width))
         return
+    from rich.console import Group
     from rich.live import Live
+    from rich.text import Text
 
+    from crucible.errors import StoreUnavailable
+
+    found = reader.read()
     with Live(console=screen, auto_refresh=False, screen=screen.is_terminal) as live:
+        live.update(_shown(found, screen.width), refresh=True)
         while True:
-            live.update(_shown(reader.read(), screen.width), refresh=True)
             time.sleep(WATCH_SECONDS)
+            try:
+                found = reader.read()
+                live.update(_shown(found, screen.width), refresh=True)
+            except StoreUnavailable as error:  # the next look may succeed
+                live.update(Group(_shown(found, screen.width), Text(f"warning: {error}", style="red")), refresh=True)
 
 
 def _shown(found: Overview, width: int) -> RenderableType:
