@@ -18,7 +18,8 @@ from typing import Any
 from crucible.config import TrainConfig
 from crucible.datasets.config import DatasetConfig
 from crucible.job_handle import JobHandle
-from crucible.jobs.job import Job, new_job_id
+from crucible.jobs.job import Job
+from crucible.jobs.names import new_job_id
 from crucible.jobs.records import Limits
 from crucible.local import access
 from crucible.local.flow_runs import start_flow_run

@@ -24,7 +24,7 @@ start)
   [ "$(id -u)" = 0 ] || fail "starting a Docker engine needs root"
   if ! command -v dockerd >/dev/null; then
     command -v apt-get >/dev/null || fail "dockerd is not installed; install Docker Engine"
-    lock=/tmp/crucible-apt-get.lock   # apt-get fails where another one is at work; crucible/rehearsal/apt.py has it, too
+    lock=/var/lib/dpkg   # apt-get fails where another one is at work; crucible/rehearsal/apt.py has it, too
     { flock "$lock" apt-get update -qq && flock "$lock" apt-get install --yes -qq --no-install-recommends docker.io; } \
       >/dev/null 2>&1 \
       || fail "docker.io could not be installed by apt-get"

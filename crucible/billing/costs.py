@@ -18,7 +18,8 @@ from typing import Any
 from crucible.billing.machines import machines_of, on_demand_usd_per_hour
 from crucible.catalog.offers import Offer
 from crucible.errors import ConfigError, ObjectMissing, RecordDamaged
-from crucible.jobs.job import Attempt, Job, sweep_in_name
+from crucible.jobs.job import Attempt, Job
+from crucible.jobs.names import sweep_in_name
 from crucible.jobs.records import Claim, Heartbeat, JobSpec, Launch, Outcome
 from crucible.jobs.stage_records import StageRun
 from crucible.store import Store

@@ -3,6 +3,7 @@
 records.py        the records themselves, as they lie in the store
 stage_records.py  the stages before and after a training
 job.py            jobs and attempts: claiming, the fence, limits, supervisors
+names.py          which names are usable, new ones, those of trials
 numbered.py       records with numbers, of jobs and of sweeps
 limits.py         what may be spent, as a person changes it
 status.py         where a job stands

@@ -31,14 +31,12 @@ attempt still manages to write later lies beyond the successor's `start.json` an
 from __future__ import annotations
 
 import math
-import re
-import secrets
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime
 from typing import Any, Self
 
 from crucible.errors import ConfigError, FencedOut, ObjectExists, ObjectMissing, RecordDamaged
+from crucible.jobs.names import checked_job_id, is_job_id
 from crucible.jobs.numbered import (
     R,
     create_next,
@@ -258,7 +256,7 @@ class Job:
     @classmethod
     def ids(cls, store: Store) -> list[str]:
         """The ids of all jobs in a store; folders that cannot be jobs are left out."""
-        return [name for name in store.folders("jobs") if _is_job_id(name)]
+        return [name for name in store.folders("jobs") if is_job_id(name)]
 
     def read_spec(self) -> JobSpec:
         spec = read_if_there(self.store, "job.json", JobSpec)
@@ -367,28 +365,6 @@ class Job:
         """Delete all of its records; its name is free again. For a job that has never come to be."""
         for info in self.root.list(f"jobs/{self.job_id}"):
             self.root.delete(info.key)
-
-
-def sweep_in_name(job_id: str) -> str:
-    """The sweep that the name of a trial begins with, `<sweep>-0001`; empty for any other name, `<sweep>-2` too."""
-    name, _, number = job_id.rpartition("-")
-    return name if re.fullmatch(r"[0-9]{4}", number) else ""
-
-
-def checked_job_id(job_id: str) -> str:
-    """`job_id` itself. Raises `ConfigError` unless it can name a folder, a tag and a container."""
-    if not _is_job_id(job_id):
-        raise ConfigError(f"job: {job_id!r} is no usable name; use up to 63 letters, digits, '-', '_' or '.'")
-    return job_id
-
-
-def new_job_id(base: str) -> str:
-    """A name that no job has: `base`, the time, and four digits for those that start in the same second."""
-    return f"{base[:35]}-{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-
-
-def _is_job_id(name: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) is not None
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:

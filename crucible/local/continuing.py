@@ -12,8 +12,9 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.exceptions import ObjectNotFound, PrefectException
 
 from crucible.errors import ConfigError, ServiceError, StartUnknown
-from crucible.jobs.job import Job, sweep_in_name
+from crucible.jobs.job import Job
 from crucible.jobs.limits import change_limits
+from crucible.jobs.names import sweep_in_name
 from crucible.jobs.records import JobSpec, now
 from crucible.jobs.status import JobState, status_of
 from crucible.moments import moment_to_come

@@ -22,7 +22,8 @@ from crucible.code.environments import find_dependencies
 from crucible.code.folder import PackedFolder, pack_folder
 from crucible.errors import ConfigError, ServiceError, StartUnknown
 from crucible.formatting import counted
-from crucible.jobs.job import Job, checked_job_id
+from crucible.jobs.job import Job
+from crucible.jobs.names import checked_job_id
 from crucible.jobs.records import CodePackage, ForkedFrom, JobSpec, now
 from crucible.local.continuing import CONFIGURED, SCRIPT, create_run, run_again, script_parameters
 from crucible.run_config import RunConfig

@@ -24,7 +24,7 @@ from crucible.code.dockerfile import find_dockerfile
 from crucible.code.environments import Dependencies, find_dependencies
 from crucible.code.folder import PackedFolder, pack_folder
 from crucible.errors import ConfigError, ServiceError
-from crucible.jobs.job import checked_job_id, new_job_id
+from crucible.jobs.names import checked_job_id, new_job_id
 from crucible.jobs.records import now
 from crucible.local.access import unreachable
 from crucible.local.flow_runs import start_flow_run

@@ -10,8 +10,9 @@ from crucible.errors import ServiceError
 
 __all__ = ["install"]
 
-_LOCK = "/tmp/crucible-apt-get.lock"
-"""apt-get fails where another one is at work; `scripts/docker_engine.sh` takes this lock, too."""
+_LOCK = "/var/lib/dpkg"
+"""The folder is locked, not a file in it that dpkg locks itself. apt-get fails where another one is at work;
+`scripts/docker_engine.sh` takes this lock, too."""
 
 
 def install(*packages: str) -> None:

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from crucible.errors import ConfigError, ObjectExists, ObjectMissing
-from crucible.jobs.job import Job, checked_job_id, differences
+from crucible.jobs.job import Job, differences
+from crucible.jobs.names import checked_job_id
 from crucible.jobs.numbered import create_next, is_first_start, read_newest, record_numbers
 from crucible.jobs.records import Record
 from crucible.jobs.status import JobState
