@@ -69,7 +69,7 @@ def _keep_compiled_kernels() -> None:
     """
     home = Path(os.environ.get("CRUCIBLE_HOME") or Path.home() / ".crucible")
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "compiled"))
-    # The graphs of `cross_entropy`'s autograd function, too: a warm start takes a third of the time (torch 2.13). Their
+    # The graphs of `cross_entropy`'s autograd function, too, which torch would trace and compile at every start. Their
     # key holds forward and backward, so another version of the function is compiled anew.
     os.environ.setdefault("TORCHINDUCTOR_AUTOGRAD_CACHE_ALLOW_CUSTOM_AUTOGRAD", "1")
 
